@@ -1,0 +1,1 @@
+"""Egret hardware: Amaranth components of the accelerator and RTL generation."""

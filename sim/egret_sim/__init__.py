@@ -1,0 +1,1 @@
+"""Egret simulation: the golden model, the cocotb benches and their runners."""

@@ -1,0 +1,1 @@
+"""Egret: rate-constrained training, exp-Golomb packing, and the stream an accelerator eats."""

@@ -1,0 +1,22 @@
+"""Errors a user meets: one clear line, naming what was found and what was expected."""
+
+__all__ = ["CapacityError", "EgretError", "FormatError", "QuantizationError"]
+
+
+class EgretError(Exception):
+    """Base of every error that bad input can cause.
+
+    The command line prints its message as one line and exits with status 1, without a traceback.
+    """
+
+
+class FormatError(EgretError):
+    """A file or stream is not what it should be: another kind, truncated, or damaged."""
+
+
+class QuantizationError(EgretError):
+    """A tensor cannot be quantised: not finite, or outside the quantiser's range."""
+
+
+class CapacityError(EgretError):
+    """A network does not fit the accelerator's parameters."""

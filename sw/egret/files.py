@@ -1,0 +1,64 @@
+"""Writing files so that a reader never sees half of one."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from egret.errors import EgretError
+
+__all__ = ["atomic_path", "write_bytes", "write_text"]
+
+
+@contextmanager
+def atomic_path(target: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `target` that is renamed to `target` on success.
+
+    Parameters
+    ----------
+    target : str or Path
+        The final name. Its folder is created when missing.
+
+    Yields
+    ------
+    Path
+        Name to write to. On an exception it is removed and `target` stays as it was.
+
+    Raises
+    ------
+    EgretError
+        The folder cannot be created or written to.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    except OSError as error:
+        raise EgretError(f"{target}: cannot write here: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; a result should have the user's usual permissions.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        try:
+            temporary.replace(target)
+        except OSError as error:
+            raise EgretError(f"{target}: cannot write this file: {error.strerror}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_bytes(target: str | Path, data: bytes) -> None:
+    """Write `data` to `target` through a temporary name."""
+    with atomic_path(target) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(target: str | Path, text: str) -> None:
+    """Write `text` to `target` as UTF-8 through a temporary name."""
+    write_bytes(target, text.encode("utf-8"))

@@ -1,0 +1,234 @@
+"""The accelerator's parameters: one frozen object from which every width follows.
+
+The packer, the golden model and the RTL generator are each built from an
+`AcceleratorParams`; nothing else knows a width.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from egret.errors import EgretError
+
+__all__ = [
+    "ACTIVATION_BITS",
+    "BIAS_BITS",
+    "MAX_ORDER",
+    "MULTIPLIER_BITS",
+    "PRESETS",
+    "RESULT_BITS",
+    "SHIFT_BITS",
+    "AcceleratorParams",
+]
+
+ACTIVATION_BITS = 8
+"""Activations are int8 (docs/adr/0003)."""
+BIAS_BITS = 32
+"""A bias is an int32 in units of the accumulator."""
+RESULT_BITS = 32
+"""A raw result, accumulator plus bias, is an int32."""
+MULTIPLIER_BITS = 16
+"""The requantiser's multiplier is an unsigned 16-bit integer."""
+SHIFT_BITS = 6
+"""The requantiser's right shift is 0 to 63."""
+MAX_ORDER = 7
+"""Largest exp-Golomb order k."""
+
+
+def _is_power_of_two(value: int) -> bool:
+    return value > 0 and value & (value - 1) == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorParams:
+    """Parameters of one accelerator.
+
+    Parameters
+    ----------
+    name : str
+        Name of the parameter set; becomes part of file names.
+    lanes : int
+        Number of lanes, each a parser, a value map and `batch` multipliers. A power of two.
+    parser_bits : int
+        W: stream bits a lane's parser reads in a clock cycle. 1, 2, 4, 8 or 16.
+    parser_cut : int
+        Bits between two pipeline registers of the parser. A divisor of `parser_bits`, and the
+        quotient C = `parser_bits / parser_cut` a power of two. C substreams are
+        interleaved in the lane (C-slow), so that the parser's loop closes in one stage.
+    bus_bits : int
+        Width of the weight stream's data: 32, 64, 128 or 256, a multiple of
+        `lanes * parser_bits`.
+    batch : int
+        B: activation vectors multiplied by each decoded weight.
+    map_depth : int
+        Entries of a lane's value map. A power of two, 2 to 4096.
+    weight_bits : int
+        Width of a signed weight from the value map, 2 to 16.
+    activation_depth : int
+        Longest activation vector that fits one of the two activation memories, so the
+        largest number of columns, and of rows of a layer that feeds another. A power of two.
+    row_depth : int
+        Most rows of a matrix; at least `activation_depth`. A power of two.
+
+    Raises
+    ------
+    EgretError
+        A value or a combination is wrong; the message names the field, the value found and
+        what was expected.
+    """
+
+    name: str
+    lanes: int
+    parser_bits: int
+    parser_cut: int
+    bus_bits: int
+    batch: int = 1
+    map_depth: int = 1024
+    weight_bits: int = 12
+    activation_depth: int = 1024
+    row_depth: int = 1024
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            expected = str if field.name == "name" else int
+            if type(value) is not expected:
+                raise EgretError(
+                    f"parameter {field.name}: found {value!r}, expected {expected.__name__}"
+                )
+
+        def require(ok: bool, field: str, expected: str) -> None:
+            if not ok:
+                raise EgretError(
+                    f"parameter {field}: found {getattr(self, field)!r}, expected {expected}"
+                )
+
+        require(
+            self.name != "" and all(c.isalnum() or c in "-_" for c in self.name),
+            "name",
+            "letters, digits, '-' and '_'",
+        )
+        require(_is_power_of_two(self.lanes) and self.lanes <= 64, "lanes", "a power of two to 64")
+        require(self.parser_bits in (1, 2, 4, 8, 16), "parser_bits", "1, 2, 4, 8 or 16")
+        require(
+            self.parser_cut > 0 and self.parser_bits % self.parser_cut == 0,
+            "parser_cut",
+            f"a divisor of parser_bits = {self.parser_bits}",
+        )
+        require(self.bus_bits in (32, 64, 128, 256), "bus_bits", "32, 64, 128 or 256")
+        require(
+            self.beat_bits <= self.bus_bits and self.bus_bits % self.beat_bits == 0,
+            "bus_bits",
+            f"a multiple of lanes * parser_bits = {self.beat_bits}",
+        )
+        require(1 <= self.batch <= 16, "batch", "1 to 16")
+        require(
+            _is_power_of_two(self.map_depth) and 2 <= self.map_depth <= 4096,
+            "map_depth",
+            "a power of two, 2 to 4096",
+        )
+        require(2 <= self.weight_bits <= 16, "weight_bits", "2 to 16")
+        require(
+            _is_power_of_two(self.activation_depth) and 16 <= self.activation_depth <= 16384,
+            "activation_depth",
+            "a power of two, 16 to 16384",
+        )
+        require(
+            _is_power_of_two(self.row_depth)
+            and self.activation_depth <= self.row_depth <= 32768
+            and self.row_depth >= 2 * self.substreams,
+            "row_depth",
+            f"a power of two, at least activation_depth = {self.activation_depth} and twice the "
+            f"{self.substreams} substreams, at most 32768",
+        )
+
+    @property
+    def slots(self) -> int:
+        """C: substreams interleaved in a lane."""
+        return self.parser_bits // self.parser_cut
+
+    @property
+    def substreams(self) -> int:
+        """Substreams of a matrix: lanes × C. Substream s belongs to lane s // C, slot s % C."""
+        return self.lanes * self.slots
+
+    @property
+    def beat_bits(self) -> int:
+        """Payload bits that all lanes together read in a cycle."""
+        return self.lanes * self.parser_bits
+
+    @property
+    def beats_per_word(self) -> int:
+        """Beats held in a bus word."""
+        return self.bus_bits // self.beat_bits
+
+    @property
+    def suffix_limit(self) -> int:
+        """J: most suffix bits of a legal codeword; prefix zeros plus order may not exceed it.
+
+        The largest index, `map_depth - 1`, coded at the largest order has the binary length of
+        `map_depth - 1 + 2**MAX_ORDER`, one more than its suffix.
+        """
+        return (self.map_depth - 1 + (1 << MAX_ORDER)).bit_length() - 1
+
+    @property
+    def accumulator_bits(self) -> int:
+        """Width of an accumulator that no legal matrix can overflow."""
+        return self.weight_bits + ACTIVATION_BITS + (self.activation_depth - 1).bit_length()
+
+    @property
+    def row_slots(self) -> int:
+        """Entries of the row table for one substream."""
+        return 2 * self.row_depth // self.substreams
+
+    def to_json(self) -> str:
+        """Return the fields as a JSON object, keys in field order."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_mapping(
+        cls, mapping: Mapping[str, Any], source: str = "parameters"
+    ) -> "AcceleratorParams":
+        """Build from a mapping, as read from JSON or YAML.
+
+        Parameters
+        ----------
+        mapping : Mapping[str, Any]
+            Field names and values; fields with a default may be absent.
+        source : str
+            Name of the file or other origin, for error messages.
+
+        Raises
+        ------
+        EgretError
+            Unknown or missing field, or a value the class refuses.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(map(str, mapping)) - set(fields))
+        if unknown:
+            raise EgretError(
+                f"{source}: unknown parameter {unknown[0]!r}, expected one of {', '.join(fields)}"
+            )
+        missing = [
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and name not in mapping
+        ]
+        if missing:
+            raise EgretError(f"{source}: parameter {missing[0]!r} is missing")
+        try:
+            return cls(**mapping)
+        except EgretError as error:
+            raise EgretError(f"{source}: {error}") from error
+
+
+PRESETS: dict[str, AcceleratorParams] = {
+    params.name: params
+    for params in (
+        AcceleratorParams(name="s", lanes=4, parser_bits=4, parser_cut=4, bus_bits=32),
+        AcceleratorParams(name="m-ddr3", lanes=16, parser_bits=4, parser_cut=4, bus_bits=64),
+    )
+}
+"""Named parameter sets; the rungs are explained in docs/hardware.md."""
