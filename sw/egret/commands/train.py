@@ -1,0 +1,84 @@
+"""`egret train`: train a network whose weights compress."""
+
+import argparse
+from pathlib import Path
+
+from egret.command import Command
+from egret.errors import EgretError
+
+__all__ = ["command"]
+
+_DESCRIPTION = """\
+Train a classifier with the rate term: beside its usual loss the network pays for the
+bits its weights will take, so that most of them become exactly zero.
+
+Train the shipped example, handwritten digits (about half a minute, nothing is downloaded):
+
+    egret train digits -o build/digits
+
+Train your own network on your own data:
+
+    egret train --model mymodule:make_model --data mymodule:make_data --lam 5 -o build/mine
+
+  make_model()  returns a torch.nn.Module
+  make_data()   returns (train, validation, test), each a pair (x, y) of tensors or a
+                TensorDataset; y holds class numbers
+
+Written to the output folder:
+
+  model.safetensors  the float weights
+  model.egret        the weights quantised and packed, ready for `egret image`
+                     (only for a chain of Linear, ReLU, BatchNorm1d, Flatten and Dropout)
+  training.json      settings, accuracies and the history of every epoch
+
+--lam weighs the rate against the loss. 0 trains an ordinary network. Raise it until the
+validation accuracy starts to fall.
+"""
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", nargs="?", choices=["digits"], help="shipped recipe; leave out with --model"
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--model", metavar="MODULE:FACTORY", help="function that makes your model")
+    parser.add_argument("--data", metavar="MODULE:FACTORY", help="function that loads your data")
+    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
+    parser.add_argument(
+        "--lam", type=float, help="weight of the rate term (the recipe's; 1 for your own model)"
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="passes over the training data (the recipe's; 60 for your own)"
+    )
+    parser.add_argument(
+        "--final-epochs", type=int, help="further passes without the rate term (the recipe's; 0)"
+    )
+    parser.add_argument("--batch-size", type=int, help="samples per step (64)")
+    parser.add_argument("--learning-rate", type=float, help="Adam's first step size (0.002)")
+    parser.add_argument(
+        "--step-log2",
+        type=int,
+        default=8,
+        metavar="N",
+        help="model.egret keeps the weights in steps of 2^-N (8)",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    if (arguments.model is None) != (arguments.data is None):
+        raise EgretError("--model and --data belong together: give both or neither")
+    if (arguments.recipe is None) == (arguments.model is None):
+        raise EgretError("name either a recipe (digits) or --model and --data")
+    from egret.training import train_from_command
+
+    train_from_command(arguments)
+
+
+command = Command(
+    name="train",
+    summary="train a network whose weights compress",
+    description=_DESCRIPTION,
+    configure=_configure,
+    run=_run,
+    extra="train",
+)
