@@ -560,7 +560,7 @@ def split_packets(image: bytes, params: AcceleratorParams) -> list[bytes]:
     """
     if len(image) == 0:
         raise FormatError("hardware image: found no bytes, expected at least one packet")
-    packets = []
+    packets: list[bytes] = []
     at = 0
     while at < len(image):
         where = f"hardware image, packet {len(packets)}"
