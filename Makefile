@@ -10,8 +10,8 @@ PYTHON ?=
 TORCH_INDEX ?=
 # Worker processes of the tests: a number, or `auto` for one a core (eight at most).
 JOBS ?= auto
-# Parameter sets that `make rtl` generates.
-RTL_PARAMS ?= s m-ddr3
+# Presets that `make rtl` generates.
+RTL_PRESETS ?= s m-ddr3
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -36,7 +36,7 @@ help:
 	@echo '  test          the whole test suite'
 	@echo '  lint          ruff (format and rules) and mypy'
 	@echo '  format        let ruff rewrite the sources'
-	@echo '  rtl           Verilog of the parameter sets "$(RTL_PARAMS)" into build/rtl'
+	@echo '  rtl           Verilog of the presets "$(RTL_PRESETS)" into build/rtl'
 	@echo '  bench-digits  the digits figures over five seeds'
 	@echo '  venv          only make the environment .venv'
 	@echo '  clean         remove build/ and caches;  distclean: .venv too'
@@ -87,8 +87,8 @@ format: $(READY)
 
 rtl: $(READY)
 	@mkdir -p build/rtl
-	@for params in $(RTL_PARAMS); do \
-	    $(PY) -m egret.cli rtl --params $$params -o build/rtl/egret_$$params.v || exit 1; \
+	@for preset in $(RTL_PRESETS); do \
+	    $(PY) -m egret.cli rtl --preset $$preset -o build/rtl/egret_$$preset.v || exit 1; \
 	done
 
 bench-digits: $(READY)

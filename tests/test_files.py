@@ -1,0 +1,76 @@
+"""Outputs appear whole or not at all."""
+
+import os
+from pathlib import Path
+
+import pytest
+from egret.errors import EgretError
+from egret.files import atomic_path, write_bytes, write_text
+
+
+def fail_within(target: Path) -> None:
+    """Write half of `target`, then fail."""
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise ValueError("in the middle")
+
+
+def test_success_replaces_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "out.bin"
+    target.write_bytes(b"old")
+    with atomic_path(target) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_bytes(b"new")
+        assert target.read_bytes() == b"old"
+    assert target.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failure_leaves_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "out.txt"
+    target.write_text("old")
+    with pytest.raises(ValueError, match="in the middle"):
+        fail_within(target)
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_failure_leaves_nothing_where_nothing_was(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="in the middle"):
+        fail_within(tmp_path / "out.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "out.txt"
+    write_text(target, "ν = 0.8\n")
+    assert target.read_bytes() == b"\xce\xbd = 0.8\n"
+
+
+def test_line_ends_are_not_translated(tmp_path: Path) -> None:
+    write_text(tmp_path / "t", "a\r\nb\n")
+    assert (tmp_path / "t").read_bytes() == b"a\r\nb\n"
+
+
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
+    old = os.umask(0o027)
+    try:
+        write_bytes(tmp_path / "out", b"x")
+    finally:
+        os.umask(old)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o640
+
+
+def test_folder_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EgretError, match=r"file/out: cannot write here: ") as error:
+        write_bytes(tmp_path / "file" / "out", b"x")
+    assert "\n" not in str(error.value)
+
+
+def test_target_that_is_a_folder(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    target.mkdir()
+    with pytest.raises(EgretError, match=r"folder: cannot write this file: "):
+        write_bytes(target, b"x")
+    assert list(tmp_path.iterdir()) == [target]
