@@ -8,6 +8,7 @@ from enum import IntEnum
 
 __all__ = [
     "CODE_EG_K",
+    "CRC_BITS",
     "CRC_POLYNOMIAL",
     "DESCRIPTOR_BYTES",
     "DESCRIPTOR_WORDS",
@@ -32,6 +33,7 @@ ROW_UNUSED = 0xFFFF
 """Entry of the rows section that names no row."""
 CODE_EG_K = 0
 """Descriptor field `code`: exp-Golomb of order k over the index."""
+CRC_BITS = 32
 CRC_POLYNOMIAL = 0x1EDC6F41
 """CRC-32C (Castagnoli), RFC 3720 section 12.1: reflected, all-ones start and final inversion."""
 

@@ -1,0 +1,54 @@
+"""`egret image`: a compiled network becomes the hardware image of an accelerator."""
+
+import argparse
+from pathlib import Path
+
+from egret.command import Command
+from egret.params import PRESETS
+
+__all__ = ["command"]
+
+
+def _configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="packed file of a compiled network (.egret)")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="image file to write")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="m-ddr3", help="accelerator (default: m-ddr3)"
+    )
+    parser.add_argument(
+        "--emit",
+        choices=("last", "all"),
+        default="last",
+        help="send the last layer's results, or every layer's results and activations",
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from egret.files import write_bytes
+    from egret.image import build_image
+    from egret.network import IntegerNetwork
+
+    params = PRESETS[arguments.preset]
+    image = build_image(IntegerNetwork.load(arguments.file), params, emit=arguments.emit)
+    write_bytes(arguments.output, image.data)
+    print(f"{arguments.output}: {len(image.data)} bytes for {params.name}")
+    for packet in image.packets:
+        print(
+            f"  {packet.name}: {packet.rows} x {packet.columns}, order {packet.order}, "
+            f"{packet.code_bits / (packet.rows * packet.columns):.3f} code bits per weight, "
+            f"{packet.payload_words} payload words"
+        )
+
+
+command = Command(
+    name="image",
+    summary="turn a compiled network into the stream of one accelerator",
+    description="""Turn a compiled network (the .egret file that `egret train` writes) into the hardware
+image of one accelerator: the words to stream into its s_axis_weight port, packet by packet.
+The format is chapter 2 of docs/format.md.
+
+example:
+  egret image model.egret --preset m-ddr3 -o model.bin""",
+    configure=_configure,
+    run=_run,
+)
