@@ -1,6 +1,8 @@
 """`egret train`: train a network whose weights compress."""
 
 import argparse
+import dataclasses
+import sys
 from pathlib import Path
 
 from egret.command import Command
@@ -69,9 +71,47 @@ def _run(arguments: argparse.Namespace) -> None:
         raise EgretError("--model and --data belong together: give both or neither")
     if (arguments.recipe is None) == (arguments.model is None):
         raise EgretError("name either a recipe (digits) or --model and --data")
-    from egret.training import train_from_command
+    from egret.recipes import digits
+    from egret.training import (
+        TrainingOptions,
+        accuracy,
+        load_data,
+        load_model,
+        print_progress,
+        save_training,
+        train,
+    )
 
-    train_from_command(arguments)
+    chosen = {
+        name: value
+        for name in ("lam", "epochs", "final_epochs", "batch_size", "learning_rate", "seed")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.recipe is not None:
+        options = dataclasses.replace(
+            digits.digits_options(chosen.get("lam", digits.OPTIONS.lam)), **chosen
+        )
+        splits = digits.load_digits_split()
+    else:
+        options = TrainingOptions(**{"lam": 1.0} | chosen)
+        splits = load_data(arguments.data)
+    print(
+        f"Training on {len(splits.train.x)} samples, validating on {len(splits.validation.x)}, "
+        f"{options.epochs + options.final_epochs} epochs, λ = {options.lam:g}",
+        file=sys.stderr,
+    )
+    if arguments.recipe is not None:
+        trained = digits.train_digits(options.seed, options=options, progress=print_progress)
+    else:
+        trained = train(load_model(arguments.model), splits, options, progress=print_progress)
+    _, reason = save_training(trained, splits, arguments.output, step_log2=arguments.step_log2)
+    print(
+        f"{trained.weights} weights, {trained.bits_per_weight:.2f} code bits per weight, "
+        f"test accuracy {100 * accuracy(trained.model, splits.test):.2f} % (float)"
+    )
+    print(f"Wrote {arguments.output}")
+    if reason is not None:
+        print(f"No model.egret: {reason}", file=sys.stderr)
 
 
 command = Command(

@@ -1,0 +1,1 @@
+"""Shipped trainings, each on data that comes with a package."""
