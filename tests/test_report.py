@@ -281,7 +281,7 @@ def test_tables_of_the_page(written: Path) -> None:
     rows = rows_of(page)
     assert ["plain, float", "352", "360", "97.78 %", "–"] in rows
     assert ["rate-trained, float", "353", "360", "98.06 %", "+0.28"] in rows
-    assert ["simulated hardware", "351", "360", "97.50 %", "-0.28"] in rows
+    assert ["simulated hardware", "351", "360", "97.50 %", "−0.28"] in rows
     assert [
         *("rate-trained", "50,432", "85.3 %"),
         *("6.00", "1.60", "1.60", "1.51", "1.19", "1.96", "12,345"),

@@ -12,9 +12,9 @@ that does not fit int32, an activation nobody has written) the model refuses wit
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+
 from egret.errors import FormatError
 from egret.image_format import (
     CODE_EG_K,
@@ -27,6 +27,7 @@ from egret.image_format import (
     ROW_UNUSED,
     ErrorKind,
 )
+from egret.network import IntegerLayer, IntegerNetwork
 from egret.params import (
     ACTIVATION_BITS,
     BIAS_BITS,
@@ -35,9 +36,6 @@ from egret.params import (
     SHIFT_BITS,
     AcceleratorParams,
 )
-
-if TYPE_CHECKING:
-    from egret.network import IntegerLayer, IntegerNetwork
 
 __all__ = [
     "GoldenAccelerator",
@@ -597,7 +595,7 @@ class LayerOutput:
     activations: np.ndarray
 
 
-def _layer_forward(layer: "IntegerLayer", inputs: np.ndarray) -> LayerOutput:
+def _layer_forward(layer: IntegerLayer, inputs: np.ndarray) -> LayerOutput:
     exact = inputs.astype(np.int64) @ layer.weight.values.astype(np.int64).T
     if layer.bias_integer is not None:
         exact = exact + layer.bias_integer.astype(np.int64)
@@ -611,7 +609,7 @@ def _layer_forward(layer: "IntegerLayer", inputs: np.ndarray) -> LayerOutput:
     return LayerOutput(results, activations)
 
 
-def reference_forward(network: "IntegerNetwork", inputs: np.ndarray) -> list[LayerOutput]:
+def reference_forward(network: IntegerNetwork, inputs: np.ndarray) -> list[LayerOutput]:
     """Run a network on its integer matrices, without bits or packets in between.
 
     A second, independent way to the numbers that `GoldenAccelerator` gets from the image.

@@ -8,7 +8,6 @@ import base64
 import dataclasses
 import io
 import json
-import math
 import sys
 import types
 import typing
@@ -22,6 +21,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from egret.errors import FormatError
 from egret.files import write_text
@@ -586,7 +586,7 @@ def _bin_shares(values: np.ndarray, shape: float, scale: float, step: float) -> 
 
 def _draw_histograms(data: ReportData) -> Figure:
     count = len(data.histograms)
-    figure = Figure(figsize=(7.6, 3.3), layout="constrained")
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
     panels = figure.subplots(1, count, sharex=True, sharey=True, squeeze=False)[0]
     least = min(1 / sum(row.counts) for row in data.histograms)
     for place, (axes, row) in enumerate(zip(panels, data.histograms, strict=True)):
@@ -594,38 +594,39 @@ def _draw_histograms(data: ReportData) -> Figure:
         every = np.arange(min(row.values), max(row.values) + 1)
         share = np.zeros(len(every))
         share[np.array(row.values) - every[0]] = np.array(row.counts) / sum(row.counts)
-        axes.stairs(
+        weights = axes.stairs(
             share,
             np.append(every - 0.5, every[-1] + 0.5) * step,
             fill=True,
             baseline=least / 2,
             color=_COLOURS[place],
-            alpha=0.85,
-            label="quantised weights",
         )
-        axes.plot(
+        (fit,) = axes.plot(
             every * step,
             _bin_shares(every, row.shape, row.scale, step),
             color=_COLOURS[2],
-            linewidth=1.4,
-            label=f"GG fit: ν = {row.shape:.2f}, σ = {row.scale:.3f}",
+            linewidth=1.3,
         )
         axes.set_yscale("log")
-        axes.set_ylim(least / 2, 3)
-        axes.set_title(row.label)
-        axes.set_xlabel("weight")
-        axes.legend(loc="upper right", fontsize=8, handlelength=1.2)
-    panels[0].set_ylabel("share of weights per step")
-    # Room above the peaks for the legends.
-    panels[0].set_ylim(top=60)
-    panels[0].set_yticks([10.0**-e for e in range(int(-math.log10(least)) + 1)])
+        axes.set_ylim(least / 2, 1.5)
+        axes.set_title(f"{row.label}: ν = {row.shape:.2f}, σ = {row.scale:.3f}")
+        axes.set_xlabel(f"weight (steps of 2$^{{-{row.step_log2}}}$)")
+        axes.locator_params(axis="x", nbins=6)
+        if place == 0:
+            figure.legend(
+                [weights, fit],
+                ["quantised weights", "fitted generalized Gaussian"],
+                loc="outside upper center",
+                ncols=2,
+            )
+    panels[0].set_ylabel("share of the weights")
     return figure
 
 
 def _draw_training(data: ReportData) -> Figure:
     panels: list[tuple[str, Callable[[TrainingCurve], Sequence[float]]]] = [
         ("shape ν of the weights", lambda curve: curve.shape),
-        ("rate R(θ) = mean (|θ| + ε)^ν", lambda curve: curve.rate),
+        ("rate R(θ)", lambda curve: curve.rate),
         ("code bits per weight (k = 0)", lambda curve: curve.code_bits_per_weight),
         (
             "validation accuracy, %",
@@ -635,7 +636,7 @@ def _draw_training(data: ReportData) -> Figure:
     panels = [panel for panel in panels if any(panel[1](curve) for curve in data.curves)]
     lines = -(-len(panels) // 2)
     columns = min(2, len(panels))
-    figure = Figure(figsize=(7.6, 0.4 + 2.4 * lines), layout="constrained")
+    figure = Figure(figsize=(7.6, 0.4 + 2.4 * lines), layout=ConstrainedLayoutEngine(h_pad=0.1))
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes, (title, pick) in zip(grid, panels, strict=False):
         for place, curve in enumerate(data.curves):
@@ -724,6 +725,10 @@ def _whole(number: float) -> str:
     return f"{number:,.0f}"
 
 
+def _signed(number: float) -> str:
+    return f"{number:+.2f}".replace("-", "−")
+
+
 def write_report(data: ReportData, folder: str | Path) -> Path:
     """Write `report.html`, `report.json` and `figures/*.svg`.
 
@@ -754,6 +759,7 @@ def write_report(data: ReportData, folder: str | Path) -> Path:
         lstrip_blocks=True,
     )
     environment.filters["whole"] = _whole
+    environment.filters["signed"] = _signed
     page = environment.get_template("report.html").render(
         data=data,
         derived=data.derived(),
