@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test lint format rtl bench-digits clean distclean
+.PHONY: help venv compiler demo test lint format rtl bench-digits clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -69,10 +69,14 @@ $(READY): constraints.txt pyproject.toml sw/install_torch.py
 	@$(PY) -m pip install -c constraints.txt -e '.[train,hw,sim,bench,dev]'
 	@touch $@
 
-demo: $(READY)
+# Verilator's models are compiled by c++.
+compiler:
+	@command -v c++ >/dev/null || { echo 'egret: a C++ compiler (c++) is needed, to build what Verilator makes' >&2; exit 1; }
+
+demo: compiler $(READY)
 	@$(PY) -m egret.cli demo -o build/demo
 
-test: $(READY)
+test: compiler $(READY)
 	@echo 'egret: running the tests, a few minutes on two cores (Verilator builds included)'
 	@$(PY) -m pytest -n $(JOBS) --maxprocesses 8 tests
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 
 import pytest
+
 from egret import cli
 from egret.command import Command
 from egret.errors import EgretError, FormatError

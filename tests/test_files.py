@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from egret.errors import EgretError
 from egret.files import atomic_path, write_bytes, write_text
 

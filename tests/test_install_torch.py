@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-import install_torch
 import pytest
+
+import install_torch
 
 ROOT = Path(__file__).parent.parent
 PYTORCH = "https://download.pytorch.org/whl/cpu"

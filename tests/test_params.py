@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import pytest
+
 from egret.errors import EgretError
 from egret.params import ACTIVATION_BITS, MAX_ORDER, PRESETS, AcceleratorParams
 
