@@ -78,7 +78,8 @@ demo: compiler $(READY)
 
 test: compiler $(READY)
 	@echo 'egret: running the tests, a few minutes on two cores (Verilator builds included)'
-	@$(PY) -m pytest -n $(JOBS) --maxprocesses 8 tests
+	@# The workers share the cores, so that each has one thread.
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxprocesses 8 tests
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

@@ -23,7 +23,7 @@ HARDWARE_MAY_IMPORT = {
     "egret.params",
 }
 """What the RTL knows of `egret`: the parameters and the format, none of the packer."""
-TORCH_ALLOWED = {"egret.compiler", "egret.ggd", "egret.rate", "egret.training"}
+TORCH_ALLOWED = {"egret.compiler", "egret.rate", "egret.training"}
 """Modules of `egret` that may import torch when they are imported; recipes may too."""
 
 
@@ -129,7 +129,8 @@ import egret, egret.cli, egret.container, egret.codec, egret.params, egret.image
 from importlib.metadata import entry_points
 for entry in entry_points(group="egret.commands"):
     entry.load()
-extras = {"torch", "sklearn", "amaranth", "yaml", "cocotb", "cocotb_test", "matplotlib", "jinja2"}
+# numba imports yaml where it is installed.
+extras = {"torch", "sklearn", "amaranth", "cocotb", "cocotb_test", "matplotlib", "jinja2"}
 print(*sorted(extras & set(sys.modules)))
 """
     result = subprocess.run(

@@ -1,6 +1,5 @@
 """Where torch is taken from: never CUDA libraries by default on Linux."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -38,12 +37,3 @@ def test_version_comes_from_the_constraints() -> None:
     assert f"\ntorch=={install_torch.pinned(text)}\n" in text
     with pytest.raises(SystemExit, match=r"constraints\.txt pins no torch"):
         install_torch.pinned("numpy==2.4.6\ntorchvision==0.28\n")
-
-
-def test_every_pin_is_exact_and_cpu_neutral() -> None:
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    assert pins
-    for pin in pins:
-        assert re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9.]+", pin), pin
-        assert not re.match(r"nvidia|triton|cuda", pin), pin
