@@ -335,6 +335,13 @@ def test_figures_follow_the_data() -> None:
     assert set(before) == set(after) == FIGURES
     for name in FIGURES:
         assert before[name] != after[name], name
+    # The SVG back end writes every text beside its outlines, as a comment.
+    for title in ("shape ν of the weights", "rate R(θ)", "validation accuracy, %", "rate-trained"):
+        assert f"<!-- {title} -->" in before["training"]
+    bare = replace(data.curves[0], rate=(), validation_accuracy=())
+    less = draw_figures(replace(data, curves=(bare, short)))["training"]
+    assert "<!-- shape ν of the weights -->" in less
+    assert "<!-- rate R(θ) -->" not in less
 
 
 def test_summary() -> None:

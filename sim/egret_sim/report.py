@@ -412,7 +412,7 @@ class ReportData:
     histograms : tuple of WeightHistogram
         One or more networks, in the order of `sizes`.
     curves : tuple of TrainingCurve
-        Training of the same networks.
+        Training of the same networks; one or more.
     layers : tuple of LayerReport
         Layers in the order in which they run.
     hardware : HardwareRun
