@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from egret.codec import best_order, encode
+from egret.codec import best_order, code_bits, encode
 from egret.crc import crc32c
 from egret.errors import CapacityError
 from egret.image_format import (
@@ -161,17 +161,15 @@ def _choose_map(
         if entries > params.map_depth:
             continue
         histogram = np.bincount(indices.ravel())
-        if order is None:
-            chosen, bits = best_order(histogram)
-        else:
-            from_order = best_order(histogram, orders=(order,))
-            chosen, bits = from_order
+        chosen, bits = (
+            best_order(histogram) if order is None else (order, code_bits(histogram, order))
+        )
         cost = bits + (0 if values is None else ENTRY_BITS * entries)
         candidates.append((cost, chosen, indices, values, bits))
     if not candidates:
         raise CapacityError(
-            f"{layer.name}: {table.size} distinct weights do not fit the value map, expected at most "
-            f"{params.map_depth}, nor does the largest magnitude fit a zigzag index"
+            f"{layer.name}: {table.size} distinct weights do not fit the value map, expected at "
+            f"most {params.map_depth}, nor does the largest magnitude fit a zigzag index"
         )
     _, chosen, indices, values, bits = min(candidates, key=lambda candidate: candidate[0])
     return indices, values, int(indices.max()) + 1, chosen, bits

