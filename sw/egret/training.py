@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ from egret.files import atomic_path, write_text
 from egret.network import IntegerNetwork
 from egret.quantize import DEFAULT_STEP_LOG2, MAX_BITS, quantize
 from egret.rate import DEFAULT_EPS, RateRegularizer
+from egret.value_map import count_values
 
 __all__ = [
     "Augment",
@@ -314,9 +314,8 @@ def _bits_per_weight(model: nn.Module, names: tuple[str, ...]) -> float:
     for name in names:
         weight = model.get_parameter(name).detach().to("cpu", torch.float64).numpy()
         values = quantize(weight, DEFAULT_STEP_LOG2, name=name, bits=MAX_BITS).values
-        # The value map ranks by frequency, so the histogram of indices is the sorted counts.
-        counts = np.unique(values, return_counts=True)[1]
-        bits += code_bits(np.sort(counts)[::-1], 0)
+        # The map lists the most frequent value first, so its counts are the indices' histogram.
+        bits += code_bits(count_values(values)[1], 0)
         count += values.size
     return bits / count
 

@@ -1,0 +1,94 @@
+import math
+
+import numpy as np
+import pytest
+
+from egret.errors import EgretError
+from egret.ggd import (
+    SHAPE_MAX,
+    SHAPE_MIN,
+    density,
+    estimate_scale,
+    estimate_shape,
+    moment_ratio,
+    sample,
+    shape_from_ratio,
+)
+
+
+@pytest.mark.parametrize(
+    ("shape", "ratio"), [(1.0, 2.0), (2.0, math.pi / 2), (0.5, math.factorial(5) / 6**2 * 1.0)]
+)
+def test_moment_ratio_has_the_known_closed_forms(shape: float, ratio: float) -> None:
+    # ν = 1/2: Γ(2) Γ(6) / Γ(4)² = 1 · 120 / 36.
+    assert moment_ratio(shape) == pytest.approx(ratio, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [0.5, 0.85, 1.0, 1.36, 2.0, 3.0])
+def test_density_integrates_to_one_and_has_the_moments(shape: float) -> None:
+    # Midpoints, dense near 0 where the density of a small shape is sharp.
+    edges = np.linspace(0.0, 400.0 ** (1 / 3), 400_001) ** 3
+    x, width = 0.5 * (edges[1:] + edges[:-1]), np.diff(edges)
+    f = density(x, shape, 1.5)
+    assert 2 * np.sum(f * width) == pytest.approx(1, rel=1e-4)
+    second = 2 * np.sum(f * x**2 * width)
+    first = 2 * np.sum(f * x * width)
+    assert second == pytest.approx(1.5**2, rel=1e-3)
+    assert shape_from_ratio(second / first**2) == pytest.approx(shape, rel=2e-3)
+    np.testing.assert_array_equal(density(-x[:9], shape, 1.5), f[:9])
+
+
+def test_density_equals_gauss_and_laplace() -> None:
+    x = np.linspace(-3, 3, 13)
+    gauss = np.exp(-0.5 * (x / 0.7) ** 2) / (0.7 * math.sqrt(2 * math.pi))
+    np.testing.assert_allclose(density(x, 2.0, 0.7), gauss, rtol=1e-12)
+    b = 0.7 / math.sqrt(2)
+    np.testing.assert_allclose(density(x, 1.0, 0.7), np.exp(-np.abs(x) / b) / (2 * b), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.3, 0.85, 1.54, 2.9])
+def test_inverse_of_the_moment_ratio(shape: float) -> None:
+    assert shape_from_ratio(moment_ratio(shape)) == pytest.approx(shape, abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [0.4, 0.85, 1.36, 2.0])
+def test_estimate_finds_the_shape_and_scale_of_samples(shape: float) -> None:
+    seed = 11
+    values = sample((400, 1000), shape, 0.02, np.random.default_rng(seed))
+    assert values.shape == (400, 1000)
+    assert estimate_shape(values) == pytest.approx(shape, rel=0.03), f"seed {seed}"
+    assert estimate_scale(values) == pytest.approx(0.02, rel=0.03), f"seed {seed}"
+    assert abs(np.mean(values < 0) - 0.5) < 0.01, f"seed {seed}"
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1.0, 1e200])
+def test_estimate_does_not_depend_on_the_units(factor: float) -> None:
+    values = np.array([0.5, -1.0, 2.0, 0.25, -0.1])
+    assert estimate_shape(values * factor) == pytest.approx(estimate_shape(values), rel=1e-9)
+    assert estimate_scale(values * factor) == pytest.approx(
+        factor * math.sqrt(np.mean(values**2)), rel=1e-12
+    )
+
+
+def test_degenerate_tensors_stay_in_range() -> None:
+    assert estimate_shape(np.zeros((3, 4))) == SHAPE_MIN
+    assert estimate_scale(np.zeros((3, 4))) == 0.0
+    assert estimate_shape(np.full(100, -0.3)) == SHAPE_MAX
+    one = np.zeros(100_000)
+    one[5] = 1.0
+    assert estimate_shape(one) == SHAPE_MIN
+    # Uniform has ratio 4/3, below that of every shape in range.
+    assert estimate_shape(np.linspace(-1, 1, 1001)) == SHAPE_MAX
+    assert shape_from_ratio(math.nan) == SHAPE_MIN
+    assert shape_from_ratio(math.inf) == SHAPE_MIN
+
+
+def test_bad_values_are_named() -> None:
+    with pytest.raises(EgretError, match="element 1 is nan"):
+        estimate_shape([0.0, math.nan])
+    with pytest.raises(EgretError, match="found none"):
+        estimate_scale([])
+    with pytest.raises(EgretError, match="shape: found 0"):
+        density(0.0, 0.0, 1.0)
+    with pytest.raises(EgretError, match="scale: found -1"):
+        sample(3, 1.0, -1.0, np.random.default_rng(0))
