@@ -144,7 +144,9 @@ def _read_torch(path: str | Path) -> dict[str, RawTensor]:
     from pickle import UnpicklingError
 
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # An open file: given a name, torch.load would go by its suffix.
+        with Path(path).open("rb") as file:
+            loaded = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise FormatError(
             f"{path}: holds objects other than tensors, which are not loaded because they "

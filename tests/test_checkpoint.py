@@ -1,0 +1,194 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from egret import safetensors_file
+from egret.checkpoint import as_raw_tensor, read_checkpoint
+from egret.errors import EgretError, FormatError
+from egret.safetensors_file import RawTensor
+
+ARRAYS: dict[str, Any] = {
+    "f64": np.array([[1.5, -2.0]]),
+    "f32": np.array([[[3.25]]], np.float32),
+    "f16": np.array([0.5, 7], np.float16),
+    "i64": np.array(-5),
+    "u8": np.array([1, 255], np.uint8),
+    "bool": np.array([True, False]),
+    "empty": np.zeros((0, 3), np.float32),
+}
+DTYPES = {"f64": "F64", "f32": "F32", "f16": "F16", "i64": "I64", "u8": "U8", "bool": "BOOL"}
+
+
+def check(tensors: dict[str, RawTensor]) -> None:
+    assert set(tensors) == set(ARRAYS)
+    for name, array in ARRAYS.items():
+        assert tensors[name].dtype == DTYPES.get(name, "F32")
+        assert tensors[name].shape == array.shape
+        np.testing.assert_array_equal(tensors[name].array(), array)
+
+
+def test_reads_safetensors_whatever_the_name(tmp_path: Path) -> None:
+    save_file(ARRAYS, tmp_path / "weights.bin")
+    check(read_checkpoint(tmp_path / "weights.bin"))
+
+
+def test_written_safetensors_are_read_by_the_library(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    path = tmp_path / "w.safetensors"
+    safetensors_file.write(path, {n: RawTensor.from_array(a) for n, a in ARRAYS.items()})
+    found = load_file(path)
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+
+
+def test_reads_bfloat16(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    values = torch.tensor([[1.0, -2.5], [0.1, 3e38]]).to(torch.bfloat16)
+    save_torch({"w": values}, tmp_path / "w.safetensors")
+    torch.save({"w": values}, tmp_path / "w.pt")
+    for file in ("w.safetensors", "w.pt"):
+        tensor = read_checkpoint(tmp_path / file)["w"]
+        assert (tensor.dtype, tensor.shape) == ("BF16", (2, 2))
+        np.testing.assert_array_equal(tensor.array(), values.float().numpy())
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict"])
+def test_reads_state_dicts(tmp_path: Path, new_format: bool, key: str | None) -> None:
+    torch = pytest.importorskip("torch")
+    state = {name: torch.from_numpy(array) for name, array in ARRAYS.items()}
+    saved = state if key is None else {key: state, "epoch": 3}
+    path = tmp_path / "model.safetensors"
+    torch.save(saved, path, _use_new_zipfile_serialization=new_format)
+    check(read_checkpoint(path))
+
+
+def test_reads_a_sharded_file(tmp_path: Path) -> None:
+    names = list(ARRAYS)
+    shards = {"a.safetensors": names[:3], "b.safetensors": names[3:]}
+    for shard, members in shards.items():
+        save_file({name: ARRAYS[name] for name in members}, tmp_path / shard)
+    places = {name: shard for shard, members in shards.items() for name in members}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    check(read_checkpoint(index))
+    index.write_text(json.dumps({"weight_map": {"f64": "b.safetensors"}}))
+    with pytest.raises(FormatError, match=r"b\.safetensors: tensor 'f64' is missing"):
+        read_checkpoint(index)
+    index.write_text(json.dumps({"weight_map": {"f64": "../b.safetensors"}}))
+    with pytest.raises(FormatError, match="does not lie beside the index"):
+        read_checkpoint(index)
+    index.write_text(json.dumps({"weight_map": {"f64": "none.safetensors"}}))
+    with pytest.raises(EgretError, match=r"none\.safetensors: cannot read this file"):
+        read_checkpoint(index)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"abc", "another kind of file"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(50), "another kind of file"),
+        (b"{}", "another kind of file"),
+        (b'{"weight_map": 3}', "another kind of file"),
+        (b"{" * 100_000, "another kind of file"),
+        ((100).to_bytes(8, "little") + b"{}", "truncated: the header ends at byte 108"),
+    ],
+)
+def test_other_files(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match=rf"model\.safetensors: .*{message}"):
+        read_checkpoint(path)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(EgretError, match=r"none\.pt: cannot read this file: No such file"):
+        read_checkpoint(tmp_path / "none.pt")
+    with pytest.raises(EgretError, match="cannot read this file: Is a directory"):
+        read_checkpoint(tmp_path)
+
+
+def test_every_truncated_safetensors_file(tmp_path: Path) -> None:
+    save_file({"w": ARRAYS["f32"]}, tmp_path / "w")
+    data = (tmp_path / "w").read_bytes()
+    for size in range(len(data)):
+        (tmp_path / "w").write_bytes(data[:size])
+        with pytest.raises(FormatError):
+            read_checkpoint(tmp_path / "w")
+
+
+def test_truncated_state_dicts(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    for new_format in (True, False):
+        path = tmp_path / "w.pt"
+        torch.save({"w": torch.zeros(4)}, path, _use_new_zipfile_serialization=new_format)
+        data = path.read_bytes()
+        for size in range(4, len(data), 61):
+            path.write_bytes(data[:size])
+            with pytest.raises(FormatError) as caught:
+                read_checkpoint(path)
+            assert str(caught.value).startswith(f"{path}: ")
+            assert "\n" not in str(caught.value)
+
+
+def test_pickles_that_could_run_code_are_refused(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    with pytest.raises(FormatError, match=r"could run code; save model\.state_dict\(\) instead"):
+        read_checkpoint(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize(
+    ("saved", "message"),
+    [
+        ({"w": 3}, "entry 'w': found int, expected a tensor"),
+        ({"w": [1.0]}, "entry 'w': found list"),
+        ({1: 2}, "found key 1"),
+        ([1, 2], "found list, expected a state dict"),
+    ],
+)
+def test_entries_that_are_no_tensors(tmp_path: Path, saved: object, message: str) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save(saved, tmp_path / "w.pt")
+    with pytest.raises(FormatError, match=rf"w\.pt: {message}"):
+        read_checkpoint(tmp_path / "w.pt")
+
+
+def test_views_and_gradients() -> None:
+    torch = pytest.importorskip("torch")
+    weight = torch.arange(6.0).reshape(2, 3).requires_grad_()
+    found = as_raw_tensor(weight.T, "w")
+    np.testing.assert_array_equal(found.array(), np.arange(6.0).reshape(2, 3).T)
+    with pytest.raises(FormatError, match=r"found a tensor of torch\.float32, torch\.sp"):
+        as_raw_tensor(torch.eye(2).to_sparse(), "w")
+    with pytest.raises(FormatError, match="entry 'w': found dtype <U1"):
+        as_raw_tensor(np.array(["a"]), "w")
+
+
+def test_without_torch_the_error_says_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"PK\x03\x04 and more")
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from egret.checkpoint import read_checkpoint\n"
+        "from egret.errors import EgretError\n"
+        "try:\n"
+        f"    read_checkpoint({str(tmp_path / 'w.pt')!r})\n"
+        "except EgretError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().endswith("needs PyTorch: pip install 'egret[train]'")
