@@ -1,0 +1,121 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+
+from egret.compiler import compile_network
+from egret.recipes.digits import (
+    OPTIONS,
+    PLAIN_OPTIONS,
+    DigitsMLP,
+    digits_options,
+    load_digits_split,
+    shift,
+    train_digits,
+)
+
+
+def test_split_is_disjoint_complete_and_stratified() -> None:
+    splits = load_digits_split()
+    assert [len(split.x) for split in splits] == [1077, 360, 360]
+    images = np.concatenate([split.x.numpy() for split in splits]) * 16
+    classes = np.concatenate([split.y.numpy() for split in splits])
+    data = sklearn.datasets.load_digits()
+    # Every image of the data set is there exactly as often as in the data set, so none twice.
+    found = np.column_stack([images, classes])
+    expected = np.column_stack([data.data, data.target])
+    np.testing.assert_array_equal(
+        found[np.lexsort(found.T)], expected[np.lexsort(expected.T)].astype(np.float32)
+    )
+    share = np.bincount(data.target) / len(data.target)
+    for name, split in zip(splits._fields, splits, strict=True):
+        assert split.x.dtype == torch.float32
+        assert split.y.dtype == torch.int64
+        difference = np.abs(np.bincount(split.y.numpy(), minlength=10) - share * len(split.y))
+        assert difference.max() <= 2, f"{name} is not stratified: {difference}"
+
+
+def test_split_depends_on_its_seed_alone() -> None:
+    first, again, other = load_digits_split(), load_digits_split(), load_digits_split(1)
+    for one, two, three in zip(first, again, other, strict=True):
+        assert torch.equal(one.x, two.x)
+        assert torch.equal(one.y, two.y)
+        assert not torch.equal(one.x, three.x)
+    # Not sorted by class: a batch without shuffling would otherwise hold one digit.
+    assert len(set(first.test.y[:40].tolist())) == 10
+
+
+def test_network_has_the_stated_size() -> None:
+    model = DigitsMLP()
+    assert sum(p.numel() for p in model.parameters()) == 50_826
+    assert sum(p.numel() for p in model.parameters() if p.dim() == 2) == 50_432
+    assert model(torch.zeros(3, 64)).shape == (3, 10)
+
+
+def test_shift_moves_images_by_at_most_a_pixel() -> None:
+    seed = 8
+    x = load_digits_split().train.x[:300]
+    moved = shift(x, torch.Generator().manual_seed(seed)).view(-1, 8, 8).numpy()
+    kept = 0
+    offsets = set()
+    for before, after in zip(x.view(-1, 8, 8).numpy(), moved, strict=True):
+        padded = np.pad(before, 1)
+        matches = [
+            (r, c)
+            for r in range(3)
+            for c in range(3)
+            if np.array_equal(padded[r : r + 8, c : c + 8], after)
+        ]
+        assert matches, f"seed {seed}: an image is not a shifted copy"
+        kept += (1, 1) in matches
+        offsets.update(matches)
+    # Half stay, and a ninth of the rest moves by nothing: 5/9.
+    assert 0.45 < kept / 300 < 0.66, f"seed {seed}"
+    assert len(offsets) == 9, f"seed {seed}"
+
+
+def test_settings_follow_lambda() -> None:
+    assert digits_options() == OPTIONS
+    assert digits_options(0.0) == PLAIN_OPTIONS
+    assert digits_options(3.0) == dataclasses.replace(OPTIONS, lam=3.0)
+    epochs = {o.epochs + o.final_epochs for o in (OPTIONS, PLAIN_OPTIONS)}
+    assert len(epochs) == 1, "both networks train equally long"
+    assert OPTIONS.batch_size == PLAIN_OPTIONS.batch_size
+
+
+def test_short_training_is_deterministic_and_compresses() -> None:
+    options = dataclasses.replace(OPTIONS, epochs=12, final_epochs=2)
+    threads = torch.get_num_threads()
+    first = train_digits(3, options=options)
+    assert torch.get_num_threads() == threads
+    assert first.options == dataclasses.replace(options, seed=3)
+    second = train_digits(3, options=options)
+    assert first.history == second.history
+    for name, tensor in first.state().items():
+        assert torch.equal(tensor, second.state()[name]), name
+    plain = train_digits(3, options=dataclasses.replace(options, lam=0.0))
+    assert first.bits_per_weight < 0.6 * plain.bits_per_weight
+    assert first.history[-1].nu < plain.history[-1].nu
+    assert plain.validation_accuracy > 0.9
+    assert first.validation_accuracy > 0.85
+
+
+@pytest.mark.parametrize("lam", [0.0, OPTIONS.lam])
+def test_integer_network_agrees_with_the_float_one(lam: float) -> None:
+    splits = load_digits_split()
+    options = dataclasses.replace(digits_options(lam), epochs=6, final_epochs=0)
+    trained = train_digits(1, options=options)
+    network = compile_network(trained.model, splits.train.x)
+    x = network.quantize_input(splits.validation.x.numpy()).astype(np.int64)
+    result = x
+    for layer in network.layers:
+        assert layer.bias_integer is not None
+        result = x @ layer.weight.values.T.astype(np.int64) + layer.bias_integer
+        scaled = (result * layer.multiplier + (1 << layer.shift >> 1)) >> layer.shift
+        x = np.clip(scaled, 0, 127)
+    with torch.no_grad():
+        expected = trained.model(splits.validation.x).argmax(1).numpy()
+    agreement = float((result.argmax(axis=1) == expected).mean())
+    assert agreement > 0.95, f"seed 1, λ = {lam}"
