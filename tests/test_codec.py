@@ -136,3 +136,11 @@ def test_order_out_of_range(order: int) -> None:
 def test_index_out_of_range() -> None:
     with pytest.raises(FormatError, match="expected one below"):
         encode(np.array([1 << MAX_SUFFIX_BITS], np.uint64), 0)
+
+
+@pytest.mark.parametrize("order", range(8))
+def test_longest_codewords_at_every_bit_offset(order: int) -> None:
+    for before in range(8):
+        indices = [0] * before + [2**31 - 2, 2**30 + 12345, 3]
+        data, bits = encode(np.array(indices, np.uint32), order)
+        assert decode(data, len(indices), order, bits=bits).tolist() == indices

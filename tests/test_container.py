@@ -449,6 +449,20 @@ def test_code_and_map_that_do_not_fit_the_record(changes: dict[str, Any], messag
         container.quantized("w")
 
 
+@pytest.mark.parametrize("name", [b"a", b"w", b""])
+def test_names_out_of_order_or_twice(name: bytes) -> None:
+    record = struct.pack("<BBBH", 0, 5, 1, len(name)) + name + bytes(8) + bytes(4)
+    with pytest.raises(FormatError, match="record 1: names are not in ascending order"):
+        Container("f.egret", forge(count=2, tail=record))
+
+
+def test_a_header_key_that_occurs_twice() -> None:
+    entry = b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}'
+    header = b"{" + entry + b"," + entry + b"}"
+    with pytest.raises(FormatError, match="a key occurs twice"):
+        Container("f.egret", len(header).to_bytes(8, "little") + header + b"x")
+
+
 @pytest.mark.parametrize(
     "header",
     [
@@ -466,8 +480,6 @@ def test_code_and_map_that_do_not_fit_the_record(changes: dict[str, Any], messag
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0]}}',
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
         b'"b":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
-        b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
-        b'"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
         b'{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,' + b"9" * 5000 + b"]}}",
         b'{"a":' + b"[" * 100_000,
         b'{"\xff":1}',
