@@ -1,4 +1,4 @@
-"""The grid from which the digits recipe's settings were chosen, on the validation split alone.
+"""A grid around the digits recipe's settings, judged on the validation split alone.
 
 Prints, for the ordinary and the rate-trained network, validation accuracy (mean over the seeds)
 and code bits per weight (exp-Golomb order 0, step 2^-8). Both networks see the same augmentation,
