@@ -69,12 +69,13 @@ def test_wrong_input_is_named() -> None:
 
 def test_bias_is_in_units_of_the_accumulator() -> None:
     layer = replace(
-        _layer(3, 4, "layer", (0.5, 0.1)), bias=np.array([1.0, -0.5, 0.0001], dtype=np.float32)
+        _layer(3, 4, "layer", (0.5, 0.1)),
+        bias=np.array([1.0, 3.5 / 512, -0.1 / 512], dtype=np.float32),
     )
     assert layer.accumulator_scale == 0.5 / 256
     assert layer.bias_integer is not None
     assert layer.bias_integer.dtype == np.int32
-    np.testing.assert_array_equal(layer.bias_integer, [512, -256, 0])
+    np.testing.assert_array_equal(layer.bias_integer, [512, 4, 0])
 
 
 def test_results_that_might_not_fit_are_refused_exactly_at_the_limit() -> None:
