@@ -81,7 +81,7 @@ class PacketReader(wiring.Component):
     error, position
         Sticky error kind and its position.
     running : Out(1)
-        A packet is under way.
+        A packet is under way, or its first word waits.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
@@ -304,12 +304,7 @@ class PacketReader(wiring.Component):
                 m.d.comb += ready.eq(1)
                 with m.If(take & last):
                     m.next = "Idle"
-            m.d.comb += self.running.eq(
-                ~(
-                    (fsm.ongoing("Descriptor") & (words == 0))
-                    | fsm.ongoing("Idle")
-                    | fsm.ongoing("Halt")
-                    | fsm.ongoing("Discard")
-                )
-            )
+            waiting = (fsm.ongoing("Descriptor") & (words == 0)) | fsm.ongoing("Idle")
+            stopped = fsm.ongoing("Halt") | fsm.ongoing("Discard")
+            m.d.comb += self.running.eq(~stopped & (~waiting | self.i.valid))
         return m

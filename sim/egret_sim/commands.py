@@ -1,0 +1,133 @@
+"""`egret sim` and `egret demo`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from egret.command import Command
+from egret.params import PRESETS
+
+__all__ = ["demo", "sim"]
+
+
+def _configure_sim(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="packed file of a compiled network (.egret)")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--preset", choices=sorted(PRESETS), default="m-ddr3", help="accelerator (default: m-ddr3)"
+    )
+    which.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON parameter file")
+    parser.add_argument(
+        "--inputs",
+        type=Path,
+        metavar="FILE.npy",
+        help="inputs as float array of shape (n, features); random ones when absent",
+    )
+    parser.add_argument(
+        "--count", type=int, default=16, help="number of random inputs (default: 16)"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random inputs")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        metavar="FILE.npy",
+        help="write the raw results, int32 (n, rows)",
+    )
+
+
+def _run_sim(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from egret.errors import EgretError
+    from egret.files import atomic_path
+    from egret.network import IntegerNetwork
+    from egret_hw.config import load_params
+    from egret_sim.simulation import simulate
+
+    network = IntegerNetwork.load(arguments.file)
+    params = (
+        load_params(arguments.config) if arguments.config is not None else PRESETS[arguments.preset]
+    )
+    if arguments.inputs is not None:
+        try:
+            inputs = np.load(arguments.inputs, allow_pickle=False)
+        except FileNotFoundError as error:
+            raise EgretError(f"{arguments.inputs}: no such file") from error
+        except (OSError, ValueError, EOFError) as error:
+            raise EgretError(f"{arguments.inputs}: not a .npy file: {error}") from error
+        if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "fiu":
+            raise EgretError(f"{arguments.inputs}: expected one array of numbers (.npy)")
+    else:
+        if arguments.count < 1:
+            raise EgretError(f"--count: found {arguments.count}, expected 1 or more")
+        scale = network.layers[0].input_scale
+        rng = np.random.default_rng(arguments.seed)
+        inputs = rng.integers(-127, 128, (arguments.count, network.input_features)) * scale
+    run = simulate(
+        network,
+        params,
+        network.quantize_input(inputs),
+        emit="all",
+        progress=lambda done, total: print(f"  {done} of {total} inputs", file=sys.stderr),
+    )
+    if arguments.output is not None and run.mismatches == 0:
+        with atomic_path(arguments.output) as temporary, open(temporary, "wb") as file:
+            np.save(file, run.results)
+    print(
+        f"{run.inputs} inputs, {run.compared} values compared with the golden model, "
+        f"{run.mismatches} mismatches; {run.cycles / run.inputs:.1f} cycles per input, "
+        f"{100 * run.multiplies / (run.cycles * params.lanes):.1f} % of lane cycles multiplied"
+    )
+    if run.mismatches:
+        raise EgretError(
+            f"{arguments.file}: the simulated hardware differs from the golden model in "
+            f"{run.mismatches} values"
+        )
+
+
+sim = Command(
+    name="sim",
+    summary="run a packed network in the simulated accelerator",
+    description="""Generate the accelerator, build it with Verilator, stream a packed network and
+inputs through it, and compare every layer's results with the golden model bit for bit. The exit status
+tells whether all agree.
+
+examples:
+  egret sim model.egret
+  egret sim model.egret --preset s --inputs images.npy -o results.npy""",
+    configure=_configure_sim,
+    run=_run_sim,
+    extra="sim",
+)
+
+
+def _configure_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("build/demo"), help="folder for the results"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="m-ddr3", help="accelerator (default: m-ddr3)"
+    )
+
+
+def _run_demo(arguments: argparse.Namespace) -> None:
+    from egret_sim.demo import run_demo
+
+    run_demo(arguments.output, seed=arguments.seed, params=PRESETS[arguments.preset])
+
+
+demo = Command(
+    name="demo",
+    summary="the whole chain on real data: train, pack, generate, simulate, report",
+    description="""Train a digit classifier with and without the rate term, pack it, generate the
+accelerator, run the whole test set through it in Verilator, compare every value with the golden
+model, and write a report. Takes a few minutes; nothing is downloaded.
+
+example:
+  egret demo -o build/demo""",
+    configure=_configure_demo,
+    run=_run_demo,
+    extra="sim",
+)
