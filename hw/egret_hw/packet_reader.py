@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.crc import Algorithm
 from amaranth.lib.wiring import In, Out
@@ -116,11 +116,13 @@ class PacketReader(wiring.Component):
             }
         )
 
-    def _descriptor_good(self, d: data.View) -> Value:
+    def _descriptor_good(self, raw: Value, d: data.View) -> Value:
         params = self.params
+        covered = sum(((1 << field.width) - 1) << field.offset for field in FIELDS.values())
         most_rows = Mux(d.keep_activations, params.activation_depth, params.row_depth)
         return (
-            (d.magic == IMAGE_MAGIC)
+            ~(raw & ~Const(covered, len(raw))).any()
+            & (d.magic == IMAGE_MAGIC)
             & (d.version == IMAGE_VERSION)
             & (d.code == CODE_EG_K)
             & (d.order <= MAX_ORDER)
@@ -190,7 +192,7 @@ class PacketReader(wiring.Component):
 
         good = Signal()
         truncated = Signal()
-        m.d.sync += good.eq(self._descriptor_good(d))
+        m.d.sync += good.eq(self._descriptor_good(raw, d))
 
         def fail(kind: ErrorKind | Value, position: Value | int) -> None:
             m.d.sync += [self.error.eq(kind), self.position.eq(position)]
