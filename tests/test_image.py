@@ -140,7 +140,7 @@ def test_rows_are_dealt_evenly() -> None:
     assert packet.payload_words <= -(-heavy * PARAMS.substreams // PARAMS.bus_bits) + 1
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[AcceleratorParams, list[np.ndarray], str]] = {
     "columns": (PARAMS, [np.zeros((3, 65))], "layer0: 65 columns, expected at most activation_dep"),
     "rows": (PARAMS, [np.zeros((129, 5))], "layer0: 129 rows, expected at most row_depth = 128"),
     "rows of an inner layer": (
