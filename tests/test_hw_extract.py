@@ -42,7 +42,7 @@ def read_rows(
     text: str, order: int, limit: int, columns: int, rows: int, dense: int
 ) -> tuple[list[tuple[int, int, int, int]], str]:
     """Read codewords out of a string; events as (end, value, column, last), and how it ended."""
-    events = []
+    events: list[tuple[int, int, int, int]] = []
     at = 0
     for place in range(rows * columns):
         one = text.find("1", at)
@@ -92,7 +92,7 @@ def make_case(variant: str, order: int, scene: str) -> Case:
     texts = [make_text(rng, scene, order, limit, columns, rows) for rows in counts]
     rounds = max(1, -(-max(map(len, texts)) // width))
     rounds = rng.randrange(rounds) if scene == "short" else rounds + rng.randrange(4)
-    found = []
+    found: list[tuple[int, int, tuple[int, int, int, int]]] = []
     flags = {"bad": 0, "unfinished": 0}
     for slot, text in enumerate(texts):
         # Padding is not looked at, whatever it is.
@@ -104,7 +104,7 @@ def make_case(variant: str, order: int, scene: str) -> Case:
         if outcome in flags:
             flags[outcome] |= 1 << slot
         # Blocks come round by round, a round's in slot order, a block's events as they end.
-        found += [(end // width, slot, end, event) for end, *event in events]
+        found += [(event[0] // width, slot, event) for event in events]
     blocks: list[int | None] = []
     for start in range(0, rounds * width, width):
         # Cycles without bits pass every slot's turn, so that the turns stay with the slots.
@@ -123,8 +123,8 @@ def make_case(variant: str, order: int, scene: str) -> Case:
         seed=rng.randrange(1000),
         cut_off=len(blocks) // 2 + 1 if scene == "cut off" else 0,
     )
-    events = [(*event, slot) for _, slot, _, event in sorted(found)]
-    return Case(run, events, flags["bad"], flags["unfinished"])
+    expected = [(*event[1:], slot) for _, slot, event in sorted(found)]
+    return Case(run, expected, flags["bad"], flags["unfinished"])
 
 
 CASES = {

@@ -198,7 +198,7 @@ def test_pace(name: str, recordings: dict[str, list[list[Seen]]]) -> None:
 
 def test_cases_cover() -> None:
     """The drawn numbers hold ties of both signs, both saturations and the extremes."""
-    seen: Counter[str] = Counter()
+    seen: Counter[object] = Counter()
     for name, cases in CASES.items():
         for case in cases:
             run = case.run

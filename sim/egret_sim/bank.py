@@ -14,8 +14,8 @@ __all__ = ["Bank", "bank_verilog"]
 class Bank(wiring.Component):
     """Independent components whose ports are all reached from the top.
 
-    Building a Verilated model costs the same few seconds for one small component as for ten, and
-    in one simulation they all run at once.
+    Most of the time that a Verilated model takes to build does not depend on the design, and in
+    one simulation all members run at once.
 
     Parameters
     ----------

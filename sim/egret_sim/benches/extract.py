@@ -218,6 +218,10 @@ async def _play_run(ports: Ports, run: Run) -> Recording:
 async def _play(ports: Ports, runs: list[Run]) -> list[Recording]:
     recordings = []
     for run in runs:
+        if recordings and recordings[-1].locked_up:
+            # What comes after a lock-up says nothing more, and takes long.
+            recordings.append(Recording(locked_up=True))
+            continue
         recordings.append(await _play_run(ports, run))
         if run.cut_off:
             await ports.reset()
