@@ -216,7 +216,7 @@ async def _play_run(ports: Ports, run: Run) -> Recording:
 
 
 async def _play(ports: Ports, runs: list[Run]) -> list[Recording]:
-    recordings = []
+    recordings: list[Recording] = []
     for run in runs:
         if recordings and recordings[-1].locked_up:
             # What comes after a lock-up says nothing more, and takes long.
