@@ -197,16 +197,17 @@ class Accelerator(wiring.Component):
             sender.report.eq(reader.reject),
             sender.kind.eq(reader.error),
             reader.sender_busy.eq(sender.busy),
-            reader.drained.eq(
-                ~(
-                    gearbox.o.valid
-                    | ~Cat(*(lane.idle for lane in lanes)).all()
-                    | Cat(*(node.busy for node in nodes)).any()
-                    | requantizer.busy
-                    | loader.busy
-                )
-            ),
         ]
+        # Registered, as `late_error` is: the last block may be the one that brings the error.
+        m.d.sync += reader.drained.eq(
+            ~(
+                gearbox.o.valid
+                | ~Cat(*(lane.idle for lane in lanes)).all()
+                | Cat(*(node.busy for node in nodes)).any()
+                | requantizer.busy
+                | loader.busy
+            )
+        )
         with m.If(reader.accept & d.keep_activations):
             m.d.sync += memory.eq(~memory)
 
@@ -241,6 +242,7 @@ class Accelerator(wiring.Component):
             m.d.sync += [
                 counter.eq(0)
                 for counter in (
+                    multiplied,
                     self.multiplies,
                     self.matrices,
                     self.cycles,
