@@ -148,8 +148,8 @@ class Accelerator(wiring.Component):
             for vector in range(params.batch):
                 m.d.sync += vector_write.activations[vector].eq(requantized.activation)
 
-        lanes = [Lane(params, index) for index in range(params.lanes)]
-        nodes = [ReadoutNode(params, index) for index in range(params.lanes)]
+        lanes = [Lane(params) for _ in range(params.lanes)]
+        nodes = [ReadoutNode(params) for _ in range(params.lanes)]
         all_ready = Cat(*(lane.i.ready for lane in lanes)).all()
         m.d.comb += gearbox.o.ready.eq(all_ready)
         flush = reader.ended & ~gearbox.o.valid
@@ -159,6 +159,7 @@ class Accelerator(wiring.Component):
             m.submodules[f"lane_{index}"] = abort(lane)
             m.submodules[f"readout_{index}"] = abort(node)
             m.d.comb += [
+                lane.selected.eq(table_write.address >> (params.slots.bit_length() - 1) == index),
                 lane.start.eq(reader.start),
                 lane.flush.eq(flush),
                 lane.order.eq(d.order),
@@ -172,7 +173,16 @@ class Accelerator(wiring.Component):
                 lane.i.valid.eq(gearbox.o.valid & all_ready),
                 lane.i.payload.eq(gearbox.o.payload.word_select(index, params.parser_bits)),
             ]
-            wiring.connect(m, lane.o, node.lane)
+            row = lane.o.payload
+            slot = row.slot if params.slots > 1 else 0
+            m.d.comb += [
+                node.lane.valid.eq(lane.o.valid),
+                node.lane.payload.entry.eq(
+                    row.row * params.substreams + index * params.slots + slot
+                ),
+                node.lane.payload.sums.eq(row.sums),
+                lane.o.ready.eq(node.lane.ready),
+            ]
         for node, behind in pairwise(nodes):
             wiring.connect(m, behind.o, node.behind)
         wiring.connect(m, nodes[0].o, requantizer.i)
@@ -213,7 +223,7 @@ class Accelerator(wiring.Component):
 
         # What only shows at the end: a wrong activation packet, then the lowest substream's error.
         m.d.sync += [reader.late_error.eq(ErrorKind.NONE), reader.late_position.eq(0)]
-        for lane in reversed(lanes):
+        for index, lane in reversed(list(enumerate(lanes))):
             for slot in reversed(range(params.slots)):
                 with m.If(lane.bad_index[slot]):
                     m.d.sync += reader.late_error.eq(ErrorKind.INDEX)
@@ -222,7 +232,7 @@ class Accelerator(wiring.Component):
                 with m.Elif(lane.unfinished[slot]):
                     m.d.sync += reader.late_error.eq(ErrorKind.SHORT)
                 with m.If(lane.bad_index[slot] | lane.bad_prefix[slot] | lane.unfinished[slot]):
-                    m.d.sync += reader.late_position.eq(lane.index * params.slots + slot)
+                    m.d.sync += reader.late_position.eq(index * params.slots + slot)
         with m.If(loader.wrong_length & d.load_activations):
             m.d.sync += [
                 reader.late_error.eq(ErrorKind.ACTIVATIONS),

@@ -3,35 +3,21 @@
 import argparse
 from pathlib import Path
 
-from egret.command import Command
-from egret.params import PRESETS
+from egret.command import Command, add_params_arguments, chosen_params
 
 __all__ = ["rtl"]
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--preset",
-        choices=sorted(PRESETS),
-        default="m-ddr3",
-        help="named parameter set (default: m-ddr3)",
-    )
-    which.add_argument(
-        "--config", type=Path, metavar="FILE", help="YAML or JSON file with parameters of your own"
-    )
+    add_params_arguments(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, help="Verilog file to write")
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from egret.files import write_text
-    from egret_hw.config import load_params
     from egret_hw.rtl import generate_verilog, top_name
 
-    if arguments.config is not None:
-        params = load_params(arguments.config)
-    else:
-        params = PRESETS[arguments.preset]
+    params = chosen_params(arguments)
     verilog = generate_verilog(params)
     write_text(arguments.output, verilog)
     print(
@@ -43,8 +29,8 @@ def _run(arguments: argparse.Namespace) -> None:
 rtl = Command(
     name="rtl",
     summary="generate the accelerator's Verilog",
-    description="""Generate the Verilog of an accelerator from a named parameter set, or from your own
-file. The same parameters always give the same text. One file holds the whole design; its ports
+    description="""Generate the Verilog of an accelerator from a named parameter set or your own
+file. The same parameters always give the same text. One file holds the design; its ports
 (AXI4-Stream for weights, activations and results) are listed in docs/hardware.md.
 
 examples:

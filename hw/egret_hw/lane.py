@@ -83,11 +83,11 @@ class Lane(wiring.Component):
     ----------
     params : AcceleratorParams
         Parameters.
-    index : int
-        Number of the lane.
 
     Attributes
     ----------
+    selected : In(1)
+        A count in `table_write` belongs to this lane.
     start : In(1)
         Begin a matrix: the tables are loaded and the settings below are constant from here on.
     flush : In(1)
@@ -113,12 +113,12 @@ class Lane(wiring.Component):
         rows still to come.
     """
 
-    def __init__(self, params: AcceleratorParams, index: int) -> None:
+    def __init__(self, params: AcceleratorParams) -> None:
         self.params = params
-        self.index = index
         column_bits = (params.activation_depth - 1).bit_length()
         super().__init__(
             {
+                "selected": In(1),
                 "start": In(1),
                 "flush": In(1),
                 "order": In(3),
@@ -163,11 +163,8 @@ class Lane(wiring.Component):
 
         # Bits to located blocks: one enable moves or holds the whole front.
         counts = Array(Signal(row_bits, name=f"rows_{slot}") for slot in range(slots))
-        lane_bits = (params.lanes - 1).bit_length()
         table = self.table_write
-        with m.If(
-            table.write_count & (table.address[slots.bit_length() - 1 :][:lane_bits] == self.index)
-        ):
+        with m.If(table.write_count & self.selected):
             m.d.sync += counts[table.address[: slots.bit_length() - 1]].eq(table.entry)
         enable = Signal()
         m.d.comb += [

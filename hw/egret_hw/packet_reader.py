@@ -34,7 +34,7 @@ def descriptor_layout() -> data.StructLayout:
 class PacketReader(wiring.Component):
     """Read packets of the weight stream (docs/format.md, chapter 2).
 
-    One bus word a cycle while what it feeds keeps up, and five cycles between packets beside the
+    One bus word a cycle while what it feeds keeps up, and seven cycles a packet beside that and the
     wait for the last results. No word is lost, and none is looked at after an error.
 
     Parameters

@@ -40,12 +40,10 @@ class ReadoutNode(wiring.Component):
     ----------
     params : AcceleratorParams
         Parameters.
-    index : int
-        Number of the lane.
 
     Attributes
     ----------
-    lane : In(stream of lane_result_layout)
+    lane : In(stream of row_layout)
         This lane's rows.
     behind : In(stream of row_layout)
         Rows from the link behind.
@@ -55,12 +53,11 @@ class ReadoutNode(wiring.Component):
         A row is inside.
     """
 
-    def __init__(self, params: AcceleratorParams, index: int) -> None:
+    def __init__(self, params: AcceleratorParams) -> None:
         self.params = params
-        self.index = index
         super().__init__(
             {
-                "lane": In(stream.Signature(lane_result_layout(params))),
+                "lane": In(stream.Signature(row_layout(params))),
                 "behind": In(stream.Signature(row_layout(params))),
                 "o": Out(stream.Signature(row_layout(params))),
                 "busy": Out(1),
@@ -70,20 +67,13 @@ class ReadoutNode(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        params = self.params
-        m.submodules.buffer = buffer = ElasticBuffer(row_layout(params))
+        m.submodules.buffer = buffer = ElasticBuffer(row_layout(self.params))
         wiring.connect(m, buffer.o, wiring.flipped(self.o))
         prefer_lane = Signal()
-        entry = (
-            self.lane.payload.row * params.substreams
-            + self.index * params.slots
-            + (self.lane.payload.slot if params.slots > 1 else 0)
-        )
         with m.If(self.lane.valid & (prefer_lane | ~self.behind.valid)):
             m.d.comb += [
                 buffer.i.valid.eq(1),
-                buffer.i.payload.entry.eq(entry),
-                buffer.i.payload.sums.eq(self.lane.payload.sums),
+                buffer.i.payload.eq(self.lane.payload),
                 self.lane.ready.eq(buffer.i.ready),
             ]
         with m.Else():

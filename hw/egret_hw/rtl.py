@@ -1,37 +1,14 @@
 """RTL generation: a parameter set becomes one Verilog file."""
 
 import os
-import re
 
 from amaranth.lib import wiring
 
 from egret.params import AcceleratorParams
 from egret_hw.accelerator import AcceleratorTop
+from egret_hw.verilog_text import tidy_verilog
 
 __all__ = ["component_verilog", "generate_verilog", "top_name"]
-
-# A memory of zeros, one statement an entry: thousands of lines that say nothing.
-_ZEROS = re.compile(
-    r"^( *)initial begin\n(?:\1  (?P<name>\w+)\[\d+\] = (?P<zero>\d+'[dh]0+);\n)"
-    r"(?:\1  (?P=name)\[\d+\] = (?P=zero);\n)+\1end\n",
-    re.MULTILINE,
-)
-
-
-def _loop_over_zeros(verilog: str) -> str:
-    def loop(found: re.Match[str]) -> str:
-        indent, name, zero = found[1], found["name"], found["zero"]
-        entries = found[0].count(" = ")
-        return (
-            f"{indent}integer {name}_entry;\n"
-            f"{indent}initial begin\n"
-            f"{indent}  for ({name}_entry = 0; {name}_entry < {entries}; "
-            f"{name}_entry = {name}_entry + 1)\n"
-            f"{indent}    {name}[{name}_entry] = {zero};\n"
-            f"{indent}end\n"
-        )
-
-    return _ZEROS.sub(loop, verilog)
 
 
 def top_name(params: AcceleratorParams) -> str:
@@ -59,7 +36,7 @@ def component_verilog(component: wiring.Component, name: str) -> str:
     from amaranth.back import verilog
 
     body = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
-    return _loop_over_zeros(body)
+    return tidy_verilog(body)
 
 
 def generate_verilog(params: AcceleratorParams) -> str:

@@ -4,19 +4,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from egret.command import Command
-from egret.params import PRESETS
+from egret.command import Command, add_params_arguments, chosen_params
 
 __all__ = ["demo", "sim"]
 
 
 def _configure_sim(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="packed file of a compiled network (.egret)")
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--preset", choices=sorted(PRESETS), default="m-ddr3", help="accelerator (default: m-ddr3)"
-    )
-    which.add_argument("--config", type=Path, metavar="FILE", help="YAML or JSON parameter file")
+    add_params_arguments(parser)
     parser.add_argument(
         "--inputs",
         type=Path,
@@ -42,13 +37,10 @@ def _run_sim(arguments: argparse.Namespace) -> None:
     from egret.errors import EgretError
     from egret.files import atomic_path
     from egret.network import IntegerNetwork
-    from egret_hw.config import load_params
     from egret_sim.simulation import simulate
 
     network = IntegerNetwork.load(arguments.file)
-    params = (
-        load_params(arguments.config) if arguments.config is not None else PRESETS[arguments.preset]
-    )
+    params = chosen_params(arguments)
     if arguments.inputs is not None:
         try:
             inputs = np.load(arguments.inputs, allow_pickle=False)
@@ -90,8 +82,8 @@ sim = Command(
     name="sim",
     summary="run a packed network in the simulated accelerator",
     description="""Generate the accelerator, build it with Verilator, stream a packed network and
-inputs through it, and compare every layer's results with the golden model bit for bit. The exit status
-tells whether all agree.
+inputs through it, and compare every layer's results with the golden model bit for bit. The
+exit status tells whether all agree.
 
 examples:
   egret sim model.egret
@@ -107,15 +99,13 @@ def _configure_demo(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("build/demo"), help="folder for the results"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
-    parser.add_argument(
-        "--preset", choices=sorted(PRESETS), default="m-ddr3", help="accelerator (default: m-ddr3)"
-    )
+    add_params_arguments(parser)
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
     from egret_sim.demo import run_demo
 
-    run_demo(arguments.output, seed=arguments.seed, params=PRESETS[arguments.preset])
+    run_demo(arguments.output, seed=arguments.seed, params=chosen_params(arguments))
 
 
 demo = Command(

@@ -20,7 +20,7 @@ from egret.container import read_container
 from egret.errors import EgretError
 from egret.files import atomic_path, write_bytes, write_text
 from egret.ggd import estimate_scale, estimate_shape
-from egret.image import HardwareImage, build_image
+from egret.image import build_image
 from egret.network import IntegerNetwork
 from egret.params import AcceleratorParams
 from egret.recipes.digits import digits_options, load_digits_split, train_digits
@@ -127,10 +127,10 @@ def _curve(label: str, trained: TrainedModel) -> TrainingCurve:
 
 
 def _layer_reports(
-    network: IntegerNetwork, image: HardwareImage, params: AcceleratorParams
+    network: IntegerNetwork, run: Simulation, params: AcceleratorParams
 ) -> tuple[LayerReport, ...]:
     reports = []
-    for layer, packet in zip(network.layers, image.packets, strict=True):
+    for layer, packet, trace in zip(network.layers, run.image.packets, run.layers, strict=True):
         weights = layer.weight.values
         reports.append(
             LayerReport(
@@ -142,8 +142,8 @@ def _layer_reports(
                 map_entries=0 if packet.zigzag else read_descriptor(packet.data)["map_entries"],
                 code_bits=packet.code_bits,
                 packet_bytes=len(packet.data),
-                cycles=None,
-                mac_cycles=None,
+                cycles=trace.cycles,
+                mac_cycles=trace.multiplies,
                 dense=dense_int8_cost(packet.rows, packet.columns, params.lanes),
                 csc=csc_cost(weights, params.lanes),
             )
@@ -270,7 +270,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, params: AcceleratorParams) ->
         sizes=tuple(_network_size(label, networks[label], paths[label]) for label in networks),
         histograms=tuple(_histogram(label, networks[label]) for label in networks),
         curves=tuple(_curve(label, trained[label]) for label in trained),
-        layers=_layer_reports(network, image, params),
+        layers=_layer_reports(network, timed, params),
         hardware=HardwareRun(
             params=params,
             images=len(x),

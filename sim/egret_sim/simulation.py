@@ -40,6 +40,10 @@ class LayerTrace:
         Values compared, by "results" and "activations".
     mismatches : dict of str to int
         Those that differed.
+    cycles : int
+        Clock cycles of all passes, from the previous layer's acceptance to this one's.
+    multiplies : int
+        Weights multiplied in all passes, by the golden model's count.
     """
 
     name: str
@@ -47,6 +51,8 @@ class LayerTrace:
     activations: list[npt.NDArray[np.int8]] = field(default_factory=list)
     compared: dict[str, int] = field(default_factory=dict)
     mismatches: dict[str, int] = field(default_factory=dict)
+    cycles: int = 0
+    multiplies: int = 0
 
 
 @dataclass
@@ -179,6 +185,7 @@ def _simulate_some(
             outcome = golden.run_packet(packet.data, vectors.T if number == 0 else None)
             if outcome.error != ErrorKind.NONE:
                 raise EgretError(f"{layer.name}: the golden model reports {outcome.error.name}")
+            run.layers[number].multiplies += outcome.multiplied
             # Without every layer's activations, only raw results are sent.
             names = ("results", "activations")[: len(outcome.streams)]
             expected += [
@@ -222,6 +229,9 @@ def _simulate_some(
                 trace.results[-1] = trace.results[-1][:real]
             if trace.activations:
                 trace.activations[-1] = trace.activations[-1][:real]
+    spent = np.diff(recording.matrix_cycles, prepend=0).reshape(passes, len(run.layers))
+    for trace, cycles in zip(run.layers, spent.sum(axis=0), strict=True):
+        trace.cycles += int(cycles)
     counters = recording.statuses[-1]
     run.passes += passes
     run.cycles += counters["cycles"]

@@ -3,8 +3,11 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Command"]
+from egret.params import PRESETS, AcceleratorParams, load_params
+
+__all__ = ["Command", "add_params_arguments", "chosen_params"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +39,30 @@ class Command:
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
     extra: str | None = None
+
+
+def add_params_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--preset` and `--config`, of which a user gives at most one."""
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--preset",
+        choices=sorted(PRESETS),
+        default="m-ddr3",
+        help="named parameter set of the accelerator (default: m-ddr3)",
+    )
+    which.add_argument(
+        "--config", type=Path, metavar="FILE", help="YAML or JSON file with parameters of your own"
+    )
+
+
+def chosen_params(arguments: argparse.Namespace) -> AcceleratorParams:
+    """Return the parameter set that `--preset` or `--config` names.
+
+    Raises
+    ------
+    EgretError
+        The file is missing or wrong.
+    """
+    if arguments.config is not None:
+        return load_params(arguments.config)
+    return PRESETS[arguments.preset]

@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from egret.errors import EgretError
@@ -21,6 +22,7 @@ __all__ = [
     "RESULT_BITS",
     "SHIFT_BITS",
     "AcceleratorParams",
+    "load_params",
 ]
 
 ACTIVATION_BITS = 8
@@ -232,3 +234,48 @@ PRESETS: dict[str, AcceleratorParams] = {
     )
 }
 """Named parameter sets; the rungs are explained in docs/hardware.md."""
+
+
+def load_params(path: str | Path) -> AcceleratorParams:
+    """Read a parameter set from a YAML or JSON file.
+
+    Parameters
+    ----------
+    path : str or Path
+        File with a mapping of `AcceleratorParams` fields. Read as JSON when its name ends in
+        `.json`, else as YAML, which needs the `hw` extra.
+
+    Returns
+    -------
+    AcceleratorParams
+
+    Raises
+    ------
+    EgretError
+        The file is missing, is not such a mapping, or holds a wrong parameter.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise EgretError(f"{path}: no such file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise EgretError(f"{path}: not a readable text file: {error}") from error
+    mapping: object
+    if path.suffix == ".json":
+        try:
+            mapping = json.loads(text)
+        except ValueError as error:
+            raise EgretError(f"{path}: not JSON: {error}") from error
+    else:
+        import yaml
+
+        try:
+            mapping = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise EgretError(f"{path}: not YAML: {error}") from error
+    if not isinstance(mapping, dict):
+        raise EgretError(
+            f"{path}: found {type(mapping).__name__}, expected a mapping of parameter names"
+        )
+    return AcceleratorParams.from_mapping(mapping, source=str(path))

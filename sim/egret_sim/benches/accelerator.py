@@ -80,10 +80,25 @@ Status = dict[str, int]
 
 @dataclass
 class Recording:
-    """What came out, in order; `cycles` is the clock cycles simulated."""
+    """What came out, in order.
+
+    Parameters
+    ----------
+    frames : list of Frame
+        Packets of the output stream.
+    statuses : list of dict
+        The status ports at each "status" step.
+    matrix_cycles : list of int
+        The cycle counter at each accepted matrix.
+    cycles : int
+        Clock cycles simulated.
+    locked_up : bool
+        An "expect" timed out; the script was left there.
+    """
 
     frames: list[Frame] = field(default_factory=list)
     statuses: list[Status] = field(default_factory=list)
+    matrix_cycles: list[int] = field(default_factory=list)
     cycles: int = 0
     locked_up: bool = False
 
@@ -131,6 +146,7 @@ class AcceleratorBench:
         self.job = job
         self.recording = Recording()
         Clock(dut.aclk, CLOCK_NS, unit="ns").start()
+        cocotb.start_soon(self._watch_matrices())
         common = {"clock": dut.aclk, "reset": dut.aresetn, "reset_active_level": False}
         self.weights = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis_weight"), **common)
         self.activations = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis_act"), **common)
@@ -140,6 +156,13 @@ class AcceleratorBench:
             pattern = PAUSES[job.pause]
             if pattern is not None:
                 port.set_pause_generator(pattern(random.Random(job.seed * 16 + number)))
+
+    async def _watch_matrices(self) -> None:
+        while True:
+            await self.dut.status_matrices.value_change
+            # A reset or a clear sets it to 0.
+            if int(self.dut.status_matrices.value) != 0:
+                self.recording.matrix_cycles.append(int(self.dut.status_cycles.value))
 
     async def reset(self) -> None:
         """Hold `aresetn` low for a few cycles."""

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from egret.command import Command
-from egret.params import PRESETS
+from egret.command import Command, add_params_arguments, chosen_params
 
 __all__ = ["command"]
 
@@ -12,9 +11,7 @@ __all__ = ["command"]
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="packed file of a compiled network (.egret)")
     parser.add_argument("-o", "--output", type=Path, required=True, help="image file to write")
-    parser.add_argument(
-        "--preset", choices=sorted(PRESETS), default="m-ddr3", help="accelerator (default: m-ddr3)"
-    )
+    add_params_arguments(parser)
     parser.add_argument(
         "--emit",
         choices=("last", "all"),
@@ -28,7 +25,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from egret.image import build_image
     from egret.network import IntegerNetwork
 
-    params = PRESETS[arguments.preset]
+    params = chosen_params(arguments)
     image = build_image(IntegerNetwork.load(arguments.file), params, emit=arguments.emit)
     write_bytes(arguments.output, image.data)
     print(f"{arguments.output}: {len(image.data)} bytes for {params.name}")
@@ -36,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> None:
         print(
             f"  {packet.name}: {packet.rows} x {packet.columns}, order {packet.order}, "
             f"{packet.code_bits / (packet.rows * packet.columns):.3f} code bits per weight, "
-            f"{packet.payload_words} payload words"
+            f"{len(packet.data) * 8 // params.bus_bits} bus words with TLAST on the last"
         )
 
 
@@ -52,4 +49,6 @@ example:
   egret image model.egret --preset m-ddr3 -o model.bin""",
     configure=_configure,
     run=_run,
+    # For a parameter file in YAML.
+    extra="hw",
 )
