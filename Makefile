@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test lint format rtl bench-digits clean distclean
+.PHONY: help venv compiler demo test lint format rtl bench-digits bench-synthesis clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -79,7 +79,7 @@ demo: compiler $(READY)
 test: compiler $(READY)
 	@echo 'egret: running the tests, a few minutes on two cores (Verilator builds included)'
 	@# The workers share the cores, so that each has one thread.
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxprocesses 8 tests
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile tests
 
 lint: $(READY)
 	$(PY) -m ruff format --check .
@@ -99,6 +99,10 @@ rtl: $(READY)
 bench-digits: $(READY)
 	@echo 'egret: training the digits network for five seeds: several minutes'
 	@$(PY) benchmarks/digits_seeds.py
+
+bench-synthesis: $(READY)
+	@echo 'egret: synthesising the presets for ECP5: a few minutes, the first time more'
+	@$(PY) benchmarks/synthesis.py
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis sim_build results.xml

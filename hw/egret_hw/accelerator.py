@@ -96,15 +96,15 @@ class Accelerator(wiring.Component):
         params = self.params
         reader = PacketReader(params)
         m.submodules.reader = reader
-        abort = ResetInserter(reader.abort)
+        cancel = ResetInserter(reader.cancel)
         m.submodules.weights_in = weights_in = ElasticBuffer(self.weights.payload.shape())
         m.submodules.loader = loader = ActivationLoader(params)
         dealer = TableDealer(params)
         gearbox = Gearbox(params.bus_bits, params.beat_bits)
         requantizer = Requantizer(params)
-        m.submodules.dealer = abort(dealer)
-        m.submodules.gearbox = abort(gearbox)
-        m.submodules.requantizer = abort(requantizer)
+        m.submodules.dealer = cancel(dealer)
+        m.submodules.gearbox = cancel(gearbox)
+        m.submodules.requantizer = cancel(requantizer)
         m.submodules.sender = sender = ResultSender(params)
         d = reader.descriptor
         wiring.connect(m, wiring.flipped(self.weights), weights_in.i)
@@ -119,15 +119,15 @@ class Accelerator(wiring.Component):
         vector_write = Signal(vector_write_layout(params))
         requantized = requantizer.o
         m.d.comb += [
-            loader.begin.eq(reader.begin & d.load_activations),
-            loader.abort.eq(reader.abort),
+            loader.setup.eq(reader.setup & d.load_activations),
+            loader.cancel.eq(reader.cancel),
             loader.halted.eq(reader.halted),
             loader.columns.eq(d.columns),
             loader.memory.eq(memory),
             reader.clear.eq(self.clear),
             reader.loaded.eq(loader.loaded),
             reader.tables_done.eq(dealer.done),
-            dealer.begin.eq(reader.begin),
+            dealer.setup.eq(reader.setup),
             dealer.zigzag.eq(d.zigzag),
             dealer.map_entries.eq(d.map_entries),
         ]
@@ -156,8 +156,8 @@ class Accelerator(wiring.Component):
         table_write = Signal.like(dealer.write)
         m.d.sync += table_write.eq(dealer.write)
         for index, (lane, node) in enumerate(zip(lanes, nodes, strict=True)):
-            m.submodules[f"lane_{index}"] = abort(lane)
-            m.submodules[f"readout_{index}"] = abort(node)
+            m.submodules[f"lane_{index}"] = cancel(lane)
+            m.submodules[f"readout_{index}"] = cancel(node)
             m.d.comb += [
                 lane.selected.eq(table_write.address >> (params.slots.bit_length() - 1) == index),
                 lane.start.eq(reader.start),

@@ -25,9 +25,9 @@ class ActivationLoader(wiring.Component):
 
     Attributes
     ----------
-    begin : In(1)
+    setup : In(1)
         Take one packet.
-    abort : In(1)
+    cancel : In(1)
         Forget the packet; when it has begun, the rest of it is discarded.
     halted : In(1)
         Discard whatever comes.
@@ -38,11 +38,11 @@ class ActivationLoader(wiring.Component):
     write : Out(vector_write_layout)
         Writes.
     loaded : Out(1)
-        Every column that will be written has been. From `begin` on it is low until then.
+        Every column that will be written has been. From `setup` on it is low until then.
     busy : Out(1)
         The packet's last beat has not come.
     wrong_length : Out(1)
-        The packet ended early or late; held until `begin`.
+        The packet ended early or late; held until `setup`.
     received : Out
         Columns received when that was noticed.
     """
@@ -52,8 +52,8 @@ class ActivationLoader(wiring.Component):
         count_bits = params.activation_depth.bit_length()
         super().__init__(
             {
-                "begin": In(1),
-                "abort": In(1),
+                "setup": In(1),
+                "cancel": In(1),
                 "halted": In(1),
                 "columns": In(count_bits),
                 "memory": In(1),
@@ -78,7 +78,7 @@ class ActivationLoader(wiring.Component):
         take = Signal()
         ready = Signal()
         m.d.comb += [
-            self.i.ready.eq(ready & ~self.abort),
+            self.i.ready.eq(ready & ~self.cancel),
             take.eq(self.i.valid & self.i.ready),
             last_column.eq(self.received + 1 == self.columns),
         ]
@@ -93,10 +93,10 @@ class ActivationLoader(wiring.Component):
 
         @contextmanager
         def state(name: str) -> Iterator[None]:
-            """Open a state that `abort` can leave."""
+            """Open a state that `cancel` can leave."""
             with m.State(name):
                 yield
-                with m.If(self.abort):
+                with m.If(self.cancel):
                     with m.If(in_packet):
                         m.next = "Discard"
                     with m.Else():
@@ -106,7 +106,7 @@ class ActivationLoader(wiring.Component):
             m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
             with state("Idle"):
                 m.d.comb += ready.eq(self.halted)
-                with m.If(self.begin):
+                with m.If(self.setup):
                     m.d.sync += [
                         self.loaded.eq(0),
                         self.wrong_length.eq(0),

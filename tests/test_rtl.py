@@ -1,0 +1,175 @@
+"""The generated Verilog: the same every time, readable, clean under lint, and a circuit."""
+
+import dataclasses
+import os
+import re
+import subprocess
+import sys
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from egret.errors import EgretError
+from egret.params import PRESETS, AcceleratorParams
+from egret_hw.rtl import generate_verilog, top_name
+from egret_hw.synthesis import synthesize_ecp5
+from egret_hw.verilog_text import tidy_verilog
+from egret_sim.runner import LINT_WAIVERS, verilator_environment
+
+TINY = AcceleratorParams(
+    name="tiny",
+    lanes=2,
+    parser_bits=4,
+    parser_cut=2,
+    bus_bits=32,
+    map_depth=64,
+    activation_depth=64,
+    row_depth=64,
+)
+
+
+@lru_cache
+def verilog(params: AcceleratorParams) -> str:
+    return generate_verilog(params)
+
+
+def lint(params: AcceleratorParams, folder: Path, *waivers: Path) -> tuple[int, set[str]]:
+    source = folder / f"{top_name(params)}.v"
+    source.write_text(verilog(params))
+    run = subprocess.run(
+        ["verilator", "--lint-only", "-Wall", "--top-module", top_name(params), *waivers, source],
+        env=verilator_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, set(re.findall(r"%Warning-(\w+)", run.stderr))
+
+
+@pytest.mark.parametrize("params", PRESETS.values(), ids=lambda params: params.name)
+def test_presets_lint_clean(params: AcceleratorParams, tmp_path: Path) -> None:
+    assert lint(params, tmp_path, LINT_WAIVERS) == (0, set())
+
+
+def test_every_waiver_is_needed(tmp_path: Path) -> None:
+    waived = set(re.findall(r"^lint_off -rule (\w+)", LINT_WAIVERS.read_text(), re.MULTILINE))
+    _, found = lint(PRESETS["s"], tmp_path)
+    # The file is named after the top, so only a file of another name shows DECLFILENAME.
+    assert waived == found | {"DECLFILENAME"}
+
+
+def test_text_does_not_depend_on_the_process() -> None:
+    code = (
+        "from egret.params import *; from egret_hw.rtl import generate_verilog; "
+        "import hashlib; print(hashlib.sha256(generate_verilog(PRESETS['s']).encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
+
+
+def test_text_is_readable() -> None:
+    text = verilog(PRESETS["m-ddr3"])
+    modules = re.findall(r"^module (.+?) ?\(", text, re.MULTILINE)
+    assert all(re.fullmatch(r"egret_m_ddr3\w*", name) for name in modules)
+    lanes = re.findall(r"^  egret_m_ddr3_core_lane\s+lane_(\d+) \(", text, re.MULTILINE)
+    assert sorted(map(int, lanes)) == list(range(16))
+    assert "// " + '  "lanes": 16,' in text
+    assert not re.search(r"^\s+\w+\[1\] = ", text, re.MULTILINE)
+
+
+def test_parameters_change_the_text() -> None:
+    assert verilog(TINY) != verilog(dataclasses.replace(TINY, map_depth=128))
+
+
+def test_synthesises_for_ecp5() -> None:
+    cells = synthesize_ecp5(verilog(TINY), top_name(TINY))
+    # A multiplier a lane, and the requantiser's 32 x 16 bits in two or more.
+    assert cells.multipliers >= TINY.lanes * TINY.batch + 2
+    assert 1000 < cells.luts < 20_000
+    assert cells.flip_flops > 1000
+    assert "Yosys" in cells.tool
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ("reg r; always @* if (a) r = b; assign y = r;", "selection is not empty"),
+        ("assign y = a; assign y = b;", "Found [0-9]+ problems in .check"),
+        ("wire t; assign t = y ^ a; assign y = t ^ b;", "Found [0-9]+ problems in .check"),
+        ("nothing there(a);", "not part of the design|is not part"),
+    ],
+    ids=["latch", "two drivers", "loop", "missing module"],
+)
+def test_synthesis_refuses_what_is_no_circuit(body: str, why: str) -> None:
+    with pytest.raises(EgretError, match=rf"^bad: Yosys refused the design: .*({why})"):
+        synthesize_ecp5(f"module bad(input a, input b, output y); {body} endmodule\n", "bad")
+
+
+MODULES = """\
+module top(a, y);
+  input a;
+  output [1:0] y;
+  \\top.unit_0  unit_0 (
+    .a(a), .y(y[0])
+  );
+  \\top.unit_1  unit_1 (
+    .a(a), .y(y[1])
+  );
+endmodule
+
+module \\top.unit_0 (a, y);
+  input a;
+  output y;
+  reg [3:0] held [2:0];
+  initial begin
+    held[0] = 4'h0;
+    held[1] = 4'h0;
+    held[2] = 4'h0;
+  end
+  assign y = a;
+endmodule
+
+module \\top.unit_1 (a, y);
+  input a;
+  output y;
+  reg [3:0] held [2:0];
+  initial begin
+    held[0] = 4'h0;
+    held[1] = 4'h0;
+    held[2] = 4'h0;
+  end
+  assign y = %s;
+endmodule
+"""
+
+
+def test_equal_modules_are_shared() -> None:
+    text = tidy_verilog(MODULES % "a")
+    assert re.findall(r"^module (\w+)", text, re.MULTILINE) == ["top", "top_unit"]
+    assert re.findall(r"^  top_unit\s+unit_(\d)", text, re.MULTILINE) == ["0", "1"]
+    assert "for (held_entry = 0; held_entry < 3; held_entry = held_entry + 1)" in text
+    assert "held[held_entry] = 4'h0;" in text
+
+
+def test_unequal_modules_are_kept() -> None:
+    text = tidy_verilog(MODULES % "~a")
+    assert re.findall(r"^module (\w+)", text, re.MULTILINE) == ["top", "top_unit_0", "top_unit_1"]
+    assert re.findall(r"^  top_unit_(\d)\s+unit_(\d)", text, re.MULTILINE) == [
+        ("0", "0"),
+        ("1", "1"),
+    ]
+
+
+def test_a_memory_with_values_keeps_them() -> None:
+    text = tidy_verilog(MODULES.replace("held[1] = 4'h0", "held[1] = 4'h7") % "a")
+    assert "held[1] = 4'h7" in text
