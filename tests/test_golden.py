@@ -301,14 +301,17 @@ def test_zigzag_has_no_map() -> None:
 
 def test_dense_multiplies_index_zero() -> None:
     indices = [[0, 1], [2, 0]]
-    sparse = packet(SERIAL, indices, [7, 0, -1])
+    sparse = packet(SERIAL, indices, [0, 7, -1])
     dense = packet(SERIAL, indices, [7, 0, -1], flags=0b10001001)
     outcome = GoldenAccelerator(SERIAL).run_packet(sparse, vector(1, 10))
-    assert outcome.results[:, 0].tolist() == [0, -1]
-    assert (outcome.weights, outcome.non_zeros, outcome.multiplied) == (4, 1, 2)
+    assert outcome.results[:, 0].tolist() == [70, -1]
+    assert (outcome.weights, outcome.non_zeros, outcome.multiplied) == (4, 2, 2)
     outcome = GoldenAccelerator(SERIAL).run_packet(dense, vector(1, 10))
     assert outcome.results[:, 0].tolist() == [7, 69]
     assert (outcome.weights, outcome.non_zeros, outcome.multiplied) == (4, 3, 4)
+    contradiction = packet(SERIAL, indices, [7, 0, -1])
+    with pytest.raises(FormatError, match="found 7 as entry 0, expected 0 without `dense`"):
+        GoldenAccelerator(SERIAL).run_packet(contradiction, vector(1, 10))
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -285,6 +285,8 @@ def _decode(packet: bytes, params: AcceleratorParams) -> _Matrix | _Fault:
     if crc_word != crc32c(packet[: sections.crc[0]]):
         return _Fault(ErrorKind.CRC, sections.crc[0] // (params.bus_bits // 8))
     table = _entries(packet, sections.map, ENTRY_BYTES, signed=True)
+    if table and table[0] != 0 and not fields["dense"]:
+        raise FormatError(f"map section: found {table[0]} as entry 0, expected 0 without `dense`")
     counts = _entries(packet, sections.counts, ENTRY_BYTES, signed=False)
     dealt = _entries(packet, sections.rows, ENTRY_BYTES, signed=False)
     if max(counts) > fields["row_slots"]:
