@@ -11,8 +11,8 @@ from egret.recipes.digits import (
     PLAIN_OPTIONS,
     DigitsMLP,
     digits_options,
+    distort,
     load_digits_split,
-    shift,
     train_digits,
 )
 
@@ -54,26 +54,46 @@ def test_network_has_the_stated_size() -> None:
     assert model(torch.zeros(3, 64)).shape == (3, 10)
 
 
-def test_shift_moves_images_by_at_most_a_pixel() -> None:
+def test_distortions_are_affine_and_small() -> None:
     seed = 8
-    x = load_digits_split().train.x[:300]
-    moved = shift(x, torch.Generator().manual_seed(seed)).view(-1, 8, 8).numpy()
-    kept = 0
-    offsets = set()
-    for before, after in zip(x.view(-1, 8, 8).numpy(), moved, strict=True):
-        padded = np.pad(before, 1)
-        matches = [
-            (r, c)
-            for r in range(3)
-            for c in range(3)
-            if np.array_equal(padded[r : r + 8, c : c + 8], after)
-        ]
-        assert matches, f"seed {seed}: an image is not a shifted copy"
-        kept += (1, 1) in matches
-        offsets.update(matches)
-    # Half stay, and a ninth of the rest moves by nothing: 5/9.
-    assert 0.45 < kept / 300 < 0.66, f"seed {seed}"
-    assert len(offsets) == 9, f"seed {seed}"
+    n = 300
+    # Interpolation keeps a linear image linear, so two ramps show where each pixel came from.
+    rows, columns = np.meshgrid(np.arange(8.0) - 3.5, np.arange(8.0) - 3.5, indexing="ij")
+    sources = []
+    for ramp in (columns, rows):
+        x = torch.from_numpy(ramp.astype(np.float32)).reshape(1, 64).repeat(n, 1)
+        moved = distort(x, torch.Generator().manual_seed(seed))
+        assert moved.shape == (n, 64)
+        sources.append(moved.view(n, 8, 8)[:, 2:6, 2:6].reshape(n, 16).numpy())
+    inner = np.s_[2:6, 2:6]
+    design = np.column_stack([columns[inner].ravel(), rows[inner].ravel(), np.ones(16)])
+    fits = [np.linalg.lstsq(design, source.T, rcond=None)[0] for source in sources]
+    for fit, source in zip(fits, sources, strict=True):
+        np.testing.assert_allclose(design @ fit, source.T, atol=1e-5, err_msg=f"seed {seed}")
+    (width_cos, mixed, across), (width_sin, height_cos, down) = fits
+    angle = np.arctan2(width_sin, width_cos)
+    width, height = np.hypot(width_cos, width_sin), height_cos / np.cos(angle)
+    shear = mixed + height * np.sin(angle)
+    for name, values, lowest, highest in (
+        ("angle", np.degrees(angle), -12, 12),
+        ("width", width, 1 / 1.1, 1.1),
+        ("height", height, 1 / 1.1, 1.1),
+        ("shear", shear, -0.1, 0.1),
+        ("across", across, -0.8, 0.8),
+        ("down", down, -0.8, 0.8),
+    ):
+        margin = 0.05 * (highest - lowest)
+        assert lowest - 1e-4 <= values.min() < lowest + margin, f"seed {seed}: {name}"
+        assert highest - margin < values.max() <= highest + 1e-4, f"seed {seed}: {name}"
+
+
+def test_distortions_fill_with_black() -> None:
+    seed = 9
+    moved = distort(torch.ones(50, 64), torch.Generator().manual_seed(seed)).view(50, 8, 8)
+    # Images differ, corners leave the image, and the middle never does.
+    assert moved[:, 0, 0].min() < 0.3, f"seed {seed}"
+    assert moved[:, 0, 0].unique().numel() > 20, f"seed {seed}"
+    torch.testing.assert_close(moved[:, 2:6, 2:6], torch.ones(50, 4, 4))
 
 
 def test_settings_follow_lambda() -> None:

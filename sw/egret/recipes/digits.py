@@ -1,6 +1,7 @@
 """Handwritten digits: scikit-learn's 1,797 images of 8 × 8 pixels, shipped with the package."""
 
 import dataclasses
+import math
 
 import numpy as np
 import sklearn.datasets
@@ -17,8 +18,8 @@ __all__ = [
     "VALIDATION_SAMPLES",
     "DigitsMLP",
     "digits_options",
+    "distort",
     "load_digits_split",
-    "shift",
     "train_digits",
 ]
 
@@ -27,19 +28,32 @@ SPLIT_SEED = 0
 TEST_SAMPLES = 360
 VALIDATION_SAMPLES = 360
 
-PLAIN_OPTIONS = TrainingOptions(epochs=300, batch_size=64, learning_rate=1e-3)
-"""Settings of the ordinary network that ours is compared with: the most accurate on validation
-among 100 and 300 epochs and step sizes 0.001, 0.002, 0.004 and 0.008."""
+PLAIN_OPTIONS = TrainingOptions(epochs=600, batch_size=64, learning_rate=1e-3)
+"""Settings of the ordinary network that ours is compared with.
+
+The step size was chosen on the validation split, of 0.001 to 0.008, with images moved by whole
+pixels; with today's distortions 0.002 does as well. Distortions and epochs were chosen, for both
+networks together, by cross-validation outside the test split: 600 epochs leave 10 of 1,437 images
+wrong and 300 leave 12; whole pixels (300 epochs) 21, wider distortions 35."""
 OPTIONS = TrainingOptions(
-    epochs=270, final_epochs=30, batch_size=64, learning_rate=4e-3, lam=10.0, eps=0.1
+    epochs=540, final_epochs=60, batch_size=64, learning_rate=4e-3, lam=7.5, eps=0.1
 )
-"""Settings of the rate-trained network, chosen on validation alone: epochs and step size as the
-most accurate of 100 and 300 epochs and 0.002 to 0.008; then λ as one that costs no accuracy, of 6,
-8, 10, 14 and 20 over further seeds. `benchmarks/digits_tuning.py` runs such grids."""
+"""Settings of the rate-trained network.
+
+The step size was chosen on the validation split, of 0.002 to 0.008, with images moved by whole
+pixels. By the same cross-validation as above, the integer network leaves 12 of 1,437 images wrong;
+with λ = 10 it is 14, with λ = 10 and 300 epochs 20, of which 75 without the rate term 21, and with
+whole pixels 23. Whole pixels with λ of 10 and 20 had been measured on the test split before; their
+spread between seeds prompted this choice, which itself rests on no test figure.
+`benchmarks/digits_tuning.py` runs such grids."""
 
 _SIDE = 8
 _WHITE = 16.0
-_SHIFTED_SHARE = 0.5
+# Largest distortions of the training images: radians, shares, pixels.
+_ROTATION = math.radians(12)
+_STRETCH = 0.1
+_SHEAR = 0.1
+_SHIFT = 0.8
 
 
 class DigitsMLP(nn.Module):
@@ -97,8 +111,12 @@ def _spread(total: int, count: int) -> np.ndarray:
     return np.arange(count) * total // count
 
 
-def shift(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Move half of the images by at most one pixel in each direction, filling with black.
+def distort(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Rotate, stretch, shear and move each image a little, by an amount of its own.
+
+    Rotation is by up to 12°, stretching of either axis by up to a tenth, shear by up to a tenth,
+    movement along either axis by up to 0.8 of a pixel; each is uniform (stretching: its logarithm)
+    and independent of the others. Pixels between four are interpolated, those outside are black.
 
     Parameters
     ----------
@@ -110,16 +128,24 @@ def shift(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     Returns
     -------
     torch.Tensor, shape (n, 64)
-        Images, each moved by its own amount.
+        Distorted images.
     """
     n = len(x)
-    padded = nn.functional.pad(x.view(n, _SIDE, _SIDE), (1, 1, 1, 1))
-    offset = torch.randint(0, 3, (2, n), generator=generator)
-    offset[:, torch.rand(n, generator=generator) >= _SHIFTED_SHARE] = 1
-    pixels = torch.arange(_SIDE)
-    rows = offset[0, :, None, None] + pixels[None, :, None]
-    columns = offset[1, :, None, None] + pixels[None, None, :]
-    return padded[torch.arange(n)[:, None, None], rows, columns].reshape(n, _SIDE * _SIDE)
+    angle, width, height, shear, across, down = 2 * torch.rand(6, n, generator=generator) - 1
+    cos, sin = torch.cos(_ROTATION * angle), torch.sin(_ROTATION * angle)
+    width, height = (1 + _STRETCH) ** width, (1 + _STRETCH) ** height
+    # grid_sample counts from -1 to 1 over a side.
+    reach = _SHIFT * 2 / _SIDE
+    matrix = torch.stack(
+        [
+            torch.stack([cos * width, _SHEAR * shear - sin * height, reach * across], dim=1),
+            torch.stack([sin * width, cos * height, reach * down], dim=1),
+        ],
+        dim=1,
+    )
+    images = x.view(n, 1, _SIDE, _SIDE)
+    grid = nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, align_corners=False).view(n, _SIDE * _SIDE)
 
 
 def digits_options(lam: float = OPTIONS.lam) -> TrainingOptions:
@@ -156,6 +182,6 @@ def train_digits(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return train(DigitsMLP, load_digits_split(), options, augment=shift, progress=progress)
+        return train(DigitsMLP, load_digits_split(), options, augment=distort, progress=progress)
     finally:
         torch.set_num_threads(threads)
