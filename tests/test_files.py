@@ -72,6 +72,20 @@ def test_folder_that_is_a_file(tmp_path: Path) -> None:
 def test_target_that_is_a_folder(tmp_path: Path) -> None:
     target = tmp_path / "folder"
     target.mkdir()
-    with pytest.raises(EgretError, match=r"folder: cannot write this file: "):
+    with pytest.raises(EgretError, match=r"folder: cannot write here: found no regular file"):
         write_bytes(target, b"x")
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_target_that_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "new"
+
+
+def test_target_that_is_a_device() -> None:
+    with pytest.raises(EgretError, match=r"/dev/null: cannot write here"):
+        write_text("/dev/null", "new")
+    assert Path("/dev/null").is_char_device()

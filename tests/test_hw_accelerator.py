@@ -630,3 +630,38 @@ def test_reset_and_clear_in_any_cycle(what: str) -> None:
         assert status["multiplies"] == good.multiplied, where
     assert next(frames, None) is None
     assert 0 < late < len(cycles) or not (bad or with_activations)
+
+
+@pytest.mark.parametrize("before", ["good matrix", "nothing", "waiting matrix"])
+def test_clear_amid_a_long_activation_packet(before: str) -> None:
+    """The next matrix waits for the rest of the packet, then takes activations of its own."""
+    faults = Faults(FAULTY, seed=6)
+    golden = GoldenAccelerator(FAULTY)
+    own, others = faults.vector(), faults.vector(7)
+    long = faults.rng.integers(-128, 128, (300, FAULTY.batch)).astype(np.int8)
+    wrong = bytearray(faults.packet)
+    wrong[2] ^= 1
+    steps = []
+    expected: list[np.ndarray] = []
+    if before == "good matrix":
+        steps += [Step("activations", own.tobytes()), Step("weights", faults.packet)]
+        expected += golden.run_packet(faults.packet, own).streams
+    if before == "waiting matrix":
+        steps += [Step("weights", faults.packet)]
+    else:
+        steps += [Step("weights", bytes(wrong)), Step("expect", count=len(expected) + 1)]
+    steps += [
+        *(Step("activations", long.tobytes()), Step("wait", count=50), Step("clear")),
+        *(Step("weights", faults.good), Step("activations", others.tobytes())),
+    ]
+    golden = GoldenAccelerator(FAULTY)
+    expected += golden.run_packet(faults.good, others).streams
+    frames = len(expected) + (before != "waiting matrix")
+    recording = play(FAULTY, [*steps, Step("expect", count=frames), Step("status")], timeout=3000)
+    assert not recording.locked_up
+    good = [frame.values for frame in recording.frames if not frame.error]
+    assert len(good) == len(expected)
+    for found, stream in zip(good, expected, strict=True):
+        np.testing.assert_array_equal(found, stream.ravel())
+    assert recording.statuses[-1]["error"] == ErrorKind.NONE
+    assert recording.statuses[-1]["matrices"] == 1

@@ -54,7 +54,7 @@ def test_refuses_a_wrong_width(bits: int) -> None:
 
 @pytest.mark.parametrize("step", [-65, 65])
 def test_refuses_a_wrong_step(step: int) -> None:
-    with pytest.raises(QuantizationError, match="expected an exponent -64 to 64"):
+    with pytest.raises(QuantizationError, match=r"expected 2\^-n with n from -64 to 64"):
         quantize(np.zeros(1), step, name="w")
 
 
@@ -68,3 +68,11 @@ def test_tensor_checks_its_parts() -> None:
 def test_keeps_the_shape_and_takes_empty_ones() -> None:
     assert quantize(np.zeros((0, 3)), name="w").shape == (0, 3)
     assert quantize(np.float32(0.5), name="w").values.item() == 128
+
+
+def test_refuses_what_overflows_half_precision() -> None:
+    # 65504 is 63.97 steps of 1024 and rounds to 64 of them: 65536, infinity as F16.
+    weights = np.array([1.0, 65504.0], np.float16)
+    with pytest.raises(QuantizationError, match=r"'w': rounds to 65536 .* F16 number, 65504"):
+        quantize(weights, -10, name="w", dtype="F16")
+    assert quantize(weights, 0, name="w", bits=18, dtype="F16").values.tolist() == [1, 65504]

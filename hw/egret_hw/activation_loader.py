@@ -26,7 +26,7 @@ class ActivationLoader(wiring.Component):
     Attributes
     ----------
     setup : In(1)
-        Take one packet.
+        Take one packet: at once, or after the rest of a cancelled one has been discarded.
     cancel : In(1)
         Forget the packet; when it has begun, the rest of it is discarded.
     halted : In(1)
@@ -77,6 +77,7 @@ class ActivationLoader(wiring.Component):
         last_column = Signal()
         take = Signal()
         ready = Signal()
+        wanted = Signal()
         m.d.comb += [
             self.i.ready.eq(ready & ~self.cancel),
             take.eq(self.i.valid & self.i.ready),
@@ -91,27 +92,32 @@ class ActivationLoader(wiring.Component):
             self.write.activations.eq(self.i.payload.data),
         ]
 
+        with m.If(self.setup):
+            m.d.sync += [
+                self.loaded.eq(0),
+                self.wrong_length.eq(0),
+                self.received.eq(0),
+                wanted.eq(1),
+            ]
+
         @contextmanager
         def state(name: str) -> Iterator[None]:
             """Open a state that `cancel` can leave."""
             with m.State(name):
                 yield
                 with m.If(self.cancel):
+                    m.d.sync += wanted.eq(0)
                     with m.If(in_packet):
                         m.next = "Discard"
                     with m.Else():
                         m.next = "Idle"
 
         with m.FSM() as fsm:
-            m.d.comb += self.busy.eq(~fsm.ongoing("Idle"))
+            m.d.comb += self.busy.eq(~fsm.ongoing("Idle") | wanted)
             with state("Idle"):
                 m.d.comb += ready.eq(self.halted)
-                with m.If(self.setup):
-                    m.d.sync += [
-                        self.loaded.eq(0),
-                        self.wrong_length.eq(0),
-                        self.received.eq(0),
-                    ]
+                with m.If(self.setup | wanted):
+                    m.d.sync += wanted.eq(0)
                     m.next = "Load"
             with state("Load"):
                 m.d.comb += ready.eq(1)

@@ -58,7 +58,9 @@ class TableDealer(wiring.Component):
         m = Module()
         params = self.params
         per_word = params.bus_bits // ENTRY_BITS
-        depth = -(-params.map_depth // per_word) + -(-params.substreams // per_word)
+        words = -(-params.map_depth // per_word) + -(-params.substreams // per_word)
+        # With two, the FIFO's inner memory has one word and its pointers no bits.
+        depth = max(4, words)
         m.submodules.fifo = fifo = SyncFIFOBuffered(width=params.bus_bits, depth=depth)
         entry = Signal(range(per_word))
         address = Signal(ENTRY_BITS)

@@ -51,15 +51,23 @@ def _run_sim(arguments: argparse.Namespace) -> None:
         if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "fiu":
             raise EgretError(f"{arguments.inputs}: expected one array of numbers (.npy)")
     else:
-        if arguments.count < 1:
-            raise EgretError(f"--count: found {arguments.count}, expected 1 or more")
+        for option, value, least in (
+            ("--count", arguments.count, 1),
+            ("--seed", arguments.seed, 0),
+        ):
+            if value < least:
+                raise EgretError(f"{option}: found {value}, expected {least} or more")
         scale = network.layers[0].input_scale
         rng = np.random.default_rng(arguments.seed)
         inputs = rng.integers(-127, 128, (arguments.count, network.input_features)) * scale
+    try:
+        quantized = network.quantize_input(inputs)
+    except EgretError as error:
+        raise EgretError(f"{arguments.inputs or 'inputs'}: {error}") from error
     run = simulate(
         network,
         params,
-        network.quantize_input(inputs),
+        quantized,
         emit="all",
         progress=lambda done, total: print(f"  {done} of {total} inputs", file=sys.stderr),
     )

@@ -3,6 +3,7 @@
 import json
 import mmap
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,8 @@ def _read_torch(path: str | Path) -> dict[str, RawTensor]:
 
     try:
         # An open file: given a name, torch.load would go by its suffix.
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise FormatError(

@@ -1,6 +1,7 @@
 """The `egret` command: finds the registered subcommands and runs one."""
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 on success, 1 after an error that was printed as one line on standard error.
         Wrong usage exits with 2 from argparse.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal without ν or × shows a question mark instead of failing.
+            stream.reconfigure(errors="replace")
     selected = _build_parser(_commands()).parse_args(arguments)
     command: Command = selected.selected
     try:
@@ -74,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has gone; keep the interpreter from complaining again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError as error:
+        message = f"not enough memory: {error}" if str(error) else "not enough memory"
     except KeyboardInterrupt:
         message = "interrupted"
     except OSError as error:

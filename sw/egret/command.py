@@ -5,9 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from egret.errors import EgretError
 from egret.params import PRESETS, AcceleratorParams, load_params
 
-__all__ = ["Command", "add_params_arguments", "chosen_params"]
+__all__ = ["Command", "add_params_arguments", "chosen_params", "refuse_same_file"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,18 @@ class Command:
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], None]
     extra: str | None = None
+
+
+def refuse_same_file(source: Path, output: Path) -> None:
+    """Refuse an output that would replace the input.
+
+    Raises
+    ------
+    EgretError
+        Both names are one existing file.
+    """
+    if source.exists() and output.exists() and source.samefile(output):
+        raise EgretError(f"{output}: is the input, expected another name for the output")
 
 
 def add_params_arguments(parser: argparse.ArgumentParser) -> None:

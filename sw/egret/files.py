@@ -28,9 +28,14 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     Raises
     ------
     EgretError
-        The folder cannot be created or written to.
+        The folder cannot be created or written to, or the target is a folder or a device.
     """
-    target = Path(target)
+    # A link is written through, not replaced.
+    target = Path(target).resolve() if Path(target).is_symlink() else Path(target)
+    if target.name == "" or (target.exists() and not target.is_file()):
+        raise EgretError(
+            f"{target}: cannot write here: found no regular file, expected a file name"
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from egret import safetensors_file
 from egret.checkpoint import read_bytes, read_checkpoint
 from egret.codec import best_order, code_bits
-from egret.container import INDEX_NAME, read_container
+from egret.container import RESERVED_PREFIX, read_container
 from egret.errors import EgretError
 from egret.ggd import estimate_shape
 from egret.packing import select_tensors
@@ -151,9 +151,10 @@ class FileReport:
 
 def _is_packed(path: str | Path) -> bool:
     data = read_bytes(path)
-    return safetensors_file.looks_like_safetensors(data) and INDEX_NAME in safetensors_file.parse(
-        data, path
-    )
+    if not safetensors_file.looks_like_safetensors(data):
+        return False
+    # A reserved name without an index is a damaged packed file, which its reader then refuses.
+    return any(name.startswith(RESERVED_PREFIX) for name in safetensors_file.parse(data, path))
 
 
 def _layers(path: str | Path) -> tuple[dict[str, Any], ...]:

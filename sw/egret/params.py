@@ -108,9 +108,9 @@ class AcceleratorParams:
                 )
 
         require(
-            self.name != "" and all(c.isalnum() or c in "-_" for c in self.name),
+            self.name.isascii() and self.name.replace("-", "").replace("_", "").isalnum(),
             "name",
-            "letters, digits, '-' and '_'",
+            "ASCII letters, digits, '-' and '_'",
         )
         require(_is_power_of_two(self.lanes) and self.lanes <= 64, "lanes", "a power of two to 64")
         require(self.parser_bits in (1, 2, 4, 8, 16), "parser_bits", "1, 2, 4, 8 or 16")

@@ -14,6 +14,7 @@ __all__ = [
     "MAX_BITS",
     "STEP_LOG2_RANGE",
     "QuantizedTensor",
+    "check_step",
     "quantize",
 ]
 
@@ -27,6 +28,8 @@ MAX_BITS = 24
 """Widest quantised value: every 24-bit integer times a power of two is exact in float32."""
 STEP_LOG2_RANGE = (-64, 64)
 """Smallest and largest n of a step 2^-n."""
+
+_LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class QuantizedTensor:
     def __post_init__(self) -> None:
         if self.values.dtype != np.int32:
             raise QuantizationError(f"quantised values: found {self.values.dtype}, expected int32")
-        _check_step(self.step_log2, "quantised tensor")
+        check_step(self.step_log2, "quantised tensor")
         if self.dtype not in FLOAT_DTYPES:
             raise QuantizationError(
                 f"quantised tensor: found dtype {self.dtype!r}, "
@@ -73,11 +76,18 @@ class QuantizedTensor:
         return np.ldexp(self.values.astype(np.float64), -self.step_log2).astype(np.float32)
 
 
-def _check_step(step_log2: int, where: str) -> None:
+def check_step(step_log2: int, where: str) -> None:
+    """Refuse a step outside `STEP_LOG2_RANGE`; `where` begins the message.
+
+    Raises
+    ------
+    QuantizationError
+        The step is out of range.
+    """
     low, high = STEP_LOG2_RANGE
     if not low <= step_log2 <= high:
         raise QuantizationError(
-            f"{where}: found step 2^-({step_log2}), expected an exponent {low} to {high}"
+            f"{where}: found steps of 2^{-step_log2}, expected 2^-n with n from {low} to {high}"
         )
 
 
@@ -113,14 +123,15 @@ def quantize(
     ------
     QuantizationError
         A weight is NaN or infinite, or its integer needs more than `bits` bits; the message
-        names the tensor and the first such weight. Or `step_log2` or `bits` is out of range.
+        names the tensor and the first such weight. Or a weight rounds beyond the largest F16
+        number of an F16 tensor. Or `step_log2` or `bits` is out of range.
 
     Notes
     -----
     Source: arXiv 2504.16968, where n = 8.
     """
     weights = np.asarray(array)
-    _check_step(step_log2, f"tensor {name!r}")
+    check_step(step_log2, f"tensor {name!r}")
     if not 2 <= bits <= MAX_BITS:
         raise QuantizationError(f"tensor {name!r}: found {bits} bits, expected 2 to {MAX_BITS}")
     # float64 holds every float32 times a power of two, so that nothing but rint rounds.
@@ -134,7 +145,14 @@ def quantize(
         if not np.isfinite(weight):
             raise QuantizationError(f"{place}, expected a finite number")
         raise QuantizationError(
-            f"{place}, which is {scaled[index]:.0f} steps of 2^-{step_log2}; "
+            f"{place}, which is {scaled[index]:.0f} steps of 2^{-step_log2}; "
             f"expected {low} to {high} ({bits} bits)"
         )
+    if dtype == "F16" and scaled.size:
+        largest = float(np.abs(np.ldexp(scaled, -step_log2)).max())
+        if largest > _LARGEST_F16:
+            raise QuantizationError(
+                f"tensor {name!r}: rounds to {largest:g} in steps of 2^{-step_log2}, expected at "
+                f"most the largest F16 number, {_LARGEST_F16:g}"
+            )
     return QuantizedTensor(scaled.astype(np.int32), step_log2, dtype)

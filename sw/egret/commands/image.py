@@ -21,12 +21,17 @@ def _configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from egret.errors import CapacityError, EgretError
     from egret.files import write_bytes
     from egret.image import build_image
     from egret.network import IntegerNetwork
 
     params = chosen_params(arguments)
-    image = build_image(IntegerNetwork.load(arguments.file), params, emit=arguments.emit)
+    network = IntegerNetwork.load(arguments.file)
+    try:
+        image = build_image(network, params, emit=arguments.emit)
+    except CapacityError as error:
+        raise EgretError(f"{arguments.file}: layer {error}") from error
     write_bytes(arguments.output, image.data)
     print(f"{arguments.output}: {len(image.data)} bytes for {params.name}")
     for packet in image.packets:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from egret.command import Command
+from egret.command import Command, refuse_same_file
 from egret.errors import EgretError
 
 __all__ = ["command"]
@@ -78,6 +78,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from egret.packing import pack
     from egret.progress import Progress
 
+    refuse_same_file(arguments.input, arguments.output)
     tensors = read_checkpoint(arguments.input)
     try:
         pack(

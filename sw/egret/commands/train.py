@@ -71,6 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise EgretError("--model and --data belong together: give both or neither")
     if (arguments.recipe is None) == (arguments.model is None):
         raise EgretError("name either a recipe (digits) or --model and --data")
+    from egret.quantize import check_step
     from egret.recipes import digits
     from egret.training import (
         TrainingOptions,
@@ -82,6 +83,9 @@ def _run(arguments: argparse.Namespace) -> None:
         train,
     )
 
+    check_step(arguments.step_log2, "--step-log2")
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise EgretError(f"{arguments.output}: found a file, expected a folder to write to")
     chosen = {
         name: value
         for name in ("lam", "epochs", "final_epochs", "batch_size", "learning_rate", "seed")

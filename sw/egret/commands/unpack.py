@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from egret.command import Command
+from egret.command import Command, refuse_same_file
 
 __all__ = ["command"]
 
@@ -27,6 +27,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from egret.container import read_container
     from egret.progress import Progress
 
+    refuse_same_file(arguments.input, arguments.output)
     container = read_container(arguments.input)
     progress = Progress("unpacking")
     tensors = {}
