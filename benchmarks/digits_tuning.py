@@ -28,7 +28,6 @@ FIRST_SEED = 20
 EPOCHS = (300, 600)
 LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 LAMBDAS = (0.0, 7.5, 10.0)
-SMOOTHING = (0.0, 0.05)
 FINAL_SHARE = 10
 """The last tenth of the epochs runs without the rate term."""
 
@@ -42,11 +41,8 @@ def grid() -> list[TrainingOptions]:
             learning_rate=rate,
             lam=lam,
             eps=0.1,
-            label_smoothing=smoothing,
         )
-        for lam, smoothing, epochs, rate in itertools.product(
-            LAMBDAS, SMOOTHING, EPOCHS, LEARNING_RATES
-        )
+        for lam, epochs, rate in itertools.product(LAMBDAS, EPOCHS, LEARNING_RATES)
     ]
 
 
@@ -76,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once (1)")
     parsed = parser.parse_args(arguments)
-    print("  lambda smoothed  epochs  step size  wrong (by fold)        bits/weight (largest)")
+    print("  lambda  epochs  step size  wrong (by fold)        bits/weight (largest)")
     settings = grid()
     options, numbers = zip(
         *(
@@ -91,9 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for setting in settings:
             wrong, bits = np.array(list(itertools.islice(results, FOLDS))).T
             folds = ", ".join(f"{errors:.0f}" for errors in wrong)
-            epochs = setting.epochs + setting.final_epochs
             print(
-                f"{setting.lam:8g}{setting.label_smoothing:9g}{epochs:8d}"
+                f"{setting.lam:8g}{setting.epochs + setting.final_epochs:8d}"
                 f"{setting.learning_rate:11g}{wrong.sum():7.0f} ({folds})"
                 f"{bits.mean():12.2f} ({bits.max():.2f})",
                 flush=True,

@@ -107,7 +107,7 @@ def _configure_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path("build/demo"), help="folder for the results"
     )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: 0)")
+    parser.add_argument("--seed", type=int, help="seed of the training (default: the recipe's)")
     add_params_arguments(parser)
 
 

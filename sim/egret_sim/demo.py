@@ -23,7 +23,7 @@ from egret.ggd import estimate_scale, estimate_shape
 from egret.image import build_image
 from egret.network import IntegerNetwork
 from egret.params import AcceleratorParams
-from egret.recipes.digits import digits_options, load_digits_split, train_digits
+from egret.recipes.digits import DEFAULT_SEED, digits_options, load_digits_split, train_digits
 from egret.statistics import entropy_bits, fixed_length_bits, huffman_bits
 from egret.training import EpochRecord, TrainedModel, TrainingOptions, accuracy
 from egret.value_map import count_values
@@ -181,7 +181,9 @@ def _progress(done: int, total: int) -> None:
     print(f"  {done} of {total} images", file=sys.stderr, flush=True)
 
 
-def run_demo(folder: str | Path, *, seed: int = 0, params: AcceleratorParams) -> ReportData:
+def run_demo(
+    folder: str | Path, *, seed: int | None = None, params: AcceleratorParams
+) -> ReportData:
     """Run the chain and write everything it makes.
 
     Parameters
@@ -189,8 +191,8 @@ def run_demo(folder: str | Path, *, seed: int = 0, params: AcceleratorParams) ->
     folder : str or Path
         Receives `report.html`, `report.json`, `figures/`, the float weights, the packed files, the
         hardware image and the Verilog.
-    seed : int
-        Seed of the training.
+    seed : int, optional
+        Seed of the training; the recipe's when absent.
     params : AcceleratorParams
         The accelerator.
 
@@ -206,6 +208,7 @@ def run_demo(folder: str | Path, *, seed: int = 0, params: AcceleratorParams) ->
         model; in that case after the report has been written.
     """
     folder = Path(folder)
+    seed = DEFAULT_SEED if seed is None else seed
     began = time.monotonic()
     splits = load_digits_split()
     x, y = splits.test

@@ -72,8 +72,6 @@ class TrainingOptions:
         Samples per step.
     learning_rate : float
         Adam's step size at the start; it falls to 0 along half a cosine over all epochs.
-    label_smoothing : float
-        Share of the target probability that is spread evenly over all classes, 0 to below 1.
     weight_decay : float
         Decoupled weight decay (AdamW).
     lam : float
@@ -95,7 +93,6 @@ class TrainingOptions:
     final_epochs: int = 0
     batch_size: int = 64
     learning_rate: float = 2e-3
-    label_smoothing: float = 0.0
     weight_decay: float = 0.0
     lam: float = 0.0
     eps: float = DEFAULT_EPS
@@ -110,10 +107,6 @@ class TrainingOptions:
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise EgretError(
                 f"learning_rate: found {self.learning_rate}, expected a finite number above 0"
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise EgretError(
-                f"label_smoothing: found {self.label_smoothing}, expected 0 or more and below 1"
             )
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise EgretError(
@@ -130,7 +123,7 @@ class EpochRecord:
     epoch : int
         Number of the epoch, from 1.
     loss : float
-        Mean cross-entropy over the epoch's samples, in nats, smoothing included, the rate term not.
+        Mean cross-entropy over the epoch's samples, in nats, without the rate term.
     rate : float
         R, the mean of (|θ| + ε)^ν over the weights.
     nu : float
@@ -263,9 +256,7 @@ def _train(
         total = 0.0
         for batch in torch.randperm(len(x), generator=generator).split(options.batch_size):
             inputs = x[batch] if augment is None else augment(x[batch], generator)
-            loss = nn.functional.cross_entropy(
-                model(inputs), y[batch], label_smoothing=options.label_smoothing
-            )
+            loss = nn.functional.cross_entropy(model(inputs), y[batch])
             total += loss.item() * len(batch)
             optimizer.zero_grad()
             (loss + regularizer.loss() if charged else loss).backward()

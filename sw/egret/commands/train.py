@@ -45,7 +45,9 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder to write to")
     parser.add_argument("--model", metavar="MODULE:FACTORY", help="function that makes your model")
     parser.add_argument("--data", metavar="MODULE:FACTORY", help="function that loads your data")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (0)")
+    parser.add_argument(
+        "--seed", type=int, help="seed of everything random (the recipe's; 0 for your own model)"
+    )
     parser.add_argument(
         "--lam", type=float, help="weight of the rate term (the recipe's; 1 for your own model)"
     )
@@ -92,6 +94,7 @@ def _run(arguments: argparse.Namespace) -> None:
         if (value := getattr(arguments, name)) is not None
     }
     if arguments.recipe is not None:
+        chosen.setdefault("seed", digits.DEFAULT_SEED)
         options = dataclasses.replace(
             digits.digits_options(chosen.get("lam", digits.OPTIONS.lam)), **chosen
         )
