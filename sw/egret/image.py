@@ -17,7 +17,6 @@ from egret.errors import CapacityError
 from egret.image_format import (
     CODE_EG_K,
     DESCRIPTOR_BYTES,
-    ENTRY_BITS,
     FIELDS,
     IMAGE_MAGIC,
     IMAGE_VERSION,
@@ -154,7 +153,7 @@ def _choose_map(
         )
     table = rank_values(weights)
     candidates: list[
-        tuple[int, int, npt.NDArray[np.uint32], npt.NDArray[np.int32] | None, int]
+        tuple[float, int, npt.NDArray[np.uint32], npt.NDArray[np.int32] | None, int]
     ] = []
     for values, indices in ((table, to_indices(weights, table)), (None, _zigzag(weights))):
         entries = int(indices.max()) + 1
@@ -164,7 +163,8 @@ def _choose_map(
         chosen, bits = (
             best_order(histogram) if order is None else (order, code_bits(histogram, order))
         )
-        cost = bits + (0 if values is None else ENTRY_BITS * entries)
+        # In cycles: the codewords on the bus, and a map's entries, dealt to the lanes one a cycle.
+        cost = bits / params.bus_bits + (0 if values is None else entries)
         candidates.append((cost, chosen, indices, values, bits))
     if not candidates:
         raise CapacityError(
