@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from egret.network import IntegerLayer, IntegerNetwork
+from egret.quantize import QuantizedTensor
+
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(200)
 
 
@@ -131,3 +134,47 @@ def test_output_that_cannot_be_written(packed: Path, tmp_path: Path) -> None:
     line = refused("unpack", packed, "-o", blocker / "out.safetensors")
     assert "file" in line
     assert blocker.read_text() == "not a folder"
+
+
+@pytest.mark.parametrize("command", ["pack", "unpack"])
+def test_output_over_the_input(command: str, packed: Path, tmp_path: Path) -> None:
+    source = tmp_path / "good.safetensors" if command == "pack" else packed
+    before = source.read_bytes()
+    assert "is the input" in refused(command, source, "-o", source)
+    assert source.read_bytes() == before
+
+
+def test_output_that_is_a_device(packed: Path) -> None:
+    assert "/dev/null: cannot write here" in refused("unpack", packed, "-o", "/dev/null")
+
+
+@pytest.mark.parametrize("option", ["--seed", "--count"])
+def test_number_below_its_range(option: str, tmp_path: Path) -> None:
+    network = tmp_path / "network.egret"
+    IntegerNetwork(
+        "one",
+        (
+            IntegerLayer(
+                name="layer",
+                weight=QuantizedTensor(np.eye(4, dtype=np.int32), 8),
+                bias=None,
+                input_scale=0.1,
+                output_scale=0.1,
+                multiplier=40_000,
+                shift=20,
+                relu=False,
+            ),
+        ),
+    ).save(network)
+    assert f"{option}: found -1" in refused("sim", network, f"{option}=-1")
+
+
+def test_name_that_no_verilog_tool_reads(tmp_path: Path) -> None:
+    config = tmp_path / "mine.json"
+    config.write_text(
+        '{"name": "\u00e9", "lanes": 2, "parser_bits": 4, "parser_cut": 4, "bus_bits": 32}',
+        encoding="utf-8",
+    )
+    line = refused("rtl", "--config", config, "-o", tmp_path / "out.v")
+    assert "parameter name" in line
+    assert "ASCII" in line
