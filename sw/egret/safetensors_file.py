@@ -9,10 +9,10 @@ changed between versions; here the same tensors give the same file always, and e
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,21 @@ from numpy.typing import NDArray
 from egret.errors import EgretError, FormatError
 from egret.files import atomic_path
 
-__all__ = ["DTYPE_BYTES", "RawTensor", "looks_like_safetensors", "parse", "write"]
+__all__ = [
+    "DTYPE_BYTES",
+    "Bytes",
+    "HeaderEntry",
+    "RawTensor",
+    "StreamedTensor",
+    "data_bytes",
+    "looks_like_safetensors",
+    "parse",
+    "parse_header",
+    "write",
+]
+
+Bytes = bytes | bytearray | memoryview | NDArray[Any]
+"""Contiguous memory; of an array, its elements' bytes."""
 
 DTYPE_BYTES = {
     "BOOL": 1,
@@ -72,6 +86,36 @@ def check_shape(shape: tuple[int, ...], where: str) -> int:
     return math.prod(shape)
 
 
+def data_bytes(dtype: str, shape: tuple[int, ...], where: str = "") -> int:
+    """Return the bytes of a tensor.
+
+    Parameters
+    ----------
+    dtype : str
+        Name of the dtype in safetensors.
+    shape : tuple of int
+        Shape.
+    where : str
+        Beginning of error messages.
+
+    Raises
+    ------
+    FormatError
+        The dtype is not one of `DTYPE_BYTES`, or the shape too large.
+    """
+    if dtype not in DTYPE_BYTES:
+        raise FormatError(f"{where}found dtype {dtype!r}, expected one of {', '.join(DTYPE_BYTES)}")
+    return check_shape(shape, f"{where}tensor") * DTYPE_BYTES[dtype]
+
+
+def _check_size(dtype: str, shape: tuple[int, ...], found: int, where: str = "") -> None:
+    expected = data_bytes(dtype, shape, where)
+    if found != expected:
+        raise FormatError(
+            f"{where}found {found} bytes for {dtype} of shape {list(shape)}, expected {expected}"
+        )
+
+
 @dataclass(frozen=True)
 class RawTensor:
     """A tensor as bytes.
@@ -96,16 +140,7 @@ class RawTensor:
     data: bytes | memoryview = field(repr=False)
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPE_BYTES:
-            raise FormatError(
-                f"found dtype {self.dtype!r}, expected one of {', '.join(DTYPE_BYTES)}"
-            )
-        expected = check_shape(self.shape, "tensor") * DTYPE_BYTES[self.dtype]
-        if len(self.data) != expected:
-            raise FormatError(
-                f"found {len(self.data)} bytes for {self.dtype} of shape {list(self.shape)}, "
-                f"expected {expected}"
-            )
+        _check_size(self.dtype, self.shape, len(self.data))
 
     @classmethod
     def from_array(cls, array: NDArray[Any], dtype: str | None = None) -> "RawTensor":
@@ -163,12 +198,97 @@ def _unique_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class HeaderEntry:
+    """What the header of a safetensors file says of one tensor.
+
+    Parameters
+    ----------
+    dtype : str
+        Name of the dtype, one of `DTYPE_BYTES`.
+    shape : tuple of int
+        Shape; empty for a scalar.
+    start, stop : int
+        First byte of its data, and the one after its last, from the beginning of the file.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+def parse_header(
+    data: bytes | memoryview, source: str | Path, file_bytes: int
+) -> dict[str, HeaderEntry]:
+    """Read the header of a safetensors file; of the tensors' bytes nothing is read.
+
+    Parameters
+    ----------
+    data : bytes or memoryview of bytes
+        The file's beginning, with at least the whole header unless the file itself is shorter.
+    source : str or Path
+        Name of the file, for error messages.
+    file_bytes : int
+        Bytes of the whole file.
+
+    Returns
+    -------
+    dict of str to HeaderEntry
+        The entries, in the header's order. Their bytes fill the file after the header, without
+        gaps or overlap.
+
+    Raises
+    ------
+    FormatError
+        Not a safetensors file, truncated or damaged.
+    """
+    view = memoryview(data)
+    if file_bytes == 0:
+        raise FormatError(f"{source}: the file is empty")
+    if not looks_like_safetensors(view):
+        raise FormatError(f"{source}: not a safetensors file")
+    start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
+    if start > file_bytes:
+        raise FormatError(
+            f"{source}: truncated: the header ends at byte {start}, the file has {file_bytes}"
+        )
+    try:
+        # `parse_constant` refuses NaN and Infinity, which are no JSON.
+        header = json.loads(
+            bytes(view[_LENGTH_BYTES:start]).decode("utf-8"),
+            object_pairs_hook=_unique_object,
+            parse_constant=_refuse_constant,
+        )
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{source}: the header is damaged: {error}") from error
+    header.pop("__metadata__", None)
+    entries = {
+        name: _check_entry(entry, start, f"{source}: {name!r}") for name, entry in header.items()
+    }
+    end = start
+    for name in sorted(entries, key=lambda name: (entries[name].start, entries[name].stop)):
+        entry = entries[name]
+        if entry.start != end:
+            raise FormatError(
+                f"{source}: {name!r}: the tensor starts at byte {entry.start - start}, "
+                f"expected {end - start}"
+            )
+        end = entry.stop
+    if end != file_bytes:
+        state = "truncated" if end > file_bytes else "damaged"
+        raise FormatError(
+            f"{source}: {state}: the tensors end at byte {end}, the file has {file_bytes}"
+        )
+    return entries
+
+
 def parse(data: bytes | memoryview, source: str | Path) -> dict[str, RawTensor]:
     """Read a safetensors file that lies in memory.
 
     Parameters
     ----------
-    data : bytes or memoryview
+    data : bytes or memoryview of bytes
         The whole file. The tensors are views of it.
     source : str or Path
         Name of the file, for error messages.
@@ -184,53 +304,17 @@ def parse(data: bytes | memoryview, source: str | Path) -> dict[str, RawTensor]:
         Not a safetensors file, truncated or damaged.
     """
     view = memoryview(data)
-    if len(view) == 0:
-        raise FormatError(f"{source}: the file is empty")
-    if not looks_like_safetensors(view):
-        raise FormatError(f"{source}: not a safetensors file")
-    start = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
-    if start > len(view):
-        raise FormatError(
-            f"{source}: truncated: the header ends at byte {start}, the file has {len(view)}"
-        )
-    try:
-        # `parse_constant` refuses NaN and Infinity, which are no JSON.
-        header = json.loads(
-            bytes(view[_LENGTH_BYTES:start]).decode("utf-8"),
-            object_pairs_hook=_unique_object,
-            parse_constant=_refuse_constant,
-        )
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{source}: the header is damaged: {error}") from error
-    header.pop("__metadata__", None)
-    places = {name: _check_entry(entry, f"{source}: {name!r}") for name, entry in header.items()}
-    end = 0
-    for name in sorted(places, key=lambda name: places[name][2:]):
-        _, _, first, last = places[name]
-        if first != end:
-            raise FormatError(
-                f"{source}: {name!r}: the tensor starts at byte {first}, expected {end}"
-            )
-        end = last
-    if start + end != len(view):
-        state = "truncated" if start + end > len(view) else "damaged"
-        raise FormatError(
-            f"{source}: {state}: the tensors end at byte {start + end}, the file has {len(view)}"
-        )
-    tensors = {}
-    for name, (dtype, shape, first, last) in places.items():
-        try:
-            tensors[name] = RawTensor(dtype, shape, view[start + first : start + last])
-        except FormatError as error:
-            raise FormatError(f"{source}: {name!r}: {error}") from error
-    return tensors
+    return {
+        name: RawTensor(entry.dtype, entry.shape, view[entry.start : entry.stop])
+        for name, entry in parse_header(view, source, len(view)).items()
+    }
 
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"found {text}")
 
 
-def _check_entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int]:
+def _check_entry(entry: Any, origin: int, where: str) -> HeaderEntry:
     keys = {"dtype", "shape", "data_offsets"}
     if not isinstance(entry, dict) or set(entry) != keys:
         raise FormatError(f"{where}: damaged header entry, expected {', '.join(sorted(keys))}")
@@ -243,45 +327,105 @@ def _check_entry(entry: Any, where: str) -> tuple[str, tuple[int, ...], int, int
         raise FormatError(f"{where}: damaged header entry: dtype {dtype!r}, shape {shape!r}")
     if not are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(f"{where}: damaged header entry: data_offsets {offsets!r}")
-    return dtype, tuple(shape), offsets[0], offsets[1]
+    _check_size(dtype, tuple(shape), offsets[1] - offsets[0], f"{where}: ")
+    return HeaderEntry(dtype, tuple(shape), origin + offsets[0], origin + offsets[1])
 
 
-def write(path: str | Path, tensors: Mapping[str, RawTensor]) -> None:
+@dataclass(frozen=True)
+class StreamedTensor:
+    """A tensor whose bytes are made while it is written.
+
+    Parameters
+    ----------
+    dtype : str
+        Name of the dtype, one of `DTYPE_BYTES`.
+    shape : tuple of int
+        Shape; empty for a scalar.
+    blocks : Callable
+        Called once, when the tensor's turn has come; gives its bytes in order, as many blocks
+        as it likes.
+
+    Raises
+    ------
+    FormatError
+        The dtype is not known, or the shape too large.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    blocks: Callable[[], Iterable[Bytes]] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        data_bytes(self.dtype, self.shape)
+
+
+def write(
+    path: str | Path,
+    tensors: Mapping[str, RawTensor | StreamedTensor],
+    *,
+    last: Sequence[str] = (),
+) -> None:
     """Write a safetensors file; equal tensors give equal bytes.
 
     Parameters
     ----------
     path : str or Path
         File to write.
-    tensors : Mapping of str to RawTensor
-        The tensors, in any order: wide dtypes come first in the file, then names decide.
+    tensors : Mapping of str to RawTensor or StreamedTensor
+        The tensors, in any order: wide dtypes come first in the file, then names decide. A
+        streamed one is asked for its blocks when everything before it has been written.
+    last : sequence of str
+        Names of tensors to put behind all others, in this order.
 
     Raises
     ------
     EgretError
-        The file cannot be written, or a name is not Unicode text or reserved by safetensors.
+        The file cannot be written, a name is not Unicode text or reserved by safetensors, or the
+        blocks of a streamed tensor do not have the bytes of its dtype and shape.
     """
+    order = {name: number for number, name in enumerate(last, 1)}
+    names = sorted(
+        tensors,
+        key=lambda name: (
+            (order[name], 0, "") if name in order else (0, -DTYPE_BYTES[tensors[name].dtype], name)
+        ),
+    )
     header = {}
     end = 0
-    names = sorted(tensors, key=lambda name: (-DTYPE_BYTES[tensors[name].dtype], name))
     for name in names:
         tensor = tensors[name]
         if name == "__metadata__" or not is_text(name):
             raise EgretError(f"{path}: tensor {name!r}: safetensors cannot hold this name")
+        size = data_bytes(tensor.dtype, tensor.shape)
         header[name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [end, end + len(tensor.data)],
+            "data_offsets": [end, end + size],
         }
-        end += len(tensor.data)
+        end += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     # Spaces, so that the tensors start at a multiple of eight.
     text += b" " * (-len(text) % 8)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(_LENGTH_BYTES, "little"))
-        file.write(text)
+        _write_block(file, len(text).to_bytes(_LENGTH_BYTES, "little") + text, path)
         for name in names:
-            file.write(tensors[name].data)
+            tensor = tensors[name]
+            blocks = (tensor.data,) if isinstance(tensor, RawTensor) else tensor.blocks()
+            written = sum(_write_block(file, block, path) for block in blocks)
+            expected = data_bytes(tensor.dtype, tensor.shape)
+            if written != expected:
+                raise EgretError(
+                    f"{path}: tensor {name!r}: found {written} bytes, expected {expected}"
+                )
+
+
+def _write_block(file: BinaryIO, block: Bytes, path: str | Path) -> int:
+    data = np.frombuffer(block, np.uint8)
+    try:
+        file.write(data.data)
+    except OSError as error:
+        raise EgretError(f"{path}: cannot write this file: {error.strerror}") from error
+    return data.size
 
 
 def is_text(name: str) -> bool:
