@@ -510,7 +510,7 @@ def _read_records(
     records: dict[str, Record] = {}
     names: list[str] = []
     previous = b""
-    elements = 0
+    elements = name_bytes = 0
     for number in _counted(count, fields):
         kind = fields.number(1)
         shared = fields.varint()
@@ -521,6 +521,9 @@ def _read_records(
         if number > 0 and encoded <= previous:
             raise BadFile("the names do not ascend")
         previous = encoded
+        name_bytes += len(encoded)
+        if name_bytes > 2**26:
+            raise BadFile("the names are too long together")
         try:
             name = encoded.decode("utf-8")
         except UnicodeDecodeError:
