@@ -185,3 +185,14 @@ def test_finest_step_of_zeros_and_of_half_precision() -> None:
     assert finest_step(0.0, 65504.0, 2, "F32", name="w") == -16
     with pytest.raises(QuantizationError, match=r"'w': weight \[0, 1\] is inf"):
         extremes(np.array([[1, np.inf]], np.float16), "F16", name="w")
+
+
+def test_values_that_are_given_must_fit_their_dtype() -> None:
+    values = np.array([0, 200], np.int32)
+    for dtype in ("F32", "BF16", "F16", "U8"):
+        found = quantize_words(values, dtype, 0, bits=24, name="w")
+        assert found.tolist() == [0, 200], dtype
+    with pytest.raises(QuantizationError, match=r"\[1\] is 200, expected -128 to 127 \(I8\)"):
+        quantize_words(values, "I8", 0, bits=24, name="w")
+    with pytest.raises(QuantizationError, match=r"\[1\] is 200, which rounds to 204800 in"):
+        quantize_words(values, "F16", -10, bits=24, name="w")

@@ -8,7 +8,32 @@ from pathlib import Path
 
 from egret.errors import EgretError
 
-__all__ = ["atomic_path", "write_bytes", "write_text"]
+__all__ = ["atomic_path", "checked_target", "write_bytes", "write_text"]
+
+
+def checked_target(target: str | Path) -> Path:
+    """Return the file that writing to `target` makes or replaces, and make its folder.
+
+    Parameters
+    ----------
+    target : str or Path
+        Name of the output. A link is followed, so that it is written through and not replaced.
+
+    Raises
+    ------
+    EgretError
+        The folder cannot be created, or the target is a folder or a device.
+    """
+    target = Path(target).resolve() if Path(target).is_symlink() else Path(target)
+    if target.name == "" or (target.exists() and not target.is_file()):
+        raise EgretError(
+            f"{target}: cannot write here: found no regular file, expected a file name"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EgretError(f"{target}: cannot write here: {error.strerror}") from error
+    return target
 
 
 @contextmanager
@@ -30,14 +55,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     EgretError
         The folder cannot be created or written to, or the target is a folder or a device.
     """
-    # A link is written through, not replaced.
-    target = Path(target).resolve() if Path(target).is_symlink() else Path(target)
-    if target.name == "" or (target.exists() and not target.is_file()):
-        raise EgretError(
-            f"{target}: cannot write here: found no regular file, expected a file name"
-        )
+    target = checked_target(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
         raise EgretError(f"{target}: cannot write here: {error.strerror}") from error

@@ -241,7 +241,8 @@ def quantize_words(
     Parameters
     ----------
     words : ndarray, shape (count,)
-        Elements in C order: numbers, or for BF16 also its 16-bit words as uint16.
+        Elements in C order: floating numbers, or for BF16 also its 16-bit words as uint16. Of
+        signed integers, and of any of an integer dtype, each is its value already.
     dtype : str
         Dtype of the tensor, one of `CODED_DTYPES`.
     step_log2 : int
@@ -270,7 +271,8 @@ def quantize_words(
     low, high = value_limits(dtype, step_log2, bits)
     words = np.ascontiguousarray(words).reshape(-1)
     out = np.empty(words.size, np.int32)
-    if words.dtype.kind in "iu" and dtype != "BF16":
+    integers = words.dtype.kind == "i" or dtype in INTEGER_DTYPES
+    if integers:
         wrong = _copy(words, low, high, out)
     elif words.dtype.itemsize == 2:
         table = _table("BF16" if words.dtype.kind == "u" else "F16", step_log2, low, high)
@@ -281,34 +283,40 @@ def quantize_words(
         scale = words.dtype.type(math.ldexp(1.0, step_log2))
         wrong = _round(words, scale, words.dtype.type(low), words.dtype.type(high), out)
     if wrong:
-        numbers = _exact(words, dtype)
-        scaled = _scaled(numbers, step_log2)
+        numbers = words if integers else _exact(words, dtype)
+        scaled = numbers if integers else _scaled(numbers, step_log2)
         first = int(np.argmax(~((scaled >= low) & (scaled <= high))))
         where = np.unravel_index(start + first, words.shape if shape is None else shape)
-        found = f"{numbers[first]:g}" if dtype in FLOAT_DTYPES else f"{numbers[first]}"
+        found = f"{numbers[first]}" if integers else f"{numbers[first]:g}"
         _refuse(
             f"tensor {name!r}: weight {[int(i) for i in where]} is {found}",
             float(numbers[first]),
             float(scaled[first]),
+            dtype,
             step_log2,
             bits,
         )
     return out
 
 
-def _refuse(place: str, number: float, scaled: float, step_log2: int, bits: int) -> None:
+def _refuse(
+    place: str, number: float, scaled: float, dtype: str, step_log2: int, bits: int
+) -> None:
+    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if not math.isfinite(number):
         raise QuantizationError(f"{place}, expected a finite number")
-    low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
     if not low <= scaled <= high:
         raise QuantizationError(
             f"{place}, which is {scaled:.0f} steps of 2^{-step_log2}; "
             f"expected {low} to {high} ({bits} bits)"
         )
-    raise QuantizationError(
-        f"{place}, which rounds to {math.ldexp(scaled, -step_log2):g} in steps of 2^{-step_log2}; "
-        f"expected at most the largest F16 number, {_LARGEST_F16:g}"
-    )
+    if dtype == "F16":
+        raise QuantizationError(
+            f"{place}, which rounds to {math.ldexp(scaled, -step_log2):g} in steps of "
+            f"2^{-step_log2}; expected at most the largest F16 number, {_LARGEST_F16:g}"
+        )
+    low, high = _INTEGER_LIMITS[dtype]
+    raise QuantizationError(f"{place}, expected {low} to {high} ({dtype})")
 
 
 def extremes(
