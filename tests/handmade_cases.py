@@ -172,7 +172,7 @@ def _valid() -> dict[str, tuple[Container, dict[str, Tensor]]]:
             Container(
                 [
                     coded("", [0], []),
-                    coded("a", [2**30, 0, 2**30], [], chunk=1),
+                    coded("a", [2**29, 0, 2**30], [], chunk=1),
                     coded("b", [], ["010"], step=64),
                     raw("c", "F32", (), b"\0\0\xc0\x3f"),
                     raw("d", "C64", (3, 0), b""),
@@ -182,7 +182,7 @@ def _valid() -> dict[str, tuple[Container, dict[str, Tensor]]]:
             ),
             {
                 "": tensor((0,), []),
-                "a": tensor((2**30, 0, 2**30), []),
+                "a": tensor((2**29, 0, 2**30), []),
                 "b": tensor((), [-1], step=64),
                 "c": Tensor("F32", (), data=b"\0\0\xc0\x3f"),
                 "d": Tensor("C64", (3, 0), data=b""),

@@ -87,7 +87,11 @@ def _nearest_float(number: Fraction, dtype: str) -> bytes:
     """Round to the nearest, ties to even, beyond the largest to infinity."""
     fraction_bits, least, largest = _FLOATS[dtype]
     sign, magnitude = number < 0, abs(number)
-    exponent = max(least, magnitude.numerator.bit_length() - magnitude.denominator.bit_length() - 1)
+    exponent = least
+    if magnitude:
+        # Not above the number's own exponent, and at most one below it.
+        bits = magnitude.numerator.bit_length() - magnitude.denominator.bit_length()
+        exponent = max(least, bits - 1)
     while magnitude >= Fraction(2) ** (exponent + 1):
         exponent += 1
     # Units of the last place; Python rounds a Fraction to the nearest, ties to even. A carry
