@@ -14,12 +14,12 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 
-from egret.codec import code_bits
 from egret.compiler import compile_network
 from egret.container import read_container
 from egret.errors import EgretError
 from egret.files import atomic_path, write_bytes, write_text
 from egret.ggd import estimate_scale, estimate_shape
+from egret.golomb import golomb_bits
 from egret.image import build_image
 from egret.network import IntegerNetwork
 from egret.params import AcceleratorParams
@@ -90,7 +90,7 @@ def _network_size(label: str, network: IntegerNetwork, path: Path) -> NetworkSiz
         weights=network.weights,
         zeros=sum(int((layer.weight.values == 0).sum()) for layer in network.layers),
         fixed_length_bits=sum(map(fixed_length_bits, counts)),
-        exp_golomb_0_bits=sum(code_bits(count, 0) for count in counts),
+        exp_golomb_0_bits=sum(golomb_bits(count, 0) for count in counts),
         exp_golomb_bits=sum(
             container.record(layer.weight_name).code_bits for layer in network.layers
         ),

@@ -11,9 +11,9 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from egret.codec import best_order, code_bits, encode
 from egret.crc import crc32c
 from egret.errors import CapacityError
+from egret.golomb import best_order, encode_golomb, golomb_bits
 from egret.image_format import (
     CODE_EG_K,
     DESCRIPTOR_BYTES,
@@ -121,7 +121,7 @@ def _payload(
     width = params.parser_bits
     streams = []
     for rows in dealt:
-        code, bits = encode(indices[rows].ravel(), order)
+        code, bits = encode_golomb(indices[rows].ravel(), order)
         streams.append(np.unpackbits(code, count=bits))
     beats_per_slot = max(-(-stream.size // width) for stream in streams)
     beats = beats_per_slot * params.slots
@@ -161,7 +161,7 @@ def _choose_map(
             continue
         histogram = np.bincount(indices.ravel())
         chosen, bits = (
-            best_order(histogram) if order is None else (order, code_bits(histogram, order))
+            best_order(histogram) if order is None else (order, golomb_bits(histogram, order))
         )
         # In cycles: the codewords on the bus, and a map's entries, dealt to the lanes one a cycle.
         cost = bits / params.bus_bits + (0 if values is None else entries)

@@ -10,10 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from egret import safetensors_file
 from egret.checkpoint import read_bytes, read_checkpoint
-from egret.codec import best_order, code_bits
 from egret.container import RESERVED_PREFIX, read_container
 from egret.errors import EgretError
 from egret.ggd import estimate_shape
+from egret.golomb import best_order, golomb_bits
 from egret.packing import select_tensors
 from egret.progress import Progress
 from egret.quantize import DEFAULT_STEP_LOG2, MAX_BITS, QuantizedTensor, quantize
@@ -96,7 +96,7 @@ class TensorReport:
             step_log2=tensor.step_log2,
             order=chosen,
             fixed_length_bits=fixed_length_bits(counts),
-            exp_golomb_bits=code_bits(counts, chosen),
+            exp_golomb_bits=golomb_bits(counts, chosen),
             huffman_bits=huffman_bits(counts),
             entropy_bits=entropy_bits(counts),
         )

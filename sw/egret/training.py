@@ -15,10 +15,10 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from egret.codec import code_bits
 from egret.compiler import compile_network
 from egret.errors import EgretError
 from egret.files import atomic_path, write_text
+from egret.golomb import golomb_bits
 from egret.network import IntegerNetwork
 from egret.quantize import DEFAULT_STEP_LOG2, MAX_BITS, quantize
 from egret.rate import DEFAULT_EPS, RateRegularizer
@@ -315,7 +315,7 @@ def _bits_per_weight(model: nn.Module, names: tuple[str, ...]) -> float:
         weight = model.get_parameter(name).detach().to("cpu", torch.float64).numpy()
         values = quantize(weight, DEFAULT_STEP_LOG2, name=name, bits=MAX_BITS).values
         # The map lists the most frequent value first, so its counts are the indices' histogram.
-        bits += code_bits(count_values(values)[1], 0)
+        bits += golomb_bits(count_values(values)[1], 0)
         count += values.size
     return bits / count
 

@@ -1,0 +1,719 @@
+"""Choosing codebooks: which code, tables and value map take the fewest bits for given tensors.
+
+Costs are exact, those of the codebook itself included. A table's suffix bits are found by
+dynamic programming over the histogram: every class costs one bit for all symbols in it and beyond
+it, and its suffix bits for those in it, so that the best classes from a symbol on do not depend on
+those before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from egret.codebook import (
+    MAX_MEMBERS,
+    MAX_VALUE,
+    MIN_VALUE,
+    Codebook,
+    from_zigzag,
+    zigzag,
+)
+from egret.errors import EgretError
+from egret.params import MAX_ORDER
+from egret.prefix_code import MAX_CLASSES, MAX_TABLE_SUFFIX, PrefixCode
+
+__all__ = [
+    "CODE_NAMES",
+    "Codes",
+    "Plan",
+    "Statistics",
+    "parse_codes",
+    "plan",
+    "plan_shared",
+]
+
+CODE_NAMES = ("eg-k", "eg-run", "eg-table")
+"""The codes, simplest first."""
+
+# Below this share of zeros runs of them are not worth a codeword; above the other, always.
+_RUNS_FROM = 0.3
+_RUNS_ONLY = 0.75
+# Holes up to so many numbers that a set may include although they do not occur.
+_FILLS = (0, 1, 3, 7, 15, 31, 127)
+# Histograms over a wider span are made by sorting.
+_SPAN = 1 << 22
+# Tables: classes may begin anywhere below this, and at so many places in each octave above.
+_FINE = 64
+_PER_OCTAVE = 32
+_OCTAVE_SHIFT = 5
+_FINE_LOG2 = 6
+# Tensors whose codebook is a smaller share of their bits gain nothing from sharing it.
+_NEGLIGIBLE = 0.001
+_INFINITE = 1 << 62
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Codes that may be used.
+
+    Parameters
+    ----------
+    orders : tuple of int
+        Orders of plain exp-Golomb codes, ascending.
+    run : bool
+        Whether `eg-run` may be used.
+    table : bool
+        Whether `eg-table` may be used, in both forms.
+    """
+
+    orders: tuple[int, ...] = tuple(range(MAX_ORDER + 1))
+    run: bool = True
+    table: bool = True
+
+    AUTO: ClassVar["Codes"]
+
+
+Codes.AUTO = Codes()
+
+
+def parse_codes(codes: "str | Sequence[str] | Codes") -> Codes:
+    """Return the codes that a user names.
+
+    Parameters
+    ----------
+    codes : str, sequence of str, or Codes
+        "auto" for all, or names, in a string separated by commas: "eg-k", "eg-0" to "eg-7" for one
+        order, "eg-run", "eg-table".
+
+    Raises
+    ------
+    EgretError
+        A name is unknown, or there is none.
+    """
+    if isinstance(codes, Codes):
+        return codes
+    names = codes.split(",") if isinstance(codes, str) else codes
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise EgretError(f"codes: found {codes!r}, expected names such as 'auto' or 'eg-run'")
+    orders: set[int] = set()
+    run = table = False
+    for name in (name.strip() for name in names):
+        order = name.removeprefix("eg-")
+        if name == "auto":
+            return Codes.AUTO
+        if name == "eg-k":
+            orders |= set(Codes.AUTO.orders)
+        elif name == "eg-run":
+            run = True
+        elif name == "eg-table":
+            table = True
+        elif name != order and order.isascii() and order.isdigit() and int(order) <= MAX_ORDER:
+            orders.add(int(order))
+        else:
+            raise EgretError(
+                f"codes: found {name!r}, expected auto, {', '.join(CODE_NAMES)} or eg-0 to "
+                f"eg-{MAX_ORDER}"
+            )
+    if not (orders or run or table):
+        raise EgretError("codes: found none, expected at least one")
+    return Codes(tuple(sorted(orders)), run, table)
+
+
+@njit(cache=True, nogil=True)
+def _range(values: Any) -> Any:
+    low = high = values[0]
+    for value in values:
+        low = min(low, value)
+        high = max(high, value)
+    return low, high
+
+
+@njit(cache=True, nogil=True)
+def _count(values: Any, low: Any, chunk: Any, histogram: Any, runs: Any) -> Any:
+    """Count non-zero values and the runs of zeros in chunks; return the number of zeros."""
+    zeros = 0
+    for first in range(0, values.size, chunk):
+        start = first
+        stop = min(values.size, first + chunk)
+        for place in range(first, stop):
+            value = values[place]
+            if value != 0:
+                histogram[np.uint64(value - low)] += 1
+                runs[np.uint64(place - start)] += 1
+                zeros += place - start
+                start = place + 1
+        if start < stop:
+            runs[stop - start] += 1
+            zeros += stop - start
+    return zeros
+
+
+@njit(cache=True, nogil=True)
+def _count_runs(values: Any, chunk: Any, runs: Any) -> Any:
+    zeros = 0
+    for first in range(0, values.size, chunk):
+        start = first
+        stop = min(values.size, first + chunk)
+        for place in range(first, stop):
+            if values[place] != 0:
+                runs[place - start] += 1
+                zeros += place - start
+                start = place + 1
+        if start < stop:
+            runs[stop - start] += 1
+            zeros += stop - start
+    return zeros
+
+
+def _merge(
+    numbers: Sequence[NDArray[np.int64]], counts: Sequence[NDArray[np.int64]]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    distinct, places = np.unique(np.concatenate(numbers), return_inverse=True)
+    total = np.zeros(distinct.size, np.int64)
+    np.add.at(total, places, np.concatenate(counts))
+    return distinct, total
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """How often values and runs of zeros occur, in one tensor or several.
+
+    Parameters
+    ----------
+    numbers : ndarray of int64, shape (distinct,)
+        Zigzag numbers of the values that occur, ascending.
+    counts : ndarray of int64, shape (distinct,)
+        Their numbers of occurrences.
+    runs : ndarray of int64, shape (different runs,)
+        Lengths of runs before non-zero values, 0 among them, and at the end of chunks; ascending.
+    run_counts : ndarray of int64, shape (different runs,)
+        Their numbers of occurrences.
+    """
+
+    numbers: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    runs: NDArray[np.int64]
+    run_counts: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls) -> "Statistics":
+        """Return those of no values."""
+        none = np.empty(0, np.int64)
+        return cls(none, none, none, none)
+
+    @classmethod
+    def of(cls, values: NDArray[np.int32], chunk: int) -> "Statistics":
+        """Count values.
+
+        Parameters
+        ----------
+        values : ndarray of int32, any shape
+            Quantised weights in C order: a whole tensor, or a whole number of its chunks.
+        chunk : int
+            Weights in a chunk; runs end with it.
+
+        Raises
+        ------
+        EgretError
+            A value is outside the range that can be coded.
+        """
+        flat = np.ascontiguousarray(values).reshape(-1)
+        if flat.size == 0:
+            return cls.empty()
+        low, high = map(int, _range(flat))
+        if low < MIN_VALUE or high > MAX_VALUE:
+            raise EgretError(
+                f"found value {low if low < MIN_VALUE else high}, "
+                f"expected {MIN_VALUE} to {MAX_VALUE}"
+            )
+        runs = np.zeros(min(chunk, flat.size) + 1, np.int64)
+        if high - low < _SPAN:
+            reach = max(-low, high)
+            # Every value from -reach to reach, so that numbers alternate between two slices.
+            histogram = np.zeros(2 * reach + 1, np.int64)
+            zeros = _count(flat, -reach, chunk, histogram, runs)
+            histogram[reach] = zeros
+            by_number = np.empty(2 * reach + 1, np.int64)
+            by_number[::2] = histogram[reach:]
+            by_number[1::2] = histogram[:reach][::-1]
+            numbers = np.flatnonzero(by_number)
+            counts = by_number[numbers]
+        else:
+            _count_runs(flat, chunk, runs)
+            distinct, counts = np.unique(flat, return_counts=True)
+            order = np.argsort(zigzag(distinct))
+            numbers, counts = zigzag(distinct)[order], counts[order].astype(np.int64)
+        used = np.flatnonzero(runs)
+        return cls(numbers, counts, used, runs[used])
+
+    def __add__(self, other: "Statistics") -> "Statistics":
+        """Return the statistics of both together."""
+        numbers, counts = _merge((self.numbers, other.numbers), (self.counts, other.counts))
+        runs, run_counts = _merge((self.runs, other.runs), (self.run_counts, other.run_counts))
+        return Statistics(numbers, counts, runs, run_counts)
+
+    @property
+    def weights(self) -> int:
+        """Number of values."""
+        return int(self.counts.sum())
+
+    @property
+    def zeros(self) -> int:
+        """Number of values that are 0."""
+        return int(self.counts[0]) if self.numbers.size and self.numbers[0] == 0 else 0
+
+    @property
+    def distinct(self) -> NDArray[np.int32]:
+        """The values that occur, by ascending zigzag number: shape (distinct,), int32."""
+        return from_zigzag(self.numbers)
+
+
+@njit(cache=True, nogil=True)
+def _length(number: Any) -> Any:
+    """Return the length of a whole number in binary."""
+    bits = 0
+    while number > 0:
+        number >>= 1
+        bits += 1
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _golomb_length(symbol: Any, order: Any) -> Any:
+    return 2 * _length(symbol + (1 << order)) - 1 - order
+
+
+@njit(cache=True, nogil=True)
+def _golomb_bits(symbols: Any, counts: Any) -> Any:
+    """Return the bits of ascending symbols in the exp-Golomb codes of orders 0 to 7."""
+    bits = np.zeros(8, np.int64)
+    for order in range(8):
+        length = order + 1
+        end = 1 << order
+        for place in range(symbols.size):
+            while symbols[place] >= end:
+                length += 2
+                end += 1 << ((length + order - 1) // 2)
+            bits[order] += counts[place] * length
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _slot(place: Any) -> Any:
+    """Return the number of a place where a class may begin, -1 for another place."""
+    if place < _FINE:
+        return place
+    octave = _length(place) - 1
+    step = octave - _OCTAVE_SHIFT
+    if (place >> step) << step != place:
+        return -1
+    return _FINE + (octave - _FINE_LOG2) * _PER_OCTAVE + (place >> step) - _PER_OCTAVE
+
+
+@njit(cache=True, nogil=True)
+def _place(slot: Any) -> Any:
+    if slot < _FINE:
+        return slot
+    octave = (slot - _FINE) // _PER_OCTAVE + _FINE_LOG2
+    return ((slot - _FINE) % _PER_OCTAVE + _PER_OCTAVE) << (octave - _OCTAVE_SHIFT)
+
+
+@njit(cache=True, nogil=True)
+def _table(symbols: Any, counts: Any, layers: Any) -> Any:
+    """Find the suffix bits with the fewest code bits, of any number of classes or of `layers`.
+
+    `layers` is 1 for any number. Symbols ascend.
+    """
+    end = symbols[symbols.size - 1] + 1
+    slots = 0
+    while _place(slots) < end:
+        slots += 1
+    # Occurrences from each place on.
+    beyond = np.zeros(slots + 1, np.int64)
+    item = symbols.size - 1
+    for slot in range(slots - 1, -1, -1):
+        total = beyond[slot + 1]
+        while item >= 0 and symbols[item] >= _place(slot):
+            total += counts[item]
+            item -= 1
+        beyond[slot] = total
+    best = np.full((layers, slots), _INFINITE, np.int64)
+    chosen = np.zeros((layers, slots), np.int64)
+    for layer in range(layers - 1, -1, -1):
+        following = 0 if layers == 1 else layer + 1
+        for slot in range(slots - 1, -1, -1):
+            place = _place(slot)
+            for suffix in range(MAX_TABLE_SUFFIX + 1):
+                after = place + (1 << suffix)
+                if after >= end:
+                    bits = suffix * beyond[slot]
+                    if bits < best[layer, slot]:
+                        best[layer, slot] = bits
+                        chosen[layer, slot] = suffix
+                    break
+                if layers > 1 and following == layers:
+                    continue
+                target = _slot(after)
+                if target < 0 or best[following, target] >= _INFINITE:
+                    continue
+                bits = (
+                    beyond[slot]
+                    + suffix * (beyond[slot] - beyond[target])
+                    + best[following, target]
+                )
+                if bits < best[layer, slot]:
+                    best[layer, slot] = bits
+                    chosen[layer, slot] = suffix
+    suffix_bits = np.empty(slots + 1, np.int64)
+    classes = 0
+    layer = 0
+    place = 0
+    while place < end:
+        suffix = chosen[layer, _slot(place)]
+        suffix_bits[classes] = suffix
+        classes += 1
+        place += 1 << suffix
+        layer = 0 if layers == 1 else layer + 1
+    return best[0, 0], suffix_bits[:classes]
+
+
+def _best_table(
+    symbols: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[int, PrefixCode, int]:
+    """Return code bits, the table and the bits that it takes itself."""
+    if symbols.size == 0:
+        code = PrefixCode.table((0,))
+        return 0, code, 2
+    bits, suffix_bits = _table(symbols, counts, 1)
+    if suffix_bits.size > MAX_CLASSES:
+        bits, suffix_bits = _table(symbols, counts, MAX_CLASSES)
+    own = int(_table_bits(suffix_bits))
+    return int(bits), PrefixCode.table(tuple(suffix_bits.tolist())), own
+
+
+@njit(cache=True, nogil=True)
+def _table_bits(suffix_bits: Any) -> Any:
+    bits = _golomb_length(suffix_bits.size - 1, 0) + _golomb_length(suffix_bits[0], 0)
+    for place in range(1, suffix_bits.size):
+        change = suffix_bits[place] - suffix_bits[place - 1]
+        bits += _golomb_length(2 * change if change >= 0 else -2 * change - 1, 0)
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def _set_bits(members: Any) -> Any:
+    """Return the bits of a set of ascending numbers as the format writes it."""
+    gaps = np.zeros(8, np.int64)
+    runs = np.zeros(8, np.int64)
+    pairs = 0
+    end = 0
+    place = 0
+    while place < members.size:
+        start = members[place]
+        length = 1
+        while place + length < members.size and members[place + length] == start + length:
+            length += 1
+        for order in range(8):
+            gaps[order] += _golomb_length(start - end - (1 if pairs else 0), order)
+            runs[order] += _golomb_length(length - 1, order)
+        pairs += 1
+        end = start + length
+        place += length
+    return 6 + _golomb_length(pairs, 0) + gaps.min() + runs.min()
+
+
+@njit(cache=True, nogil=True)
+def _class_bits(ranks: Any, suffix_bits: Any) -> Any:
+    """Return the bits of the classes of a ranked map; `ranks` by ascending number."""
+    gaps = np.zeros(8, np.int64)
+    runs = np.zeros(8, np.int64)
+    first = 0
+    for number in range(suffix_bits.size):
+        size = 1 << suffix_bits[number]
+        if ranks.size - first <= size:
+            break
+        # Ranks from `first` on are what is left; those below `last` belong to this class.
+        last = first + size
+        found = 0
+        gap = 0
+        run = 0
+        pairs = 0
+        for place in range(ranks.size):
+            rank = ranks[place]
+            if rank < first:
+                continue
+            if rank < last:
+                if run == 0:
+                    for order in range(8):
+                        gaps[order] += _golomb_length(gap - (1 if pairs else 0), order)
+                    pairs += 1
+                    gap = 0
+                run += 1
+                found += 1
+                if found == size:
+                    break
+            else:
+                if run:
+                    for order in range(8):
+                        runs[order] += _golomb_length(run - 1, order)
+                    run = 0
+                gap += 1
+        for order in range(8):
+            runs[order] += _golomb_length(run - 1, order)
+        first = last
+    return 6 + gaps.min() + runs.min()
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """A code for levels, and what it costs."""
+
+    bits: int
+    own: int
+    code: PrefixCode
+    values: NDArray[np.int32] | None
+    kind: str
+
+    @property
+    def cost(self) -> int:
+        return self.bits + self.own
+
+
+def _filled(numbers: NDArray[np.int64], hole: int) -> NDArray[np.int64]:
+    """Return the numbers and every hole between them, or before them, that is short enough."""
+    gaps = np.diff(numbers, prepend=-1) - 1
+    short = np.flatnonzero((gaps > 0) & (gaps <= hole))
+    if short.size == 0:
+        return numbers
+    extra = [np.arange(numbers[i] - gaps[i], numbers[i]) for i in short.tolist()]
+    return np.sort(np.concatenate([numbers, *extra]))
+
+
+def _best_levels(
+    numbers: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    skip: int,
+    orders: Sequence[int],
+    table: bool,
+) -> _Levels | None:
+    """Find the cheapest code and map for numbers; exp-Golomb codes come before tables."""
+    found: list[_Levels] = []
+
+    def consider(
+        symbols: NDArray[np.int64],
+        weights: NDArray[np.int64],
+        kind: str,
+        own: int,
+        members: NDArray[np.int64] | None,
+        ranks: NDArray[np.int64] | None = None,
+    ) -> None:
+        options = []
+        if orders:
+            golomb = _golomb_bits(symbols, weights)
+            order = min(orders, key=lambda k: int(golomb[k]))
+            options.append((int(golomb[order]), PrefixCode.golomb(order), 3))
+        if table:
+            options.append(_best_table(symbols, weights))
+        for bits, code, code_bits in options:
+            if members is not None and members.size > code.symbols:
+                continue
+            extra = (
+                0
+                if ranks is None
+                else int(_class_bits(ranks, np.array(code.suffix_bits, np.int64)))
+            )
+            values = None if members is None else from_zigzag(members + skip)
+            found.append(_Levels(bits, 2 + own + code_bits + extra, code, values, kind))
+
+    consider(numbers, counts, "zigzag", 0, None)
+    if 0 < numbers.size <= MAX_MEMBERS:
+        before = None
+        for hole in _FILLS:
+            members = _filled(numbers, hole)
+            if members.size > MAX_MEMBERS or (before is not None and members.size == before):
+                continue
+            before = members.size
+            consider(
+                np.searchsorted(members, numbers), counts, "set", int(_set_bits(members)), members
+            )
+        order = np.argsort(-counts, kind="stable")
+        ranks = np.empty(numbers.size, np.int64)
+        ranks[order] = np.arange(numbers.size)
+        consider(
+            np.arange(numbers.size),
+            counts[order],
+            "ranked",
+            int(_set_bits(numbers)),
+            numbers[order],
+            ranks,
+        )
+    return min(found, key=lambda levels: levels.cost, default=None)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A codebook and its cost.
+
+    Parameters
+    ----------
+    book : Codebook
+        The codebook.
+    code_bits : int
+        Bits of the codewords alone.
+    book_bits : int
+        Bits of the codebook.
+    """
+
+    book: Codebook
+    code_bits: int
+    book_bits: int
+
+    @property
+    def cost(self) -> int:
+        """All bits together."""
+        return self.code_bits + self.book_bits
+
+
+def _book(levels: _Levels, run: PrefixCode | None = None, run_bits: int = 0) -> Plan:
+    book = Codebook(levels.code, run, levels.values, levels.kind)
+    return Plan(book, levels.bits + run_bits, book.map_bits + book.table_bits)
+
+
+def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
+    """Find the cheapest codebook, the simplest of equally cheap ones.
+
+    Parameters
+    ----------
+    statistics : Statistics
+        What is to be coded.
+    codes : Codes
+        Codes that may be used.
+
+    Returns
+    -------
+    Plan
+        Codebook and exact cost.
+    """
+    numbers, counts = statistics.numbers, statistics.counts
+    share = statistics.zeros / max(1, statistics.weights)
+    may_run = codes.run or codes.table
+    direct_only = share < _RUNS_FROM and (codes.table or bool(codes.orders))
+    run_only = share > _RUNS_ONLY and may_run and codes == Codes.AUTO
+    # Each option: bits with the codebook's, how simple the code is, the rest to make it.
+    options: list[tuple[int, int, _Levels, PrefixCode | None, int]] = []
+    if not run_only:
+        for orders, table in ((codes.orders, False), ((), codes.table)):
+            if orders or table:
+                levels = _best_levels(numbers, counts, 0, orders, table)
+                if levels is not None:
+                    options.append((levels.cost, 2 if table else 0, levels, None, 0))
+    if may_run and not direct_only:
+        first = 1 if statistics.zeros else 0
+        for orders, table in (
+            (tuple(range(MAX_ORDER + 1)) if codes.run else (), False),
+            ((), codes.table),
+        ):
+            if not (orders or table):
+                continue
+            levels = _best_levels(numbers[first:] - 1, counts[first:], 1, orders, table)
+            if levels is None:
+                continue
+            if table:
+                run_bits, run, own = _best_table(statistics.runs, statistics.run_counts)
+            else:
+                golomb = _golomb_bits(statistics.runs, statistics.run_counts)
+                order = int(np.argmin(golomb))
+                run_bits, run, own = int(golomb[order]), PrefixCode.golomb(order), 3
+            options.append((levels.cost + run_bits + own, 3 if table else 1, levels, run, run_bits))
+    _, _, levels, run_code, run_bits = min(options, key=lambda option: option[:2])
+    return _book(levels, run_code, run_bits)
+
+
+def plan_shared(
+    statistics: Sequence[Statistics], codes: Codes = Codes.AUTO
+) -> tuple[list[Codebook], list[int], list[int]]:
+    """Find codebooks for several tensors, shared where that is cheaper.
+
+    Tensors are ordered by the scale of their levels, and neighbours are joined as long as one
+    codebook for both takes fewer bits than two.
+
+    Parameters
+    ----------
+    statistics : sequence of Statistics
+        Those of each tensor.
+    codes : Codes
+        Codes that may be used.
+
+    Returns
+    -------
+    books : list of Codebook
+        The codebooks.
+    numbers : list of int
+        Number of each tensor's codebook.
+    code_bits : list of int
+        Bits of each tensor's codewords.
+    """
+    plans = [plan(one, codes) for one in statistics]
+    books: list[Codebook] = []
+    numbers = [0] * len(plans)
+    for is_run in (False, True):
+        form = replace(codes, orders=()) if is_run else replace(codes, run=False)
+        groups = [
+            ([place], one, own)
+            for place, (one, own) in enumerate(zip(statistics, plans, strict=True))
+            if own.book.is_run == is_run
+        ]
+        groups.sort(key=lambda group: _scale(group[1]))
+        joined: dict[tuple[int, int], tuple[Statistics, Plan]] = {}
+        while True:
+            best: tuple[int, int] | None = None
+            for place in range(len(groups) - 1):
+                (_, one, own), (_, other, others) = groups[place], groups[place + 1]
+                if (
+                    own.book_bits < _NEGLIGIBLE * own.cost
+                    and others.book_bits < _NEGLIGIBLE * others.cost
+                ):
+                    continue
+                pair = (id(one), id(other))
+                if pair not in joined:
+                    both = one + other
+                    joined[pair] = (both, plan(both, form))
+                gain = own.cost + others.cost - joined[pair][1].cost
+                if gain > 0 and (best is None or gain > best[0]):
+                    best = (gain, place)
+            if best is None:
+                break
+            left, right = groups[best[1]], groups[best[1] + 1]
+            groups[best[1] : best[1] + 2] = [
+                (left[0] + right[0], *joined[id(left[1]), id(right[1])])
+            ]
+        for members, _, own in groups:
+            for place in members:
+                numbers[place] = len(books)
+            books.append(own.book)
+    return (
+        books,
+        numbers,
+        [_bits(one, books[number]) for one, number in zip(statistics, numbers, strict=True)],
+    )
+
+
+def _scale(statistics: Statistics) -> float:
+    """Return the mean magnitude of the values that are not 0."""
+    counts = statistics.counts * (statistics.numbers > 0)
+    return float(np.dot(counts, statistics.numbers + 1)) / max(1, int(counts.sum()))
+
+
+def _bits(statistics: Statistics, book: Codebook) -> int:
+    """Return the bits of the codewords of everything counted."""
+    if book.run is None:
+        lengths = book.level.lengths(book.indices(statistics.distinct))
+        return int(np.dot(lengths, statistics.counts))
+    used = statistics.numbers > 0
+    levels = book.level.lengths(book.indices(statistics.distinct[used]))
+    runs = book.run.lengths(statistics.runs)
+    return int(np.dot(levels, statistics.counts[used]) + np.dot(runs, statistics.run_counts))
