@@ -1,89 +1,74 @@
 """The container (`.egret`): packed weights inside a safetensors file.
 
-Its layout is chapter 1 of docs/format.md; a test decodes files by a program written from that
+Its layout is chapter 1 of docs/format.md; a test reads files by a program written from that
 chapter alone.
 """
 
-import struct
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import itertools
+import math
+import mmap
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from egret import codec, safetensors_file
+from egret import codec, container_v1, safetensors_file
+from egret.codebook import Codebook
+from egret.container_index import (
+    BOOKS_NAME,
+    CODE_NAME,
+    CONTAINER_MAGIC,
+    CONTAINER_VERSION,
+    DTYPE_CODES,
+    INDEX_NAME,
+    NETWORK_NAME,
+    RESERVED_PREFIX,
+    AliasRecord,
+    CodedRecord,
+    RawRecord,
+    build_index,
+    index_version,
+    parse_index,
+)
 from egret.crc import crc32c
 from egret.errors import EgretError, FormatError
-from egret.params import MAX_ORDER
-from egret.quantize import FLOAT_DTYPES, STEP_LOG2_RANGE, QuantizedTensor
-from egret.safetensors_file import DTYPE_BYTES, RawTensor, check_shape, is_text
-from egret.value_map import count_values, from_indices, to_indices
+from egret.quantize import INTEGER_DTYPES, QuantizedTensor, value_limits
+from egret.safetensors_file import Bytes, RawTensor, StreamedTensor
 
 __all__ = [
     "CONTAINER_MAGIC",
     "CONTAINER_VERSION",
     "DTYPE_CODES",
     "INDEX_NAME",
+    "RESERVED_PREFIX",
+    "AliasRecord",
     "CodedRecord",
     "Container",
+    "RawEntry",
     "RawRecord",
     "RawTensor",
     "read_container",
     "write_container",
 ]
 
-CONTAINER_MAGIC = b"EGRT"
-CONTAINER_VERSION = 1
-
-RESERVED_PREFIX = "egret:"
-"""Names of the container's own tensors start so; no user's tensor may."""
-INDEX_NAME = RESERVED_PREFIX + "index"
-CODE_NAME = RESERVED_PREFIX + "code"
-MAPS_NAME = RESERVED_PREFIX + "maps"
-NETWORK_NAME = RESERVED_PREFIX + "network"
-
-DTYPE_CODES = {
-    "F32": 0,
-    "F16": 1,
-    "BF16": 2,
-    "F64": 3,
-    "I8": 4,
-    "U8": 5,
-    "I16": 6,
-    "U16": 7,
-    "I32": 8,
-    "U32": 9,
-    "I64": 10,
-    "U64": 11,
-    "BOOL": 12,
-    "F8_E4M3": 13,
-    "F8_E5M2": 14,
-    "C64": 15,
-}
-"""Number of each dtype in a record of the index."""
-_DTYPE_NAMES = {code: name for name, code in DTYPE_CODES.items()}
-
-_KIND_RAW = 0
-_KIND_CODED = 1
-_FLAG_NETWORK = 1
-
-# magic, version, flags, tensors, network bytes, network CRC
-_HEAD = struct.Struct("<4sHHIII")
-# kind, dtype, dimensions, name bytes
-_RECORD = struct.Struct("<BBBH")
-_SIZE = struct.Struct("<Q")
-_CRC = struct.Struct("<I")
-# step exponent, order, map width, map entries, code bits, map CRC
-_CODED = struct.Struct("<bBBIQI")
-_MAX_NAME_BYTES = 0xFFFF
-_MAX_MAP_WIDTH = 32
+# Chunks that `verify` holds decoded at a time.
+_VERIFY_CHUNKS = 128
+# Codebooks kept after their use; each may have a map of megabytes.
+_KEPT_BOOKS = 16
 
 
 @dataclass(frozen=True)
-class RawRecord:
-    """What the index says of a tensor that is stored as it was.
+class RawEntry:
+    """A tensor to be stored as it is.
 
     Parameters
     ----------
@@ -92,473 +77,526 @@ class RawRecord:
     dtype : str
         Dtype, as safetensors names it.
     shape : tuple of int
-        Shape.
-    crc : int
-        CRC-32C of its bytes.
+        Shape; empty for a scalar.
+    blocks : Callable
+        Called once, when the tensor is written; gives its bytes in order, as many blocks as it
+        likes.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    crc: int
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of the tensor."""
-        return self.size * DTYPE_BYTES[self.dtype]
-
-
-@dataclass(frozen=True)
-class CodedRecord:
-    """What the index says of a coded tensor.
-
-    Parameters
-    ----------
-    name : str
-        Name of the tensor.
-    dtype : str
-        Dtype of the original tensor.
-    shape : tuple of int
-        Shape.
-    crc : int
-        CRC-32C of its codewords' bytes.
-    step_log2 : int
-        n of the step 2^-n.
-    order : int
-        k of the exp-Golomb code.
-    map_width : int
-        Bits of an entry of the value map, two's complement.
-    map_entries : int
-        Entries of the value map: the number of distinct values.
-    code_bits : int
-        Bits of the codewords alone.
-    map_crc : int
-        CRC-32C of the value map's bytes.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    crc: int
-    step_log2: int
-    order: int
-    map_width: int
-    map_entries: int
-    code_bits: int
-    map_crc: int
-
-    @property
-    def size(self) -> int:
-        """Number of weights."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def code_bytes(self) -> int:
-        """Bytes of the codewords, the last one filled up."""
-        return (self.code_bits + 7) // 8
-
-    @property
-    def map_bytes(self) -> int:
-        """Bytes of the value map, the last one filled up."""
-        return (self.map_entries * self.map_width + 7) // 8
-
-
-def _pack_map(table: NDArray[np.int32]) -> tuple[bytes, int]:
-    """Write a value map with as few bits for each entry as hold them all."""
-    ends = (int(table.min()), int(table.max())) if table.size else (0, 0)
-    width = 1 + max((value if value >= 0 else ~value).bit_length() for value in ends)
-    bits = np.unpackbits(table.astype(">i4").view(np.uint8)).reshape(-1, 32)
-    return np.packbits(bits[:, 32 - width :]).tobytes(), width
-
-
-def _unpack_map(data: memoryview, entries: int, width: int) -> NDArray[np.int32]:
-    stored = np.unpackbits(np.frombuffer(data, np.uint8))
-    if stored[entries * width :].any():
-        raise FormatError("the value map is not filled up with zero bits")
-    bits = stored[: entries * width].reshape(entries, width)
-    signs = np.repeat(bits[:, :1], 32 - width, axis=1)
-    table = np.packbits(np.concatenate((signs, bits), axis=1)).view(">i4").astype(np.int32)
-    if np.unique(table).size != entries:
-        raise FormatError("a value occurs twice in the value map")
-    return table
-
-
-def _check_name(name: str, path: str | Path) -> bytes:
-    if not is_text(name) or len(name.encode()) > _MAX_NAME_BYTES or name == "__metadata__":
-        raise EgretError(f"{path}: tensor {name[:80]!r}: a container cannot hold this name")
-    if name.startswith(RESERVED_PREFIX):
-        raise EgretError(
-            f"{path}: tensor {name!r}: names that start with {RESERVED_PREFIX!r} are reserved"
-        )
-    return name.encode()
+    blocks: Callable[[], Iterable[Bytes]] = field(repr=False)
 
 
 def write_container(
     path: str | Path,
-    coded: Mapping[str, QuantizedTensor],
-    raw: Mapping[str, RawTensor],
+    records: Sequence[CodedRecord | RawEntry | AliasRecord],
+    books: Sequence[bytes],
+    code: Iterable[Bytes],
     *,
     network: bytes | None = None,
-    order: int | None = None,
 ) -> None:
     """Write a container; equal arguments give equal bytes.
+
+    Code and raw tensors go to the file as they come, so that memory holds a block of them and the
+    index.
 
     Parameters
     ----------
     path : str or Path
         File to write.
-    coded : Mapping of str to QuantizedTensor
-        Tensors to code. Each is asked for once, so that the mapping may make them as needed.
-    raw : Mapping of str to RawTensor
-        Tensors to store as they are.
+    records : sequence of CodedRecord, RawEntry or AliasRecord
+        One for each tensor, ascending by the names' UTF-8 bytes.
+    books : sequence of bytes
+        The codebooks, by number: `egret.codebook.Codebook.data`.
+    code : iterable of bytes-like
+        The chunks of the coded tensors in the order of their records, in blocks of any size. It
+        is asked for them after the raw tensors have been written.
     network : bytes, optional
         Description of the network that the tensors belong to, stored as it is.
-    order : int, optional
-        k of the exp-Golomb code, 0 to `egret.params.MAX_ORDER`; the one with the fewest bits
-        for each tensor when absent.
 
     Raises
     ------
     EgretError
-        The file cannot be written; a name is reserved, too long or given twice; the order is
-        out of range; a tensor's shape is too large.
+        The file cannot be written; names are reserved, too long, given twice or not ascending;
+        a field of a record is out of its range; blocks do not have the bytes that the records
+        say.
     """
-    both = sorted(set(coded) & set(raw))
-    if both:
-        raise EgretError(f"{path}: tensor {both[0]!r} is given both coded and raw")
-    names = sorted((_check_name(name, path), name) for name in (*coded, *raw))
-    blob = network or b""
-    index = bytearray(
-        _HEAD.pack(
-            CONTAINER_MAGIC,
-            CONTAINER_VERSION,
-            _FLAG_NETWORK if network is not None else 0,
-            len(names),
-            len(blob),
-            crc32c(blob),
+    crcs: dict[str, int] = {}
+
+    def summed(entry: RawEntry) -> Iterator[Bytes]:
+        crc = 0
+        for block in entry.blocks():
+            crc = crc32c(block, crc)
+            yield block
+        crcs[entry.name] = crc
+
+    packed_books = b"".join(books)
+
+    def index() -> bytes:
+        return build_index(
+            [
+                RawRecord(entry.name, entry.dtype, entry.shape, crcs.get(entry.name, 0))
+                if isinstance(entry, RawEntry)
+                else entry
+                for entry in records
+            ],
+            [len(book) for book in books],
+            crc32c(packed_books),
+            None if network is None else crc32c(network),
+            path,
         )
-    )
-    codes = []
-    maps = []
-    for text, name in names:
-        tensor = coded[name] if name in coded else raw[name]
-        check_shape(tensor.shape, f"{path}: tensor {name!r}")
-        index += _RECORD.pack(
-            _KIND_CODED if name in coded else _KIND_RAW,
-            DTYPE_CODES[tensor.dtype],
-            len(tensor.shape),
-            len(text),
-        )
-        index += text
-        for size in tensor.shape:
-            index += _SIZE.pack(size)
-        if isinstance(tensor, RawTensor):
-            index += _CRC.pack(crc32c(tensor.data))
-            continue
-        table, counts = count_values(tensor.values)
-        chosen = codec.best_order(counts)[0] if order is None else order
-        code, bits = codec.encode(to_indices(tensor.values, table), chosen)
-        packed, width = _pack_map(table)
-        index += _CRC.pack(crc32c(code))
-        index += _CODED.pack(tensor.step_log2, chosen, width, table.size, bits, crc32c(packed))
-        codes.append(code.tobytes())
-        maps.append(packed)
-    index += _CRC.pack(crc32c(index))
-    own = {INDEX_NAME: bytes(index), CODE_NAME: b"".join(codes), MAPS_NAME: b"".join(maps)}
+
+    code_bytes = sum(record.code_bytes for record in records if isinstance(record, CodedRecord))
+    # The index stands last, since it holds the CRCs of what is written before it.
+    own: dict[str, RawTensor | StreamedTensor] = {
+        CODE_NAME: StreamedTensor("U8", (code_bytes,), lambda: code),
+        BOOKS_NAME: RawTensor("U8", (len(packed_books),), packed_books),
+    }
     if network is not None:
-        own[NETWORK_NAME] = blob
-    tensors = {name: RawTensor("U8", (len(data),), data) for name, data in own.items()}
-    safetensors_file.write(path, {**raw, **tensors})
+        own[NETWORK_NAME] = RawTensor("U8", (len(network),), network)
+    own[INDEX_NAME] = StreamedTensor("U8", (len(index()),), lambda: (index(),))
+    raw = {
+        entry.name: StreamedTensor(entry.dtype, entry.shape, partial(summed, entry))
+        for entry in records
+        if isinstance(entry, RawEntry)
+    }
+    safetensors_file.write(path, {**raw, **own}, last=tuple(own))
 
 
-class _Reader:
-    """Takes fields off the index; `FormatError` where it ends too soon."""
+class _Layout(Protocol):
+    """What a version's index says, and how its coded tensors are decoded.
 
-    def __init__(self, data: bytes, where: str) -> None:
-        self._data = data
-        self._where = where
-        self._place = 0
+    Errors come without the names of file and tensor.
+    """
 
-    def take(self, count: int) -> bytes:
-        taken = self._data[self._place : self._place + count]
-        if len(taken) != count:
-            raise FormatError(f"{self._where}: ends within a record")
-        self._place += count
-        return taken
+    records: list[RawRecord | CodedRecord | AliasRecord]
+    own: dict[str, int | None]
+    """Bytes of each of the container's own tensors; None where the index does not say."""
+    books_name: str
+    books: int
+    """Number of codebooks."""
+    network_crc: int | None
 
-    def fields(self, layout: struct.Struct) -> tuple[Any, ...]:
-        return layout.unpack(self.take(layout.size))
+    def attach(self, own: Mapping[str, memoryview]) -> None:
+        """Take the container's own tensors and check what has to be right at opening."""
 
-    def at_end(self) -> bool:
-        return self._place == len(self._data)
+    def book(self, number: int) -> Codebook | container_v1.Book:
+        """Return a codebook."""
+
+    def values(self, record: CodedRecord, first: int, last: int, threads: int) -> NDArray[np.int32]:
+        """Decode the chunks `first` to `last` - 1."""
 
 
-def _parse_index(
-    data: bytes, path: str | Path
-) -> tuple[list[RawRecord | CodedRecord], tuple[int, int] | None]:
-    """Return the records, and bytes and CRC of the network when there is one."""
-    where = f"{path}: index"
-    reader = _Reader(data[: -_CRC.size], where)
-    magic, version, flags, count, network_bytes, network_crc = reader.fields(_HEAD)
-    if magic != CONTAINER_MAGIC:
-        raise FormatError(f"{where}: found magic {magic!r}, expected {CONTAINER_MAGIC!r}")
-    if version != CONTAINER_VERSION:
-        raise FormatError(
-            f"{where}: found format version {version}, this Egret reads version {CONTAINER_VERSION}"
-        )
-    if crc32c(data[: -_CRC.size]) != _CRC.unpack(data[-_CRC.size :])[0]:
-        raise FormatError(f"{where}: damaged: its CRC does not match")
-    if flags & ~_FLAG_NETWORK or (not flags and (network_bytes or network_crc)):
-        raise FormatError(f"{where}: found flags {flags:#06x} that this Egret does not know")
-    records: list[RawRecord | CodedRecord] = []
-    previous = b""
-    for number in range(count):
-        kind, code, dimensions, length = reader.fields(_RECORD)
-        text = reader.take(length)
-        if records and text <= previous:
-            raise FormatError(f"{where}: record {number}: names are not in ascending order")
-        previous = text
+class _Version2:
+    """The present version."""
+
+    books_name = BOOKS_NAME
+
+    def __init__(self, index: memoryview, where: str) -> None:
+        parsed = parse_index(index, where)
+        self.records = list(parsed.records)
+        self.network_crc = parsed.network_crc
+        self._books_crc = parsed.books_crc
+        self.books = len(parsed.book_bytes)
+        self._book_ends = list(itertools.accumulate(parsed.book_bytes, initial=0))
+        self._code_starts = {}
+        end = 0
+        for record in self.records:
+            if isinstance(record, CodedRecord):
+                self._code_starts[record.name] = end
+                end += record.code_bytes
+        self.own: dict[str, int | None] = {
+            INDEX_NAME: len(index),
+            BOOKS_NAME: self._book_ends[-1],
+            CODE_NAME: end,
+        }
+        if self.network_crc is not None:
+            self.own[NETWORK_NAME] = None
+        self._kept: dict[int, Codebook] = {}
+        self._lock = Lock()
+
+    def attach(self, own: Mapping[str, memoryview]) -> None:
+        self._books = own[BOOKS_NAME]
+        self._code = own[CODE_NAME]
+        if crc32c(self._books) != self._books_crc:
+            raise FormatError("codebooks: damaged: their CRC does not match")
+
+    def book(self, number: int) -> Codebook:
+        if not 0 <= number < self.books:
+            raise EgretError(f"there is no codebook {number}")
+        with self._lock:
+            if number not in self._kept:
+                data = self._books[self._book_ends[number] : self._book_ends[number + 1]]
+                try:
+                    book = Codebook.from_bytes(bytes(data))
+                except FormatError as error:
+                    raise FormatError(f"codebook {number}: {error}") from error
+                if len(self._kept) == _KEPT_BOOKS:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[number] = book
+            return self._kept[number]
+
+    def values(self, record: CodedRecord, first: int, last: int, threads: int) -> NDArray[np.int32]:
+        book = self.book(record.book)
+        lengths = record.chunk_bytes
+        start = self._code_starts[record.name] + int(lengths[:first].sum())
+        ends = [start, *(start + np.cumsum(lengths[first:last])).tolist()]
+        _check_chunks(self._code, ends, record.crcs[first:last].tolist(), first, threads)
+        values = np.empty(min(last * record.chunk, record.size) - first * record.chunk, np.int32)
         try:
-            name = text.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise FormatError(f"{where}: record {number}: the name is not UTF-8") from error
-        place = f"{where}: tensor {name!r}"
-        if name.startswith(RESERVED_PREFIX):
-            raise FormatError(f"{place}: the name is reserved")
-        if code not in _DTYPE_NAMES:
-            raise FormatError(f"{place}: found dtype number {code}")
-        dtype = _DTYPE_NAMES[code]
-        shape = tuple(reader.fields(_SIZE)[0] for _ in range(dimensions))
-        check_shape(shape, place)
-        (crc,) = reader.fields(_CRC)
-        if kind == _KIND_RAW:
-            records.append(RawRecord(name, dtype, shape, crc))
-        elif kind == _KIND_CODED:
-            record = CodedRecord(name, dtype, shape, crc, *reader.fields(_CODED))
-            _check_coded(record, place)
-            records.append(record)
-        else:
-            raise FormatError(f"{place}: found kind {kind}, expected {_KIND_RAW} or {_KIND_CODED}")
-    if not reader.at_end():
-        raise FormatError(f"{where}: goes on after its last record")
-    return records, (network_bytes, network_crc) if flags else None
+            codec.decode(
+                self._code[start : ends[-1]],
+                record.bits[first:last],
+                book,
+                record.chunk,
+                values,
+                threads=threads,
+            )
+        except FormatError as error:
+            # The codec counts from the first chunk that it was given.
+            raise FormatError(f"from chunk {first} on: {error}" if first else f"{error}") from error
+        return values
 
 
-def _check_coded(record: CodedRecord, where: str) -> None:
-    low, high = STEP_LOG2_RANGE
-    checks = (
-        ("dtype", record.dtype, record.dtype in FLOAT_DTYPES, "a floating type"),
-        ("step exponent", record.step_log2, low <= record.step_log2 <= high, f"{low} to {high}"),
-        ("order", record.order, record.order <= MAX_ORDER, f"0 to {MAX_ORDER}"),
-        (
-            "map width",
-            record.map_width,
-            1 <= record.map_width <= _MAX_MAP_WIDTH,
-            f"1 to {_MAX_MAP_WIDTH}",
-        ),
-        (
-            "map entries",
-            record.map_entries,
-            min(1, record.size) <= record.map_entries <= record.size,
-            f"at most the {record.size} weights",
-        ),
-        (
-            "code bits",
-            record.code_bits,
-            record.size * (record.order + 1) <= record.code_bits
-            and (record.size > 0 or record.code_bits == 0),
-            f"at least {record.order + 1} for each of {record.size} weights",
-        ),
-    )
-    for field, found, ok, expected in checks:
-        if not ok:
-            raise FormatError(f"{where}: found {field} {found}, expected {expected}")
+def _check_chunks(
+    code: memoryview, ends: Sequence[int], crcs: Sequence[int], first: int, threads: int
+) -> None:
+    """Check the CRCs of chunks, number i from byte ends[i] to ends[i + 1]."""
+
+    def check(numbers: range) -> None:
+        for number in numbers:
+            if crc32c(code[ends[number] : ends[number + 1]]) != crcs[number]:
+                raise FormatError(f"chunk {first + number}: damaged: its CRC does not match")
+
+    if threads <= 1 or len(crcs) <= 1:
+        check(range(len(crcs)))
+        return
+    step = -(-len(crcs) // threads)
+    with ThreadPoolExecutor(threads) as pool:
+        for done in [
+            pool.submit(check, range(at, min(at + step, len(crcs))))
+            for at in range(0, len(crcs), step)
+        ]:
+            done.result()
+
+
+_LAYOUTS: dict[int, Callable[[memoryview, str], _Layout]] = {
+    container_v1.VERSION: container_v1.Layout,
+    CONTAINER_VERSION: _Version2,
+}
 
 
 class Container:
-    """A container that has been read and whose CRCs were right; made by `read_container`.
+    """A container, open for reading.
 
-    Coded tensors are decoded when they are asked for.
+    Opening it reads the header, the index and the codebooks. The tensors stay in the file until
+    they are asked for; then their CRCs are checked, those of the chunks that are decoded. Several
+    threads may read from one container.
 
     Parameters
     ----------
     path : str or Path
-        Name of the file, for error messages.
-    data : bytes
-        The whole file.
+        A `.egret` file, of this version or an earlier one.
+    data : bytes or memoryview of bytes, optional
+        The file's bytes. Without them the file is mapped into memory.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    file_bytes, index_bytes, books_bytes : int
+        Bytes of the whole file, of the index, and of the codebooks (in version 1 the value maps).
 
     Raises
     ------
     FormatError
-        Not a container, truncated, damaged, or of a version that this Egret does not read.
+        Not a container, truncated, of a version that this Egret does not read, or its index or
+        codebooks are damaged.
+    EgretError
+        The file does not exist or cannot be read.
     """
 
-    def __init__(self, path: str | Path, data: bytes) -> None:
+    def __init__(self, path: str | Path, data: bytes | memoryview | None = None) -> None:
         self.path = Path(path)
-        self.file_bytes = len(data)
-        tensors = safetensors_file.parse(data, path)
-        if INDEX_NAME not in tensors:
+        self._map: mmap.mmap | None = None
+        self._layout: _Layout | None = None
+        if data is None:
+            self._map = _map_file(path)
+        self._data = memoryview((self._map or b"") if data is None else data)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        path = self.path
+        self.file_bytes = len(self._data)
+        self._entries = safetensors_file.parse_header(self._data, path, self.file_bytes)
+        index = self._entries.get(INDEX_NAME)
+        if index is None:
             raise FormatError(
                 f"{path}: a safetensors file, but not an Egret container (`egret pack` makes one)"
             )
-        self.index_bytes = len(tensors[INDEX_NAME].data)
-        if self.index_bytes < _HEAD.size + _CRC.size:
-            raise FormatError(f"{path}: index: found {self.index_bytes} bytes, too few")
-        records, network = _parse_index(bytes(tensors[INDEX_NAME].data), path)
-        self._records = {record.name: record for record in records}
-        coded = [record for record in records if isinstance(record, CodedRecord)]
+        content = self._data[index.start : index.stop]
+        self.index_bytes = len(content)
+        where = f"{path}: index"
+        version = index_version(content, where)
+        if version not in _LAYOUTS:
+            raise FormatError(
+                f"{where}: found format version {version}, this Egret reads versions "
+                f"{' and '.join(map(str, _LAYOUTS))}"
+            )
+        layout = _LAYOUTS[version](content, where)
+        self._records: dict[str, RawRecord | CodedRecord] = {}
+        self._targets: dict[str, str] = {}
+        for record in layout.records:
+            if isinstance(record, AliasRecord):
+                self._targets[record.name] = record.target
+            else:
+                self._targets[record.name] = record.name
+                self._records[record.name] = record
+        self._check_header(layout)
         own = {
-            INDEX_NAME: self.index_bytes,
-            CODE_NAME: sum(record.code_bytes for record in coded),
-            MAPS_NAME: sum(record.map_bytes for record in coded),
+            name: self._data[self._entries[name].start : self._entries[name].stop]
+            for name in layout.own
         }
-        if network is not None:
-            own[NETWORK_NAME] = network[0]
-        expected: dict[str, tuple[str, tuple[int, ...]]] = {
-            name: ("U8", (count,)) for name, count in own.items()
-        }
-        for record in records:
-            if isinstance(record, RawRecord):
-                expected[record.name] = (record.dtype, record.shape)
-        for name in sorted(set(expected) ^ set(tensors)):
-            state = "is missing" if name in expected else "is not in the index"
-            raise FormatError(f"{path}: tensor {name!r} {state}")
-        for name, entry in expected.items():
-            found = (tensors[name].dtype, tensors[name].shape)
-            if found != entry:
+        self.books_bytes = len(own[layout.books_name])
+        try:
+            layout.attach(own)
+        except FormatError as error:
+            raise FormatError(f"{path}: {error}") from error
+        self._layout = layout
+
+    def _check_header(self, layout: _Layout) -> None:
+        """Hold names, dtypes and shapes of the safetensors header against the index."""
+        raw = {n: record for n, record in self._records.items() if isinstance(record, RawRecord)}
+        for name in sorted({*raw, *layout.own} ^ set(self._entries)):
+            state = "is not in the index" if name in self._entries else "is missing"
+            raise FormatError(f"{self.path}: tensor {name!r} {state}")
+        for name, entry in self._entries.items():
+            if name in raw:
+                expected = (raw[name].dtype, raw[name].shape)
+            else:
+                size = layout.own[name]
+                expected = ("U8", (entry.stop - entry.start if size is None else size,))
+            if (entry.dtype, entry.shape) != expected:
                 raise FormatError(
-                    f"{path}: tensor {name!r}: found {found[0]} of shape {list(found[1])}, "
-                    f"expected {entry[0]} of shape {list(entry[1])}"
+                    f"{self.path}: tensor {name!r}: found {entry.dtype} of shape "
+                    f"{list(entry.shape)}, expected {expected[0]} of shape {list(expected[1])}"
                 )
 
-        self.network: bytes | None = None
-        if network is not None:
-            self.network = bytes(tensors[NETWORK_NAME].data)
-            self._check_crc(self.network, network[1], "network")
-        self._codes: dict[str, memoryview] = {}
-        self._maps: dict[str, memoryview] = {}
-        codes, maps = memoryview(tensors[CODE_NAME].data), memoryview(tensors[MAPS_NAME].data)
-        for record in coded:
-            where = f"tensor {record.name!r}"
-            self._codes[record.name] = codes[: record.code_bytes]
-            self._maps[record.name] = maps[: record.map_bytes]
-            codes, maps = codes[record.code_bytes :], maps[record.map_bytes :]
-            self._check_crc(self._codes[record.name], record.crc, f"{where}: code")
-            self._check_crc(self._maps[record.name], record.map_crc, f"{where}: value map")
-        self._raw = {}
-        for record in records:
-            if isinstance(record, RawRecord):
-                self._check_crc(tensors[record.name].data, record.crc, f"tensor {record.name!r}")
-                self._raw[record.name] = tensors[record.name]
+    def __enter__(self) -> Self:
+        return self
 
-    def _check_crc(self, data: bytes | memoryview, crc: int, what: str) -> None:
-        if crc32c(data) != crc:
-            raise FormatError(f"{self.path}: {what}: damaged: its CRC does not match")
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file. What `raw` returned before stays valid."""
+        self._layout = None
+        self._data = memoryview(b"")
+        if self._map is not None:
+            # A raw tensor that is still in use keeps the file mapped until it is dropped.
+            with suppress(BufferError):
+                self._map.close()
+
+    def _opened(self) -> _Layout:
+        if self._layout is None:
+            raise EgretError(f"{self.path}: this container has been closed")
+        return self._layout
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of all tensors, ascending by their UTF-8 bytes."""
-        return tuple(self._records)
+        """Names of all tensors, aliases too, ascending by their UTF-8 bytes."""
+        return tuple(self._targets)
 
     @property
     def coded_names(self) -> tuple[str, ...]:
-        """Names of the coded tensors, ascending."""
-        return tuple(self._codes)
+        """Names of the coded tensors without aliases, ascending."""
+        return tuple(n for n, record in self._records.items() if isinstance(record, CodedRecord))
 
     @property
     def raw_names(self) -> tuple[str, ...]:
-        """Names of the tensors stored as they were, ascending."""
-        return tuple(self._raw)
+        """Names of the tensors stored as they were, without aliases, ascending."""
+        return tuple(n for n, record in self._records.items() if isinstance(record, RawRecord))
 
     @property
-    def coded_records(self) -> tuple[CodedRecord, ...]:
-        """Records of the coded tensors, ascending by name."""
-        return tuple(self.record(name) for name in self._codes)
+    def network(self) -> bytes | None:
+        """Description of the network, None without one; `FormatError` when it is damaged."""
+        crc = self._opened().network_crc
+        return None if crc is None else bytes(self._checked(NETWORK_NAME, crc, "network"))
 
-    def record(self, name: str) -> CodedRecord:
-        """Return what the index says of a coded tensor.
+    def _checked(self, name: str, crc: int, what: str) -> memoryview:
+        """Return the bytes of a tensor of the safetensors file after a look at their CRC."""
+        data = self._data[self._entries[name].start : self._entries[name].stop]
+        if crc32c(data) != crc:
+            raise FormatError(f"{self.path}: {what}: damaged: its CRC does not match")
+        return data
+
+    def target(self, name: str) -> str:
+        """Return the name under which a tensor is stored, another one when it is an alias.
 
         Raises
         ------
         EgretError
-            There is no coded tensor of this name.
+            There is no tensor of this name.
         """
-        record = self._records.get(name)
-        if not isinstance(record, CodedRecord):
-            raise EgretError(f"{self.path}: there is no coded tensor {name!r}")
-        return record
+        if name not in self._targets:
+            raise EgretError(f"{self.path}: there is no tensor {name!r}")
+        return self._targets[name]
 
-    def quantized(self, name: str) -> QuantizedTensor:
-        """Decode a coded tensor.
+    def is_alias(self, name: str) -> bool:
+        """Tell whether a tensor is stored under another name.
+
+        Raises
+        ------
+        EgretError
+            There is no tensor of this name.
+        """
+        return self.target(name) != name
+
+    def record(self, name: str) -> CodedRecord | RawRecord:
+        """Return what the index says of a tensor; of an alias what it says of the target.
+
+        Raises
+        ------
+        EgretError
+            There is no tensor of this name.
+        """
+        record = self._records[self.target(name)]
+        return record if record.name == name else replace(record, name=name)
+
+    def book(self, number: int) -> Codebook | container_v1.Book:
+        """Return a codebook.
+
+        Raises
+        ------
+        FormatError
+            It breaks a rule of the format.
+        EgretError
+            There is no codebook of this number.
+        """
+        try:
+            return self._opened().book(number)
+        except EgretError as error:
+            raise type(error)(f"{self.path}: {error}") from error
+
+    def quantized(
+        self, name: str, *, rows: tuple[int, int] | None = None, threads: int = 1
+    ) -> QuantizedTensor:
+        """Decode a coded tensor, or some rows of it.
 
         Parameters
         ----------
         name : str
             Name of the tensor.
+        rows : tuple of two int, optional
+            First row, along the first axis, and the one after the last. Only the chunks that
+            hold these are read and checked. All when absent.
+        threads : int
+            Threads that share the chunks.
 
         Returns
         -------
         QuantizedTensor
-            Equal to the one that was written.
+            What was written.
 
         Raises
         ------
         FormatError
-            The codewords or the map do not fit the record, although their CRCs are right.
+            The chunks or the codebook are damaged, or do not fit the record; or a value is not
+            one of the original dtype, an integer one.
         EgretError
-            There is no coded tensor of this name.
+            There is no coded tensor of this name, the rows are not in it, or it does not fit the
+            memory.
         """
-        record = self.record(name)
-        code = self._codes[name]
-        try:
-            table = _unpack_map(self._maps[name], record.map_entries, record.map_width)
-            if record.code_bits % 8 and code[-1] & (0xFF >> record.code_bits % 8):
-                raise FormatError("the code is not filled up with zero bits")
-            largest = max(0, record.map_entries - 1) + (1 << record.order)
-            indices = codec.decode(
-                code,
-                record.size,
-                record.order,
-                suffix_limit=min(largest.bit_length() - 1, codec.MAX_SUFFIX_BITS),
-                bits=record.code_bits,
-            )
-            values = from_indices(indices, table).reshape(record.shape)
-        except FormatError as error:
-            raise FormatError(f"{self.path}: tensor {name!r}: {error}") from error
+        self._opened()
+        record = self._records[self.target(name)]
+        where = f"{self.path}: tensor {name!r}"
+        if not isinstance(record, CodedRecord):
+            raise EgretError(f"{self.path}: there is no coded tensor {name!r}")
+        shape, first, last = record.shape, 0, record.size
+        if rows is not None:
+            begin, end = rows
+            if not shape or not 0 <= begin <= end <= shape[0]:
+                raise EgretError(
+                    f"{where}: found rows {begin} to {end}, expected some of a tensor of shape "
+                    f"{list(shape)}"
+                )
+            row = math.prod(shape[1:])
+            shape, first, last = (end - begin, *shape[1:]), begin * row, end * row
+        values = self._elements(record, first, last, where, threads).reshape(shape)
         return QuantizedTensor(values, record.step_log2, record.dtype)
 
+    def _elements(
+        self, record: CodedRecord, first: int, last: int, where: str, threads: int
+    ) -> NDArray[np.int32]:
+        """Decode elements `first` to `last` - 1, in C order."""
+        begin, end = first // record.chunk, -(-last // record.chunk)
+        try:
+            values = self._opened().values(record, begin, max(begin, end), threads)
+            values = values[first - begin * record.chunk : last - begin * record.chunk]
+            if record.dtype in INTEGER_DTYPES:
+                _check_range(values, record.dtype)
+        except FormatError as error:
+            raise FormatError(f"{where}: {error}") from error
+        except MemoryError as error:
+            raise EgretError(f"{where}: does not fit the memory: {error}") from error
+        return values
+
     def raw(self, name: str) -> RawTensor:
-        """Return a tensor that was stored as it was.
+        """Return a tensor that was stored as it was; its bytes lie in the file.
 
         Raises
         ------
+        FormatError
+            It is damaged.
         EgretError
             There is no such tensor of this name.
         """
-        if name not in self._raw:
+        self._opened()
+        record = self._records[self.target(name)]
+        if not isinstance(record, RawRecord):
             raise EgretError(f"{self.path}: there is no raw tensor {name!r}")
-        return self._raw[name]
+        data = self._checked(record.name, record.crc, f"tensor {name!r}")
+        return RawTensor(record.dtype, record.shape, data)
 
-    def restored(self, name: str) -> RawTensor:
+    def restored(self, name: str, *, threads: int = 1) -> RawTensor:
         """Return any tensor in its original dtype and shape.
+
+        Parameters
+        ----------
+        name : str
+            Name of the tensor.
+        threads : int
+            Threads that share the chunks of a coded one.
 
         Raises
         ------
         FormatError
-            As from `quantized`.
+            As from `quantized` and `raw`.
         EgretError
             There is no tensor of this name.
         """
-        if name not in self._codes:
+        if isinstance(self._records[self.target(name)], RawRecord):
             return self.raw(name)
-        tensor = self.quantized(name)
-        weights = np.ldexp(tensor.values.astype(np.float64), -tensor.step_log2)
-        return RawTensor.from_array(weights, tensor.dtype)
+        tensor = self.quantized(name, threads=threads)
+        if tensor.dtype in INTEGER_DTYPES:
+            return RawTensor.from_array(tensor.values, tensor.dtype)
+        # A value of 24 bits times a power of two is exact in float32.
+        kind = np.float64 if tensor.dtype == "F64" else np.float32
+        weights = np.multiply(tensor.values, kind(math.ldexp(1.0, -tensor.step_log2)), dtype=kind)
+        # Beyond the largest F16 number lies infinity.
+        with np.errstate(over="ignore"):
+            return RawTensor.from_array(weights, tensor.dtype)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return every tensor as an array in its original dtype, BF16 as float32.
@@ -566,29 +604,78 @@ class Container:
         Returns
         -------
         dict of str to ndarray
-            Arrays by name, in the order of `names`.
+            Arrays by name, in the order of `names`. An alias and its target are one array.
 
         Raises
         ------
         FormatError
-            As from `quantized`, or NumPy has no type for the dtype of a raw tensor.
+            As from `quantized` and `raw`, or NumPy has no type for the dtype of a raw tensor.
         """
-        return dict(self._arrays())
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, target in self._targets.items():
+            # Targets come before their aliases.
+            arrays[name] = self._array(name) if name == target else arrays[target]
+        return arrays
 
-    def _arrays(self) -> Iterable[tuple[str, NDArray[Any]]]:
-        for name in self.names:
-            try:
-                array = self.restored(name).array()
-            except FormatError as error:
-                if name in self._codes:
-                    raise
-                raise FormatError(f"{self.path}: tensor {name!r}: {error}") from error
-            # A copy: views of the file's bytes cannot be written to.
-            yield name, array.copy()
+    def _array(self, name: str) -> NDArray[Any]:
+        tensor = self.restored(name)
+        try:
+            array = tensor.array()
+        except FormatError as error:
+            raise FormatError(f"{self.path}: tensor {name!r}: {error}") from error
+        # A view of the file cannot be written to.
+        return array if array.flags.writeable else array.copy()
+
+    def verify(self, *, threads: int = 1) -> None:
+        """Read everything once, in memory for a few chunks: every CRC, codebook and codeword.
+
+        Parameters
+        ----------
+        threads : int
+            Threads that share the chunks of a tensor.
+
+        Raises
+        ------
+        FormatError
+            Something is damaged or breaks a rule of the format; the first such thing is named.
+        """
+        _ = self.network
+        for number in range(self._opened().books):
+            self.book(number)
+        for record in self._records.values():
+            if isinstance(record, RawRecord):
+                self.raw(record.name)
+                continue
+            where = f"{self.path}: tensor {record.name!r}"
+            step = _VERIFY_CHUNKS * record.chunk
+            for first in range(0, max(1, record.size), step):
+                self._elements(record, first, min(record.size, first + step), where, threads)
+
+
+def _check_range(values: NDArray[np.int32], dtype: str) -> None:
+    if values.size == 0:
+        return
+    low, high = value_limits(dtype, 0, 32)
+    for found in (int(values.min()), int(values.max())):
+        if not low <= found <= high:
+            raise FormatError(f"found value {found}, expected {low} to {high} in {dtype}")
+
+
+def _map_file(path: str | Path) -> mmap.mmap | None:
+    """Map a file into memory; None for an empty one, which cannot be mapped."""
+    try:
+        with Path(path).open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return None
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise EgretError(f"{path}: cannot read this file: {error.strerror}") from error
+    except ValueError as error:
+        raise EgretError(f"{path}: cannot read this file: {error}") from error
 
 
 def read_container(path: str | Path) -> Container:
-    """Read a container and check every CRC in it.
+    """Open a container of any version that this Egret reads.
 
     Parameters
     ----------
@@ -598,17 +685,14 @@ def read_container(path: str | Path) -> Container:
     Returns
     -------
     Container
-        Its tensors.
+        Its tensors, to be read as they are asked for.
 
     Raises
     ------
     FormatError
-        Not a container, truncated, damaged, or of a version that this Egret does not read.
+        Not a container, truncated, of a version that this Egret does not read, or its index or
+        codebooks are damaged.
     EgretError
         The file does not exist or cannot be read.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise EgretError(f"{path}: cannot read this file: {error.strerror}") from error
-    return Container(path, data)
+    return Container(path)

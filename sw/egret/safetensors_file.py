@@ -72,6 +72,8 @@ _NUMPY_DTYPES = {
     "C64": "<c8",
 }
 _NAMES = {np.dtype(code): name for name, code in _NUMPY_DTYPES.items()}
+METADATA_NAME = "__metadata__"
+"""Key of the header that is no tensor's name."""
 _LENGTH_BYTES = 8
 _HEADER_LIMIT = 100_000_000
 _MAX_DIMENSIONS = 32
@@ -163,11 +165,11 @@ class RawTensor:
             words = np.ascontiguousarray(array, "<f4").view("<u4")
             # Half of the last bit kept, less one when that bit is even: nearest, ties to even.
             rounded = (words + (0x7FFF + ((words >> 16) & 1))) >> 16
-            return cls("BF16", array.shape, rounded.astype("<u2").tobytes())
+            return cls("BF16", array.shape, _memory(rounded.astype("<u2")))
         name = dtype or _NAMES.get(array.dtype.newbyteorder("<"))
         if name is None:
             raise FormatError(f"found dtype {array.dtype}, which safetensors does not have")
-        return cls(name, array.shape, array.astype(_NUMPY_DTYPES[name]).tobytes())
+        return cls(name, array.shape, _memory(np.array(array, _NUMPY_DTYPES[name], order="C")))
 
     def array(self) -> NDArray[Any]:
         """Return the elements as an array of the same shape; BF16 as float32, exactly.
@@ -183,6 +185,11 @@ class RawTensor:
         if self.dtype not in _NUMPY_DTYPES:
             raise FormatError(f"NumPy has no type for dtype {self.dtype}")
         return np.frombuffer(self.data, _NUMPY_DTYPES[self.dtype]).reshape(self.shape)
+
+
+def _memory(array: NDArray[Any]) -> memoryview:
+    """Return the bytes of a contiguous array without a copy."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def looks_like_safetensors(data: bytes | memoryview) -> bool:
@@ -262,7 +269,7 @@ def parse_header(
         )
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{source}: the header is damaged: {error}") from error
-    header.pop("__metadata__", None)
+    header.pop(METADATA_NAME, None)
     entries = {
         name: _check_entry(entry, start, f"{source}: {name!r}") for name, entry in header.items()
     }
@@ -394,7 +401,7 @@ def write(
     end = 0
     for name in names:
         tensor = tensors[name]
-        if name == "__metadata__" or not is_text(name):
+        if name == METADATA_NAME or not is_text(name):
             raise EgretError(f"{path}: tensor {name!r}: safetensors cannot hold this name")
         size = data_bytes(tensor.dtype, tensor.shape)
         header[name] = {
