@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from egret.codebook import (
+    MAP_KINDS,
     MAX_MEMBERS,
     MAX_VALUE,
     MIN_VALUE,
@@ -23,8 +24,9 @@ from egret.codebook import (
     zigzag,
 )
 from egret.errors import EgretError
+from egret.intrinsics import leading_zeros
 from egret.params import MAX_ORDER
-from egret.prefix_code import MAX_CLASSES, MAX_TABLE_SUFFIX, PrefixCode
+from egret.prefix_code import MAX_CLASSES, MAX_GOLOMB_SUFFIX, MAX_TABLE_SUFFIX, PrefixCode
 
 __all__ = [
     "CODE_NAMES",
@@ -272,14 +274,10 @@ class Statistics:
         return from_zigzag(self.numbers)
 
 
-@njit(cache=True, nogil=True)
+@njit(inline="always")
 def _length(number: Any) -> Any:
     """Return the length of a whole number in binary."""
-    bits = 0
-    while number > 0:
-        number >>= 1
-        bits += 1
-    return bits
+    return 64 - np.int64(leading_zeros(np.uint64(number)))
 
 
 @njit(cache=True, nogil=True)
@@ -381,20 +379,6 @@ def _table(symbols: Any, counts: Any, layers: Any) -> Any:
     return best[0, 0], suffix_bits[:classes]
 
 
-def _best_table(
-    symbols: NDArray[np.int64], counts: NDArray[np.int64]
-) -> tuple[int, PrefixCode, int]:
-    """Return code bits, the table and the bits that it takes itself."""
-    if symbols.size == 0:
-        code = PrefixCode.table((0,))
-        return 0, code, 2
-    bits, suffix_bits = _table(symbols, counts, 1)
-    if suffix_bits.size > MAX_CLASSES:
-        bits, suffix_bits = _table(symbols, counts, MAX_CLASSES)
-    own = int(_table_bits(suffix_bits))
-    return int(bits), PrefixCode.table(tuple(suffix_bits.tolist())), own
-
-
 @njit(cache=True, nogil=True)
 def _table_bits(suffix_bits: Any) -> Any:
     bits = _golomb_length(suffix_bits.size - 1, 0) + _golomb_length(suffix_bits[0], 0)
@@ -402,6 +386,17 @@ def _table_bits(suffix_bits: Any) -> Any:
         change = suffix_bits[place] - suffix_bits[place - 1]
         bits += _golomb_length(2 * change if change >= 0 else -2 * change - 1, 0)
     return bits
+
+
+@njit(cache=True, nogil=True)
+def _best_table(symbols: Any, counts: Any) -> Any:
+    """Return code bits, the suffix bits of the best table and the bits that it takes itself."""
+    if symbols.size == 0:
+        return 0, np.zeros(1, np.int64), 2
+    bits, suffix_bits = _table(symbols, counts, 1)
+    if suffix_bits.size > MAX_CLASSES:
+        bits, suffix_bits = _table(symbols, counts, MAX_CLASSES)
+    return bits, suffix_bits, _table_bits(suffix_bits)
 
 
 @njit(cache=True, nogil=True)
@@ -468,90 +463,106 @@ def _class_bits(ranks: Any, suffix_bits: Any) -> Any:
     return 6 + gaps.min() + runs.min()
 
 
-@dataclass(frozen=True)
-class _Levels:
-    """A code for levels, and what it costs."""
-
-    bits: int
-    own: int
-    code: PrefixCode
-    values: NDArray[np.int32] | None
-    kind: str
-
-    @property
-    def cost(self) -> int:
-        return self.bits + self.own
-
-
-def _filled(numbers: NDArray[np.int64], hole: int) -> NDArray[np.int64]:
-    """Return the numbers and every hole between them, or before them, that is short enough."""
-    gaps = np.diff(numbers, prepend=-1) - 1
-    short = np.flatnonzero((gaps > 0) & (gaps <= hole))
-    if short.size == 0:
-        return numbers
-    extra = [np.arange(numbers[i] - gaps[i], numbers[i]) for i in short.tolist()]
-    return np.sort(np.concatenate([numbers, *extra]))
+@njit(cache=True, nogil=True)
+def _filled(numbers: Any, hole: Any) -> Any:
+    """Return ascending numbers with every hole between them, or before them, that is short."""
+    size = numbers.size
+    end = 0
+    for number in numbers:
+        if number - end <= hole:
+            size += number - end
+        end = number + 1
+    members = np.empty(size, np.int64)
+    place = 0
+    end = 0
+    for number in numbers:
+        start = end if number - end <= hole else number
+        for member in range(start, number + 1):
+            members[place] = member
+            place += 1
+        end = number + 1
+    return members
 
 
-def _best_levels(
-    numbers: NDArray[np.int64],
-    counts: NDArray[np.int64],
-    skip: int,
-    orders: Sequence[int],
-    table: bool,
-) -> _Levels | None:
-    """Find the cheapest code and map for numbers; exp-Golomb codes come before tables."""
-    found: list[_Levels] = []
+@njit(cache=True, nogil=True)
+def _code_cost(symbols: Any, counts: Any, orders: Any, table: Any) -> Any:
+    """Return the cheapest code's bits, bits that it takes itself, order (or -1) and suffix bits."""
+    best = _INFINITE
+    own = 0
+    chosen = -1
+    suffix_bits = np.zeros(1, np.int64)
+    if orders:
+        golomb = _golomb_bits(symbols, counts)
+        for order in range(8):
+            if orders >> order & 1 and golomb[order] < best:
+                best, own, chosen = golomb[order], 3, order
+    if table:
+        bits, suffix, extra = _best_table(symbols, counts)
+        if bits + extra < best + own:
+            best, own, chosen, suffix_bits = bits, extra, -1, suffix
+    if chosen >= 0:
+        suffix_bits = np.arange(chosen, MAX_GOLOMB_SUFFIX + 1)
+    return best, own, chosen, suffix_bits
 
-    def consider(
-        symbols: NDArray[np.int64],
-        weights: NDArray[np.int64],
-        kind: str,
-        own: int,
-        members: NDArray[np.int64] | None,
-        ranks: NDArray[np.int64] | None = None,
-    ) -> None:
-        options = []
-        if orders:
-            golomb = _golomb_bits(symbols, weights)
-            order = min(orders, key=lambda k: int(golomb[k]))
-            options.append((int(golomb[order]), PrefixCode.golomb(order), 3))
-        if table:
-            options.append(_best_table(symbols, weights))
-        for bits, code, code_bits in options:
-            if members is not None and members.size > code.symbols:
-                continue
-            extra = (
-                0
-                if ranks is None
-                else int(_class_bits(ranks, np.array(code.suffix_bits, np.int64)))
-            )
-            values = None if members is None else from_zigzag(members + skip)
-            found.append(_Levels(bits, 2 + own + code_bits + extra, code, values, kind))
 
-    consider(numbers, counts, "zigzag", 0, None)
-    if 0 < numbers.size <= MAX_MEMBERS:
-        before = None
-        for hole in _FILLS:
-            members = _filled(numbers, hole)
-            if members.size > MAX_MEMBERS or (before is not None and members.size == before):
-                continue
-            before = members.size
-            consider(
-                np.searchsorted(members, numbers), counts, "set", int(_set_bits(members)), members
-            )
-        order = np.argsort(-counts, kind="stable")
-        ranks = np.empty(numbers.size, np.int64)
-        ranks[order] = np.arange(numbers.size)
-        consider(
-            np.arange(numbers.size),
-            counts[order],
-            "ranked",
-            int(_set_bits(numbers)),
-            numbers[order],
-            ranks,
-        )
-    return min(found, key=lambda levels: levels.cost, default=None)
+@njit(cache=True, nogil=True)
+def _positions(numbers: Any, members: Any) -> Any:
+    """Return where ascending numbers stand among ascending members that hold them all."""
+    places = np.empty(numbers.size, np.int64)
+    place = 0
+    for item in range(numbers.size):
+        while members[place] != numbers[item]:
+            place += 1
+        places[item] = place
+    return places
+
+
+@njit(cache=True, nogil=True)
+def _best_levels(numbers: Any, counts: Any, orders: Any, table: Any) -> Any:
+    """Find the cheapest code and map for numbers.
+
+    Returns all bits, those of the codewords, order (or -1), suffix bits, the kind of map, and the
+    numbers in the order of their indices, with unused ones in a set.
+    """
+    bits, own, order, suffix_bits = _code_cost(numbers, counts, orders, table)
+    cost = bits + own + 2
+    kind = 0
+    members = numbers
+    if numbers.size == 0 or numbers.size > MAX_MEMBERS:
+        return cost, bits, order, suffix_bits, kind, members
+    before = -1
+    latest = _INFINITE
+    for hole in _FILLS:
+        some = _filled(numbers, hole)
+        if some.size == before:
+            continue
+        if some.size > MAX_MEMBERS:
+            break
+        before = some.size
+        now, own, k, suffix = _code_cost(_positions(numbers, some), counts, orders, table)
+        total = now + own + 2 + _set_bits(some)
+        if total < cost:
+            cost, bits, order, suffix_bits, kind, members = total, now, k, suffix, 1, some
+        if total > latest:
+            break
+        latest = total
+    ranking = np.argsort(-counts, kind="mergesort")
+    ranks = np.empty(numbers.size, np.int64)
+    for rank in range(numbers.size):
+        ranks[ranking[rank]] = rank
+    now, own, k, suffix = _code_cost(np.arange(numbers.size), counts[ranking], orders, table)
+    total = now + own + 2 + _set_bits(numbers) + _class_bits(ranks, suffix)
+    if total < cost:
+        cost, bits, order, suffix_bits, kind = total, now, k, suffix, 2
+        members = numbers[ranking]
+    return cost, bits, order, suffix_bits, kind, members
+
+
+@njit(cache=True, nogil=True)
+def _best_runs(runs: Any, counts: Any, table: Any) -> Any:
+    """Return all bits, those of the codewords, order (or -1) and suffix bits of a code for runs."""
+    bits, own, order, suffix_bits = _code_cost(runs, counts, 0 if table else 255, table)
+    return bits + own, bits, order, suffix_bits
 
 
 @dataclass(frozen=True)
@@ -578,9 +589,8 @@ class Plan:
         return self.code_bits + self.book_bits
 
 
-def _book(levels: _Levels, run: PrefixCode | None = None, run_bits: int = 0) -> Plan:
-    book = Codebook(levels.code, run, levels.values, levels.kind)
-    return Plan(book, levels.bits + run_bits, book.map_bits + book.table_bits)
+def _code(order: int, suffix_bits: NDArray[np.int64]) -> PrefixCode:
+    return PrefixCode.golomb(order) if order >= 0 else PrefixCode.table(tuple(suffix_bits.tolist()))
 
 
 def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
@@ -601,36 +611,40 @@ def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
     numbers, counts = statistics.numbers, statistics.counts
     share = statistics.zeros / max(1, statistics.weights)
     may_run = codes.run or codes.table
-    direct_only = share < _RUNS_FROM and (codes.table or bool(codes.orders))
-    run_only = share > _RUNS_ONLY and may_run and codes == Codes.AUTO
-    # Each option: bits with the codebook's, how simple the code is, the rest to make it.
-    options: list[tuple[int, int, _Levels, PrefixCode | None, int]] = []
-    if not run_only:
-        for orders, table in ((codes.orders, False), ((), codes.table)):
-            if orders or table:
-                levels = _best_levels(numbers, counts, 0, orders, table)
-                if levels is not None:
-                    options.append((levels.cost, 2 if table else 0, levels, None, 0))
-    if may_run and not direct_only:
-        first = 1 if statistics.zeros else 0
-        for orders, table in (
-            (tuple(range(MAX_ORDER + 1)) if codes.run else (), False),
-            ((), codes.table),
-        ):
-            if not (orders or table):
-                continue
-            levels = _best_levels(numbers[first:] - 1, counts[first:], 1, orders, table)
-            if levels is None:
-                continue
-            if table:
-                run_bits, run, own = _best_table(statistics.runs, statistics.run_counts)
-            else:
-                golomb = _golomb_bits(statistics.runs, statistics.run_counts)
-                order = int(np.argmin(golomb))
-                run_bits, run, own = int(golomb[order]), PrefixCode.golomb(order), 3
-            options.append((levels.cost + run_bits + own, 3 if table else 1, levels, run, run_bits))
-    _, _, levels, run_code, run_bits = min(options, key=lambda option: option[:2])
-    return _book(levels, run_code, run_bits)
+    may_direct = codes.table or bool(codes.orders)
+    direct = may_direct and not (share > _RUNS_ONLY and may_run)
+    run = may_run and not (share < _RUNS_FROM and may_direct)
+    orders = sum(1 << order for order in codes.orders)
+    first = 1 if statistics.zeros else 0
+    # Simplest first: the first of equally cheap ones is taken.
+    forms = (
+        (False, False, direct and orders > 0),
+        (True, False, run and codes.run),
+        (False, True, direct and codes.table),
+        (True, True, run and codes.table),
+    )
+    best: tuple[Any, ...] = (_INFINITE,)
+    for is_run, table, allowed in forms:
+        if not allowed:
+            continue
+        some = 0 if table else 255 if is_run else orders
+        if is_run:
+            levels = _best_levels(numbers[first:] - 1, counts[first:], some, table)
+            zeros = _best_runs(statistics.runs, statistics.run_counts, table)
+        else:
+            levels = _best_levels(numbers, counts, some, table)
+            zeros = (0, 0, -1, None)
+        if levels[0] + zeros[0] < best[0]:
+            best = (levels[0] + zeros[0], is_run, levels, zeros)
+    _, is_run, levels, zeros = best
+    _, bits, order, suffix_bits, kind, members = levels
+    book = Codebook(
+        _code(order, suffix_bits),
+        _code(*zeros[2:]) if is_run else None,
+        None if kind == 0 else from_zigzag(members + (1 if is_run else 0)),
+        MAP_KINDS[kind],
+    )
+    return Plan(book, int(bits + zeros[1]), 8 * len(book.data))
 
 
 def plan_shared(

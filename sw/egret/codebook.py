@@ -14,6 +14,7 @@ from egret.errors import FormatError
 from egret.prefix_code import MAX_CLASSES, MAX_TABLE_SUFFIX, PrefixCode
 
 __all__ = [
+    "MAP_KINDS",
     "MAX_MEMBERS",
     "MAX_VALUE",
     "MIN_VALUE",
@@ -35,7 +36,8 @@ _NUMBERS = 1 << 24
 _RUN_FORM = 1
 _TABLES = 2
 _ZIGZAG, _SET, _RANKED = range(3)
-_MAP_KINDS = ("zigzag", "set", "ranked")
+MAP_KINDS = ("zigzag", "set", "ranked")
+"""Kinds of value maps, by their numbers in a codebook."""
 
 
 def zigzag(values: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -339,7 +341,7 @@ class Codebook:
         if self.run is not None:
             _put_code(writer, self.run)
         before = writer.bits
-        writer.put(_MAP_KINDS.index(self.map_kind), 2)
+        writer.put(MAP_KINDS.index(self.map_kind), 2)
         if self.values is not None:
             numbers = self._numbers(self.values)
             pairs = _Pairs.of(np.sort(numbers))
@@ -392,8 +394,8 @@ class Codebook:
         level = _take_code(reader, bool(code & _TABLES))
         run = _take_code(reader, bool(code & _TABLES)) if code & _RUN_FORM else None
         kind = reader.take(2)
-        if kind >= len(_MAP_KINDS):
-            raise FormatError(f"found value map {kind}, expected 0 to {len(_MAP_KINDS) - 1}")
+        if kind >= len(MAP_KINDS):
+            raise FormatError(f"found value map {kind}, expected 0 to {len(MAP_KINDS) - 1}")
         values = None
         if kind != _ZIGZAG:
             skip = 0 if run is None else 1
@@ -407,7 +409,7 @@ class Codebook:
             values = from_zigzag(numbers + skip)
         if reader.left >= 8 or reader.take(reader.left):
             raise FormatError("goes on after its end")
-        return cls(level, run, values, _MAP_KINDS[kind])
+        return cls(level, run, values, MAP_KINDS[kind])
 
 
 def _take_orders(reader: BitReader) -> tuple[int, int]:

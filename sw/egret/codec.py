@@ -8,19 +8,18 @@ independent: one thread decodes four of them in turns, and threads share them.
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
-from egret.codebook import MAX_VALUE, MIN_VALUE, Codebook
+from egret.codebook import MAX_VALUE, MIN_VALUE, Codebook, from_zigzag
 from egret.errors import EgretError, FormatError
-from egret.prefix_code import LONGEST_CODEWORD
+from egret.intrinsics import leading_zeros, load_word, store_word
+from egret.prefix_code import LONGEST_CODEWORD, PrefixCode
 
 __all__ = ["MAX_CHUNK", "choose_chunk", "decode", "encode"]
 
@@ -55,54 +54,16 @@ _FAULTS = {
 }
 
 
-@intrinsic
-def _leading_zeros(typing_context: Any, number: Any) -> Any:
-    """Count the zero bits above the highest one of a uint64; 64 for zero."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctlz(arguments[0], cgutils.false_bit)
-
-    return types.uint64(types.uint64), generate
-
-
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), ir.IntType(64).as_pointer())
-
-
-@intrinsic
-def _load(typing_context: Any, array: Any, index: Any) -> Any:
-    """Read eight bytes of a uint8 array from `index` on as a big-endian number."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], *arguments)
-        return builder.bswap(builder.load(place, align=1))
-
-    return types.uint64(array, types.intp), generate
-
-
-@intrinsic
-def _store(typing_context: Any, array: Any, index: Any, number: Any) -> Any:
-    """Write a number as eight big-endian bytes into a uint8 array from `index` on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], *arguments[:2])
-        builder.store(builder.bswap(arguments[2]), place, align=1)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.uint64), generate
-
-
 @njit(inline="always")
 def _window(data: Any, position: Any) -> Any:
     """Read the 57 or more bits from a position on, left-aligned."""
-    return _load(data, np.int64(position >> np.uint64(3))) << (position & np.uint64(7))
+    return load_word(data, np.int64(position >> np.uint64(3))) << (position & np.uint64(7))
 
 
 @njit(inline="always")
 def _codeword(window: Any, rows: Any) -> Any:
     """Return the symbol that a left-aligned window begins with, and its codeword's length."""
-    row = rows[_leading_zeros(window)]
+    row = rows[leading_zeros(window)]
     before = (row >> np.uint64(16)) & np.uint64(63)
     shift = (row >> np.uint64(8)) & np.uint64(63)
     symbol = (((window << before) >> np.uint64(1)) >> shift) + (row >> np.uint64(32))
@@ -119,26 +80,30 @@ def _value(index: Any, values: Any, skip: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _fill_levels(rows: Any, values: Any, limit: Any, skip: Any, table: Any) -> None:
-    width = np.uint64(_LEVEL_BITS)
-    for head in range(table.size):
-        index, length = _codeword(np.uint64(head) << (np.uint64(64) - width), rows)
-        table[head] = 0
-        if length <= width and index < np.uint64(limit):
-            value = _value(index, values, skip)
-            table[head] = value << np.int32(_PAYLOAD) | np.int32(_HIT) | np.int32(length)
-
-
-@njit(cache=True, nogil=True)
-def _fill_runs(rows: Any, table: Any) -> None:
-    width = np.uint64(_RUN_BITS)
-    for head in range(table.size):
-        run, length = _codeword(np.uint64(head) << (np.uint64(64) - width), rows)
-        table[head] = 0
-        if length <= width and run <= np.uint64(MAX_CHUNK):
-            table[head] = (
-                np.uint32(run) << np.uint32(_PAYLOAD) | np.uint32(_HIT) | np.uint32(length)
-            )
+def _fill(
+    suffix_bits: Any, has_ones: Any, width: Any, limit: Any, payloads: Any, table: Any
+) -> Any:
+    """Fill a table by the first `width` bits of the stream for symbols below `limit`."""
+    table[:] = 0
+    symbol = 0
+    last = suffix_bits.size - 1
+    for number in range(suffix_bits.size):
+        suffix = suffix_bits[number]
+        one = 1 if has_ones or number < last else 0
+        length = number + one + suffix
+        if number + one > width:
+            break
+        # The codewords of a class are one after the other.
+        head = 1 << (width - number - one) if one else 0
+        if length <= width:
+            span = 1 << (width - length)
+            for place in range(min(1 << suffix, limit - symbol)):
+                entry = payloads[symbol + place] << _PAYLOAD | _HIT | length
+                for spot in range(head + place * span, head + (place + 1) * span):
+                    table[spot] = entry
+        symbol += 1 << suffix
+        if symbol >= limit:
+            break
 
 
 @njit(nogil=True)
@@ -499,7 +464,7 @@ def _put(out: Any, place: Any, held: Any, filled: Any, entry: Any) -> Any:
     length = entry & np.uint64(63)
     filled += length
     held |= (entry >> np.uint64(6)) << ((np.uint64(64) - filled) & np.uint64(63))
-    _store(out, place, held)
+    store_word(out, place, held)
     whole = filled & np.uint64(120)
     place += np.int64(whole >> np.uint64(3))
     # Up to 64 bits leave, in two shifts: one by 64 would be none.
@@ -594,8 +559,57 @@ def choose_chunk(shape: tuple[int, ...], zeros: int = 0) -> int:
     return chunk
 
 
-def _entries(codewords: NDArray[np.uint64], lengths: NDArray[np.int64]) -> NDArray[np.uint64]:
-    return (codewords << np.uint64(6)) | lengths.astype(np.uint64)
+@njit(cache=True, nogil=True)
+def _fill_entries(suffix_bits: Any, has_ones: Any, symbols: Any, entries: Any) -> Any:
+    """Write an encoder's entry for each symbol; return the bits of the longest codeword."""
+    longest = 0
+    last = suffix_bits.size - 1
+    number = 0
+    first = 0
+    for item in range(symbols.size):
+        symbol = symbols[item]
+        entries[item] = _ABSENT
+        if symbol < 0:
+            continue
+        if symbol < first:
+            number = first = 0
+        while number <= last and symbol - first >= 1 << suffix_bits[number]:
+            first += 1 << suffix_bits[number]
+            number += 1
+        if number > last:
+            number = first = 0
+            continue
+        one = 1 if has_ones or number < last else 0
+        length = number + one + suffix_bits[number]
+        entries[item] = ((one << suffix_bits[number]) + symbol - first) << 6 | length
+        longest = max(longest, length)
+    return longest
+
+
+def _entries(code: PrefixCode, symbols: NDArray[np.int64]) -> tuple[NDArray[np.uint64], int]:
+    """Return an encoder's entries, and the bits of the longest codeword; -1 is no symbol."""
+    entries = np.empty(symbols.size, np.uint64)
+    longest = _fill_entries(*code.classes, symbols, entries)
+    return entries, int(longest)
+
+
+def _table_of(book: Codebook, low: int, high: int) -> tuple[int, NDArray[np.uint64], int]:
+    """Return the first value of a table that holds `low` to `high`, the table, longest codeword."""
+    kept = _TABLES.get(book)
+    if kept is None or low < kept[0] or high >= kept[0] + kept[1].size:
+        if kept is not None:
+            low, high = min(low, kept[0]), max(high, kept[0] + kept[1].size - 1)
+        kept = (low, *_entries(book.level, book.indices(np.arange(low, high + 1, dtype=np.int32))))
+        _TABLES[book] = kept
+    return kept
+
+
+@lru_cache(maxsize=64)
+def _run_entries(code: PrefixCode, count: int) -> tuple[NDArray[np.uint64], int]:
+    return _entries(code, np.arange(count))
+
+
+_TABLES: WeakKeyDictionary[Codebook, tuple[int, NDArray[np.uint64], int]] = WeakKeyDictionary()
 
 
 def encode(
@@ -636,29 +650,22 @@ def encode(
             f"found value {low if low < MIN_VALUE else high}, expected {MIN_VALUE} to {MAX_VALUE}"
         )
     if high - low < _TABLE_SPAN:
-        symbols, distinct, zero = flat, np.arange(low, high + 1, dtype=np.int32), 0
+        symbols, zero = flat, 0
+        low, table, longest = _table_of(book, low, high)
     else:
         distinct = np.unique(flat)
         symbols = np.searchsorted(distinct, flat).astype(np.int32)
-        low = 0
         found = np.flatnonzero(distinct == 0)
         zero = int(found[0]) if found.size else -1
-    indices = book.indices(distinct)
-    known = indices >= 0
-    table = np.full(distinct.size, _ABSENT, np.uint64)
-    lengths = book.level.lengths(indices[known])
-    table[known] = _entries(book.level.codewords(indices[known]), lengths)
-    longest = int(lengths.max(initial=0))
+        low = 0
+        table, longest = _entries(book.level, book.indices(distinct))
     if book.run is None:
         out = np.empty((longest * flat.size + 7 * bits.size) // 8 + _SPARE_BYTES, np.uint8)
         used = _encode_direct(symbols, low, table, chunk, out, bits)
     else:
-        run_symbols = np.arange(min(chunk + 1, book.run.symbols))
-        run_lengths = book.run.lengths(run_symbols)
-        runs = np.full(chunk + 1, _ABSENT, np.uint64)
-        runs[: run_symbols.size] = _entries(book.run.codewords(run_symbols), run_lengths)
-        # At most as many pairs as weights, and codewords of runs at most as long as the longest.
-        longest += int(run_lengths.max())
+        runs, longest_run = _run_entries(book.run, min(chunk, flat.size) + 1)
+        # At most as many pairs as weights, and one run more at the end of each chunk.
+        longest += longest_run
         out = np.empty((longest * (flat.size + bits.size)) // 8 + _SPARE_BYTES, np.uint8)
         used = _encode_run(symbols, low, zero, table, runs, chunk, out, bits)
     if used < 0:
@@ -681,11 +688,18 @@ class _Lookup:
     @classmethod
     def of(cls, book: Codebook) -> "_Lookup":
         values = np.empty(0, np.int32) if book.values is None else book.padded_values
+        known = min(book.limit, 1 << _LEVEL_BITS)
+        if book.values is None:
+            first = 1 if book.is_run else 0
+            payloads = from_zigzag(np.arange(first, known + first))
+        else:
+            payloads = book.values
         levels = np.empty(1 << _LEVEL_BITS, np.int32)
-        _fill_levels(book.level.decode_rows, values, book.limit, 1 if book.is_run else 0, levels)
+        _fill(*book.level.classes, _LEVEL_BITS, known, payloads, levels)
         runs = np.empty(1 << _RUN_BITS if book.run is not None else 0, np.uint32)
         if book.run is not None:
-            _fill_runs(book.run.decode_rows, runs)
+            known = min(book.run.symbols, 1 << _RUN_BITS)
+            _fill(*book.run.classes, _RUN_BITS, known, np.arange(known, dtype=np.int32), runs)
         return cls(values, levels, runs)
 
 

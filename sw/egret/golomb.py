@@ -7,12 +7,11 @@ bits; docs/format.md, "Codewords".
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
 from egret.errors import FormatError
+from egret.intrinsics import leading_zeros
 from egret.params import MAX_ORDER
 
 __all__ = ["MAX_SUFFIX_BITS", "best_order", "decode_golomb", "encode_golomb", "golomb_bits"]
@@ -24,22 +23,12 @@ _OVERRUN = -1
 _PREFIX = -2
 
 
-@intrinsic
-def _leading_zeros(typing_context: Any, number: Any) -> Any:
-    """Count the zero bits above the highest one of a uint64; 64 for zero."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.ctlz(arguments[0], cgutils.false_bit)
-
-    return types.uint64(types.uint64), generate
-
-
 @njit(cache=True, nogil=True)
 def _count_bits(indices: Any, order: Any) -> Any:
     total: Any = 0
     for position in range(indices.size):
         number = np.uint64(indices[position]) + (np.uint64(1) << np.uint64(order))
-        total += 127 - 2 * np.int64(_leading_zeros(number)) - order
+        total += 127 - 2 * np.int64(leading_zeros(number)) - order
     return total
 
 
@@ -52,7 +41,7 @@ def _encode(indices: Any, order: Any, out: Any) -> None:
     offset = np.uint64(1) << np.uint64(order)
     for position in range(indices.size):
         number = np.uint64(indices[position]) + offset
-        width = 64 - np.int64(_leading_zeros(number))
+        width = 64 - np.int64(leading_zeros(number))
         length = 2 * width - 1 - order
         if length > 32:
             count += length - width
@@ -97,7 +86,7 @@ def _decode(data: Any, bits: Any, order: Any, suffix_limit: Any, out: Any) -> An
         if position >= bits:
             return _OVERRUN
         word = _window(data, position)
-        zeros = np.int64(_leading_zeros(word))
+        zeros = np.int64(leading_zeros(word))
         if zeros + order > suffix_limit:
             return _OVERRUN if position + suffix_limit - order >= bits else _PREFIX
         # From the one bit on: at most 32 bits, so that one more window holds them all.

@@ -92,6 +92,11 @@ class PrefixCode:
         """Number of symbols that have a codeword."""
         return int(self.bases[-1])
 
+    @property
+    def classes(self) -> tuple[NDArray[np.int64], bool]:
+        """The suffix bits as an array, and whether the last class too has a one bit."""
+        return np.array(self.suffix_bits, np.int64), self.order is not None
+
     @cached_property
     def class_lengths(self) -> NDArray[np.int64]:
         """Bits of the codewords of each class: shape (classes,), int64."""
@@ -114,27 +119,6 @@ class PrefixCode:
             Bits, in the same shape.
         """
         return self.class_lengths[np.searchsorted(self.bases, symbols, side="right") - 1]
-
-    def codewords(self, symbols: NDArray[np.integer]) -> NDArray[np.uint64]:
-        """Return symbols' codewords as numbers.
-
-        Parameters
-        ----------
-        symbols : ndarray of integers
-            Symbols, each below `symbols`.
-
-        Returns
-        -------
-        ndarray of uint64
-            Codewords in the same shape, of as many bits as `lengths` says.
-        """
-        classes = np.searchsorted(self.bases, symbols, side="right") - 1
-        words = np.asarray(symbols, np.int64) - self.bases[classes]
-        suffix = np.array(self.suffix_bits, np.int64)[classes]
-        one = np.ones(len(self.suffix_bits), np.int64)
-        if self.order is None:
-            one[-1] = 0
-        return (words + np.left_shift(one[classes], suffix)).astype(np.uint64)
 
     @cached_property
     def decode_rows(self) -> NDArray[np.uint64]:
