@@ -6,8 +6,10 @@ it, and its suffix bits for those in it, so that the best classes from a symbol 
 those before.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,7 +22,11 @@ from egret.codebook import (
     MAX_VALUE,
     MIN_VALUE,
     Codebook,
+    class_pairs,
     from_zigzag,
+    golomb_costs,
+    pairs_cost,
+    set_pairs,
     zigzag,
 )
 from egret.errors import EgretError
@@ -286,21 +292,6 @@ def _golomb_length(symbol: Any, order: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _golomb_bits(symbols: Any, counts: Any) -> Any:
-    """Return the bits of ascending symbols in the exp-Golomb codes of orders 0 to 7."""
-    bits = np.zeros(8, np.int64)
-    for order in range(8):
-        length = order + 1
-        end = 1 << order
-        for place in range(symbols.size):
-            while symbols[place] >= end:
-                length += 2
-                end += 1 << ((length + order - 1) // 2)
-            bits[order] += counts[place] * length
-    return bits
-
-
-@njit(cache=True, nogil=True)
 def _slot(place: Any) -> Any:
     """Return the number of a place where a class may begin, -1 for another place."""
     if place < _FINE:
@@ -401,66 +392,8 @@ def _best_table(symbols: Any, counts: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _set_bits(members: Any) -> Any:
-    """Return the bits of a set of ascending numbers as the format writes it."""
-    gaps = np.zeros(8, np.int64)
-    runs = np.zeros(8, np.int64)
-    pairs = 0
-    end = 0
-    place = 0
-    while place < members.size:
-        start = members[place]
-        length = 1
-        while place + length < members.size and members[place + length] == start + length:
-            length += 1
-        for order in range(8):
-            gaps[order] += _golomb_length(start - end - (1 if pairs else 0), order)
-            runs[order] += _golomb_length(length - 1, order)
-        pairs += 1
-        end = start + length
-        place += length
-    return 6 + _golomb_length(pairs, 0) + gaps.min() + runs.min()
-
-
-@njit(cache=True, nogil=True)
-def _class_bits(ranks: Any, suffix_bits: Any) -> Any:
-    """Return the bits of the classes of a ranked map; `ranks` by ascending number."""
-    gaps = np.zeros(8, np.int64)
-    runs = np.zeros(8, np.int64)
-    first = 0
-    for number in range(suffix_bits.size):
-        size = 1 << suffix_bits[number]
-        if ranks.size - first <= size:
-            break
-        # Ranks from `first` on are what is left; those below `last` belong to this class.
-        last = first + size
-        found = 0
-        gap = 0
-        run = 0
-        pairs = 0
-        for place in range(ranks.size):
-            rank = ranks[place]
-            if rank < first:
-                continue
-            if rank < last:
-                if run == 0:
-                    for order in range(8):
-                        gaps[order] += _golomb_length(gap - (1 if pairs else 0), order)
-                    pairs += 1
-                    gap = 0
-                run += 1
-                found += 1
-                if found == size:
-                    break
-            else:
-                if run:
-                    for order in range(8):
-                        runs[order] += _golomb_length(run - 1, order)
-                    run = 0
-                gap += 1
-        for order in range(8):
-            runs[order] += _golomb_length(run - 1, order)
-        first = last
-    return 6 + gaps.min() + runs.min()
+    pairs = set_pairs(members)
+    return 6 + _golomb_length(pairs.shape[0], 0) + pairs_cost(pairs)[0]
 
 
 @njit(cache=True, nogil=True)
@@ -492,7 +425,7 @@ def _code_cost(symbols: Any, counts: Any, orders: Any, table: Any) -> Any:
     chosen = -1
     suffix_bits = np.zeros(1, np.int64)
     if orders:
-        golomb = _golomb_bits(symbols, counts)
+        golomb = golomb_costs(symbols, counts)
         for order in range(8):
             if orders >> order & 1 and golomb[order] < best:
                 best, own, chosen = golomb[order], 3, order
@@ -551,7 +484,7 @@ def _best_levels(numbers: Any, counts: Any, orders: Any, table: Any) -> Any:
     for rank in range(numbers.size):
         ranks[ranking[rank]] = rank
     now, own, k, suffix = _code_cost(np.arange(numbers.size), counts[ranking], orders, table)
-    total = now + own + 2 + _set_bits(numbers) + _class_bits(ranks, suffix)
+    total = now + own + 2 + _set_bits(numbers) + 6 + pairs_cost(class_pairs(ranks, suffix))[0]
     if total < cost:
         cost, bits, order, suffix_bits, kind = total, now, k, suffix, 2
         members = numbers[ranking]
@@ -571,22 +504,30 @@ class Plan:
 
     Parameters
     ----------
-    book : Codebook
-        The codebook.
     code_bits : int
         Bits of the codewords alone.
     book_bits : int
         Bits of the codebook.
+    is_run : bool
+        Whether runs of zeros have codewords.
+    make : Callable
+        Makes the codebook.
     """
 
-    book: Codebook
     code_bits: int
     book_bits: int
+    is_run: bool
+    make: Callable[[], Codebook] = field(repr=False)
 
     @property
     def cost(self) -> int:
         """All bits together."""
         return self.code_bits + self.book_bits
+
+    @cached_property
+    def book(self) -> Codebook:
+        """The codebook."""
+        return self.make()
 
 
 def _code(order: int, suffix_bits: NDArray[np.int64]) -> PrefixCode:
@@ -636,15 +577,20 @@ def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
             zeros = (0, 0, -1, None)
         if levels[0] + zeros[0] < best[0]:
             best = (levels[0] + zeros[0], is_run, levels, zeros)
-    _, is_run, levels, zeros = best
+    cost, is_run, levels, zeros = best
     _, bits, order, suffix_bits, kind, members = levels
-    book = Codebook(
-        _code(order, suffix_bits),
-        _code(*zeros[2:]) if is_run else None,
-        None if kind == 0 else from_zigzag(members + (1 if is_run else 0)),
-        MAP_KINDS[kind],
-    )
-    return Plan(book, int(bits + zeros[1]), 8 * len(book.data))
+
+    def make() -> Codebook:
+        return Codebook(
+            _code(order, suffix_bits),
+            _code(*zeros[2:]) if is_run else None,
+            None if kind == 0 else from_zigzag(members + (1 if is_run else 0)),
+            MAP_KINDS[kind],
+        )
+
+    code_bits = int(bits + zeros[1])
+    # Two bits say which code it is, and the codebook ends with a whole byte.
+    return Plan(code_bits, 8 * math.ceil((cost - code_bits + 2) / 8), is_run, make)
 
 
 def plan_shared(
@@ -679,7 +625,7 @@ def plan_shared(
         groups = [
             ([place], one, own)
             for place, (one, own) in enumerate(zip(statistics, plans, strict=True))
-            if own.book.is_run == is_run
+            if own.is_run == is_run
         ]
         groups.sort(key=lambda group: _scale(group[1]))
         joined: dict[tuple[int, int], tuple[Statistics, Plan]] = {}

@@ -6,12 +6,16 @@ docs/format.md, chapter 1, "Codebooks". Which codebook suits which tensor is the
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from egret.errors import FormatError
-from egret.prefix_code import MAX_CLASSES, MAX_TABLE_SUFFIX, PrefixCode
+from egret.intrinsics import leading_zeros, load_word
+from egret.params import MAX_ORDER
+from egret.prefix_code import MAX_CLASSES, MAX_GOLOMB_SUFFIX, MAX_TABLE_SUFFIX, PrefixCode
 
 __all__ = [
     "MAP_KINDS",
@@ -21,7 +25,11 @@ __all__ = [
     "BitReader",
     "BitWriter",
     "Codebook",
+    "class_pairs",
     "from_zigzag",
+    "golomb_costs",
+    "pairs_cost",
+    "set_pairs",
     "zigzag",
 ]
 
@@ -52,53 +60,213 @@ def from_zigzag(numbers: NDArray[np.integer]) -> NDArray[np.int32]:
     return ((wide >> 1) ^ -(wide & 1)).astype(np.int32)
 
 
+@njit(cache=True, nogil=True)
+def _pack(numbers: Any, widths: Any, out: Any) -> None:
+    place = 0
+    for item in range(numbers.size):
+        for shift in range(widths[item] - 1, -1, -1):
+            if shift < 64 and numbers[item] >> np.uint64(shift) & np.uint64(1):
+                out[place >> 3] |= np.uint8(128 >> (place & 7))
+            place += 1
+
+
+@njit(cache=True, nogil=True)
+def _golomb_at(data: Any, position: Any, end: Any, order: Any) -> Any:
+    """Read an exp-Golomb codeword: its symbol, -1 if there is none, and the next position."""
+    window = load_word(data, position >> 3) << np.uint64(position & 7)
+    zeros = np.int64(leading_zeros(window))
+    length = 2 * zeros + 1 + order
+    if zeros + order > MAX_GOLOMB_SUFFIX or position + length > end:
+        return np.int64(-1), position
+    number = (window << np.uint64(zeros)) >> np.uint64(63 - zeros - order)
+    return np.int64(number) - (1 << order), position + length
+
+
+@njit(cache=True, nogil=True)
+def golomb_costs(symbols: Any, counts: Any) -> Any:
+    """Return the bits of ascending symbols in the exp-Golomb codes of orders 0 to 7."""
+    bits = np.zeros(MAX_ORDER + 1, np.int64)
+    for order in range(bits.size):
+        for place in range(symbols.size):
+            width = 64 - np.int64(leading_zeros(np.uint64(symbols[place] + (1 << order))))
+            bits[order] += counts[place] * (2 * width - 1 - order)
+    return bits
+
+
+@njit(cache=True, nogil=True)
+def set_pairs(members: Any) -> Any:
+    """Return how a set of ascending numbers is written: a row of two symbols for each pair."""
+    pairs = np.empty((members.size, 2), np.int64)
+    count = 0
+    end = 0
+    place = 0
+    while place < members.size:
+        start = members[place]
+        length = 1
+        while place + length < members.size and members[place + length] == start + length:
+            length += 1
+        pairs[count, 0] = start - end - (1 if count else 0)
+        pairs[count, 1] = length - 1
+        count += 1
+        end = start + length
+        place += length
+    return pairs[:count]
+
+
+@njit(cache=True, nogil=True)
+def class_pairs(ranks: Any, suffix_bits: Any) -> Any:
+    """Return how the classes of a ranked map are written; `ranks` by ascending number."""
+    pairs = np.empty((ranks.size, 2), np.int64)
+    count = 0
+    first = 0
+    left = ranks.copy()
+    for number in range(suffix_bits.size):
+        size = 1 << suffix_bits[number]
+        if left.size <= size:
+            break
+        last = first + size
+        found = 0
+        gap = 0
+        run = 0
+        begun = count
+        for rank in left:
+            if rank < last:
+                run += 1
+                found += 1
+                if run == 1:
+                    pairs[count, 0] = gap - (1 if count > begun else 0)
+                if found == size:
+                    break
+            else:
+                if run:
+                    pairs[count, 1] = run - 1
+                    count += 1
+                    run = gap = 0
+                gap += 1
+        pairs[count, 1] = run - 1
+        count += 1
+        left = left[left >= last]
+        first = last
+    return pairs[:count]
+
+
+@njit(cache=True, nogil=True)
+def pairs_cost(pairs: Any) -> Any:
+    """Return the bits of pairs at their best orders, and these orders."""
+    ones = np.ones(pairs.shape[0], np.int64)
+    gaps = golomb_costs(pairs[:, 0], ones)
+    runs = golomb_costs(pairs[:, 1], ones)
+    return gaps.min() + runs.min(), np.argmin(gaps), np.argmin(runs)
+
+
+@njit(cache=True, nogil=True)
+def _take_places(
+    data: Any,
+    position: Any,
+    end: Any,
+    gap_order: Any,
+    run_order: Any,
+    pairs: Any,
+    members: Any,
+    limit: Any,
+    out: Any,
+) -> Any:
+    """Read so many pairs, or (where not negative) members: count and position, or -1."""
+    after = 0
+    found = 0
+    number = 0
+    while number != pairs and (members < 0 or found < members):
+        gap, position = _golomb_at(data, position, end, gap_order)
+        if gap < 0:
+            return np.int64(-1), position
+        run, position = _golomb_at(data, position, end, run_order)
+        start = after + gap + (1 if number else 0)
+        after = start + run + 1
+        if run < 0 or after > limit or found + run + 1 > out.size:
+            return np.int64(-1), position
+        for place in range(start, after):
+            out[found] = place
+            found += 1
+        number += 1
+    return np.int64(found), position
+
+
 class BitWriter:
-    """Collects bits, most significant first."""
+    """Collects numbers of given widths, most significant bit first."""
 
     def __init__(self) -> None:
-        self._number = 0
+        self._numbers: list[NDArray[np.uint64]] = []
+        self._widths: list[NDArray[np.int64]] = []
         self.bits = 0
 
     def put(self, number: int, width: int) -> None:
         """Append `number` in `width` bits."""
-        self._number = self._number << width | number
-        self.bits += width
+        self._append(np.array([number], np.uint64), np.array([width], np.int64))
 
-    def put_golomb(self, symbol: int, order: int) -> None:
-        """Append the exp-Golomb codeword of `symbol`."""
-        number = symbol + (1 << order)
-        self.put(number, 2 * number.bit_length() - 1 - order)
+    def put_golomb(self, symbols: int | NDArray[np.int64], orders: int | NDArray[np.int64]) -> None:
+        """Append the exp-Golomb codewords of one or more symbols, of their orders."""
+        symbols, orders = np.broadcast_arrays(np.atleast_1d(symbols), np.asarray(orders))
+        numbers = symbols + np.left_shift(1, orders)
+        # frexp's exponent of a whole number below 2^53 is its length in binary.
+        widths = 2 * np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1 - orders
+        self._append(numbers.astype(np.uint64).ravel(), widths.ravel())
+
+    def _append(self, numbers: NDArray[np.uint64], widths: NDArray[np.int64]) -> None:
+        self._numbers.append(numbers)
+        self._widths.append(widths)
+        self.bits += int(widths.sum())
 
     def data(self) -> bytes:
         """Return the bits, filled up with zeros to a whole byte."""
-        fill = -self.bits % 8
-        return (self._number << fill).to_bytes((self.bits + fill) // 8, "big")
+        out = np.zeros((self.bits + 7) // 8, np.uint8)
+        _pack(np.concatenate(self._numbers), np.concatenate(self._widths), out)
+        return out.tobytes()
 
 
 class BitReader:
-    """Takes bits off bytes, most significant first; `FormatError` when they end."""
+    """Takes numbers off bytes, most significant bit first; `FormatError` when they end."""
 
     def __init__(self, data: bytes) -> None:
-        self._number = int.from_bytes(data, "big")
-        self.left = 8 * len(data)
+        # Spare bytes, because eight are read at a time.
+        self._data = np.concatenate((np.frombuffer(data, np.uint8), np.zeros(8, np.uint8)))
+        self._end = 8 * len(data)
+        self._position = 0
+
+    @property
+    def left(self) -> int:
+        """Bits that have not been taken."""
+        return self._end - self._position
 
     def take(self, width: int) -> int:
-        """Take a number of `width` bits."""
+        """Take a number of at most 32 bits."""
         if width > self.left:
             raise FormatError("ends too early")
-        self.left -= width
-        number = self._number >> self.left
-        self._number &= (1 << self.left) - 1
+        first = self._position >> 3
+        window = int.from_bytes(self._data[first : first + 8].tobytes(), "big")
+        number = window >> (64 - (self._position & 7) - width) & ((1 << width) - 1)
+        self._position += width
         return number
 
     def take_golomb(self, order: int) -> int:
         """Take an exp-Golomb codeword and return its symbol."""
-        zeros = self.left - self._number.bit_length()
-        code = PrefixCode.golomb(order)
-        if zeros >= len(code.suffix_bits):
-            raise FormatError("ends too early or holds a prefix that no codeword has")
-        self.take(zeros)
-        return self.take(zeros + 1 + order) - (1 << order)
+        symbol, self._position = _golomb_at(self._data, self._position, self._end, order)
+        if symbol < 0:
+            raise FormatError("ends too early, or holds a prefix that no codeword has")
+        return int(symbol)
+
+    def take_places(
+        self, orders: tuple[int, int], limit: int, *, pairs: int = -1, members: int = -1
+    ) -> NDArray[np.int64]:
+        """Take so many pairs, or so many members, of places below `limit`; int64, ascending."""
+        out = np.empty(min(limit, MAX_MEMBERS) if members < 0 else members, np.int64)
+        found, self._position = _take_places(
+            self._data, self._position, self._end, *orders, pairs, members, limit, out
+        )
+        if found < 0:
+            raise FormatError(
+                "ends too early, or holds a value map that reaches beyond what there is to map"
+            )
+        return out[:found].copy()
 
 
 def _put_table(writer: BitWriter, code: PrefixCode) -> None:
@@ -134,97 +302,13 @@ def _take_code(reader: BitReader, is_table: bool) -> PrefixCode:
     return _take_table(reader) if is_table else PrefixCode.golomb(reader.take(3))
 
 
-def _golomb_lengths(symbols: NDArray[np.int64], order: int) -> NDArray[np.int64]:
-    # frexp's exponent of a whole number below 2^53 is its length in binary.
-    return 2 * np.frexp(symbols + float(1 << order))[1].astype(np.int64) - 1 - order
-
-
-def _runs(places: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the gap before each run of consecutive ascending places, and its length."""
-    first = np.flatnonzero(np.diff(places, prepend=-2) != 1)
-    starts = places[first]
-    lengths = np.diff(first, append=places.size)
-    gaps = starts - np.concatenate(([0], (starts + lengths)[:-1]))
-    return gaps, lengths
-
-
-@dataclass(frozen=True)
-class _Pairs:
-    """Runs of what is left out and what is taken, as they are coded."""
-
-    gaps: NDArray[np.int64]
-    members: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, places: NDArray[np.int64]) -> "_Pairs":
-        gaps, lengths = _runs(places)
-        gaps[1:] -= 1
-        return cls(gaps, lengths - 1)
-
-
-def _best_order(symbols: NDArray[np.int64]) -> tuple[int, int]:
-    """Return the order with the fewest bits, and those."""
-    bits, order = min((int(_golomb_lengths(symbols, k).sum()), k) for k in range(8))
-    return order, bits
-
-
-def _put_orders(writer: BitWriter, groups: list[_Pairs]) -> tuple[int, int]:
-    gap_order, _ = _best_order(np.concatenate([g.gaps for g in groups] or [np.empty(0, np.int64)]))
-    run_order, _ = _best_order(
-        np.concatenate([g.members for g in groups] or [np.empty(0, np.int64)])
-    )
-    writer.put(gap_order, 3)
-    writer.put(run_order, 3)
-    return gap_order, run_order
-
-
-def _put_pairs(writer: BitWriter, pairs: _Pairs, orders: tuple[int, int]) -> None:
-    for gap, members in zip(pairs.gaps.tolist(), pairs.members.tolist(), strict=True):
-        writer.put_golomb(gap, orders[0])
-        writer.put_golomb(members, orders[1])
-
-
-def _class_members(
-    numbers: NDArray[np.int64], code: PrefixCode
-) -> tuple[list[_Pairs], NDArray[np.int64]]:
-    """Return the classes of a ranked map as pairs, and the numbers in the order they get."""
-    left = np.sort(numbers)
-    groups = []
-    ordered = []
-    for first, last in zip(code.bases[:-1].tolist(), code.bases[1:].tolist(), strict=True):
-        if left.size <= last - first:
-            ordered.append(left)
-            break
-        mine = np.sort(numbers[first:last])
-        places = np.searchsorted(left, mine)
-        groups.append(_Pairs.of(places))
-        left = np.delete(left, places)
-        ordered.append(mine)
-    return groups, np.concatenate(ordered) if ordered else numbers
-
-
-def _take_places(
-    reader: BitReader,
-    orders: tuple[int, int],
-    limit: int,
-    *,
-    pairs: int | None = None,
-    members: int | None = None,
-) -> NDArray[np.int64]:
-    """Take so many pairs, or so many members; return their places from 0, all below `limit`."""
-    spans: list[tuple[int, int]] = []
-    end = found = 0
-    while len(spans) != pairs and (members is None or found < members):
-        start = end + reader.take_golomb(orders[0]) + (1 if spans else 0)
-        length = reader.take_golomb(orders[1]) + 1
-        end = start + length
-        found += length
-        if end > limit or found > MAX_MEMBERS:
-            raise FormatError("found a value map that reaches beyond what there is to map")
-        spans.append((start, end))
-    if members is not None and found != members:
-        raise FormatError(f"found a class of {found} values, expected {members}")
-    return np.concatenate([np.arange(*span) for span in spans] or [np.empty(0, np.int64)])
+def _put_pairs(writer: BitWriter, pairs: NDArray[np.int64], *, counted: bool) -> None:
+    _, *orders = pairs_cost(pairs)
+    for order in orders:
+        writer.put(int(order), 3)
+    if counted:
+        writer.put_golomb(len(pairs), 0)
+    writer.put_golomb(pairs.ravel(), np.tile(np.array(orders, np.int64), len(pairs)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +361,9 @@ class Codebook:
         if self.map_kind == "set" and (numbers != ascending).any():
             raise FormatError("found a set that is not in ascending order")
         if self.map_kind == "ranked":
-            ordered = _class_members(numbers, self.level)[1]
+            # Any order within a class is as good; the format has one.
+            bounds = np.minimum(self.level.bases, numbers.size)
+            ordered = np.concatenate([np.sort(part) for part in np.split(numbers, bounds[1:-1])])
             object.__setattr__(self, "values", from_zigzag(ordered + self._skip))
 
     @property
@@ -344,15 +430,10 @@ class Codebook:
         writer.put(MAP_KINDS.index(self.map_kind), 2)
         if self.values is not None:
             numbers = self._numbers(self.values)
-            pairs = _Pairs.of(np.sort(numbers))
-            orders = _put_orders(writer, [pairs])
-            writer.put_golomb(pairs.gaps.size, 0)
-            _put_pairs(writer, pairs, orders)
+            _put_pairs(writer, set_pairs(np.sort(numbers)), counted=True)
             if self.map_kind == "ranked":
-                groups = _class_members(numbers, self.level)[0]
-                orders = _put_orders(writer, groups)
-                for group in groups:
-                    _put_pairs(writer, group, orders)
+                ranks = np.argsort(numbers)
+                _put_pairs(writer, class_pairs(ranks, self.level.classes[0]), counted=False)
         return writer.data(), writer.bits - before
 
     @property
@@ -418,7 +499,7 @@ def _take_orders(reader: BitReader) -> tuple[int, int]:
 
 def _take_set(reader: BitReader, limit: int) -> NDArray[np.int64]:
     orders = _take_orders(reader)
-    return _take_places(reader, orders, limit, pairs=reader.take_golomb(0))
+    return reader.take_places(orders, limit, pairs=reader.take_golomb(0))
 
 
 def _take_classes(
@@ -428,11 +509,10 @@ def _take_classes(
     left = numbers
     ordered = []
     for bits in code.suffix_bits:
-        size = 1 << bits
-        if left.size <= size:
+        if left.size <= 1 << bits:
             ordered.append(left)
             break
-        places = _take_places(reader, orders, left.size, members=size)
+        places = reader.take_places(orders, left.size, members=1 << bits)
         ordered.append(left[places])
         left = np.delete(left, places)
     return np.concatenate(ordered)
