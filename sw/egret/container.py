@@ -431,6 +431,9 @@ class Container:
     @property
     def network(self) -> bytes | None:
         """Description of the network, None without one; `FormatError` when it is damaged."""
+        return self._read_network()
+
+    def _read_network(self) -> bytes | None:
         crc = self._opened().network_crc
         return None if crc is None else bytes(self._checked(NETWORK_NAME, crc, "network"))
 
@@ -639,9 +642,7 @@ class Container:
         FormatError
             Something is damaged or breaks a rule of the format; the first such thing is named.
         """
-        _ = self.network
-        for number in range(self._opened().books):
-            self.book(number)
+        self._read_network()
         for record in self._records.values():
             if isinstance(record, RawRecord):
                 self.raw(record.name)
@@ -650,6 +651,9 @@ class Container:
             step = _VERIFY_CHUNKS * record.chunk
             for first in range(0, max(1, record.size), step):
                 self._elements(record, first, min(record.size, first + step), where, threads)
+        # Some may serve no tensor.
+        for number in range(self._opened().books):
+            self.book(number)
 
 
 def _check_range(values: NDArray[np.int32], dtype: str) -> None:
