@@ -47,7 +47,9 @@ __all__ = [
 CODE_NAMES = ("eg-k", "eg-run", "eg-table")
 """The codes, simplest first."""
 
-# Below this share of zeros runs of them are not worth a codeword; above the other, always.
+# In tensors that are not small: below this share of zeros runs of them are not worth a codeword,
+# above the other always.
+_SMALL = 4096
 _RUNS_FROM = 0.3
 _RUNS_ONLY = 0.75
 # Holes up to so many numbers that a set may include although they do not occur.
@@ -142,22 +144,19 @@ def _range(values: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _count(values: Any, low: Any, chunk: Any, histogram: Any, runs: Any) -> Any:
-    """Count non-zero values and the runs of zeros in chunks; return the number of zeros."""
-    zeros = 0
+    """Count values and, in chunks, the runs of zeros before those that are not 0."""
     for first in range(0, values.size, chunk):
         start = first
         stop = min(values.size, first + chunk)
         for place in range(first, stop):
             value = values[place]
-            if value != 0:
-                histogram[np.uint64(value - low)] += 1
-                runs[np.uint64(place - start)] += 1
-                zeros += place - start
-                start = place + 1
+            histogram[np.uint64(value - low)] += 1
+            # Without a branch, which half the values would mispredict.
+            other = value != 0
+            runs[np.uint64(place - start)] += other
+            start = place + 1 if other else start
         if start < stop:
             runs[stop - start] += 1
-            zeros += stop - start
-    return zeros
 
 
 @njit(cache=True, nogil=True)
@@ -243,8 +242,7 @@ class Statistics:
             reach = max(-low, high)
             # Every value from -reach to reach, so that numbers alternate between two slices.
             histogram = np.zeros(2 * reach + 1, np.int64)
-            zeros = _count(flat, -reach, chunk, histogram, runs)
-            histogram[reach] = zeros
+            _count(flat, -reach, chunk, histogram, runs)
             by_number = np.empty(2 * reach + 1, np.int64)
             by_number[::2] = histogram[reach:]
             by_number[1::2] = histogram[:reach][::-1]
@@ -553,8 +551,9 @@ def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
     share = statistics.zeros / max(1, statistics.weights)
     may_run = codes.run or codes.table
     may_direct = codes.table or bool(codes.orders)
-    direct = may_direct and not (share > _RUNS_ONLY and may_run)
-    run = may_run and not (share < _RUNS_FROM and may_direct)
+    small = statistics.weights <= _SMALL
+    direct = may_direct and (small or not (share > _RUNS_ONLY and may_run))
+    run = may_run and (small or not (share < _RUNS_FROM and may_direct))
     orders = sum(1 << order for order in codes.orders)
     first = 1 if statistics.zeros else 0
     # Simplest first: the first of equally cheap ones is taken.

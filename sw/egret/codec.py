@@ -498,6 +498,8 @@ def _encode_run(
     symbols: Any, low: Any, zero: Any, table: Any, runs: Any, chunk: Any, out: Any, bits: Any
 ) -> Any:
     """Write chunks of the run form; results as of `_encode_direct`."""
+    six, low_bits, absent = np.uint64(6), np.uint64(63), np.uint64(_ABSENT)
+    longest = np.uint64(LONGEST_CODEWORD)
     place = np.int64(0)
     for number in range(bits.size):
         begin = place
@@ -510,10 +512,16 @@ def _encode_run(
             if symbol != zero:
                 entry = table[np.uint64(symbol - low)]
                 run = runs[np.uint64(item - start)]
-                if (entry & np.uint64(63) == _ABSENT) | (run & np.uint64(63) == _ABSENT):
-                    return -1 - item
-                place, held, filled = _put(out, place, held, filled, run)
-                place, held, filled = _put(out, place, held, filled, entry)
+                length = entry & low_bits
+                total = length + (run & low_bits)
+                if total <= longest:
+                    both = ((run >> six) << length | entry >> six) << six | total
+                    place, held, filled = _put(out, place, held, filled, both)
+                else:
+                    if (length == absent) | (run & low_bits == absent):
+                        return -1 - item
+                    place, held, filled = _put(out, place, held, filled, run)
+                    place, held, filled = _put(out, place, held, filled, entry)
                 start = item + 1
         if start < stop:
             run = runs[stop - start]
