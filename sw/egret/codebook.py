@@ -6,6 +6,7 @@ docs/format.md, chapter 1, "Codebooks". Which codebook suits which tensor is the
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -195,31 +196,25 @@ class BitWriter:
     """Collects numbers of given widths, most significant bit first."""
 
     def __init__(self) -> None:
-        self._numbers: list[NDArray[np.uint64]] = []
-        self._widths: list[NDArray[np.int64]] = []
+        self._numbers: list[int] = []
+        self._widths: list[int] = []
         self.bits = 0
 
     def put(self, number: int, width: int) -> None:
         """Append `number` in `width` bits."""
-        self._append(np.array([number], np.uint64), np.array([width], np.int64))
+        self._numbers.append(number)
+        self._widths.append(width)
+        self.bits += width
 
-    def put_golomb(self, symbols: int | NDArray[np.int64], orders: int | NDArray[np.int64]) -> None:
-        """Append the exp-Golomb codewords of one or more symbols, of their orders."""
-        symbols, orders = np.broadcast_arrays(np.atleast_1d(symbols), np.asarray(orders))
-        numbers = symbols + np.left_shift(1, orders)
-        # frexp's exponent of a whole number below 2^53 is its length in binary.
-        widths = 2 * np.frexp(numbers.astype(np.float64))[1].astype(np.int64) - 1 - orders
-        self._append(numbers.astype(np.uint64).ravel(), widths.ravel())
-
-    def _append(self, numbers: NDArray[np.uint64], widths: NDArray[np.int64]) -> None:
-        self._numbers.append(numbers)
-        self._widths.append(widths)
-        self.bits += int(widths.sum())
+    def put_golomb(self, symbol: int, order: int) -> None:
+        """Append the exp-Golomb codeword of a symbol."""
+        number = symbol + (1 << order)
+        self.put(number, 2 * number.bit_length() - 1 - order)
 
     def data(self) -> bytes:
         """Return the bits, filled up with zeros to a whole byte."""
         out = np.zeros((self.bits + 7) // 8, np.uint8)
-        _pack(np.concatenate(self._numbers), np.concatenate(self._widths), out)
+        _pack(np.array(self._numbers, np.uint64), np.array(self._widths, np.int64), out)
         return out.tobytes()
 
 
@@ -271,11 +266,10 @@ class BitReader:
 
 def _put_table(writer: BitWriter, code: PrefixCode) -> None:
     writer.put_golomb(len(code.suffix_bits) - 1, 0)
-    before = None
-    for bits in code.suffix_bits:
-        change = bits if before is None else int(zigzag(np.array(bits - before)))
-        writer.put_golomb(change, 0)
-        before = bits
+    writer.put_golomb(code.suffix_bits[0], 0)
+    for before, bits in pairwise(code.suffix_bits):
+        change = bits - before
+        writer.put_golomb(2 * change if change >= 0 else -2 * change - 1, 0)
 
 
 def _take_table(reader: BitReader) -> PrefixCode:
@@ -308,7 +302,10 @@ def _put_pairs(writer: BitWriter, pairs: NDArray[np.int64], *, counted: bool) ->
         writer.put(int(order), 3)
     if counted:
         writer.put_golomb(len(pairs), 0)
-    writer.put_golomb(pairs.ravel(), np.tile(np.array(orders, np.int64), len(pairs)))
+    gap_order, run_order = map(int, orders)
+    for gap, run in pairs.tolist():
+        writer.put_golomb(gap, gap_order)
+        writer.put_golomb(run, run_order)
 
 
 @dataclass(frozen=True, eq=False)

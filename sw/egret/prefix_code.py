@@ -127,19 +127,11 @@ class PrefixCode:
         Bits 7:0 are the codeword's length (64: there is no such codeword), 15:8 are 63 less the
         suffix bits, 23:16 the bits before the suffix, 63:32 the first symbol of the class.
         """
-        last = len(self.suffix_bits) - 1
-        rows = []
-        for zeros in range(65):
-            if zeros > last and self.order is not None:
-                rows.append(_NO_CODEWORD)
-                continue
-            number = min(zeros, last)
-            suffix = self.suffix_bits[number]
-            length = int(self.class_lengths[number])
-            rows.append(
-                length
-                | (63 - suffix) << 8
-                | (length - suffix) << 16
-                | int(self.bases[number]) << 32
-            )
-        return np.array(rows, np.uint64)
+        zeros = np.arange(65)
+        numbers = np.minimum(zeros, len(self.suffix_bits) - 1)
+        suffix = np.array(self.suffix_bits, np.int64)[numbers]
+        lengths = self.class_lengths[numbers]
+        rows = lengths | (63 - suffix) << 8 | (lengths - suffix) << 16 | self.bases[numbers] << 32
+        if self.order is not None:
+            rows[zeros >= len(self.suffix_bits)] = _NO_CODEWORD
+        return rows.astype(np.uint64)
