@@ -32,7 +32,8 @@ _LANES = 4
 _WHOLE_BYTES = 4096
 # A decoder reads eight bytes at the position of each of two codewords.
 _SPARE_BYTES = 32
-# Values spread wider than this are coded through their distinct values instead of a table of all.
+# An encoder looks values up in a table of all between the smallest and largest, unless it is
+# wider than this.
 _TABLE_SPAN = 1 << 20
 # First bits of a codeword that a decoder looks up; longer ones are worked out.
 _LEVEL_BITS = 12
@@ -661,12 +662,12 @@ def encode(
         symbols, zero = flat, 0
         low, table, longest = _table_of(book, low, high)
     else:
-        distinct = np.unique(flat)
-        symbols = np.searchsorted(distinct, flat).astype(np.int32)
-        found = np.flatnonzero(distinct == 0)
-        zero = int(found[0]) if found.size else -1
-        low = 0
-        table, longest = _entries(book.level, book.indices(distinct))
+        # A table of the weights themselves instead of one of the values.
+        low, zero = 0, -1
+        table, longest = _entries(book.level, book.indices(flat))
+        symbols = np.arange(flat.size, dtype=np.int32)
+        if book.is_run:
+            symbols[flat == 0] = zero
     if book.run is None:
         out = np.empty((longest * flat.size + 7 * bits.size) // 8 + _SPARE_BYTES, np.uint8)
         used = _encode_direct(symbols, low, table, chunk, out, bits)
