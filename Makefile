@@ -13,9 +13,15 @@ JOBS ?= auto
 # Presets that `make rtl` generates.
 RTL_PRESETS ?= s m-ddr3
 
+# How long `make fuzz` goes on.
+SECONDS ?= 60
+
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# What is found goes into the first folder, the second is what is kept.
+FUZZ_OPTIONS := -max_len=4096 -timeout=5 -rss_limit_mb=2048 -print_final_stats=1 \
+    -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/corpus
 
 # What the caller's shell sets for other projects must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS VIRTUAL_ENV
@@ -27,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test lint format rtl bench-digits bench-synthesis clean distclean
+.PHONY: help venv compiler demo test lint format rtl fuzz bench-digits bench-synthesis clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -37,6 +43,7 @@ help:
 	@echo '  lint          ruff (format and rules) and mypy'
 	@echo '  format        let ruff rewrite the sources'
 	@echo '  rtl           Verilog of the presets "$(RTL_PRESETS)" into build/rtl'
+	@echo '  fuzz          feed the reader of containers with damaged files, for SECONDS=60'
 	@echo '  bench-digits  the digits figures over five seeds'
 	@echo '  venv          only make the environment .venv'
 	@echo '  clean         remove build/ and caches;  distclean: .venv too'
@@ -95,6 +102,16 @@ rtl: $(READY)
 	@for preset in $(RTL_PRESETS); do \
 	    $(PY) -m egret.cli rtl --preset $$preset -o build/rtl/egret_$$preset.v || exit 1; \
 	done
+
+# First as plain Python, whose branches guide the fuzzer, then compiled, with bounds checked.
+fuzz: $(READY)
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install --quiet -c constraints.txt -e '.[fuzz]'
+	@mkdir -p build/fuzz/corpus
+	@echo 'egret: fuzzing the reader for $(SECONDS) seconds; findings go to build/fuzz'
+	@NUMBA_DISABLE_JIT=1 $(PY) -m tests.fuzz.reader \
+	    -max_total_time=$$(($(SECONDS) * 2 / 3 + 1)) $(FUZZ_OPTIONS)
+	@NUMBA_BOUNDSCHECK=1 NUMBA_CACHE_DIR=build/fuzz/numba $(PY) -m tests.fuzz.reader \
+	    -max_total_time=$$(($(SECONDS) / 3 + 1)) $(FUZZ_OPTIONS)
 
 bench-digits: $(READY)
 	@echo 'egret: training the digits network for five seeds: several minutes'
