@@ -1,6 +1,8 @@
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from egret import safetensors_file
-from egret.checkpoint import as_raw_tensor, read_checkpoint
+from egret.checkpoint import InputFile, TensorSource, as_source, read_checkpoint
 from egret.errors import EgretError, FormatError
 from egret.safetensors_file import RawTensor
 
@@ -25,12 +27,12 @@ ARRAYS: dict[str, Any] = {
 DTYPES = {"f64": "F64", "f32": "F32", "f16": "F16", "i64": "I64", "u8": "U8", "bool": "BOOL"}
 
 
-def check(tensors: dict[str, RawTensor]) -> None:
+def check(tensors: Mapping[str, TensorSource]) -> None:
     assert set(tensors) == set(ARRAYS)
     for name, array in ARRAYS.items():
         assert tensors[name].dtype == DTYPES.get(name, "F32")
         assert tensors[name].shape == array.shape
-        np.testing.assert_array_equal(tensors[name].array(), array)
+        np.testing.assert_array_equal(tensors[name].raw().array(), array)
 
 
 def test_reads_safetensors_whatever_the_name(tmp_path: Path) -> None:
@@ -59,7 +61,7 @@ def test_reads_bfloat16(tmp_path: Path) -> None:
     for file in ("w.safetensors", "w.pt"):
         tensor = read_checkpoint(tmp_path / file)["w"]
         assert (tensor.dtype, tensor.shape) == ("BF16", (2, 2))
-        np.testing.assert_array_equal(tensor.array(), values.float().numpy())
+        np.testing.assert_array_equal(tensor.raw().array(), values.float().numpy())
 
 
 @pytest.mark.parametrize("new_format", [True, False])
@@ -168,12 +170,12 @@ def test_entries_that_are_no_tensors(tmp_path: Path, saved: object, message: str
 def test_views_and_gradients() -> None:
     torch = pytest.importorskip("torch")
     weight = torch.arange(6.0).reshape(2, 3).requires_grad_()
-    found = as_raw_tensor(weight.T, "w")
-    np.testing.assert_array_equal(found.array(), np.arange(6.0).reshape(2, 3).T)
+    found = as_source(weight.T, "w")
+    np.testing.assert_array_equal(found.raw().array(), np.arange(6.0).reshape(2, 3).T)
     with pytest.raises(FormatError, match=r"found a tensor of torch\.float32, torch\.sp"):
-        as_raw_tensor(torch.eye(2).to_sparse(), "w")
+        as_source(torch.eye(2).to_sparse(), "w")
     with pytest.raises(FormatError, match="entry 'w': found dtype <U1"):
-        as_raw_tensor(np.array(["a"]), "w")
+        as_source(np.array(["a"]), "w")
 
 
 def test_without_torch_the_error_says_what_to_install(tmp_path: Path) -> None:
@@ -192,3 +194,60 @@ def test_without_torch_the_error_says_what_to_install(tmp_path: Path) -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip().endswith("needs PyTorch: pip install 'egret[train]'")
+
+
+def test_blocks_and_runs_of_elements(tmp_path: Path) -> None:
+    array = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    save_file({"w": array, "other": np.zeros(3)}, tmp_path / "w")
+    tensor = read_checkpoint(tmp_path / "w")["w"]
+    assert (tensor.size, tensor.data_bytes) == (24, 96)
+    np.testing.assert_array_equal(tensor.read(5, 9), np.arange(5, 14))
+    blocks = list(tensor.blocks(40))
+    assert [block.size for block in blocks] == [40, 40, 16]
+    assert b"".join(map(bytes, blocks)) == array.tobytes()
+
+
+def test_arrays_are_not_copied_and_odd_ones_are_put_in_order() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    source = as_source(array, "w")
+    array[1, 2] = 50
+    assert source.read(5, 1).tolist() == [50]
+    for odd in (array.T, array[:, ::2], array.astype(">f4"), array[0, 0]):
+        found = as_source(odd, "w")
+        assert (found.dtype, found.shape) == ("F32", odd.shape)
+        np.testing.assert_array_equal(found.raw().array(), odd)
+
+
+def test_a_file_that_changes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w"
+    save_file({"w": np.zeros(100)}, path)
+    tensor = read_checkpoint(path)["w"]
+    tensor.read(0, 100)
+    os.utime(path, ns=(5, 5))
+    with pytest.raises(EgretError, match="w: has changed while it was being read"):
+        tensor.read(0, 100)
+    path.unlink()
+    with pytest.raises(EgretError, match="w: cannot read this file"):
+        tensor.read(0, 100)
+
+
+def test_reads_no_more_than_the_file_has(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"abcdef")
+    file = InputFile(tmp_path / "f")
+    assert bytes(file.read(2, 4)) == b"cd"
+    assert bytes(file.read(4, 100)) == b"ef"
+    assert bytes(file.read(9, 100)) == b""
+
+
+def test_opening_reads_no_weights(tmp_path: Path) -> None:
+    """A file with a hole far larger than memory opens at once."""
+    header = json.dumps(
+        {"w": {"dtype": "F32", "shape": [1 << 36], "data_offsets": [0, 1 << 38]}}
+    ).encode()
+    path = tmp_path / "w"
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + (1 << 38))
+    checkpoint = read_checkpoint(path)
+    assert checkpoint.data_bytes == 1 << 38
+    assert checkpoint["w"].read((1 << 36) - 2, 2).tolist() == [0, 0]

@@ -99,7 +99,7 @@ def test_image_holds_the_integers_of_the_container(
 ) -> None:
     seed = 10 if order is None else order
     made = random_network(seed)
-    made.save(tmp_path / "network.egret", order=order)
+    made.save(tmp_path / "network.egret")
     container = read_container(tmp_path / "network.egret")
     image = build_image(IntegerNetwork.load(tmp_path / "network.egret"), params, order=order)
     assert split_packets(image.data, params) == [packet.data for packet in image.packets]

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from egret.container import read_container, write_container
+from egret.container import read_container
 from egret.errors import CapacityError, EgretError, FormatError
 from egret.network import IntegerLayer, IntegerNetwork
+from egret.packing import write_packed
 from egret.quantize import QuantizedTensor
 
 
@@ -36,7 +37,7 @@ def _network() -> IntegerNetwork:
 
 def test_save_and_load_give_equal_networks_and_bytes(tmp_path: Path) -> None:
     network = _network()
-    network.save(tmp_path / "a.egret", order=0)
+    network.save(tmp_path / "a.egret", codes="eg-0")
     again = IntegerNetwork.load(tmp_path / "a.egret")
     assert again.name == "test"
     assert (again.input_features, again.output_features, again.weights) == (4, 3, 35)
@@ -48,8 +49,21 @@ def test_save_and_load_give_equal_networks_and_bytes(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             np.asarray(layer.bias_integer), np.asarray(loaded.bias_integer)
         )
-    again.save(tmp_path / "b.egret", order=0)
+    again.save(tmp_path / "b.egret", codes="eg-0")
     assert (tmp_path / "a.egret").read_bytes() == (tmp_path / "b.egret").read_bytes()
+
+
+def test_layers_with_equal_tensors_share_them(tmp_path: Path) -> None:
+    first = _layer(4, 4, "first", (0.1, 0.1))
+    network = IntegerNetwork("twins", (first, replace(first, name="second")))
+    network.save(tmp_path / "n.egret")
+    container = read_container(tmp_path / "n.egret")
+    assert container.coded_names == ("first.weight",)
+    assert container.raw_names == ("first.bias",)
+    again = IntegerNetwork.load(tmp_path / "n.egret")
+    for layer in again.layers:
+        np.testing.assert_array_equal(layer.weight.values, first.weight.values)
+        np.testing.assert_array_equal(np.asarray(layer.bias), np.asarray(first.bias))
 
 
 def test_input_is_rounded_to_even_and_saturated() -> None:
@@ -167,7 +181,7 @@ def test_a_wrong_description_is_refused(
     _network().save(good)
     container = read_container(good)
     assert container.network is not None
-    write_container(
+    write_packed(
         bad,
         {name: container.quantized(name) for name in container.coded_names},
         {name: container.raw(name) for name in container.raw_names},
@@ -181,12 +195,12 @@ def test_a_wrong_description_is_refused(
 def test_a_file_without_a_network_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tensors.egret"
     tensor = QuantizedTensor(np.zeros((2, 2), dtype=np.int32), 8)
-    write_container(path, {"a.weight": tensor}, {})
+    write_packed(path, {"a.weight": tensor}, {})
     with pytest.raises(FormatError, match="no network"):
         IntegerNetwork.load(path)
-    write_container(path, {"a.weight": tensor}, {}, network=b"{")
+    write_packed(path, {"a.weight": tensor}, {}, network=b"{")
     with pytest.raises(FormatError, match="not JSON"):
         IntegerNetwork.load(path)
-    write_container(path, {"a.weight": tensor}, {}, network=b"[]")
+    write_packed(path, {"a.weight": tensor}, {}, network=b"[]")
     with pytest.raises(FormatError, match="found list, expected an object"):
         IntegerNetwork.load(path)

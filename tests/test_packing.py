@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import egret
 from egret.cli import main
-from egret.container import read_container
+from egret.container import CodedRecord, read_container
 from egret.errors import EgretError, FormatError, QuantizationError
 from egret.inspection import inspect_file
 from egret.packing import load, pack, select_tensors
@@ -103,13 +103,13 @@ def test_commands_round_trip(
 
 def test_pack_options(source: Path, tmp_path: Path) -> None:
     packed = tmp_path / "m.egret"
-    command = ["pack", str(source), "-o", str(packed), "--order", "3"]
+    command = ["pack", str(source), "-o", str(packed), "--codes", "eg-3"]
     assert main([*command, "--include", "*.weight", "--exclude", "conv*"]) == 0
     container = read_container(packed)
     assert container.coded_names == ("fc1.weight",)
-    assert container.record("fc1.weight").order == 3
-    with pytest.raises(SystemExit):
-        main([*command, "--order", "best"])
+    record = container.record("fc1.weight")
+    assert isinstance(record, CodedRecord)
+    assert container.book(record.book).name == "eg-3"
 
 
 def test_inspect_counts_and_prints(
@@ -122,19 +122,34 @@ def test_inspect_counts_and_prints(
     container = read_container(packed)
     assert found["packed"] is True
     assert found["file_bytes"] == packed.stat().st_size
-    assert found["map_bytes"] == sum(r.map_bytes for r in container.coded_records)
+    books = {e["book"]: container.book(e["book"]) for e in found["tensors"]}
+    assert found["book_bytes"] == sum(len(book.data) for book in books.values())
+    assert found["map_bytes"] == -(-sum(book.map_bits for book in books.values()) // 8)
     for entry in found["tensors"]:
         values = container.quantized(entry["name"]).values
-        assert entry["exp_golomb_bits"] == container.record(entry["name"]).code_bits
+        record = container.record(entry["name"])
+        assert isinstance(record, CodedRecord)
+        assert entry["code_bits"] == record.code_bits
+        assert entry["code"] == container.book(record.book).name
+        assert entry["chunks"] == record.bits.size
         assert entry["zeros"] == np.count_nonzero(values == 0)
         assert entry["distinct"] == np.unique(values).size
         assert entry["entropy_bits"] <= entry["huffman_bits"] <= entry["exp_golomb_bits"]
+        assert entry["entropy_bits"] <= entry["code_bits"]
         assert 0.5 < entry["ggd_shape"] < 1.8
+    total = found["total"]
+    assert total["payload_bits"] == total["code_bits"] + 8 * found["book_bytes"]
+    assert total["payload_ratio"] == total["payload_bits"] / total["entropy_bits"]
+    assert total["raw_bytes"] == 30 * 4 + 8 + 6 * 8
+    assert total["chunk_index_bytes"] == 8 * total["chunks"]
+    parts = ("chunk_index_bytes", "raw_bytes", "other_bytes")
+    inside = sum(total[part] for part in parts) + found["code_bytes"] + found["book_bytes"]
+    assert inside == found["file_bytes"]
     assert found["total"]["weights"] == 1308
     assert {entry["name"] for entry in found["raw"]} == {"fc1.bias", "steps", "table"}
     # Weights that are not packed are measured as packing would store them.
     plain = inspect_file(source).to_dict()
-    for field in ("exp_golomb_bits", "huffman_bits", "entropy_bits", "zeros"):
+    for field in ("exp_golomb_bits", "huffman_bits", "entropy_bits", "zeros", "payload_bits"):
         assert plain["total"][field] == pytest.approx(found["total"][field])
     assert main(["inspect", str(packed)]) == 0
     text = capsys.readouterr().out

@@ -15,11 +15,10 @@ import safetensors.torch
 import torch
 
 from egret.compiler import compile_network
-from egret.container import read_container
 from egret.errors import EgretError
 from egret.files import atomic_path, write_bytes, write_text
 from egret.ggd import estimate_scale, estimate_shape
-from egret.golomb import golomb_bits
+from egret.golomb import best_order, golomb_bits
 from egret.image import build_image
 from egret.network import IntegerNetwork
 from egret.params import AcceleratorParams
@@ -84,16 +83,13 @@ def _train_both(seed: int) -> tuple[TrainedModel, TrainedModel]:
 
 def _network_size(label: str, network: IntegerNetwork, path: Path) -> NetworkSize:
     counts = [count_values(layer.weight.values)[1] for layer in network.layers]
-    container = read_container(path)
     return NetworkSize(
         label=label,
         weights=network.weights,
         zeros=sum(int((layer.weight.values == 0).sum()) for layer in network.layers),
         fixed_length_bits=sum(map(fixed_length_bits, counts)),
         exp_golomb_0_bits=sum(golomb_bits(count, 0) for count in counts),
-        exp_golomb_bits=sum(
-            container.record(layer.weight_name).code_bits for layer in network.layers
-        ),
+        exp_golomb_bits=sum(best_order(count)[1] for count in counts),
         huffman_bits=sum(map(huffman_bits, counts)),
         entropy_bits=sum(map(entropy_bits, counts)),
         file_bytes=path.stat().st_size,

@@ -1,32 +1,99 @@
 """What a file's weights look like and what each code takes for them."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from egret import safetensors_file
-from egret.checkpoint import read_bytes, read_checkpoint
-from egret.container import RESERVED_PREFIX, read_container
-from egret.errors import EgretError
-from egret.ggd import estimate_shape
-from egret.golomb import best_order, golomb_bits
-from egret.packing import select_tensors
-from egret.progress import Progress
-from egret.quantize import DEFAULT_STEP_LOG2, MAX_BITS, QuantizedTensor, quantize
-from egret.safetensors_file import RawTensor
+from egret.checkpoint import Checkpoint, InputFile, header_entries, read_checkpoint
+from egret.code_search import Codes, Statistics
+from egret.codec import MAX_CHUNK
+from egret.container import CodedRecord, Container, read_container
+from egret.container_index import RESERVED_PREFIX
+from egret.errors import EgretError, QuantizationError
+from egret.ggd import SHAPE_MIN, shape_from_ratio
+from egret.golomb import best_order
+from egret.planning import (
+    CHUNK_INDEX_BYTES,
+    DEFAULT_MEMORY,
+    Settings,
+    Tally,
+    Weights,
+    Workers,
+    find_twins,
+    plan_group,
+    plan_work,
+    select_tensors,
+    sort_state,
+)
+from egret.quantize import MAX_BITS, exact_numbers
+from egret.safetensors_file import data_bytes, looks_like_safetensors
 from egret.statistics import entropy_bits, fixed_length_bits, huffman_bits
-from egret.value_map import count_values
 
-__all__ = ["FileReport", "TensorReport", "inspect_file", "weights_of"]
+__all__ = ["FileReport", "Moments", "TensorReport", "inspect_file", "weight_blocks"]
+
+# Weights looked at together.
+_BLOCK_WEIGHTS = 1 << 21
+
+
+@dataclass
+class Moments:
+    """Sums over weights, to which a generalized Gaussian is fitted.
+
+    The sums are relative to the largest magnitude, so that no square overflows.
+
+    Parameters
+    ----------
+    count : int
+        Number of weights.
+    largest : float
+        Largest magnitude.
+    absolutes, squares : float
+        Sums of |x| / largest and of its square.
+    """
+
+    count: int = 0
+    largest: float = 0.0
+    absolutes: float = 0.0
+    squares: float = 0.0
+
+    def add(self, weights: NDArray[Any], counts: NDArray[np.integer] | None = None) -> None:
+        """Count weights in, each `counts` times or once."""
+        magnitudes = np.abs(weights.astype(np.float64))
+        times = np.ones(1) if counts is None else counts.astype(np.float64)
+        self.count += magnitudes.size if counts is None else int(counts.sum())
+        largest = float(magnitudes.max(initial=self.largest))
+        if largest == 0.0:
+            return
+        before = self.largest / largest
+        magnitudes /= largest
+        self.absolutes = self.absolutes * before + float((magnitudes * times).sum())
+        self.squares = self.squares * before**2 + float((np.square(magnitudes) * times).sum())
+        self.largest = largest
+
+    @property
+    def shape(self) -> float | None:
+        """The shape ν by moments, as `egret.ggd.estimate_shape`; None without weights."""
+        if self.count == 0:
+            return None
+        if self.largest == 0.0:
+            return SHAPE_MIN
+        mean = self.absolutes / self.count
+        return shape_from_ratio(self.squares / self.count / mean**2)
+
+    @property
+    def scale(self) -> float:
+        """Root mean square of the weights; 0 without any."""
+        return self.largest * math.sqrt(self.squares / max(1, self.count))
 
 
 @dataclass(frozen=True)
 class TensorReport:
-    """A tensor's statistics. Bits are those of all its weights together, without tables.
+    """A coded tensor's statistics. Bits are those of all its weights together.
 
     Parameters
     ----------
@@ -44,10 +111,22 @@ class TensorReport:
         Distinct quantised values.
     step_log2 : int
         n of the step 2^-n.
+    code : str
+        The code in the file, or the one that packing would choose: "eg-0" to "eg-7", "eg-run",
+        "eg-table" or "eg-table-run".
+    code_bits : int
+        Bits of its codewords.
+    book : int
+        Number of its codebook. Tensors may share one.
+    book_bits : int
+        Bits of that codebook: map and tables.
+    chunks : int
+        Chunks, each of which takes `egret.planning.CHUNK_INDEX_BYTES` in the index.
     order : int
-        k of the exp-Golomb code: the one in the file, or the best.
+        k of the best exp-Golomb code over the values' ranks, for comparison.
     fixed_length_bits, exp_golomb_bits, huffman_bits : int
-        Bits of the codewords of each code.
+        Bits of the codewords of other codes, their tables not counted: all values numbered with
+        equally long ones, exp-Golomb of that order, Huffman.
     entropy_bits : float
         Empirical entropy.
     """
@@ -60,6 +139,11 @@ class TensorReport:
     zeros: int
     distinct: int
     step_log2: int
+    code: str
+    code_bits: int
+    book: int
+    book_bits: int
+    chunks: int
     order: int
     fixed_length_bits: int
     exp_golomb_bits: int
@@ -67,39 +151,44 @@ class TensorReport:
     entropy_bits: float
 
     @classmethod
-    def of(
-        cls, name: str, tensor: QuantizedTensor, weights: ArrayLike, order: int | None = None
-    ) -> "TensorReport":
-        """Measure a tensor.
+    def of(cls, statistics: Statistics, *, ggd_shape: float | None, **known: Any) -> "TensorReport":
+        """Work out what other codes take.
 
         Parameters
         ----------
-        name : str
-            Its name.
-        tensor : QuantizedTensor
-            Its integers.
-        weights : array_like of float
-            The weights themselves, to which the shape is fitted.
-        order : int, optional
-            k; the best one when absent.
+        statistics : Statistics
+            Of the tensor's values.
+        ggd_shape : float or None
+            ν.
+        **known
+            The fields that the statistics do not tell.
         """
-        distinct, counts = count_values(tensor.values)
-        chosen = best_order(counts)[0] if order is None else order
+        ranked = np.sort(statistics.counts)[::-1]
+        order, golomb = best_order(ranked)
         return cls(
-            name=name,
-            dtype=tensor.dtype,
-            shape=tensor.shape,
-            weights=tensor.values.size,
-            ggd_shape=estimate_shape(weights) if tensor.values.size else None,
-            zeros=int(counts[distinct == 0].sum()),
-            distinct=distinct.size,
-            step_log2=tensor.step_log2,
-            order=chosen,
-            fixed_length_bits=fixed_length_bits(counts),
-            exp_golomb_bits=golomb_bits(counts, chosen),
-            huffman_bits=huffman_bits(counts),
-            entropy_bits=entropy_bits(counts),
+            weights=statistics.weights,
+            ggd_shape=ggd_shape,
+            zeros=statistics.zeros,
+            distinct=statistics.numbers.size,
+            order=order,
+            fixed_length_bits=fixed_length_bits(ranked),
+            exp_golomb_bits=golomb,
+            huffman_bits=huffman_bits(ranked),
+            entropy_bits=entropy_bits(ranked),
+            **known,
         )
+
+
+_SUMMED = (
+    "weights",
+    "zeros",
+    "code_bits",
+    "chunks",
+    "fixed_length_bits",
+    "exp_golomb_bits",
+    "huffman_bits",
+    "entropy_bits",
+)
 
 
 @dataclass(frozen=True)
@@ -111,15 +200,23 @@ class FileReport:
     file : str
         Name of the file.
     file_bytes : int
-        Every byte of it.
+        Every byte of it, of all shards.
     packed : bool
-        Whether it is a `.egret` container.
+        Whether it is a `.egret` container. If not, tensors, maps and chunks are those that
+        packing would make.
     tensors : tuple of TensorReport
-        The coded tensors, or those that packing would code.
+        The coded tensors.
     raw : tuple of dict
-        Name, dtype, shape and bytes of each other tensor.
-    map_bytes : int or None
-        Bytes of all value maps; None unless packed.
+        Name, dtype, shape and bytes of each tensor that is kept as it is.
+    aliases : dict of str to str
+        Tensors that are stored under another name, and that name.
+    code_bytes : int
+        Bytes of all codewords; every chunk fills whole bytes. Before packing, an estimate that
+        leaves this out.
+    book_bytes : int
+        Bytes of all codebooks.
+    map_bytes : int
+        Bytes of the value maps in them.
     layers : tuple of dict or None
         The network's layers, in the order in which they run; None without a network.
     """
@@ -129,32 +226,73 @@ class FileReport:
     packed: bool
     tensors: tuple[TensorReport, ...]
     raw: tuple[dict[str, Any], ...]
-    map_bytes: int | None
+    aliases: dict[str, str]
+    code_bytes: int
+    book_bytes: int
+    map_bytes: int
     layers: tuple[dict[str, Any], ...] | None
 
     def total(self, field: str) -> float:
         """Sum a field of every `TensorReport`."""
         return sum(getattr(tensor, field) for tensor in self.tensors)
 
+    @property
+    def payload_bits(self) -> int:
+        """Bits of codewords and codebooks: what the weights take."""
+        return int(self.total("code_bits")) + 8 * self.book_bytes
+
+    @property
+    def payload_ratio(self) -> float | None:
+        """`payload_bits` over the entropy; None where that is 0."""
+        entropy = self.total("entropy_bits")
+        return self.payload_bits / entropy if entropy else None
+
+    @property
+    def chunk_index_bytes(self) -> int:
+        """Bytes of the chunks' lengths and checksums."""
+        return CHUNK_INDEX_BYTES * int(self.total("chunks"))
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of the tensors that are kept."""
+        return sum(entry["bytes"] for entry in self.raw)
+
+    @property
+    def other_bytes(self) -> int | None:
+        """All other bytes of a packed file: header, names, shapes, network."""
+        if not self.packed:
+            return None
+        counted = self.code_bytes + self.book_bytes + self.chunk_index_bytes + self.raw_bytes
+        return self.file_bytes - counted
+
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON's types, with the totals."""
-        fields = (
-            "weights",
-            "zeros",
-            "fixed_length_bits",
-            "exp_golomb_bits",
-            "huffman_bits",
-            "entropy_bits",
+        """Return everything as JSON's types.
+
+        Returns
+        -------
+        dict
+            The fields, and under "total" the sums of the tensors' fields and this class's
+            properties.
+        """
+        properties = (
+            "payload_bits",
+            "payload_ratio",
+            "chunk_index_bytes",
+            "raw_bytes",
+            "other_bytes",
         )
-        return {**asdict(self), "total": {field: self.total(field) for field in fields}}
+        total = {field: self.total(field) for field in _SUMMED}
+        total |= {field: getattr(self, field) for field in properties}
+        return {**asdict(self), "total": total}
 
 
 def _is_packed(path: str | Path) -> bool:
-    data = read_bytes(path)
-    if not safetensors_file.looks_like_safetensors(data):
+    """Tell a packed file, also one that is damaged, from all others."""
+    file = InputFile(path)
+    if not looks_like_safetensors(file.read(0, 9).tobytes()):
         return False
     # A reserved name without an index is a damaged packed file, which its reader then refuses.
-    return any(name.startswith(RESERVED_PREFIX) for name in safetensors_file.parse(data, path))
+    return any(name.startswith(RESERVED_PREFIX) for name in header_entries(file))
 
 
 def _layers(path: str | Path) -> tuple[dict[str, Any], ...]:
@@ -177,24 +315,31 @@ def _layers(path: str | Path) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _raw_entry(name: str, tensor: RawTensor) -> dict[str, Any]:
-    return {
-        "name": name,
-        "dtype": tensor.dtype,
-        "shape": tensor.shape,
-        "bytes": len(tensor.data),
-    }
+def _raw_entry(name: str, dtype: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "shape": shape, "bytes": data_bytes(dtype, shape)}
 
 
-def inspect_file(path: str | Path, *, step_log2: int = DEFAULT_STEP_LOG2) -> FileReport:
-    """Measure the weights of a packed file, a safetensors file or a PyTorch state dict.
+def inspect_file(
+    path: str | Path,
+    *,
+    step_log2: int | None = None,
+    bits: int | None = None,
+    codes: str | Sequence[str] | Codes = "auto",
+    threads: int = 1,
+    memory: int = DEFAULT_MEMORY,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> FileReport:
+    """Measure the weights of a packed file, or plan the packing of another one.
 
     Parameters
     ----------
     path : str or Path
-        The file.
-    step_log2 : int
-        n of the step 2^-n for weights that are not packed.
+        A packed file, or one that `egret.checkpoint.read_checkpoint` reads.
+    step_log2, bits, codes
+        For weights that are not packed, as in `egret.packing.pack`; but any that fit
+        `egret.quantize.MAX_BITS` are measured when `bits` is absent.
+    threads, memory, progress
+        As in `egret.packing.pack`.
 
     Returns
     -------
@@ -205,52 +350,172 @@ def inspect_file(path: str | Path, *, step_log2: int = DEFAULT_STEP_LOG2) -> Fil
     ------
     EgretError
         The file does not exist, is of another kind or damaged, or has weights that cannot be
-        quantised.
+        quantised; or an argument is out of range.
     """
-    progress = Progress("inspecting")
-    size = len(read_bytes(path))
+    settings = Settings.of(step_log2, bits, codes)
+    if bits is None:
+        settings = Settings(settings.step_log2, MAX_BITS, settings.codes)
     if _is_packed(path):
-        container = read_container(path)
-        reports = []
-        for record in container.coded_records:
-            progress(record.name, len(container.coded_names))
-            tensor = container.quantized(record.name)
-            reports.append(TensorReport.of(record.name, tensor, tensor.dequantize(), record.order))
-        return FileReport(
-            file=str(path),
-            file_bytes=size,
-            packed=True,
-            tensors=tuple(reports),
-            raw=tuple(_raw_entry(name, container.raw(name)) for name in container.raw_names),
-            map_bytes=sum(record.map_bytes for record in container.coded_records),
-            layers=_layers(path) if container.network is not None else None,
-        )
-    tensors = read_checkpoint(path)
-    chosen = select_tensors(tensors)
-    reports = []
-    for name in chosen:
-        progress(name, len(chosen))
-        weights = tensors[name].array()
+        with read_container(path) as container:
+            return _inspect_packed(container, threads, progress)
+    with Workers(threads, memory) as workers:
         try:
-            tensor = quantize(
-                weights, step_log2, name=name, bits=MAX_BITS, dtype=tensors[name].dtype
-            )
-        except EgretError as error:
+            return _inspect_checkpoint(read_checkpoint(path), settings, workers, progress)
+        except QuantizationError as error:
             raise EgretError(f"{path}: {error}") from error
-        reports.append(TensorReport.of(name, tensor, weights))
+
+
+def _rows(record: CodedRecord) -> Iterator[tuple[int, int] | None]:
+    """Give row ranges of about a block each; None for the whole tensor."""
+    if record.size <= max(_BLOCK_WEIGHTS, record.chunk):
+        yield None
+        return
+    step = max(1, _BLOCK_WEIGHTS * record.shape[0] // record.size)
+    for start in range(0, record.shape[0], step):
+        yield start, min(start + step, record.shape[0])
+
+
+def _inspect_packed(
+    container: Container, threads: int, progress: Callable[[str, int, int], None] | None
+) -> FileReport:
+    records = [container.record(name) for name in container.names if not container.is_alias(name)]
+    coded = [record for record in records if isinstance(record, CodedRecord)]
+    total = sum(record.code_bytes for record in coded)
+    done = 0
+    reports = []
+    for record in coded:
+        if progress is not None:
+            progress(record.name, done, total)
+        tally = Tally()
+        for rows in _rows(record):
+            tensor = container.quantized(record.name, rows=rows, threads=threads)
+            tally.add(Statistics.of(tensor.values, MAX_CHUNK))
+        statistics = tally.total()
+        moments = Moments()
+        moments.add(
+            np.ldexp(statistics.distinct.astype(np.float64), -record.step_log2), statistics.counts
+        )
+        book = container.book(record.book)
+        reports.append(
+            TensorReport.of(
+                statistics,
+                ggd_shape=moments.shape,
+                name=record.name,
+                dtype=record.dtype,
+                shape=record.shape,
+                step_log2=record.step_log2,
+                code=book.name,
+                code_bits=record.code_bits,
+                book=record.book,
+                book_bits=book.map_bits + book.table_bits,
+                chunks=record.chunks,
+            )
+        )
+        done += record.code_bytes
+    books = [container.book(number) for number in sorted({record.book for record in coded})]
     return FileReport(
-        file=str(path),
-        file_bytes=size,
+        file=str(container.path),
+        file_bytes=container.file_bytes,
+        packed=True,
+        tensors=tuple(reports),
+        raw=tuple(
+            _raw_entry(record.name, record.dtype, record.shape)
+            for record in records
+            if not isinstance(record, CodedRecord)
+        ),
+        aliases={n: container.target(n) for n in container.names if container.is_alias(n)},
+        code_bytes=total,
+        book_bytes=container.books_bytes,
+        map_bytes=-(-sum(book.map_bits for book in books) // 8),
+        layers=_layers(container.path) if container.network is not None else None,
+    )
+
+
+def _weight_moments(weights: Weights) -> Moments:
+    moments = Moments()
+    for start in range(0, weights.size, _BLOCK_WEIGHTS):
+        words = weights.source.read(start, min(_BLOCK_WEIGHTS, weights.size - start))
+        moments.add(exact_numbers(words, weights.dtype))
+    return moments
+
+
+def _inspect_checkpoint(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    workers: Workers,
+    progress: Callable[[str, int, int], None] | None,
+) -> FileReport:
+    chosen = select_tensors(checkpoint)
+    # A file without weights to code has a report too.
+    coded, raw = sort_state(checkpoint) if chosen else ({}, dict(checkpoint))
+    twins = find_twins(coded, raw)
+    done = 0
+
+    def read(weights: Weights, count: int) -> None:
+        nonlocal done
+        done += weights.source.data_bytes
+        if progress is not None:
+            progress(weights.name, done, checkpoint.data_bytes)
+
+    numbers: dict[bytes, int] = {}
+    map_bits = 0
+    reports = []
+    kept = [
+        _raw_entry(name, source.dtype, source.shape)
+        for name, source in raw.items()
+        if name not in twins
+    ]
+    for group in plan_work(weights for name, weights in coded.items() if name not in twins):
+        for planned in plan_group(group, settings, workers, read):
+            weights, book = planned.weights, planned.book
+            if book is None or planned.statistics is None:
+                kept.append(_raw_entry(weights.name, weights.dtype, weights.shape))
+                continue
+            if book.data not in numbers:
+                map_bits += book.map_bits
+            reports.append(
+                TensorReport.of(
+                    planned.statistics,
+                    ggd_shape=_weight_moments(weights).shape,
+                    name=weights.name,
+                    dtype=weights.dtype,
+                    shape=weights.shape,
+                    step_log2=planned.step_log2,
+                    code=book.name,
+                    code_bits=planned.code_bits,
+                    book=numbers.setdefault(book.data, len(numbers)),
+                    book_bits=8 * len(book.data),
+                    chunks=planned.chunks,
+                )
+            )
+    place = {name: number for number, name in enumerate(coded)}
+    reports.sort(key=lambda report: place[report.name])
+    return FileReport(
+        file=str(checkpoint.path),
+        file_bytes=sum(file.size for file in checkpoint.files),
         packed=False,
         tensors=tuple(reports),
-        raw=tuple(_raw_entry(name, tensors[name]) for name in tensors if name not in set(chosen)),
-        map_bytes=None,
+        raw=tuple(kept),
+        aliases=twins,
+        code_bytes=-(-sum(report.code_bits for report in reports) // 8),
+        book_bytes=sum(map(len, numbers)),
+        map_bytes=-(-map_bits // 8),
         layers=None,
     )
 
 
-def weights_of(path: str | Path) -> Iterator[NDArray[np.floating[Any]]]:
-    """Yield the float weights of each tensor that `inspect_file` measures, flat.
+def weight_blocks(path: str | Path) -> Iterator[NDArray[Any]]:
+    """Give the weights of every tensor that can be coded, flat and in blocks.
+
+    Parameters
+    ----------
+    path : str or Path
+        As for `inspect_file`.
+
+    Yields
+    ------
+    ndarray, shape (count,)
+        Weights; of a packed file the rounded ones, as float32.
 
     Raises
     ------
@@ -258,10 +523,16 @@ def weights_of(path: str | Path) -> Iterator[NDArray[np.floating[Any]]]:
         As from `inspect_file`.
     """
     if _is_packed(path):
-        container = read_container(path)
-        for name in container.coded_names:
-            yield container.quantized(name).dequantize().reshape(-1)
-    else:
-        tensors = read_checkpoint(path)
-        for name in select_tensors(tensors):
-            yield tensors[name].array().reshape(-1)
+        with read_container(path) as container:
+            for name in container.coded_names:
+                record = container.record(name)
+                assert isinstance(record, CodedRecord)
+                for rows in _rows(record):
+                    yield container.quantized(name, rows=rows).dequantize().reshape(-1)
+        return
+    checkpoint = read_checkpoint(path)
+    for name in select_tensors(checkpoint):
+        source = checkpoint[name]
+        for start in range(0, source.size, _BLOCK_WEIGHTS):
+            words = source.read(start, min(_BLOCK_WEIGHTS, source.size - start))
+            yield exact_numbers(words, source.dtype)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from egret.container import RawTensor, read_container, write_container
+from egret.code_search import Codes
+from egret.container import CodedRecord, read_container
 from egret.errors import CapacityError, EgretError, FormatError
+from egret.packing import write_packed
 from egret.params import ACTIVATION_BITS, BIAS_BITS, MULTIPLIER_BITS, RESULT_BITS, SHIFT_BITS
 from egret.quantize import QuantizedTensor
+from egret.safetensors_file import RawTensor
 
 __all__ = [
     "ACTIVATION_MAX",
@@ -260,15 +263,15 @@ class IntegerNetwork:
         scaled = np.rint(values / self.layers[0].input_scale)
         return np.clip(scaled, ACTIVATION_MIN, ACTIVATION_MAX).astype(np.int8)
 
-    def save(self, path: str | Path, *, order: int | None = None) -> None:
+    def save(self, path: str | Path, *, codes: str | Sequence[str] | Codes = "auto") -> None:
         """Write the network to a `.egret` container.
 
         Parameters
         ----------
         path : str or Path
             File to write.
-        order : int, optional
-            Order k of the exp-Golomb code; the best one for each tensor when absent.
+        codes : str, sequence of str, or Codes
+            Codes to choose from, as in `egret.packing.pack`.
 
         Raises
         ------
@@ -299,12 +302,12 @@ class IntegerNetwork:
             for layer in self.layers
             if layer.bias is not None
         }
-        write_container(
+        write_packed(
             path,
             {layer.weight_name: layer.weight for layer in self.layers},
             raw,
             network=json.dumps(description, separators=(",", ":")).encode(),
-            order=order,
+            codes=codes,
         )
 
     @classmethod
@@ -339,6 +342,9 @@ class IntegerNetwork:
                 f"{path}: network: version: found {description['version']}, expected "
                 f"{_NETWORK_VERSION}"
             )
+        # Layers with equal tensors share them: one is stored, the others are aliases.
+        records = {tensor: container.record(tensor) for tensor in container.names}
+        coded = {tensor for tensor, record in records.items() if isinstance(record, CodedRecord)}
         layers = []
         for number, entry in enumerate(description["layers"]):
             where = f"{path}: network: layer {number}"
@@ -348,11 +354,9 @@ class IntegerNetwork:
                 layers.append(
                     IntegerLayer(
                         name=name,
-                        weight=container.quantized(
-                            _require(f"{name}.weight", container.coded_names, where)
-                        ),
+                        weight=container.quantized(_require(f"{name}.weight", coded, where)),
                         bias=_float_bias(
-                            container.raw(_require(f"{name}.bias", container.raw_names, where)),
+                            container.raw(_require(f"{name}.bias", records.keys() - coded, where)),
                             where,
                         )
                         if entry["bias"]

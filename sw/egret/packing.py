@@ -1,178 +1,353 @@
-"""From a state dict to a packed file and back."""
+"""From a state dict or a checkpoint to a packed file and back."""
 
+import base64
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
-from egret.checkpoint import as_raw_tensor
-from egret.container import read_container, write_container
-from egret.errors import EgretError, QuantizationError
-from egret.quantize import (
-    DEFAULT_BITS,
-    DEFAULT_STEP_LOG2,
-    FLOAT_DTYPES,
-    QuantizedTensor,
-    quantize,
+from egret.checkpoint import Checkpoint, TensorSource, as_source, read_checkpoint
+from egret.code_search import Codes, parse_codes
+from egret.codec import encode
+from egret.command import refuse_same_file
+from egret.container import AliasRecord, CodedRecord, RawEntry, write_container
+from egret.container_index import CONTAINER_VERSION, check_name
+from egret.crc import crc32c
+from egret.errors import EgretError
+from egret.packed import PackedWeights, load
+from egret.planning import (
+    DEFAULT_MEMORY,
+    Planned,
+    Settings,
+    Weights,
+    Workers,
+    find_twins,
+    plan_group,
+    plan_work,
+    quantized_weights,
+    select_tensors,
+    sort_state,
+    state_order,
 )
+from egret.quantize import MAX_BITS, QuantizedTensor
 from egret.safetensors_file import RawTensor
+from egret.spool import Spool
 
-__all__ = ["load", "pack", "select_tensors"]
+__all__ = ["PackedWeights", "load", "pack", "select_tensors", "write_packed"]
 
-
-def select_tensors(
-    tensors: Mapping[str, RawTensor],
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-) -> list[str]:
-    """Choose the tensors to code.
-
-    Parameters
-    ----------
-    tensors : Mapping of str to RawTensor
-        All tensors.
-    include : sequence of str
-        Patterns (`*`, `?`, `[…]`) over names. When given, floating tensors that match one are
-        coded; else those with two or more dimensions.
-    exclude : sequence of str
-        Patterns of tensors to leave as they are.
-
-    Returns
-    -------
-    list of str
-        Names, in the order of `tensors`.
-
-    Raises
-    ------
-    EgretError
-        A pattern matches no tensor.
-    """
-    for pattern in (*include, *exclude):
-        if not any(fnmatchcase(name, pattern) for name in tensors):
-            raise EgretError(f"pattern {pattern!r} matches none of the {len(tensors)} tensors")
-
-    def is_chosen(name: str, tensor: RawTensor) -> bool:
-        if tensor.dtype not in FLOAT_DTYPES or any(fnmatchcase(name, p) for p in exclude):
-            return False
-        if include:
-            return any(fnmatchcase(name, pattern) for pattern in include)
-        return len(tensor.shape) >= 2
-
-    return [name for name, tensor in tensors.items() if is_chosen(name, tensor)]
+_COPY_BYTES = 1 << 20
 
 
-class _LazilyQuantized(Mapping[str, QuantizedTensor]):
-    """Quantises a tensor when it is asked for, so that only one at a time lies in memory."""
+class _Report:
+    """Turns weights that have been gone through into bytes done, for a progress display."""
 
-    def __init__(
-        self,
-        ready: Mapping[str, QuantizedTensor],
-        waiting: Mapping[str, RawTensor],
-        step_log2: int,
-        bits: int,
-        progress: Callable[[str, int], None] | None,
-    ) -> None:
-        self._ready = ready
-        self._waiting = waiting
-        self._step_log2 = step_log2
-        self._bits = bits
+    def __init__(self, progress: Callable[[str, int, int], None] | None, total: int) -> None:
         self._progress = progress
+        self._total = total
+        self._done = 0.0
 
-    def __getitem__(self, name: str) -> QuantizedTensor:
+    def add(self, name: str, count: float) -> None:
+        """Note that `count` more bytes, of the tensor `name`, are done."""
+        self._done += count
         if self._progress is not None:
-            self._progress(name, len(self))
-        if name in self._ready:
-            return self._ready[name]
-        raw = self._waiting[name]
-        return quantize(raw.array(), self._step_log2, name=name, bits=self._bits, dtype=raw.dtype)
+            self._progress(name, int(self._done), self._total)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._ready or name in self._waiting
 
-    def __iter__(self) -> Iterator[str]:
-        yield from self._ready
-        yield from self._waiting
+def _encode(planned: Planned, bits: int, workers: Workers, spool: Spool, report: _Report) -> Any:
+    """Write a tensor's code to the spool and return what the index will say of it."""
+    weights, book = planned.weights, planned.book
+    assert book is not None
 
-    def __len__(self) -> int:
-        return len(self._ready) + len(self._waiting)
+    def code(
+        block: tuple[int, int],
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint32], list[int]]:
+        if planned.values is None:
+            values = weights.values(*block, planned.step_log2, bits)
+        else:
+            values = planned.values[block[0] : block[0] + block[1]]
+        data, lengths = encode(values, book, planned.chunk)
+        ends = [0, *np.cumsum((lengths.astype(np.int64) + 7) // 8).tolist()]
+        return data, lengths, [crc32c(data[a:b]) for a, b in itertools.pairwise(ends)]
+
+    lengths: list[NDArray[np.uint32]] = []
+    crcs: list[int] = []
+    code_bytes = 0
+    share = weights.source.data_bytes / max(1, weights.size) / 2
+    blocks = list(planned.blocks())
+    for (_, count), (data, parts, sums) in zip(blocks, workers.map(code, blocks), strict=True):
+        spool.append(data)
+        code_bytes += data.size
+        lengths.append(parts)
+        crcs += sums
+        report.add(weights.name, count * share)
+    return {
+        "name": weights.name,
+        "step": planned.step_log2,
+        "chunk": planned.chunk,
+        "book": book.data.hex(),
+        "bits": _text(np.concatenate([np.empty(0, np.uint32), *lengths])),
+        "crcs": _text(np.array(crcs, np.uint32)),
+        "code_bytes": code_bytes,
+    }
+
+
+def _text(numbers: NDArray[np.uint32]) -> str:
+    return base64.b64encode(numbers.astype("<u4").tobytes()).decode()
+
+
+def _numbers(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(base64.b64decode(text), "<u4").astype(np.uint32)
+
+
+def _code_group(
+    group: Sequence[Weights], settings: Settings, workers: Workers, spool: Spool, report: _Report
+) -> None:
+    """Plan and code a group of tensors; what does not gain has no book in the spool's entry."""
+
+    def read(weights: Weights, count: int) -> None:
+        report.add(weights.name, count * weights.source.data_bytes / max(1, weights.size) / 2)
+
+    entries = []
+    for planned in plan_group(group, settings, workers, read):
+        if planned.book is not None:
+            entries.append(_encode(planned, settings.bits, workers, spool, report))
+        else:
+            entries.append({"name": planned.weights.name, "book": None})
+    spool.finish({"tensors": entries})
+
+
+def _assemble(
+    path: str | Path,
+    coded: Mapping[str, Weights],
+    raw: Mapping[str, TensorSource],
+    twins: Mapping[str, str],
+    spool: Spool,
+    network: bytes | None,
+    report: _Report,
+) -> None:
+    """Write the container from what the spool holds and from the tensors that stay."""
+    found: dict[str, dict[str, Any]] = {}
+    places: dict[str, tuple[int, int]] = {}
+    for work in spool.entries:
+        start = work["start"]
+        for entry in work["tensors"]:
+            if entry["book"] is not None:
+                found[entry["name"]] = entry
+                places[entry["name"]] = (start, start + entry["code_bytes"])
+                start += entry["code_bytes"]
+
+    def copied(name: str, source: TensorSource, share: float) -> RawEntry:
+        def blocks() -> Iterator[NDArray[np.uint8]]:
+            for block in source.blocks(_COPY_BYTES):
+                yield block
+                report.add(name, share * block.size)
+
+        return RawEntry(name, source.dtype, source.shape, blocks)
+
+    books: dict[str, int] = {}
+    records: list[CodedRecord | RawEntry | AliasRecord] = []
+    code: list[str] = []
+    for name in state_order((*coded, *raw)):
+        if name in twins:
+            records.append(AliasRecord(name, twins[name]))
+        elif name in raw:
+            records.append(copied(name, raw[name], 1.0))
+        elif name not in found:
+            # Half of it was counted when it was read for its statistics.
+            records.append(copied(name, coded[name].source, 0.5))
+        else:
+            entry = found[name]
+            code.append(name)
+            records.append(
+                CodedRecord(
+                    name=name,
+                    dtype=coded[name].dtype,
+                    shape=coded[name].shape,
+                    step_log2=entry["step"],
+                    book=books.setdefault(entry["book"], len(books)),
+                    chunk=entry["chunk"],
+                    bits=_numbers(entry["bits"]),
+                    crcs=_numbers(entry["crcs"]),
+                )
+            )
+    write_container(
+        path,
+        records,
+        [bytes.fromhex(book) for book in books],
+        (block for name in code for block in spool.read(*places[name])),
+        network=network,
+    )
+
+
+def _write(
+    path: str | Path,
+    coded: Mapping[str, Weights],
+    raw: Mapping[str, TensorSource],
+    settings: Settings,
+    workers: Workers,
+    *,
+    fingerprint: Mapping[str, Any] | None = None,
+    network: bytes | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
+) -> None:
+    for name in (*coded, *raw):
+        check_name(name, path)
+    twins = find_twins(coded, raw)
+    sources = {**{name: weights.source for name, weights in coded.items()}, **raw}
+    stored = [source.data_bytes for name, source in sources.items() if name not in twins]
+    report = _Report(progress, sum(stored))
+    groups = plan_work(weights for name, weights in coded.items() if name not in twins)
+    with Spool(path, fingerprint) as spool:
+        done = {entry["name"] for work in spool.entries for entry in work["tensors"]}
+        if done and notice is not None:
+            notice(
+                f"{path}: going on with the packing that was interrupted, after {len(done)} of "
+                f"{sum(map(len, groups))} tensors"
+            )
+        for group in groups:
+            if group[0].name in done:
+                for weights in group:
+                    report.add(weights.name, weights.source.data_bytes)
+            else:
+                _code_group(group, settings, workers, spool, report)
+        _assemble(path, coded, raw, twins, spool, network, report)
 
 
 def pack(
-    state: Mapping[str, Any],
+    state: Mapping[str, Any] | str | Path,
     path: str | Path,
     *,
-    step_log2: int = DEFAULT_STEP_LOG2,
-    bits: int = DEFAULT_BITS,
-    order: int | None = None,
+    step_log2: int | None = None,
+    bits: int | None = None,
+    codes: str | Sequence[str] | Codes = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
-    progress: Callable[[str, int], None] | None = None,
+    threads: int = 1,
+    memory: int = DEFAULT_MEMORY,
+    progress: Callable[[str, int, int], None] | None = None,
+    notice: Callable[[str], None] | None = None,
 ) -> None:
     """Quantise and code a network's weights and write the packed file.
 
+    Tensors that coding does not make smaller are kept as they are, and tensors that are equal
+    (tied weights) are stored once. Integer tensors are coded without loss.
+
+    Packing a checkpoint can be taken up again: when the process is killed, what is done lies beside
+    the output in `.NAME.partial`, and the next call with the same arguments goes on from there.
+
     Parameters
     ----------
-    state : Mapping of str to tensor
+    state : Mapping of str to tensor, or str or Path
         What `model.state_dict()` returns, or NumPy arrays, `RawTensor` and `QuantizedTensor`
-        objects. The last are coded as they are.
+        objects, of which the last are coded as they are; or the file of a checkpoint, or what
+        `egret.checkpoint.read_checkpoint` made of it.
     path : str or Path
         The `.egret` file to write.
-    step_log2 : int
-        n of the step 2^-n.
-    bits : int
-        Range of the quantised weights, in bits of a signed integer.
-    order : int, optional
-        k of the exp-Golomb code, 0 to 7; the best one for each tensor when absent.
+    step_log2 : int, optional
+        n of the step 2^-n. When absent and `bits` is given too, each tensor gets the finest step at
+        which it fits `bits`; when both are absent, `egret.quantize.DEFAULT_STEP_LOG2`.
+    bits : int, optional
+        Range of the quantised weights, in bits of a signed integer;
+        `egret.quantize.DEFAULT_BITS` when absent.
+    codes : str, sequence of str, or Codes
+        Codes to choose from: "auto", or names as in `egret.code_search.parse_codes`.
     include, exclude : sequence of str
         Patterns over names; see `select_tensors`. Tensors not chosen are stored as they are.
+    threads : int
+        Threads that share the work. The result does not depend on them.
+    memory : int
+        Bytes of memory that the process may take up while it packs a checkpoint, one tensor not
+        counted.
     progress : Callable, optional
-        Called with the name of each tensor before it is coded, and the number of those.
+        Called again and again with the name of the tensor under way, the bytes that are done, and
+        those of all tensors.
+    notice : Callable, optional
+        Called with a line of text when interrupted work is taken up.
 
     Raises
     ------
     QuantizationError
-        A weight is not finite or out of range; the message names the tensor and the weight.
+        A weight is not finite or out of range, which the message names with its tensor; there is
+        nothing to code; or `step_log2` or `bits` is out of range.
     FormatError
-        An entry is no tensor, or of a dtype that safetensors does not have.
+        An entry is no tensor, or of a dtype that safetensors does not have; or the checkpoint is
+        damaged.
     EgretError
-        A pattern matches nothing, or the file cannot be written.
+        An argument is not as described here, a pattern matches nothing, or a file cannot be read or
+        written.
     """
-    ready = {name: value for name, value in state.items() if isinstance(value, QuantizedTensor)}
-    others = {
-        name: as_raw_tensor(value, name) for name, value in state.items() if name not in ready
-    }
-    chosen = set(select_tensors(others, include, exclude))
-    waiting = {name: tensor for name, tensor in others.items() if name in chosen}
-    raw = {name: tensor for name, tensor in others.items() if name not in chosen}
-    if not ready and not waiting:
-        raise QuantizationError(
-            f"none of the {len(others)} tensors is to be coded: expected a floating one with "
-            "two or more dimensions, or one that an include pattern names"
+    settings = Settings.of(step_log2, bits, codes)
+    if isinstance(state, str | Path):
+        state = read_checkpoint(state)
+    coded, raw = sort_state(state, include, exclude)
+    fingerprint = None
+    if isinstance(state, Checkpoint):
+        for file in state.files:
+            refuse_same_file(file.path, Path(path))
+        fingerprint = {
+            "egret": version("egret"),
+            "container": CONTAINER_VERSION,
+            "files": [(str(file.path), file.size, file.modified) for file in state.files],
+            "step": settings.step_log2,
+            "bits": settings.bits,
+            "codes": repr(settings.codes),
+            "include": list(include),
+            "exclude": list(exclude),
+        }
+    with Workers(threads, memory) as workers:
+        _write(
+            path,
+            coded,
+            raw,
+            settings,
+            workers,
+            fingerprint=fingerprint,
+            progress=progress,
+            notice=notice,
         )
-    coded = _LazilyQuantized(ready, waiting, step_log2, bits, progress)
-    write_container(path, coded, raw, order=order)
 
 
-def load(path: str | Path) -> dict[str, NDArray[Any]]:
-    """Read a packed file's weights.
+def write_packed(
+    path: str | Path,
+    coded: Mapping[str, QuantizedTensor],
+    raw: Mapping[str, RawTensor],
+    *,
+    network: bytes | None = None,
+    codes: str | Sequence[str] | Codes = "auto",
+) -> None:
+    """Write tensors that are quantised already; equal arguments give equal bytes.
 
     Parameters
     ----------
     path : str or Path
-        A `.egret` file.
-
-    Returns
-    -------
-    dict of str to ndarray
-        Arrays by name in their original dtypes, BF16 as float32.
+        The `.egret` file to write.
+    coded : Mapping of str to QuantizedTensor
+        Tensors to code, whether or not that makes them smaller.
+    raw : Mapping of str to RawTensor
+        Tensors to store as they are.
+    network : bytes, optional
+        Description of the network that the tensors belong to, stored as it is.
+    codes : str, sequence of str, or Codes
+        As in `pack`.
 
     Raises
     ------
-    FormatError
-        Not a packed file, truncated or damaged.
+    QuantizationError
+        A value needs more than 24 bits, or is none of the tensor's dtype.
     EgretError
-        The file does not exist or cannot be read.
+        The file cannot be written; a name is given twice or cannot be stored; there is no such
+        code.
     """
-    return read_container(path).state()
+    both = sorted(set(coded) & set(raw))
+    if both:
+        raise EgretError(f"{path}: tensor {both[0]!r} is given both coded and raw")
+    settings = Settings(0, MAX_BITS, parse_codes(codes))
+    weights = quantized_weights(coded)
+    sources = {name: as_source(tensor, name) for name, tensor in raw.items()}
+    with Workers() as workers:
+        _write(path, weights, sources, settings, workers, network=network)

@@ -23,6 +23,7 @@ __all__ = [
     "QuantizedTensor",
     "check_bits",
     "check_step",
+    "exact_numbers",
     "extremes",
     "finest_step",
     "quantize",
@@ -202,8 +203,16 @@ def _copy(words: Any, low: Any, high: Any, out: Any) -> Any:
     return wrong
 
 
-def _exact(words: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """Return a tensor's words as numbers."""
+def exact_numbers(words: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """Return a tensor's elements as numbers: of BF16, given as uint16, as float32.
+
+    Parameters
+    ----------
+    words : ndarray
+        The elements, as `egret.checkpoint.TensorSource.read` gives them.
+    dtype : str
+        Dtype of the tensor, one of `CODED_DTYPES`.
+    """
     if dtype == "BF16" and words.dtype.kind == "u":
         return (words.astype(np.uint32) << np.uint32(16)).view(np.float32)
     return words
@@ -220,7 +229,7 @@ def _scaled(numbers: NDArray[Any], step_log2: int) -> NDArray[np.float64]:
 def _table(dtype: str, step_log2: int, low: int, high: int) -> NDArray[np.int32]:
     """Tabulate the value of every 16-bit floating word."""
     words = np.arange(1 << 16, dtype=np.uint16)
-    numbers = _exact(words, dtype) if dtype == "BF16" else words.view(np.float16)
+    numbers = exact_numbers(words, dtype) if dtype == "BF16" else words.view(np.float16)
     scaled = _scaled(numbers, step_log2)
     right = (scaled >= low) & (scaled <= high)
     return np.where(right, scaled, _WRONG).astype(np.int32)
@@ -283,7 +292,7 @@ def quantize_words(
         scale = words.dtype.type(math.ldexp(1.0, step_log2))
         wrong = _round(words, scale, words.dtype.type(low), words.dtype.type(high), out)
     if wrong:
-        numbers = words if integers else _exact(words, dtype)
+        numbers = words if integers else exact_numbers(words, dtype)
         scaled = numbers if integers else _scaled(numbers, step_log2)
         first = int(np.argmax(~((scaled >= low) & (scaled <= high))))
         where = np.unravel_index(start + first, words.shape if shape is None else shape)
@@ -344,7 +353,7 @@ def extremes(
     QuantizationError
         An element is NaN or infinite; the message names the first.
     """
-    numbers = _exact(words.reshape(-1), dtype)
+    numbers = exact_numbers(words.reshape(-1), dtype)
     if numbers.dtype.itemsize == 2:
         numbers = numbers.astype(np.float32)
     low, high = float(numbers.min()), float(numbers.max())

@@ -2,10 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from egret.command import Command
+from egret.command import Command, refuse_same_file
+from egret.commands.pack import add_coding_arguments, add_work_arguments
+from egret.errors import EgretError
 
 if TYPE_CHECKING:
     from egret.inspection import FileReport
@@ -19,38 +22,48 @@ the share of zeros, and the bits per weight that each code takes.
     egret inspect model.egret
     egret inspect model.safetensors --step 8 --plot weights.png
 
-FILE is a packed file, a safetensors file, or a PyTorch state dict (needs PyTorch: pip
-install 'egret[train]'). Weights that are not packed are rounded to multiples of 2^-N first.
+FILE is a packed file, or anything that `egret pack` takes. Of what is not packed yet, this
+shows what packing it would give.
 
-Columns: fixed = all values numbered with equally long codewords; EG = exp-Golomb of order k
-over the values' ranks; Huffman; entropy. These count codewords alone; the line about the
-file counts every byte of it.
+Columns: ν; zeros; values = how many different ones there are; step; code = the one in the file,
+or the one that packing would choose, and its bits; for comparison EG = exp-Golomb of the best
+order over the values' ranks, Huffman, and the entropy. These count codewords alone; the lines
+below the table count everything else.
 """
+
+_FORMATS = (".png", ".svg", ".pdf")
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="packed or unpacked weights")
-    parser.add_argument(
-        "--step",
-        metavar="N",
-        type=int,
-        default=8,
-        help="step 2^-N for weights that are not packed (8)",
-    )
+    add_coding_arguments(parser, "24")
+    add_work_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print a JSON object instead")
     parser.add_argument(
         "--plot",
-        metavar="OUT.png",
+        metavar="OUT",
         type=Path,
-        help="draw the weights' histogram and the fitted generalized Gaussian (needs "
-        "Matplotlib: pip install 'egret[sim]')",
+        help="draw the weights' histogram and the fitted generalized Gaussian, as PNG, SVG or "
+        "PDF by the name's ending (needs Matplotlib: pip install 'egret[sim]')",
     )
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from egret.inspection import inspect_file
+    from egret.progress import Progress
 
-    report = inspect_file(arguments.file, step_log2=arguments.step)
+    if arguments.plot is not None:
+        _check_plot(arguments.file, arguments.plot)
+    with Progress("inspecting") as progress:
+        report = inspect_file(
+            arguments.file,
+            step_log2=arguments.step,
+            bits=arguments.bits,
+            codes=arguments.codes,
+            threads=arguments.threads,
+            memory=arguments.memory,
+            progress=progress,
+        )
     if arguments.json:
         import json
 
@@ -59,6 +72,17 @@ def _run(arguments: argparse.Namespace) -> None:
         print(_format(report))
     if arguments.plot is not None:
         _plot(arguments.file, arguments.plot)
+
+
+def _check_plot(source: Path, target: Path) -> None:
+    """Refuse before the work what would fail after it."""
+    if target.suffix.lower() not in _FORMATS:
+        raise EgretError(
+            f"--plot: found {target.name!r}, expected a name that ends in {', '.join(_FORMATS)}"
+        )
+    refuse_same_file(source, target)
+    if find_spec("matplotlib") is None:
+        raise EgretError("--plot needs Matplotlib: pip install 'egret[sim]'")
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -72,23 +96,12 @@ def _align(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-_HEADINGS = [
-    "tensor",
-    "shape",
-    "ν",
-    "zeros",
-    "values",
-    "step",
-    "k",
-    "fixed",
-    "EG",
-    "Huffman",
-    "entropy",
-]
+_HEADINGS = ["tensor", "shape", "ν", "zeros", "values", "step", "code", "bits", "EG", "k"]
+_HEADINGS += ["Huffman", "entropy"]
 
 
 def _format(report: "FileReport") -> str:
-    state = "packed" if report.packed else "not packed"
+    state = "packed" if report.packed else "not packed; what packing would give"
     lines = [f"{report.file}: {state}, {report.file_bytes:,} bytes", ""]
     rows = [_HEADINGS]
     for tensor in report.tensors:
@@ -101,28 +114,43 @@ def _format(report: "FileReport") -> str:
                 f"{100 * tensor.zeros / count:.1f} %",
                 str(tensor.distinct),
                 f"2^-{tensor.step_log2}" if tensor.step_log2 >= 0 else f"2^{-tensor.step_log2}",
-                str(tensor.order),
-                f"{tensor.fixed_length_bits / count:.3f}",
+                tensor.code,
+                f"{tensor.code_bits / count:.3f}",
                 f"{tensor.exp_golomb_bits / count:.3f}",
+                str(tensor.order),
                 f"{tensor.huffman_bits / count:.3f}",
                 f"{tensor.entropy_bits / count:.3f}",
             ]
         )
     weights = report.total("weights")
     if weights:
-        sums = ("fixed_length_bits", "exp_golomb_bits", "huffman_bits", "entropy_bits")
+
+        def mean(field: str) -> str:
+            return f"{report.total(field) / weights:.3f}"
+
         rows.append(
-            ["all", f"{weights:,}", "", f"{100 * report.total('zeros') / weights:.1f} %"]
-            + ["", "", ""]
-            + [f"{report.total(field) / weights:.3f}" for field in sums]
+            [
+                *("all", f"{weights:,}", "", f"{100 * report.total('zeros') / weights:.1f} %"),
+                *("", "", "", mean("code_bits"), mean("exp_golomb_bits"), ""),
+                *(mean("huffman_bits"), mean("entropy_bits")),
+            ]
         )
-    lines += _align(rows)
-    raw_bytes = sum(entry["bytes"] for entry in report.raw)
-    lines += ["", f"other tensors: {len(report.raw)}, {raw_bytes:,} bytes, kept as they are"]
-    if report.map_bytes is not None:
+    lines += [*_align(rows), ""]
+    if weights:
+        ratio = report.payload_ratio
+        lines.append(
+            f"codewords {report.code_bytes:,} bytes, maps and tables {report.book_bytes:,}: "
+            f"{report.payload_bits / weights:.3f} bits per weight"
+            + (f", {ratio:.4f} times the entropy" if ratio is not None else "")
+        )
+        lines.append(f"lengths and checksums of chunks: {report.chunk_index_bytes:,} bytes")
+    lines.append(f"other tensors: {len(report.raw)}, {report.raw_bytes:,} bytes, kept as they are")
+    if report.aliases:
+        lines.append(f"tied tensors, stored under another name: {len(report.aliases)}")
+    if report.other_bytes is not None:
         rate = f", {8 * report.file_bytes / weights:.3f} bits per weight" if weights else ""
-        lines += [f"value maps: {report.map_bytes:,} bytes"]
-        lines += [f"whole file: {report.file_bytes:,} bytes{rate}"]
+        lines.append(f"names, shapes and the rest: {report.other_bytes:,} bytes")
+        lines.append(f"whole file: {report.file_bytes:,} bytes{rate}")
     if report.layers is not None:
         table = [["layer", "rows", "columns", "bias", "input scale", "multiplier", "shift", "ReLU"]]
         for layer in report.layers:
@@ -143,37 +171,41 @@ def _format(report: "FileReport") -> str:
 
 
 def _plot(source: Path, target: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        from egret.errors import EgretError
-
-        raise EgretError("--plot needs Matplotlib: pip install 'egret[sim]'") from error
     import numpy as np
+    from matplotlib.figure import Figure
 
-    from egret.errors import EgretError
     from egret.files import atomic_path
-    from egret.ggd import density, estimate_scale, estimate_shape
-    from egret.inspection import weights_of
+    from egret.ggd import density
+    from egret.inspection import Moments, weight_blocks
 
-    tensors = [np.asarray(weights, np.float64) for weights in weights_of(source)]
-    weights = np.concatenate(tensors) if tensors else np.empty(0)
-    scale = estimate_scale(weights) if weights.size else 0.0
-    if scale == 0.0:
+    moments = Moments()
+    for weights in weight_blocks(source):
+        moments.add(weights)
+    shape, scale = moments.shape, moments.scale
+    if shape is None or scale == 0.0:
         raise EgretError(f"{source}: there are no weights other than 0 to plot")
-    shape = estimate_shape(weights)
     limit = 6 * scale
+    edges = np.linspace(-limit, limit, 202)
+    counts = np.zeros(edges.size - 1)
+    for weights in weight_blocks(source):
+        counts += np.histogram(weights, edges)[0]
+    per_unit = 1 / (moments.count * (edges[1] - edges[0]))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.hist(weights, bins=201, range=(-limit, limit), density=True, label="weights")
+    axes.stairs(counts * per_unit, edges, fill=True, label="weights")
     # An even number of points: the density of a small shape is infinitely steep at 0.
     x = np.linspace(-limit, limit, 1000)
-    axes.plot(x, density(x, shape, scale), label=f"generalized Gaussian, ν = {shape:.2f}")
+    axes.plot(
+        x, density(x, shape, scale), color="C1", label=f"generalized Gaussian, ν = {shape:.2f}"
+    )
     axes.set(yscale="log", xlabel="weight", ylabel="density", title=source.name)
-    axes.set_ylim(bottom=0.5 / (weights.size * 2 * limit / 201))
+    axes.set_ylim(bottom=0.5 * per_unit)
     axes.legend()
+    kind = target.suffix.lower().removeprefix(".")
+    # Without the date that Matplotlib writes into SVG and PDF: equal input, equal bytes.
+    metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     with atomic_path(target) as temporary:
-        figure.savefig(temporary, format="png", dpi=120)
+        figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
 
 
 command = Command(

@@ -1,4 +1,4 @@
-"""`egret unpack`: turn a packed file back into floating weights."""
+"""`egret unpack`: turn a packed file back into plain weights."""
 
 import argparse
 from pathlib import Path
@@ -11,32 +11,43 @@ _DESCRIPTION = """\
 Turn a packed file back into a plain safetensors file.
 
     egret unpack model.egret -o model.safetensors
+    egret unpack model.egret -o part.safetensors --include "layers.0.*"
 
 Every tensor has its original name, shape and dtype. Coded weights are the rounded ones:
-packing the result again with the same step gives the same integers.
+packing the result again with the same step gives the same integers. One tensor at a time
+lies in memory.
 """
 
 
 def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", metavar="FILE.egret", type=Path, help="packed file")
     parser.add_argument("-o", "--output", metavar="OUT.safetensors", type=Path, required=True)
+    parser.add_argument(
+        "--include",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="unpack only the tensors whose names match; may be repeated",
+    )
+    parser.add_argument(
+        "--threads", metavar="N", type=int, default=1, help="threads, 1 or more (1)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from egret import safetensors_file
-    from egret.container import read_container
+    from egret.packed import unpack
     from egret.progress import Progress
 
     refuse_same_file(arguments.input, arguments.output)
-    container = read_container(arguments.input)
-    progress = Progress("unpacking")
-    tensors = {}
-    for name in container.names:
-        progress(name, len(container.names))
-        tensors[name] = container.restored(name)
-    safetensors_file.write(arguments.output, tensors)
-    total = sum(len(tensor.data) for tensor in tensors.values())
-    print(f"{arguments.output}: {len(tensors)} tensors, {total:,} bytes of data")
+    with Progress("unpacking") as progress:
+        count, total = unpack(
+            arguments.input,
+            arguments.output,
+            include=arguments.include,
+            threads=arguments.threads,
+            progress=progress,
+        )
+    print(f"{arguments.output}: {count} tensors, {total:,} bytes of data")
 
 
 command = Command(
