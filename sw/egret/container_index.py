@@ -511,6 +511,10 @@ def build_index(
             continue
         stored[record.name] = number
         size = check_shape(record.shape, where)
+        if record.dtype not in DTYPE_CODES:
+            raise EgretError(
+                f"{where}: found dtype {record.dtype!r}, expected one of {', '.join(DTYPE_CODES)}"
+            )
         kind = _KIND_RAW if isinstance(record, RawRecord) else _KIND_CODED
         index += bytes((kind,)) + name
         index += bytes((DTYPE_CODES[record.dtype], len(record.shape)))
