@@ -12,6 +12,11 @@ TORCH_INDEX ?=
 JOBS ?= auto
 # Presets that `make rtl` generates.
 RTL_PRESETS ?= s m-ddr3
+# Checkpoints that `make bench-codec` measures besides what ships, and more of its options.
+WEIGHTS ?=
+BENCH_OPTIONS ?=
+# DeepCABAC's package. It asks for an older NumPy, so that it stays out of .venv.
+NNCODEC := 2.1.3
 
 # How long `make fuzz` goes on.
 SECONDS ?= 60
@@ -22,6 +27,7 @@ READY := $(VENV)/.ready
 # What is found goes into the first folder, the second is what is kept.
 FUZZ_OPTIONS := -max_len=4096 -timeout=5 -rss_limit_mb=2048 -print_final_stats=1 \
     -artifact_prefix=build/fuzz/ build/fuzz/corpus tests/corpus
+NNCODEC_READY := build/peers/.nncodec-$(NNCODEC)
 
 # What the caller's shell sets for other projects must not leak into this one.
 unexport PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONOPTIMIZE PYTHONWARNINGS VIRTUAL_ENV
@@ -33,7 +39,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test lint format rtl fuzz bench-digits bench-synthesis clean distclean
+.PHONY: help venv compiler demo test lint format rtl fuzz bench-digits bench-codec bench-synthesis clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -45,6 +51,7 @@ help:
 	@echo '  rtl           Verilog of the presets "$(RTL_PRESETS)" into build/rtl'
 	@echo '  fuzz          feed the reader of containers with damaged files, for SECONDS=60'
 	@echo '  bench-digits  the digits figures over five seeds'
+	@echo '  bench-codec   sizes and speeds of the codec beside other codecs'
 	@echo '  venv          only make the environment .venv'
 	@echo '  clean         remove build/ and caches;  distclean: .venv too'
 	@echo
@@ -53,6 +60,7 @@ help:
 	@echo '                                  https://download.pytorch.org/whl/cpu'
 	@echo '           TORCH_INDEX=default    the build pip would choose (CUDA on Linux)'
 	@echo '           JOBS=2                 worker processes of the tests'
+	@echo '           WEIGHTS="a.th b.bin"   checkpoints for bench-codec, besides what ships'
 
 venv: $(READY)
 	@echo 'egret: $(VENV) is up to date'
@@ -116,6 +124,21 @@ fuzz: $(READY)
 bench-digits: $(READY)
 	@echo 'egret: training the digits network for five seeds: several minutes'
 	@$(PY) benchmarks/digits_seeds.py
+
+# Of nncodec only the compiled coder is used, not what it depends on. Without it the bench goes on,
+# and says that it is missing.
+$(NNCODEC_READY): | $(READY)
+	@echo 'egret: building nncodec $(NNCODEC) for its DeepCABAC: one or two minutes, once'
+	@mkdir -p $(@D)
+	@if $(PY) -m pip install --quiet --no-deps --upgrade --target $(@D) nncodec==$(NNCODEC); then \
+	    touch $@; \
+	else \
+	    echo 'egret: nncodec was not built; the bench runs without DeepCABAC' >&2; \
+	fi
+
+bench-codec: $(READY) $(NNCODEC_READY)
+	@echo 'egret: measuring the codec and its peers: several minutes'
+	@$(PY) -m benchmarks.codec $(WEIGHTS) $(BENCH_OPTIONS)
 
 bench-synthesis: $(READY)
 	@echo 'egret: synthesising the presets for ECP5: a few minutes, the first time more'
