@@ -251,3 +251,12 @@ def test_opening_reads_no_weights(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(path)
     assert checkpoint.data_bytes == 1 << 38
     assert checkpoint["w"].read((1 << 36) - 2, 2).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("length", [0x280, 0x380, 0x480, 0x580, 0x4B50])
+def test_headers_whose_length_looks_like_another_kind(tmp_path: Path, length: int) -> None:
+    """0x480, little-endian, is how a pickle begins; 0x4B50 is how a zip file does."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    text = header + b" " * (length - len(header))
+    (tmp_path / "w").write_bytes(length.to_bytes(8, "little") + text + b"\7")
+    assert read_checkpoint(tmp_path / "w")["w"].read(0, 1).tolist() == [7]

@@ -278,12 +278,13 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if file.size == 0:
         raise FormatError(f"{path}: the file is empty")
     head = file.read(0, _LENGTH_BYTES + 1).tobytes()
-    zipped = head[:4] == _ZIP_MAGIC
-    if zipped or head[:2] in _PICKLE_MAGICS:
-        return Checkpoint(file.path, _read_torch(file.path, zipped), (file,))
-    if head[:1] == b"{":
-        return _read_sharded(file)
+    # This first: a header's length may have the bytes that a pickle begins with.
     if not looks_like_safetensors(head):
+        zipped = head[:4] == _ZIP_MAGIC
+        if zipped or head[:2] in _PICKLE_MAGICS:
+            return Checkpoint(file.path, _read_torch(file.path, zipped), (file,))
+        if head[:1] == b"{":
+            return _read_sharded(file)
         raise FormatError(
             f"{path}: found another kind of file, expected safetensors or a PyTorch state dict"
         )
