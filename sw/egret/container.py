@@ -593,13 +593,13 @@ class Container:
             return self.raw(name)
         tensor = self.quantized(name, threads=threads)
         if tensor.dtype in INTEGER_DTYPES:
-            return RawTensor.from_array(tensor.values, tensor.dtype)
+            return RawTensor.from_array(tensor.values, tensor.dtype, copy=False)
         # A value of 24 bits times a power of two is exact in float32.
         kind = np.float64 if tensor.dtype == "F64" else np.float32
         weights = np.multiply(tensor.values, kind(math.ldexp(1.0, -tensor.step_log2)), dtype=kind)
         # Beyond the largest F16 number lies infinity.
         with np.errstate(over="ignore"):
-            return RawTensor.from_array(weights, tensor.dtype)
+            return RawTensor.from_array(weights, tensor.dtype, copy=False)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Return every tensor as an array in its original dtype, BF16 as float32.

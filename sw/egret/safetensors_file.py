@@ -145,7 +145,9 @@ class RawTensor:
         _check_size(self.dtype, self.shape, len(self.data))
 
     @classmethod
-    def from_array(cls, array: NDArray[Any], dtype: str | None = None) -> "RawTensor":
+    def from_array(
+        cls, array: NDArray[Any], dtype: str | None = None, *, copy: bool = True
+    ) -> "RawTensor":
         """Make one of an array.
 
         Parameters
@@ -155,6 +157,8 @@ class RawTensor:
         dtype : str, optional
             Floating dtype to convert to, "BF16" among them, rounding to nearest even; that of
             the array when absent.
+        copy : bool
+            Whether the tensor has memory of its own in any case; else it may be the array's.
 
         Raises
         ------
@@ -169,7 +173,9 @@ class RawTensor:
         name = dtype or _NAMES.get(array.dtype.newbyteorder("<"))
         if name is None:
             raise FormatError(f"found dtype {array.dtype}, which safetensors does not have")
-        return cls(name, array.shape, _memory(np.array(array, _NUMPY_DTYPES[name], order="C")))
+        # Of the values of `copy`, None lets NumPy copy where it must.
+        stored = np.array(array, _NUMPY_DTYPES[name], order="C", copy=copy or None)
+        return cls(name, array.shape, _memory(stored))
 
     def array(self) -> NDArray[Any]:
         """Return the elements as an array of the same shape; BF16 as float32, exactly.
