@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import egret
+from egret import safetensors_file
 from egret.cli import main
-from egret.container import CodedRecord, read_container
+from egret.container import CodedRecord, Container, read_container
 from egret.errors import EgretError, FormatError, QuantizationError
-from egret.inspection import inspect_file
-from egret.packing import load, pack, select_tensors
+from egret.ggd import estimate_scale, estimate_shape
+from egret.inspection import Moments, inspect_file
+from egret.packing import load, pack, select_tensors, write_packed
 from egret.quantize import QuantizedTensor
 from egret.safetensors_file import RawTensor
 
@@ -69,12 +72,308 @@ def test_packs_torch_and_quantised_tensors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found["bias"], model.bias.detach().numpy())
 
 
+def coded_record(container: Container, name: str) -> CodedRecord:
+    record = container.record(name)
+    assert isinstance(record, CodedRecord)
+    return record
+
+
+def test_tied_tensors_are_stored_once(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(3)
+    weight = torch.from_numpy(rng.laplace(0, 0.1, (50, 40)).astype(np.float32))
+    other = weight.clone()
+    other[49, 39] += 1
+    state = {
+        "embed": weight,
+        "head": weight,
+        "copy": weight.clone(),
+        "other": other,
+        "half": weight.to(torch.bfloat16),
+        "flat": weight.reshape(-1),
+        "norm.a": torch.ones(30),
+        "norm.b": torch.ones(30),
+        "none.a": torch.ones(0),
+        "none.b": torch.ones(0),
+    }
+    path = tmp_path / "m.egret"
+    pack(state, path)
+    with load(path) as weights:
+        container = weights.container
+        ties = {n: container.target(n) for n in container.names if container.is_alias(n)}
+        assert ties == {"embed": "copy", "head": "copy", "norm.b": "norm.a"}
+        found = weights.state_dict()
+        assert found["embed"] is found["head"]
+        assert found["norm.a"] is found["norm.b"]
+        for name, tensor in state.items():
+            assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+            exact = tensor.double()
+            if name in container.coded_names or ties.get(name) == "copy":
+                exact = (exact * 256).round() / 256
+            assert torch.equal(found[name].double(), exact.to(tensor.dtype).double()), name
+    # What is excluded stays exactly as it is, whatever it is tied to.
+    pack(state, path, exclude=["head"])
+    assert load(path).container.target("head") == "head"
+    np.testing.assert_array_equal(load(path)["head"], weight.numpy())
+
+
+def test_tensors_with_equal_beginnings_are_told_apart(tmp_path: Path) -> None:
+    state = {f"w{n}": np.zeros((300, 300), np.float32) for n in range(4)}
+    state["w1"][299, 299] = state["w3"][299, 299] = 0.5
+    pack(state, tmp_path / "m.egret")
+    container = read_container(tmp_path / "m.egret")
+    assert [container.target(f"w{n}") for n in range(4)] == ["w0", "w1", "w0", "w1"]
+    for name, array in state.items():
+        np.testing.assert_array_equal(load(tmp_path / "m.egret")[name], array)
+
+
+def test_what_does_not_gain_is_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    state: dict[str, np.ndarray] = {
+        "noise": rng.integers(-128, 128, (100, 100)).astype(np.int8),
+        "tiny": np.array([[0.3]], np.float32),
+        "weights": rng.laplace(0, 9, (100, 100)).clip(-128, 127).astype(np.int8),
+    }
+    pack(state, tmp_path / "m.egret")
+    with load(tmp_path / "m.egret") as weights:
+        assert weights.container.raw_names == ("noise", "tiny")
+        assert weights.container.coded_names == ("weights",)
+        assert weights.container.books_bytes == len(weights.container.book(0).data)
+        for name, array in state.items():
+            assert weights[name].dtype == array.dtype
+            np.testing.assert_array_equal(weights[name], array)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int16", "uint16", "int32"])
+def test_integers_are_coded_without_loss(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(5)
+    ends = np.iinfo(kind)
+    low, high = max(ends.min, -(1 << 23)), min(ends.max, (1 << 23) - 1)
+    array = rng.geometric(0.3, (40, 50)).astype(kind)
+    array[0, :2] = low, high
+    state: dict[str, Any] = {"w": array, "scale": np.array([0.1, 0.2], np.float32)}
+    path = tmp_path / "m.egret"
+    pack(state, path, step_log2=3, bits=4)
+    with load(path) as weights:
+        assert weights.container.coded_names == ("w",)
+        assert weights.quantized("w").step_log2 == 0
+        assert weights["w"].dtype == array.dtype
+        np.testing.assert_array_equal(weights["w"], array)
+    if kind == "int32":
+        for wrong in (high + 1, low - 1):
+            array[3, 4] = wrong
+            pack({**state, "f": np.zeros((9, 9))}, path)
+            assert load(path).container.raw_names == ("scale", "w")
+            np.testing.assert_array_equal(load(path)["w"], array)
+
+
+def test_bits_alone_choose_the_finest_step(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    state: dict[str, np.ndarray] = {
+        "a": rng.normal(0, 0.01, (50, 50)).astype(np.float32),
+        "b": rng.normal(0, 20, (700, 500)).astype(np.float16),
+        "zero": np.zeros((4, 100), np.float32),
+    }
+    pack(state, tmp_path / "m.egret", bits=8)
+    with load(tmp_path / "m.egret") as weights:
+        for name in ("a", "b"):
+            values = weights.quantized(name).values
+            largest = float(np.abs(state[name].astype(np.float64)).max())
+            assert 64 <= np.abs(values).max() <= 128
+            step = coded_record(weights.container, name).step_log2
+            assert largest * 2.0**step < 128.5
+            assert largest * 2.0 ** (step + 1) > 127.4
+        assert not weights["zero"].any()
+    with pytest.raises(QuantizationError, match="expected -128 to 127"):
+        pack(state, tmp_path / "m.egret", bits=8, step_log2=14)
+
+
+@pytest.mark.parametrize("codes", ["eg-0", "eg-k", "eg-run", "eg-table", ["eg-1", "eg-run"]])
+def test_only_the_codes_asked_for_are_used(tmp_path: Path, codes: Any) -> None:
+    rng = np.random.default_rng(7)
+    sparse = rng.laplace(0, 0.02, (60, 70)) * (rng.random((60, 70)) < 0.1)
+    state = {"dense": rng.laplace(0, 0.05, (60, 70)), "sparse": sparse}
+    pack(state, tmp_path / "m.egret", codes=codes)
+    with load(tmp_path / "m.egret") as weights:
+        container = weights.container
+        names = {container.book(coded_record(container, name).book).name for name in state}
+        allowed = {
+            "eg-0": {"eg-0"},
+            "eg-k": {f"eg-{k}" for k in range(8)},
+            "eg-run": {"eg-run"},
+            "eg-table": {"eg-table", "eg-table-run"},
+        }.get(codes if isinstance(codes, str) else "", {"eg-1", "eg-run"})
+        assert names <= allowed
+        for name, array in state.items():
+            np.testing.assert_array_equal(weights[name], np.rint(array * 256) / 256)
+
+
+def test_threads_and_memory_change_no_byte(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    state = {
+        "large": rng.laplace(0, 0.05, (1500, 1024)).astype(np.float32),
+        "small": rng.laplace(0, 0.05, (30, 40)).astype(np.float32),
+    }
+    one, four = tmp_path / "one.egret", tmp_path / "four.egret"
+    pack(state, one)
+    pack(state, four, threads=4, memory=400 << 20)
+    assert one.read_bytes() == four.read_bytes()
+    with load(four, threads=3) as weights:
+        np.testing.assert_array_equal(weights["large"], np.rint(state["large"] * 256) / 256)
+        values = weights.quantized("large", rows=(700, 702)).values
+        np.testing.assert_array_equal(values, np.rint(state["large"][700:702] * 256))
+
+
+def test_shapes_of_every_kind(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    shapes = [(), (0,), (3, 0, 2), (1, 1), (1, 70_000), (70_000, 1), (300, 7, 5, 3), (65_537,)]
+    state = {f"t{n}": rng.laplace(0, 0.1, shape) for n, shape in enumerate(shapes)}
+    pack(state, tmp_path / "m.egret", include=["*"])
+    with load(tmp_path / "m.egret") as weights:
+        assert list(weights) == sorted(state)
+        for name, array in state.items():
+            exact = name in weights.container.raw_names
+            expected = array if exact else np.rint(array * 256) / 256
+            assert weights[name].shape == array.shape
+            np.testing.assert_array_equal(weights[name], expected)
+
+
+def test_opening_decodes_nothing(tmp_path: Path) -> None:
+    """Damage shows in the tensor that has it, and only when that is asked for."""
+    rng = np.random.default_rng(10)
+    state = {name: rng.laplace(0, 0.1, (40, 50)) for name in ("a", "b")}
+    path = tmp_path / "m.egret"
+    pack(state, path)
+    data = bytearray(path.read_bytes())
+    place = safetensors_file.parse_header(bytes(data), path, len(data))["egret:code"]
+    data[place.stop - 5] ^= 4
+    path.write_bytes(data)
+    weights = load(path)
+    assert set(weights) == {"a", "b"}
+    assert "a" in weights
+    assert "c" not in weights
+    np.testing.assert_array_equal(weights["a"], np.rint(state["a"] * 256) / 256)
+    with pytest.raises(FormatError, match=r"m\.egret: tensor 'b': .*CRC"):
+        _ = weights["b"]
+    with pytest.raises(KeyError):
+        _ = weights["c"]
+
+
+def test_arrays_may_be_written_to(tmp_path: Path) -> None:
+    pack(example(), tmp_path / "m.egret")
+    for array in load(tmp_path / "m.egret").values():
+        assert array.flags.writeable
+
+
+def test_every_dtype_comes_back_in_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    names = ["float32", "float64", "float16", "bfloat16", "int8", "uint8", "int16", "int32"]
+    names += ["int64", "bool", "float8_e4m3fn", "float8_e5m2", "complex64"]
+    state = {n: torch.arange(12).reshape(3, 4).to(getattr(torch, n)) for n in names}
+    state["empty"] = torch.zeros(0, 3)
+    state["scalar"] = torch.tensor(5)
+    pack(state, tmp_path / "m.egret")
+    found = load(tmp_path / "m.egret").state_dict()
+    for name, tensor in state.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert bytes(found[name].contiguous().view(-1).view(torch.uint8).numpy()) == bytes(
+            tensor.contiguous().view(-1).view(torch.uint8).numpy()
+        )
+
+
+def test_packs_a_file(source: Path, tmp_path: Path) -> None:
+    pack(example(), tmp_path / "a.egret")
+    pack(source, tmp_path / "b.egret")
+    pack(str(source), tmp_path / "c.egret")
+    contents = {(tmp_path / f"{name}.egret").read_bytes() for name in "abc"}
+    assert len(contents) == 1
+
+
+def test_the_order_of_a_state_dict_does_not_matter(tmp_path: Path) -> None:
+    state = example()
+    pack(state, tmp_path / "a.egret")
+    pack(dict(reversed(state.items())), tmp_path / "b.egret")
+    assert (tmp_path / "a.egret").read_bytes() == (tmp_path / "b.egret").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"state": {1: np.zeros((2, 2))}}, "found key 1, expected the name of a tensor"),
+        ({"state": [1]}, "found list, expected a mapping"),
+        ({"state": {"egret:x": np.zeros((2, 2))}}, "reserved"),
+        ({"codes": 3}, "codes: found 3"),
+        ({"codes": "eg-9"}, "codes: found 'eg-9'"),
+        ({"step_log2": 1.5}, r"step: found step_log2 1\.5, expected a whole number"),
+        ({"step_log2": 65}, "step: found steps"),
+        ({"bits": 1}, "found 1 bits, expected 2 to 24"),
+        ({"bits": "8"}, "found '8' bits"),
+        ({"include": "*.weight"}, r"include: found '\*\.weight', expected a list"),
+        ({"exclude": [3]}, r"exclude: found \[3\], expected a list"),
+        ({"threads": 0}, "threads: found 0"),
+        ({"memory": 1000}, "memory: found 0 MiB, expected at least"),
+    ],
+)
+def test_misuse_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    arguments = {"state": example(), "path": tmp_path / "m.egret", **changes}
+    with pytest.raises(EgretError, match=message):
+        pack(**arguments)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_output_is_none_of_the_shards(tmp_path: Path) -> None:
+    save_file(example(), tmp_path / "a.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(example(), "a.safetensors")}))
+    with pytest.raises(EgretError, match=r"a\.safetensors: is the input"):
+        pack(index, tmp_path / "a.safetensors")
+    pack(index, tmp_path / "out.egret")
+    assert len(load(tmp_path / "out.egret")) == 5
+
+
+def test_write_packed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(11)
+    coded = {
+        "w": QuantizedTensor(rng.integers(-9, 9, (20, 30)).astype(np.int32), 5),
+        "one": QuantizedTensor(np.array([7], np.int32), 0, "I8"),
+        "half": QuantizedTensor(np.array([[-3, 3]], np.int32), 1, "BF16"),
+    }
+    raw = {"b": RawTensor.from_array(np.arange(3.0))}
+    write_packed(tmp_path / "m.egret", coded, raw, network=b"text", codes="eg-k")
+    with load(tmp_path / "m.egret") as weights:
+        assert weights.container.network == b"text"
+        assert weights.container.coded_names == ("half", "one", "w")
+        for name, tensor in coded.items():
+            found = weights.quantized(name)
+            assert (found.dtype, found.step_log2) == (tensor.dtype, tensor.step_log2)
+            np.testing.assert_array_equal(found.values, tensor.values)
+        assert weights["half"].tolist() == [[-1.5, 1.5]]
+    with pytest.raises(EgretError, match="'b' is given both coded and raw"):
+        write_packed(tmp_path / "m.egret", {"b": coded["w"]}, raw)
+    wrong = {"w": QuantizedTensor(np.array([1, 200], np.int32), 0, "I8")}
+    with pytest.raises(QuantizationError, match=r"'w': weight \[1\] is 200, expected -128 to 127"):
+        write_packed(tmp_path / "m.egret", wrong, {})
+    large = {"w": QuantizedTensor(np.array([1 << 23], np.int32), 0)}
+    with pytest.raises(QuantizationError, match=r"\(24 bits\)"):
+        write_packed(tmp_path / "m.egret", large, {})
+
+
 def test_selection() -> None:
     tensors = {name: RawTensor.from_array(array) for name, array in example().items()}
     assert select_tensors(tensors) == ["fc1.weight", "conv.weight"]
     assert select_tensors(tensors, include=["fc1.*"]) == ["fc1.weight", "fc1.bias"]
     assert select_tensors(tensors, exclude=["conv*"]) == ["fc1.weight"]
     assert select_tensors(tensors, ["*"], ["*.bias"]) == ["fc1.weight", "conv.weight"]
+    arrays = {
+        "a": np.zeros((2, 2), np.int8),
+        "b": np.zeros((2, 2), np.int64),
+        "c": np.zeros(3, np.uint16),
+        "d": np.zeros((), np.int32),
+        "e": np.zeros((2, 2), bool),
+    }
+    integers = {name: RawTensor.from_array(array) for name, array in arrays.items()}
+    assert select_tensors(integers) == ["a"]
+    assert select_tensors(integers, include=["*"]) == ["a", "c"]
     with pytest.raises(EgretError, match=r"pattern 'fc2\.\*' matches none of the 5 tensors"):
         select_tensors(tensors, exclude=["fc2.*"])
 
@@ -180,9 +479,104 @@ def test_inspect_shows_the_network(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_inspect_plots(source: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    target = tmp_path / "plot.png"
-    assert main(["inspect", str(source), "--plot", str(target)]) == 0
-    assert target.read_bytes().startswith(b"\x89PNG")
+    packed = tmp_path / "m.egret"
+    pack(source, packed)
+    for name, start in (("a.png", b"\x89PNG"), ("b.svg", b"<?xml"), ("c.PDF", b"%PDF")):
+        contents = set()
+        for file in (source, source, packed):
+            target = tmp_path / name
+            assert main(["inspect", str(file), "--plot", str(target)]) == 0
+            assert target.read_bytes().startswith(start)
+            contents.add(target.read_bytes())
+        assert len(contents) == 2, name
+
+
+def test_plot_of_another_kind_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(tmp_path / "absent"), "--plot", str(tmp_path / "p.jpg")]) == 1
+    assert "--plot: found 'p.jpg', expected a name that ends in .png, .svg, .pdf" in line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_moments_of_blocks_are_those_of_all() -> None:
+    rng = np.random.default_rng(12)
+    weights = np.concatenate([rng.laplace(0, 1e-3, 1000), rng.laplace(0, 5, 1000), np.zeros(10)])
+    moments = Moments()
+    for block in np.split(weights, 6 * [0] + [300, 301, 1500]):
+        moments.add(block)
+    assert moments.shape == pytest.approx(estimate_shape(weights), rel=1e-9)
+    assert moments.scale == pytest.approx(estimate_scale(weights), rel=1e-12)
+    values, counts = np.unique(np.rint(weights), return_counts=True)
+    moments = Moments()
+    moments.add(values, counts)
+    assert moments.shape == pytest.approx(estimate_shape(np.rint(weights)), rel=1e-9)
+    assert Moments().shape is None
+    zeros = Moments()
+    zeros.add(np.zeros(5))
+    assert (zeros.shape, zeros.scale) == (estimate_shape(np.zeros(5)), 0)
+    huge = Moments()
+    huge.add(np.array([1e300, 1e-300, -1e300]))
+    assert huge.scale == pytest.approx(1e300 * (2 / 3) ** 0.5)
+
+
+def test_inspect_of_large_and_shared_tensors_equals_the_packed_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(13)
+    large = rng.laplace(0, 0.05, (2200, 1024)).astype(np.float32)
+    state = {
+        "large": large,
+        "tied": large,
+        **{f"small{n}": rng.laplace(0, 0.05, (30, 40)).astype(np.float16) for n in range(5)},
+        "noise": rng.integers(-128, 128, (50, 60)).astype(np.int8),
+    }
+    save_file(state, tmp_path / "w.safetensors")
+    pack(state, tmp_path / "m.egret")
+    plain = inspect_file(tmp_path / "w.safetensors", threads=2)
+    packed = inspect_file(tmp_path / "m.egret", threads=2)
+    assert plain.aliases == packed.aliases == {"tied": "large"}
+    assert [entry["name"] for entry in plain.raw] == ["noise"]
+    assert (plain.book_bytes, plain.map_bytes) == (packed.book_bytes, packed.map_bytes)
+    for before, after in zip(
+        sorted(plain.tensors, key=lambda tensor: tensor.name), packed.tensors, strict=True
+    ):
+        assert replace(before, ggd_shape=None, book=0) == replace(after, ggd_shape=None, book=0)
+        assert before.ggd_shape == pytest.approx(after.ggd_shape, abs=0.02)
+    assert plain.payload_bits == packed.payload_bits
+    assert packed.payload_ratio is not None
+    assert 1 <= packed.payload_ratio < 1.1
+
+
+def test_inspect_takes_codes_and_bits(source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(source), "--json", "--codes", "eg-2", "--bits", "6"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {entry["code"] for entry in found["tensors"]} == {"eg-2"}
+    assert all(entry["distinct"] <= 64 for entry in found["tensors"])
+
+
+def test_unpack_some(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed, back = tmp_path / "m.egret", tmp_path / "back"
+    pack(source, packed)
+    command = ["unpack", str(packed), "-o", str(back), "--threads", "2", "--include"]
+    assert main([*command, "fc1.*", "--include", "steps"]) == 0
+    assert set(load_file(back)) == {"fc1.weight", "fc1.bias", "steps"}
+    capsys.readouterr()
+    assert main([*command, "fc2.*"]) == 1
+    assert "m.egret: pattern 'fc2.*' matches none of the 5 tensors" in line(capsys)
+    assert main([*command[:4], "--threads", "0"]) == 1
+    assert "threads: found 0" in line(capsys)
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("512M", 0), ("1g", 0), ("600000000", 0), ("512MB", 2), ("-1", 2), ("", 2), ("10M", 1)],
+)
+def test_memory_sizes(source: Path, tmp_path: Path, text: str, status: int) -> None:
+    command = ["pack", str(source), "-o", str(tmp_path / "m.egret"), f"--memory={text}"]
+    if status == 2:
+        with pytest.raises(SystemExit):
+            main(command)
+    else:
+        assert main(command) == status
 
 
 def test_bad_input_is_one_line(

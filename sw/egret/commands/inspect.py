@@ -172,6 +172,7 @@ def _format(report: "FileReport") -> str:
 
 def _plot(source: Path, target: Path) -> None:
     import numpy as np
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     from egret.files import atomic_path
@@ -202,9 +203,9 @@ def _plot(source: Path, target: Path) -> None:
     axes.set_ylim(bottom=0.5 * per_unit)
     axes.legend()
     kind = target.suffix.lower().removeprefix(".")
-    # Without the date that Matplotlib writes into SVG and PDF: equal input, equal bytes.
+    # Neither the date nor the random names that Matplotlib writes: equal input, equal bytes.
     metadata = {"png": None, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    with atomic_path(target) as temporary:
+    with rc_context({"svg.hashsalt": "egret"}), atomic_path(target) as temporary:
         figure.savefig(temporary, format=kind, dpi=120, metadata=metadata)
 
 
