@@ -198,3 +198,11 @@ def test_chunks_never_grow_too_large() -> None:
     for _ in range(500):
         shape = tuple(random.integers(1, 3000, random.integers(1, 4)).tolist())
         assert 1 <= choose_chunk(shape) <= MAX_CHUNK, shape
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_errors_count_chunks_from_the_tensors_first(threads: int) -> None:
+    data, bits = stream(*["1"] * 6, "01")
+    out = np.empty(7, np.int32)
+    with pytest.raises(FormatError, match="^chunk 46: the codewords take"):
+        decode(data, bits, Codebook(TABLE), 1, out, threads=threads, first=40)

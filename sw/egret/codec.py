@@ -751,6 +751,7 @@ def decode(
     out: NDArray[np.int32],
     *,
     threads: int = 1,
+    first: int = 0,
 ) -> None:
     """Read chunks of codewords; the inverse of `encode`.
 
@@ -768,6 +769,8 @@ def decode(
         Filled with the values.
     threads : int
         Threads that share the chunks.
+    first : int
+        Number of the first of these chunks in its tensor, for error messages.
 
     Raises
     ------
@@ -792,26 +795,26 @@ def decode(
     spans = max(1, min(threads, math.ceil(count / _LANES)))
     step = math.ceil(math.ceil(count / spans) / _LANES) * _LANES
 
-    def run(first: int) -> None:
-        last = min(first + step, count)
-        begin = int(starts[first]) // 8
+    def run(begun: int) -> None:
+        last = min(begun + step, count)
+        begin = int(starts[begun]) // 8
         end = int(starts[last - 1]) // 8 + int(lengths[last - 1])
         # A copy with spare bytes: the kernels read eight bytes at a time.
         own = np.zeros(end - begin + _SPARE_BYTES, np.uint8)
         own[: end - begin] = stored[begin:end]
         _decode_span(
             own,
-            starts[first:last] - 8 * begin,
-            bits[first:last],
+            starts[begun:last] - 8 * begin,
+            bits[begun:last],
             book,
             chunk,
-            out[first * chunk : last * chunk],
-            first,
+            out[begun * chunk : last * chunk],
+            first + begun,
         )
 
     if spans == 1:
         run(0)
         return
     with ThreadPoolExecutor(spans) as pool:
-        for done in [pool.submit(run, first) for first in range(0, count, step)]:
+        for done in [pool.submit(run, begun) for begun in range(0, count, step)]:
             done.result()

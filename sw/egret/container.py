@@ -245,18 +245,15 @@ class _Version2:
         ends = [start, *(start + np.cumsum(lengths[first:last])).tolist()]
         _check_chunks(self._code, ends, record.crcs[first:last].tolist(), first, threads)
         values = np.empty(min(last * record.chunk, record.size) - first * record.chunk, np.int32)
-        try:
-            codec.decode(
-                self._code[start : ends[-1]],
-                record.bits[first:last],
-                book,
-                record.chunk,
-                values,
-                threads=threads,
-            )
-        except FormatError as error:
-            # The codec counts from the first chunk that it was given.
-            raise FormatError(f"from chunk {first} on: {error}" if first else f"{error}") from error
+        codec.decode(
+            self._code[start : ends[-1]],
+            record.bits[first:last],
+            book,
+            record.chunk,
+            values,
+            threads=threads,
+            first=first,
+        )
         return values
 
 
