@@ -204,5 +204,5 @@ def test_chunks_never_grow_too_large() -> None:
 def test_errors_count_chunks_from_the_tensors_first(threads: int) -> None:
     data, bits = stream(*["1"] * 6, "01")
     out = np.empty(7, np.int32)
-    with pytest.raises(FormatError, match="^chunk 46: the codewords take"):
+    with pytest.raises(FormatError, match=r"^chunk 46: the codewords take"):
         decode(data, bits, Codebook(TABLE), 1, out, threads=threads, first=40)
