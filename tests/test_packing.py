@@ -364,7 +364,7 @@ def test_selection() -> None:
     assert select_tensors(tensors, include=["fc1.*"]) == ["fc1.weight", "fc1.bias"]
     assert select_tensors(tensors, exclude=["conv*"]) == ["fc1.weight"]
     assert select_tensors(tensors, ["*"], ["*.bias"]) == ["fc1.weight", "conv.weight"]
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "a": np.zeros((2, 2), np.int8),
         "b": np.zeros((2, 2), np.int64),
         "c": np.zeros(3, np.uint16),

@@ -119,8 +119,17 @@ class InputFile:
         state = os.fstat(descriptor)
         return state.st_size, state.st_mtime_ns
 
-    def read(self, start: int, stop: int) -> NDArray[np.uint8]:
+    def read(
+        self, start: int, stop: int, out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """Read the bytes from `start` up to `stop`, at most to the end of the file.
+
+        Parameters
+        ----------
+        start, stop : int
+            First byte, and the one after the last.
+        out : ndarray of uint8, shape (stop - start or more,), optional
+            Where to put them, instead of in a new array.
 
         Returns
         -------
@@ -132,7 +141,8 @@ class InputFile:
         EgretError
             The file cannot be read, or has changed since it was opened first.
         """
-        data = np.empty(max(0, min(stop, self.size) - start), np.uint8)
+        count = max(0, min(stop, self.size) - start)
+        data = np.empty(count, np.uint8) if out is None else out[:count]
 
         def fill(descriptor: int) -> bool:
             if self._state(descriptor) != (self.size, self.modified):
@@ -162,12 +172,15 @@ class TensorSource:
         Shape; empty for a scalar.
     read_bytes : Callable
         Takes two places within the tensor's bytes (elements in C order, little-endian) and
-        returns those from the first up to the second, as an array of uint8.
+        returns those from the first up to the second, as an array of uint8. A third argument,
+        None or an array of uint8 of that size or more, is memory that it may use.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    read_bytes: Callable[[int, int], NDArray[np.uint8]] = field(repr=False)
+    read_bytes: Callable[[int, int, NDArray[np.uint8] | None], NDArray[np.uint8]] = field(
+        repr=False
+    )
 
     @property
     def size(self) -> int:
@@ -179,7 +192,7 @@ class TensorSource:
         """Bytes of all elements."""
         return data_bytes(self.dtype, self.shape)
 
-    def read(self, start: int, count: int) -> NDArray[Any]:
+    def read(self, start: int, count: int, out: NDArray[np.uint8] | None = None) -> NDArray[Any]:
         """Read elements.
 
         Parameters
@@ -188,6 +201,8 @@ class TensorSource:
             Number of elements before those, in C order.
         count : int
             How many, within the tensor.
+        out : ndarray of uint8, optional
+            Memory that may be used for them, of their bytes or more.
 
         Returns
         -------
@@ -201,17 +216,17 @@ class TensorSource:
             The file that they lie in cannot be read.
         """
         width = DTYPE_BYTES[self.dtype]
-        data = self.read_bytes(start * width, (start + count) * width)
+        data = self.read_bytes(start * width, (start + count) * width, out)
         return data.view(_NUMBERS.get(self.dtype, f"<u{width}"))
 
     def blocks(self, block_bytes: int) -> Iterator[NDArray[np.uint8]]:
         """Read all bytes in order, at most `block_bytes` at a time."""
         for start in range(0, self.data_bytes, block_bytes):
-            yield self.read_bytes(start, min(start + block_bytes, self.data_bytes))
+            yield self.read_bytes(start, min(start + block_bytes, self.data_bytes), None)
 
     def raw(self) -> RawTensor:
         """Read the whole tensor."""
-        return RawTensor(self.dtype, self.shape, self.read_bytes(0, self.data_bytes).data)
+        return RawTensor(self.dtype, self.shape, self.read_bytes(0, self.data_bytes, None).data)
 
 
 class Checkpoint(Mapping[str, TensorSource]):
@@ -313,7 +328,7 @@ def header_entries(file: InputFile) -> dict[str, HeaderEntry]:
 def _read_safetensors(file: InputFile) -> dict[str, TensorSource]:
     def source(dtype: str, shape: tuple[int, ...], origin: int) -> TensorSource:
         return TensorSource(
-            dtype, shape, lambda start, stop: file.read(origin + start, origin + stop)
+            dtype, shape, lambda start, stop, out: file.read(origin + start, origin + stop, out)
         )
 
     return {
@@ -399,7 +414,7 @@ def _read_torch(path: Path, zipped: bool) -> dict[str, TensorSource]:
 
 
 def _in_memory(dtype: str, shape: tuple[int, ...], data: NDArray[np.uint8]) -> TensorSource:
-    return TensorSource(dtype, shape, lambda start, stop: data[start:stop])
+    return TensorSource(dtype, shape, lambda start, stop, out: data[start:stop])
 
 
 def as_source(value: Any, name: str) -> TensorSource:

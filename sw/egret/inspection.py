@@ -453,7 +453,7 @@ def _inspect_checkpoint(
 
     def read(weights: Weights, count: int) -> None:
         nonlocal done
-        done += weights.source.data_bytes
+        done += count * weights.source.data_bytes // max(1, weights.size)
         if progress is not None:
             progress(weights.name, done, checkpoint.data_bytes)
 

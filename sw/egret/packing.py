@@ -209,11 +209,12 @@ def _write(
                 f"{path}: going on with the packing that was interrupted, after {len(done)} of "
                 f"{sum(map(len, groups))} tensors"
             )
+        finished = sum(coded[name].source.data_bytes for name in done)
         for group in groups:
-            if group[0].name in done:
-                for weights in group:
-                    report.add(weights.name, weights.source.data_bytes)
-            else:
+            if group[0].name not in done:
+                # What was done before counts as done, but not for the speed.
+                report.add(group[0].name, finished)
+                finished = 0
                 _code_group(group, settings, workers, spool, report)
         _assemble(path, coded, raw, twins, spool, network, report)
 

@@ -4,6 +4,7 @@ Weights are read and rounded in blocks, so that no tensor has to fit the memory.
 planned together in groups, because they can share codebooks; a large one has its own.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,7 +65,7 @@ CHUNK_INDEX_BYTES = 8
 _SMALL_WEIGHTS = 1 << 18
 # A group of them; an interrupted packing does at most one group again.
 _GROUP_WEIGHTS = 1 << 22
-_GROUP_TENSORS = 1024
+_GROUP_TENSORS = 256
 # Weights read, rounded and coded at a time. Not a setting: groups and blocks decide nothing that
 # is written, but an interrupted packing must find the same groups again.
 _BLOCK_WEIGHTS = 1 << 19
@@ -157,16 +158,31 @@ class Weights:
         return self.source.size
 
     def values(self, start: int, count: int, step_log2: int, bits: int) -> NDArray[np.int32]:
-        """Read and round weights; errors as of `egret.quantize.quantize_words`."""
+        """Read and round weights, at most a block; errors as of `egret.quantize.quantize_words`.
+
+        The result is good until the same thread calls this again.
+        """
         return quantize_words(
-            self.source.read(start, count),
+            self.source.read(start, count, _SCRATCH.words),
             self.dtype,
             step_log2,
             bits=bits if self.step_log2 is None else MAX_BITS,
             name=self.name,
             shape=self.shape,
             start=start,
+            out=_SCRATCH.values[:count],
         )
+
+
+class _Scratch(threading.local):
+    """Memory that each thread uses again and again: new memory costs more than the rounding."""
+
+    def __init__(self) -> None:
+        self.words = np.empty(8 * _BLOCK_WEIGHTS, np.uint8)
+        self.values = np.empty(_BLOCK_WEIGHTS, np.int32)
+
+
+_SCRATCH = _Scratch()
 
 
 @dataclass(frozen=True)
@@ -431,7 +447,7 @@ def _alike(
 
 
 def _sample_crc(source: TensorSource) -> int:
-    return crc32c(source.read_bytes(0, min(_SAMPLE_BYTES, source.data_bytes)))
+    return crc32c(source.read_bytes(0, min(_SAMPLE_BYTES, source.data_bytes), None))
 
 
 def _crc(source: TensorSource) -> int:
@@ -490,7 +506,8 @@ def plan_group(
     workers : Workers
         Share the blocks of a large tensor.
     progress : Callable, optional
-        Called with a tensor and the number of its weights that have been read since.
+        Called with a tensor and the number of its weights that have been read since the last
+        call.
 
     Returns
     -------
@@ -507,9 +524,8 @@ def plan_group(
     surveyed = []
     for weights in group:
         small = weights.size <= _SMALL_WEIGHTS
-        surveyed.append((_survey_small if small else _survey_large)(weights, settings, workers))
-        if progress is not None:
-            progress(weights, weights.size)
+        survey = _survey_small if small else _survey_large
+        surveyed.append(survey(weights, settings, workers, progress))
     can = [item for item in surveyed if item.statistics is not None]
     statistics = [item.statistics for item in can if item.statistics is not None]
     books, numbers, bits = plan_shared(statistics, settings.codes)
@@ -586,7 +602,7 @@ def _step(weights: Weights, settings: Settings, workers: Workers) -> int:
 
     def ends(block: tuple[int, int]) -> tuple[float, float]:
         return extremes(
-            weights.source.read(*block),
+            weights.source.read(*block, _SCRATCH.words),
             weights.dtype,
             name=weights.name,
             shape=weights.shape,
@@ -603,10 +619,17 @@ def _may_stay(weights: Weights) -> bool:
     return weights.dtype in INTEGER_DTYPES and not weights.is_quantized
 
 
-def _survey_small(weights: Weights, settings: Settings, workers: Workers) -> Planned:
+def _survey_small(
+    weights: Weights,
+    settings: Settings,
+    workers: Workers,
+    progress: Callable[[Weights, int], None] | None,
+) -> Planned:
+    if progress is not None:
+        progress(weights, weights.size)
     step_log2 = _step(weights, settings, workers)
     try:
-        values = weights.values(0, weights.size, step_log2, settings.bits)
+        values = weights.values(0, weights.size, step_log2, settings.bits).copy()
     except QuantizationError:
         if _may_stay(weights):
             return Planned(weights, step_log2, MAX_CHUNK)
@@ -615,7 +638,12 @@ def _survey_small(weights: Weights, settings: Settings, workers: Workers) -> Pla
     return Planned(weights, step_log2, chunk, Statistics.of(values, chunk), values=values)
 
 
-def _survey_large(weights: Weights, settings: Settings, workers: Workers) -> Planned:
+def _survey_large(
+    weights: Weights,
+    settings: Settings,
+    workers: Workers,
+    progress: Callable[[Weights, int], None] | None,
+) -> Planned:
     step_log2 = _step(weights, settings, workers)
     chunk = choose_chunk(weights.shape)
 
@@ -624,8 +652,11 @@ def _survey_large(weights: Weights, settings: Settings, workers: Workers) -> Pla
 
     tally = Tally()
     try:
-        for part in workers.map(survey, _blocks(weights.size, chunk)):
+        blocks = list(_blocks(weights.size, chunk))
+        for (_, count), part in zip(blocks, workers.map(survey, blocks), strict=True):
             tally.add(part)
+            if progress is not None:
+                progress(weights, count)
     except QuantizationError:
         if _may_stay(weights):
             return Planned(weights, step_log2, chunk)

@@ -244,6 +244,7 @@ def quantize_words(
     name: str,
     shape: tuple[int, ...] | None = None,
     start: int = 0,
+    out: NDArray[np.int32] | None = None,
 ) -> NDArray[np.int32]:
     """Round a run of a tensor's elements to multiples of 2^-step_log2, halves to even.
 
@@ -264,6 +265,8 @@ def quantize_words(
         Shape of the whole tensor, for error messages; that of `words` when absent.
     start : int
         Number of elements of the tensor before `words`.
+    out : ndarray of int32, shape (count,), optional
+        Where to put the result, instead of in a new array.
 
     Returns
     -------
@@ -279,7 +282,7 @@ def quantize_words(
     """
     low, high = value_limits(dtype, step_log2, bits)
     words = np.ascontiguousarray(words).reshape(-1)
-    out = np.empty(words.size, np.int32)
+    out = np.empty(words.size, np.int32) if out is None else out
     integers = words.dtype.kind == "i" or dtype in INTEGER_DTYPES
     if integers:
         wrong = _copy(words, low, high, out)
