@@ -451,6 +451,13 @@ def _invalid_parts() -> dict[str, Container]:
         "a run into the next chunk": Container(
             [coded("w", [4], ["00100", "010 1"], chunk=2)], [run]
         ),
+        "a run one beyond its chunk, and a level": Container([coded("w", [2], ["00100 1"])], [run]),
+        "a run one beyond each of four chunks": Container(
+            [coded("w", [8], ["00100 1"] * 4, chunk=2)], [run]
+        ),
+        "a run one beyond a long chunk": Container(
+            [coded("w", [2000], ["1 1" * 496 + "00110 1"] * 4, chunk=500)], [run]
+        ),
         "a run of 2^28": Container([coded("w", [2], [golomb(2**28)])], [run]),
         "a level after the last run": Container([coded("w", [2], ["011 1"])], [run]),
         "an empty run after the last level": Container([coded("w", [2], ["010 1 1"])], [run]),

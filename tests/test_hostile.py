@@ -395,6 +395,24 @@ def test_decoder_writes_nothing_beyond_its_array() -> None:
         assert (room[1000 + size :] == 77).all(), f"seed {seed}"
 
 
+@pytest.mark.parametrize("beyond", [0, 1, 2])
+@pytest.mark.parametrize("chunks", range(1, 7))
+def test_runs_that_reach_the_end_of_a_chunk_with_bits_left(chunks: int, beyond: int) -> None:
+    """The next level would lie in the next chunk, or behind the array."""
+    book = Codebook(PrefixCode.golomb(0), PrefixCode.golomb(0))
+    elements = 40
+    for pairs in (0, 1, 30, 37):
+        text = "1 1" * pairs + golomb(elements - pairs + beyond) + "1" * 60
+        piece = pack_bits(text)
+        bits = np.full(chunks, len(text.replace(" ", "")), np.uint32)
+        room = np.full((chunks + 2) * elements, 77, np.int32)
+        out = room[elements:-elements]
+        with pytest.raises(FormatError, match="chunk 0"):
+            decode(piece * chunks, bits, book, elements, out)
+        assert (room[:elements] == 77).all()
+        assert (room[-elements:] == 77).all()
+
+
 @pytest.mark.parametrize(
     ("data", "bits", "chunk", "size"),
     [
