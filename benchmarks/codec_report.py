@@ -44,26 +44,32 @@ class Check:
     ----------
     limit : str
         What is limited.
-    found, bound : float
-        The figure, and the bound that it shall reach.
+    found : float
+        The figure.
+    bound : float or None
+        What it shall reach; None where the figure is only shown.
     at_most : bool
         The bound is the largest good figure; otherwise the smallest.
     """
 
     limit: str
     found: float
-    bound: float
+    bound: float | None
     at_most: bool = True
 
     @property
     def passed(self) -> bool:
-        """The figure reaches the bound."""
+        """The figure reaches the bound, if there is one."""
+        if self.bound is None:
+            return True
         return self.found <= self.bound if self.at_most else self.found >= self.bound
 
     @property
     def verdict(self) -> str:
-        """The figure, its bound, and PASS or MISS."""
-        number = f"{self.found:,.0f}" if self.found >= 100 else f"{self.found:.4g}"
+        """The figure, and its bound with PASS or MISS."""
+        number = f"{self.found:,.0f}" if self.found >= 100 else f"{self.found:.5g}"
+        if self.bound is None:
+            return number
         sign = "≤" if self.at_most else "≥"
         return f"{number} {sign} {self.bound:g} {'PASS' if self.passed else 'MISS'}"
 
@@ -306,7 +312,12 @@ def _format_speeds(speeds: Sequence[Speed]) -> Iterable[str]:
 
 
 def _format_summary(results: Results) -> Iterable[str]:
-    checks = [(item.case, check) for item in results.judged for check in item.checks]
+    checks = [
+        (item.case, check)
+        for item in results.judged
+        for check in item.checks
+        if check.bound is not None
+    ]
     misses = [(case, check) for case, check in checks if not check.passed]
     yield f"Limits: {len(checks) - len(misses)} of {len(checks)} reached"
     for case, check in misses:
@@ -400,12 +411,12 @@ def _line(axes: Axes, name: str, x: Sequence[float], y: Sequence[float]) -> None
     )
 
 
-def _legend(figure: Figure, axes: Iterable[Axes]) -> None:
+def _legend(figure: Figure, axes: Iterable[Axes], columns: int) -> None:
     found: dict[str, Artist] = {}
     for one in axes:
         for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=6)
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=columns)
 
 
 def _draw_networks(results: Results) -> Figure | None:
@@ -433,7 +444,7 @@ def _draw_networks(results: Results) -> Figure | None:
         below.set_xlabel("pruned")
     grid[0][0].set_ylabel("bits per weight")
     grid[1][0].set_ylabel("payload / entropy")
-    _legend(figure, grid.flat)
+    _legend(figure, grid.flat, 2 * len(panels) + 1)
     figure.suptitle("int8, a power of two for each tensor: code, maps and tables", fontsize=10)
     return figure
 
@@ -463,18 +474,16 @@ def _draw_sources(results: Results) -> Figure | None:
         axes.set_xlabel("entropy, bits per weight")
     for row in grid:
         row[0].set_ylabel("payload / entropy")
-    _legend(figure, grid.flat)
+    _legend(figure, grid.flat, 7)
     return figure
 
 
 def _draw_speeds(results: Results) -> Figure | None:
-    """Speeds of all codecs on the densest and on the sparsest source."""
+    """Speeds of all codecs on the last dense and on the last sparse source."""
     if not results.speeds:
         return None
-    ends = [
-        pick(results.speeds, key=lambda speed: speed.zeros / speed.weights).source
-        for pick in (min, max)
-    ]
+    last = {speed.is_sparse: speed.source for speed in results.speeds}
+    ends = [last[is_sparse] for is_sparse in sorted(last)]
     groups = [[speed for speed in results.speeds if speed.source == end] for end in ends]
     codecs = list(dict.fromkeys(speed.codec for group in groups for speed in group))
     figure = Figure(figsize=(8.4, 4.4), layout="constrained")
@@ -485,18 +494,19 @@ def _draw_speeds(results: Results) -> Figure | None:
             numbers = [found.get(codec) or math.nan for codec in codecs]
             at = [row + 0.4 * place - 0.2 for row in range(len(codecs))]
             colour = ("#0b7285", "#e08e45")[place]
-            bars = axes.barh(at, numbers, 0.36, color=colour, label=end.lstrip("… "))
+            bars = axes.barh(at, numbers, 0.36, color=colour, label=end)
             axes.bar_label(
                 bars, [_number(n, ",.0f" if n >= 10 else ".2g") for n in numbers], padding=3
             )
         axes.set_xscale("log")
-        axes.set_xlim(0.5, 2e4)
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.set_xlim(0.3, 2e4)
         axes.set_title(f"{attribute}, millions of weights a second")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
     panels[0].set_yticks(range(len(codecs)), codecs)
     panels[0].invert_yaxis()
-    _legend(figure, panels[:1])
+    _legend(figure, panels[:1], 2)
     return figure
 
 

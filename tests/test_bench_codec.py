@@ -1,5 +1,6 @@
 """The codec bench: its peers lose nothing, and its sizes and limits are what they say."""
 
+import dataclasses
 import json
 import math
 import struct
@@ -42,7 +43,9 @@ VALUES = {
 }
 
 
-def case(coded: dict[str, NDArray[np.int32]], raw: dict[str, RawTensor] | None = None) -> Any:
+def case(
+    coded: dict[str, NDArray[np.int32]], raw: dict[str, RawTensor] | None = None
+) -> workloads.Case:
     tensors = {name: QuantizedTensor(values, 0, "I32") for name, values in coded.items()}
     return workloads.Case("net", "2^-8", 0.0, True, tensors, raw or {})
 
@@ -228,7 +231,7 @@ def test_draws_have_the_entropy_asked_for(shape: float, entropy: float) -> None:
 # --- measuring ---------------------------------------------------------------------------------
 
 
-def limits(checks: list[Check]) -> dict[str, float]:
+def limits(checks: list[Check]) -> dict[str, float | None]:
     return {check.limit.split(",")[0]: check.bound for check in checks}
 
 
@@ -267,6 +270,12 @@ def test_sparse_networks_have_the_limits_of_sparse_ones(tmp_path: Path) -> None:
     }
     assert sizes.compared == 1
     assert sizes.larger == []
+
+
+def test_sparse_sources_have_no_limit_above_their_entropy(tmp_path: Path) -> None:
+    drawn = dataclasses.replace(case({"a": VALUES["sparse"]}), trained=False)
+    sizes = codec.measure_sizes(drawn, [Plain("DeepCABAC")], tmp_path)
+    assert limits(sizes.checks) == {"/ entropy": None, "/ Huffman": 1.0}
 
 
 def test_names_tensors_that_are_no_smaller(tmp_path: Path) -> None:
@@ -330,6 +339,7 @@ def test_bounds_belong_to_the_good_side() -> None:
     assert not Check("x", 1.001, 1.0).passed
     assert Check("x", 1.0, 1.0, at_most=False).passed
     assert not Check("x", 0.999, 1.0, at_most=False).passed
+    assert Check("x", 2.0, None).verdict == "2"
 
 
 # --- reporting ---------------------------------------------------------------------------------
