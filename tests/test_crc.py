@@ -1,6 +1,6 @@
-import crc32c as reference
 import numpy as np
 import pytest
+from tests import independent_decoder as reference
 
 from egret.crc import crc32c
 
