@@ -323,9 +323,7 @@ def test_no_forced_code_is_cheaper_than_the_choice(
         found = plan(statistics, parse_codes(codes))
         costs[codes] = found.code_bits + found.book_bits
     chosen = plan(statistics)
-    if statistics.zeros <= 0.75 * statistics.weights:
-        # Above that share the search looks at the run forms alone.
-        assert chosen.code_bits + chosen.book_bits <= min(costs.values()) + FILLING, costs
+    assert chosen.code_bits + chosen.book_bits <= min(costs.values()) + FILLING, costs
 
 
 @CHECKED
