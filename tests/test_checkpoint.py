@@ -239,6 +239,17 @@ def test_reads_no_more_than_the_file_has(tmp_path: Path) -> None:
     assert bytes(file.read(9, 100)) == b""
 
 
+def test_reads_that_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "f").write_bytes(bytes(range(100)))
+    file = InputFile(tmp_path / "f")
+    whole = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, buffers, at: whole(fd, [buffers[0][:7]], at))
+    assert bytes(file.read(3, 60)) == bytes(range(3, 60))
+    out = np.zeros(80, np.uint8)
+    assert bytes(file.read(3, 60, out)) == bytes(range(3, 60))
+    assert not out[57:].any()
+
+
 def test_opening_reads_no_weights(tmp_path: Path) -> None:
     """A file with a hole far larger than memory opens at once."""
     header = json.dumps(

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import crc32c
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -127,16 +128,57 @@ def test_tensors_with_equal_beginnings_are_told_apart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(load(tmp_path / "m.egret")[name], array)
 
 
+def forged(data: bytes, crc: int) -> bytes:
+    """Change the last four bytes so that the CRC-32C is this one."""
+
+    def end(number: int) -> int:
+        return crc32c.crc32c(data[:-4] + number.to_bytes(4, "little"))
+
+    # The CRC is linear in the 32 bits: solve for them.
+    rows = [(end(1 << bit) ^ end(0), 1 << bit) for bit in range(32)]
+    wanted, solution = crc ^ end(0), 0
+    for bit in range(32):
+        pivot = next(row for row in rows if row[0] >> bit & 1)
+        rows = [(r ^ pivot[0], n ^ pivot[1]) if r >> bit & 1 else (r, n) for r, n in rows]
+        if wanted >> bit & 1:
+            wanted, solution = wanted ^ pivot[0], solution ^ pivot[1]
+    return data[:-4] + solution.to_bytes(4, "little")
+
+
+def test_tensors_with_equal_checksums_are_told_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(14)
+    first, second = rng.integers(-5, 5, (2, 40, 50)).astype(np.int8)
+    data = forged(second.tobytes(), crc32c.crc32c(first.tobytes()))
+    assert crc32c.crc32c(data) == crc32c.crc32c(first.tobytes())
+    state = {"a": first, "b": np.frombuffer(data, np.int8).reshape(40, 50)}
+    pack(state, tmp_path / "m.egret")
+    for name, array in state.items():
+        np.testing.assert_array_equal(load(tmp_path / "m.egret")[name], array)
+
+
+def test_names_a_wrong_weight_far_into_a_tensor(tmp_path: Path) -> None:
+    array = np.zeros((1100, 1024), np.float32)
+    array[1099, 5] = np.nan
+    options: Any
+    for options in ({}, {"bits": 8}):
+        with pytest.raises(QuantizationError, match=r"'w': weight \[1099, 5\] is nan"):
+            pack({"w": array}, tmp_path / "m.egret", **options)
+
+
 def test_what_does_not_gain_is_kept(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     state: dict[str, np.ndarray] = {
         "noise": rng.integers(-128, 128, (100, 100)).astype(np.int8),
         "tiny": np.array([[0.3]], np.float32),
         "weights": rng.laplace(0, 9, (100, 100)).clip(-128, 127).astype(np.int8),
+        # Two bytes and eight in the index would do for the codewords, but not for the codebook.
+        "book": np.array([[100, -77] * 6], np.int8),
+        # The codebook of the others would do, but not eight bytes in the index.
+        "short": np.array([[1, -2, 3, 0, 5, 0, -1]], np.int8),
     }
     pack(state, tmp_path / "m.egret")
     with load(tmp_path / "m.egret") as weights:
-        assert weights.container.raw_names == ("noise", "tiny")
+        assert weights.container.raw_names == ("book", "noise", "short", "tiny")
         assert weights.container.coded_names == ("weights",)
         assert weights.container.books_bytes == len(weights.container.book(0).data)
         for name, array in state.items():
