@@ -33,6 +33,7 @@ from egret.errors import EgretError
 from egret.intrinsics import leading_zeros
 from egret.params import MAX_ORDER
 from egret.prefix_code import MAX_CLASSES, MAX_GOLOMB_SUFFIX, MAX_TABLE_SUFFIX, PrefixCode
+from egret.statistics import entropy_bits
 
 __all__ = [
     "CODE_NAMES",
@@ -47,11 +48,6 @@ __all__ = [
 CODE_NAMES = ("eg-k", "eg-run", "eg-table")
 """The codes, simplest first."""
 
-# In tensors that are not small: below this share of zeros runs of them are not worth a codeword,
-# above the other always.
-_SMALL = 4096
-_RUNS_FROM = 0.3
-_RUNS_ONLY = 0.75
 # Holes up to so many numbers that a set may include although they do not occur.
 _FILLS = (0, 1, 3, 7, 15, 31, 127)
 # Histograms over a wider span are made by sorting.
@@ -532,6 +528,11 @@ def _code(order: int, suffix_bits: NDArray[np.int64]) -> PrefixCode:
     return PrefixCode.golomb(order) if order >= 0 else PrefixCode.table(tuple(suffix_bits.tolist()))
 
 
+def _least_bits(counts: NDArray[np.int64]) -> float:
+    """Return what no prefix code can go below: the entropy, and a bit each if they differ."""
+    return max(entropy_bits(counts), float(counts.sum())) if counts.size > 1 else 0.0
+
+
 def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
     """Find the cheapest codebook, the simplest of equally cheap ones.
 
@@ -548,24 +549,24 @@ def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
         Codebook and exact cost.
     """
     numbers, counts = statistics.numbers, statistics.counts
-    share = statistics.zeros / max(1, statistics.weights)
-    may_run = codes.run or codes.table
-    may_direct = codes.table or bool(codes.orders)
-    small = statistics.weights <= _SMALL
-    direct = may_direct and (small or not (share > _RUNS_ONLY and may_run))
-    run = may_run and (small or not (share < _RUNS_FROM and may_direct))
-    orders = sum(1 << order for order in codes.orders)
     first = 1 if statistics.zeros else 0
-    # Simplest first: the first of equally cheap ones is taken.
-    forms = (
-        (False, False, direct and orders > 0),
-        (True, False, run and codes.run),
-        (False, True, direct and codes.table),
-        (True, True, run and codes.table),
+    orders = sum(1 << order for order in codes.orders)
+    floor = _least_bits(counts)
+    run_floor = _least_bits(counts[first:]) + _least_bits(statistics.run_counts)
+    # Least bits, then the simplest first.
+    forms = sorted(
+        (bits, simple, is_run, table)
+        for bits, simple, is_run, table, allowed in (
+            (floor, 0, False, False, orders > 0),
+            (run_floor, 1, True, False, codes.run),
+            (floor, 2, False, True, codes.table),
+            (run_floor, 3, True, True, codes.table),
+        )
+        if allowed
     )
-    best: tuple[Any, ...] = (_INFINITE,)
-    for is_run, table, allowed in forms:
-        if not allowed:
+    best: tuple[Any, ...] = (_INFINITE, 0)
+    for bits, simple, is_run, table in forms:
+        if bits >= best[0]:
             continue
         some = 0 if table else 255 if is_run else orders
         if is_run:
@@ -574,10 +575,10 @@ def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
         else:
             levels = _best_levels(numbers, counts, some, table)
             zeros = (0, 0, -1, None)
-        if levels[0] + zeros[0] < best[0]:
-            best = (levels[0] + zeros[0], is_run, levels, zeros)
-    cost, is_run, levels, zeros = best
-    _, bits, order, suffix_bits, kind, members = levels
+        if (levels[0] + zeros[0], simple) < best[:2]:
+            best = (levels[0] + zeros[0], simple, is_run, levels, zeros)
+    cost, _, is_run, levels, zeros = best
+    _, level_bits, order, suffix_bits, kind, members = levels
 
     def make() -> Codebook:
         return Codebook(
@@ -587,7 +588,7 @@ def plan(statistics: Statistics, codes: Codes = Codes.AUTO) -> Plan:
             MAP_KINDS[kind],
         )
 
-    code_bits = int(bits + zeros[1])
+    code_bits = int(level_bits + zeros[1])
     # Two bits say which code it is, and the codebook ends with a whole byte.
     return Plan(code_bits, 8 * math.ceil((cost - code_bits + 2) / 8), is_run, make)
 
