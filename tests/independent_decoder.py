@@ -194,7 +194,7 @@ def _elements(shape: list[int] | tuple[int, ...]) -> int:
     for axis in shape:
         size *= axis
         bounded *= max(axis, 1)
-        if bounded > 2**60:
+        if bounded > 2**59:
             raise BadFile(f"shape {shape} is too large")
     return size
 

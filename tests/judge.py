@@ -93,6 +93,7 @@ def judge(path: Path, data: bytes, *, max_elements: int = 10**7) -> dict[str, Te
     if failure is not None:
         assert refusal is not None, f"Egret refuses what the format allows: {failure}"
         assert "\n" not in failure, f"more than one line: {failure}"
+        assert len(failure) < 1100, f"too long: {failure}"
         assert str(path) in failure, f"without the file's name: {failure}"
         return None
     assert refusal is None, f"Egret reads what the format refuses: {refusal}"

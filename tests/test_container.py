@@ -660,7 +660,7 @@ def test_the_handmade_file_is_good() -> None:
         (record(b"\0\x21" + b"\1" * 33 + b"\0\0\2"), "tensor 'w': shape [1, 1, 1"),
         (record(b"\0\2" + 2 * varint(2**60) + b"\0\0\2"), "is too large"),
         (record(b"\0\2" + varint(2**61) + b"\0\0\0\2"), "is too large"),
-        (record(b"\0\1" + varint(2**60) + b"\0\0\1"), "index: ends within a record"),
+        (record(b"\0\1" + varint(2**59) + b"\0\0\1"), "index: ends within a record"),
         (record(b"\0\1" + varint(2**33) + b"\0\0\x80\x80\4"), "index: ends within a record"),
         (replace(GOOD, records=[W, W]), "index: record 1: names are not in ascending order"),
         (replace(GOOD, records=[W, EMPTY]), "record 1: names are not in ascending order"),

@@ -180,7 +180,7 @@ def claims() -> Iterator[tuple[str, bytes]]:
     """Small files that speak of much."""
     eg0 = pack_bits(EG0)
     whole = coded("w", [2], ["1 010"])
-    for axis in (2**31, 2**32, 2**40, 2**59, 2**62, 2**63 - 1):
+    for axis in (2**31, 2**32, 2**40, 2**59, 2**60, 2**62, 2**63 - 1):
         for chunk in (1, 65536):
             body = bytes([0, 1]) + varint(axis) + b"\0\0" + varint(chunk) + bytes(64)
             record = handmade.Record(b"w", 1, body, code=b"\xa0")

@@ -674,3 +674,15 @@ def test_the_package_has_no_other_names() -> None:
     assert {"pack", "load", "compile", "__version__"} <= set(dir(egret))
     with pytest.raises(AttributeError, match="no attribute 'unknown'"):
         _ = egret.unknown
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "I8"])
+def test_empty_tensors_of_the_largest_shapes_come_back(tmp_path: Path, dtype: str) -> None:
+    shape = (2**30, 0, 2**29)
+    path = tmp_path / "w.egret"
+    coded = {"w": QuantizedTensor(np.empty(shape, np.int32), 0, dtype)}
+    write_packed(path, coded, {"r": RawTensor(dtype, shape, b"")})
+    weights = load(path)
+    assert weights["w"].shape == weights["r"].shape == shape
+    with pytest.raises(EgretError, match="is too large"):
+        RawTensor(dtype, (2**30, 0, 2**30), b"")

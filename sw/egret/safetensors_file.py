@@ -77,8 +77,8 @@ METADATA_NAME = "__metadata__"
 _LENGTH_BYTES = 8
 _HEADER_LIMIT = 100_000_000
 _MAX_DIMENSIONS = 32
-# Larger arrays cannot be addressed, and products of their axes overflow in NumPy.
-_MAX_ELEMENTS = 1 << 60
+# Larger arrays cannot be addressed: of eight bytes an element, they overflow in NumPy.
+_MAX_ELEMENTS = 1 << 59
 
 
 def check_shape(shape: tuple[int, ...], where: str) -> int:
