@@ -1,6 +1,8 @@
 """Outputs appear whole or not at all."""
 
+import errno
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,17 @@ def test_target_that_is_a_device() -> None:
     with pytest.raises(EgretError, match=r"/dev/null: cannot write here"):
         write_text("/dev/null", "new")
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    target = tmp_path / "full"
+    message = f"{target}: cannot write this file: No space left on device"
+    with pytest.raises(EgretError, match=re.escape(message)), atomic_path(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_faults_of_other_files_are_left_alone(tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "target"):
+        missing.read_bytes()

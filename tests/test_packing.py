@@ -686,3 +686,40 @@ def test_empty_tensors_of_the_largest_shapes_come_back(tmp_path: Path, dtype: st
     assert weights["w"].shape == weights["r"].shape == shape
     with pytest.raises(EgretError, match="is too large"):
         RawTensor(dtype, (2**30, 0, 2**30), b"")
+
+
+def test_unpacking_goes_by_blocks_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(3)
+    state: dict[str, np.ndarray] = {
+        "w": np.rint(random.laplace(0, 9, (700, 301))).astype(np.int16),
+        "v": (np.rint(random.laplace(0, 9, (3, 90_000))) / 256).astype(np.float32),
+        "b": random.normal(size=7).astype(np.float32),
+    }
+    pack(state, tmp_path / "m.egret")
+    asked: list[tuple[int, int] | None] = []
+    restored = Container.restored
+
+    def recorded(container: Container, name: str, **options: Any) -> RawTensor:
+        asked.append(options["rows"])
+        return restored(container, name, **options)
+
+    monkeypatch.setattr("egret.packed._BLOCK_WEIGHTS", 65_536)
+    monkeypatch.setattr(Container, "restored", recorded)
+    assert main(["unpack", str(tmp_path / "m.egret"), "-o", str(tmp_path / "m.safetensors")]) == 0
+    found = load_file(tmp_path / "m.safetensors")
+    for name, array in state.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)
+    assert (0, 217) in asked
+    assert (2, 3) in asked
+    assert None in asked
+
+
+def test_inspection_shows_no_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack({"a\n\x1b[31mred": np.ones((30, 40), np.float32)}, tmp_path / "m.egret")
+    assert main(["inspect", str(tmp_path / "m.egret")]) == 0
+    shown = capsys.readouterr().out
+    assert "\x1b" not in shown
+    assert r"a\n\x1b[31mred" in shown

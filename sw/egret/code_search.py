@@ -130,15 +130,6 @@ def parse_codes(codes: "str | Sequence[str] | Codes") -> Codes:
 
 
 @njit(cache=True, nogil=True)
-def _range(values: Any) -> Any:
-    low = high = values[0]
-    for value in values:
-        low = min(low, value)
-        high = max(high, value)
-    return low, high
-
-
-@njit(cache=True, nogil=True)
 def _count(values: Any, low: Any, chunk: Any, histogram: Any, runs: Any) -> Any:
     """Count values and, in chunks, the runs of zeros before those that are not 0."""
     for first in range(0, values.size, chunk):
@@ -227,7 +218,7 @@ class Statistics:
         flat = np.ascontiguousarray(values).reshape(-1)
         if flat.size == 0:
             return cls.empty()
-        low, high = map(int, _range(flat))
+        low, high = int(flat.min()), int(flat.max())
         if low < MIN_VALUE or high > MAX_VALUE:
             raise EgretError(
                 f"found value {low if low < MIN_VALUE else high}, "

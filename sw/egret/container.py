@@ -569,13 +569,17 @@ class Container:
         data = self._checked(record.name, record.crc, f"tensor {name!r}")
         return RawTensor(record.dtype, record.shape, data)
 
-    def restored(self, name: str, *, threads: int = 1) -> RawTensor:
-        """Return any tensor in its original dtype and shape.
+    def restored(
+        self, name: str, *, rows: tuple[int, int] | None = None, threads: int = 1
+    ) -> RawTensor:
+        """Return any tensor, or some rows of a coded one, in its original dtype and shape.
 
         Parameters
         ----------
         name : str
             Name of the tensor.
+        rows : tuple of two int, optional
+            As in `quantized`; of a raw tensor all are returned.
         threads : int
             Threads that share the chunks of a coded one.
 
@@ -588,7 +592,7 @@ class Container:
         """
         if isinstance(self._records[self.target(name)], RawRecord):
             return self.raw(name)
-        tensor = self.quantized(name, threads=threads)
+        tensor = self.quantized(name, rows=rows, threads=threads)
         if tensor.dtype in INTEGER_DTYPES:
             return RawTensor.from_array(tensor.values, tensor.dtype, copy=False)
         # A value of 24 bits times a power of two is exact in float32.

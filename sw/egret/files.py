@@ -53,7 +53,8 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     Raises
     ------
     EgretError
-        The folder cannot be created or written to, or the target is a folder or a device.
+        The folder cannot be created or written to, the target is a folder or a device, or what is
+        written to the yielded path finds no room.
     """
     target = checked_target(target)
     try:
@@ -63,7 +64,13 @@ def atomic_path(target: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:
+            # A failed write names no file, or the temporary one.
+            if error.filename not in (None, name):
+                raise
+            raise EgretError(f"{target}: cannot write this file: {error.strerror}") from error
         # mkstemp makes private files; a result should have the user's usual permissions.
         umask = os.umask(0)
         os.umask(umask)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from egret.container import Container, read_container
+from egret.container import CodedRecord, Container, RawRecord, read_container
 from egret.errors import EgretError, FormatError
 from egret.quantize import QuantizedTensor
 from egret.safetensors_file import RawTensor, StreamedTensor, data_bytes, write
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = ["PackedWeights", "load", "unpack"]
+
+
+# Weights that unpacking decodes at a time.
+_BLOCK_WEIGHTS = 1 << 22
 
 
 class PackedWeights(Mapping[str, NDArray[Any]]):
@@ -143,6 +147,18 @@ class PackedWeights(Mapping[str, NDArray[Any]]):
         return {name: tensors[name] for name in self}
 
 
+def _row_blocks(record: CodedRecord | RawRecord) -> Iterator[tuple[int, int] | None]:
+    """Give the rows that are decoded at a time; None for a whole tensor."""
+    # What is one chunk has to be decoded whole.
+    if isinstance(record, RawRecord) or record.size <= max(_BLOCK_WEIGHTS, record.chunk):
+        yield None
+        return
+    rows = record.shape[0]
+    step = max(1, _BLOCK_WEIGHTS * rows // record.size)
+    for first in range(0, rows, step):
+        yield first, min(first + step, rows)
+
+
 def _torch_tensor(tensor: RawTensor) -> "torch.Tensor":
     try:
         import torch
@@ -240,8 +256,10 @@ def unpack(
             nonlocal done
             if progress is not None:
                 progress(name, done, total)
-            yield container.restored(name, threads=threads).data
-            done += sizes[name]
+            for rows in _row_blocks(records[name]):
+                data = container.restored(name, rows=rows, threads=threads).data
+                yield data
+                done += len(data)
 
         tensors = {
             name: StreamedTensor(record.dtype, record.shape, partial(restored, name))

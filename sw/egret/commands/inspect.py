@@ -100,6 +100,11 @@ _HEADINGS = ["tensor", "shape", "ν", "zeros", "values", "step", "code", "bits",
 _HEADINGS += ["Huffman", "entropy"]
 
 
+def _printable(name: str) -> str:
+    """Write out what a terminal would obey instead of show."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
 def _format(report: "FileReport") -> str:
     state = "packed" if report.packed else "not packed; what packing would give"
     lines = [f"{report.file}: {state}, {report.file_bytes:,} bytes", ""]
@@ -108,7 +113,7 @@ def _format(report: "FileReport") -> str:
         count = max(1, tensor.weights)
         rows.append(
             [
-                tensor.name,
+                _printable(tensor.name),
                 "×".join(map(str, tensor.shape)) or "scalar",
                 "-" if tensor.ggd_shape is None else f"{tensor.ggd_shape:.2f}",
                 f"{100 * tensor.zeros / count:.1f} %",

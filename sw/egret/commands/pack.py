@@ -141,12 +141,12 @@ def _run(arguments: argparse.Namespace) -> None:
         records = [container.record(name) for name in container.coded_names]
         weights = sum(record.size for record in records)
         bits = sum(record.code_bits for record in records if isinstance(record, CodedRecord))
-        rate = f"{bits / weights:.3f} code bits per weight" if weights else "no weights"
+        rate = f", {weights:,} weights at {bits / weights:.3f} code bits" if weights else ""
         aliases = sum(map(container.is_alias, container.names))
         ties = f", {aliases} tied to others" if aliases else ""
         print(
-            f"{arguments.output}: {len(records)} of {len(container.names)} tensors coded{ties}, "
-            f"{weights:,} weights at {rate}; the file has {container.file_bytes:,} bytes, "
+            f"{arguments.output}: {len(records)} of {len(container.names)} tensors coded{ties}"
+            f"{rate}; the file has {container.file_bytes:,} bytes, "
             f"unpacked {checkpoint.data_bytes:,}"
         )
 
