@@ -239,7 +239,8 @@ def _verdicts(label: str, cases: Sequence[tuple[str, Sequence[Check]]]) -> str:
 
 
 def _bits_table(label: str, cases: Sequence[tuple[str, Sizes]]) -> str:
-    names = list(dict.fromkeys(name for _, sizes in cases for name in sizes.bits))
+    fullest = sorted((sizes for _, sizes in cases), key=lambda s: len(s.bits), reverse=True)
+    names = list(dict.fromkeys(name for sizes in fullest for name in sizes.bits))
     rows = [
         [label, *(_number(sizes.per_weight(name), ".3f") for name in names)]
         for label, sizes in cases
@@ -298,7 +299,9 @@ def _format_files(networks: Sequence[Sizes]) -> Iterable[str]:
 def _format_speeds(speeds: Sequence[Speed]) -> Iterable[str]:
     yield "Speed in millions of weights a second, medians; threads: one where none are named"
     groups = [(name, list(group)) for name, group in groupby(speeds, lambda s: s.source)]
-    codecs = list(dict.fromkeys(speed.codec for speed in speeds))
+    # Where a source is beyond a codec, the fullest group gives the order.
+    longest = sorted((group for _, group in groups), key=len, reverse=True)
+    codecs = list(dict.fromkeys(speed.codec for group in longest for speed in group))
     for title in ("decode", "encode"):
         rows = []
         for name, group in groups:
@@ -444,7 +447,7 @@ def _draw_networks(results: Results) -> Figure | None:
         below.set_xlabel("pruned")
     grid[0][0].set_ylabel("bits per weight")
     grid[1][0].set_ylabel("payload / entropy")
-    _legend(figure, grid.flat, 2 * len(panels) + 1)
+    _legend(figure, grid.flat, 3 * len(panels) - 1)
     figure.suptitle("int8, a power of two for each tensor: code, maps and tables", fontsize=10)
     return figure
 
