@@ -7,7 +7,7 @@ those before.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -59,6 +59,8 @@ _OCTAVE_SHIFT = 5
 _FINE_LOG2 = 6
 # Tensors whose codebook is a smaller share of their bits gain nothing from sharing it.
 _NEGLIGIBLE = 0.001
+# How far apart, in the order of their scales, tensors may be that are tried together.
+_REACH = 2
 _INFINITE = 1 << 62
 
 
@@ -461,7 +463,7 @@ def _best_levels(numbers: Any, counts: Any, orders: Any, table: Any) -> Any:
         total = now + own + 2 + _set_bits(some)
         if total < cost:
             cost, bits, order, suffix_bits, kind, members = total, now, k, suffix, 1, some
-        if total > latest:
+        if total > latest + 8:
             break
         latest = total
     ranking = np.argsort(-counts, kind="mergesort")
@@ -589,7 +591,7 @@ def plan_shared(
 ) -> tuple[list[Codebook], list[int], list[int]]:
     """Find codebooks for several tensors, shared where that is cheaper.
 
-    Tensors are ordered by the scale of their levels, and neighbours are joined as long as one
+    Tensors are ordered by the scale of their levels, and near ones are joined as long as one
     codebook for both takes fewer bits than two.
 
     Parameters
@@ -621,9 +623,9 @@ def plan_shared(
         groups.sort(key=lambda group: _scale(group[1]))
         joined: dict[tuple[int, int], tuple[Statistics, Plan]] = {}
         while True:
-            best: tuple[int, int] | None = None
-            for place in range(len(groups) - 1):
-                (_, one, own), (_, other, others) = groups[place], groups[place + 1]
+            best: tuple[int, int, int] | None = None
+            for near, far in _neighbours(len(groups)):
+                (_, one, own), (_, other, others) = groups[near], groups[far]
                 if (
                     own.book_bits < _NEGLIGIBLE * own.cost
                     and others.book_bits < _NEGLIGIBLE * others.cost
@@ -635,13 +637,11 @@ def plan_shared(
                     joined[pair] = (both, plan(both, form))
                 gain = own.cost + others.cost - joined[pair][1].cost
                 if gain > 0 and (best is None or gain > best[0]):
-                    best = (gain, place)
+                    best = (gain, near, far)
             if best is None:
                 break
-            left, right = groups[best[1]], groups[best[1] + 1]
-            groups[best[1] : best[1] + 2] = [
-                (left[0] + right[0], *joined[id(left[1]), id(right[1])])
-            ]
+            left, right = groups[best[1]], groups.pop(best[2])
+            groups[best[1]] = (left[0] + right[0], *joined[id(left[1]), id(right[1])])
         for members, _, own in groups:
             for place in members:
                 numbers[place] = len(books)
@@ -651,6 +651,12 @@ def plan_shared(
         numbers,
         [_bits(one, books[number]) for one, number in zip(statistics, numbers, strict=True)],
     )
+
+
+def _neighbours(count: int) -> Iterator[tuple[int, int]]:
+    for far in range(count):
+        for near in range(max(0, far - _REACH), far):
+            yield near, far
 
 
 def _scale(statistics: Statistics) -> float:
