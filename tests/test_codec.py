@@ -206,3 +206,17 @@ def test_errors_count_chunks_from_the_tensors_first(threads: int) -> None:
     out = np.empty(7, np.int32)
     with pytest.raises(FormatError, match=r"^chunk 46: the codewords take"):
         decode(data, bits, Codebook(TABLE), 1, out, threads=threads, first=40)
+
+
+@pytest.mark.parametrize("count", [1, 64, 65, 66, 300, 5000])
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("run", [None, RUNS, PrefixCode.golomb(0), PrefixCode.golomb(7)])
+def test_many_small_chunks_have_room(count: int, value: int, run: PrefixCode | None) -> None:
+    # Each fills a byte with a codeword or two: more bytes than the bits alone would need.
+    values = np.full(count, value, np.int32)
+    for book in (Codebook(PrefixCode.golomb(0), run), Codebook(PrefixCode.golomb(3), run)):
+        data, bits = encode(values, book, 1)
+        assert data.size == int(((bits + 7) // 8).sum())
+        out = np.empty(count, np.int32)
+        decode(data, bits, book, 1, out)
+        assert out.tolist() == values.tolist()

@@ -673,9 +673,9 @@ def encode(
         used = _encode_direct(symbols, low, table, chunk, out, bits)
     else:
         runs, longest_run = _run_entries(book.run, min(chunk, flat.size) + 1)
-        # At most as many pairs as weights, and one run more at the end of each chunk.
-        longest += longest_run
-        out = np.empty((longest * (flat.size + bits.size)) // 8 + _SPARE_BYTES, np.uint8)
+        # At most as many pairs as weights, one run more at the end of each chunk, and its filling.
+        most = (longest + longest_run) * flat.size + (longest_run + 7) * bits.size
+        out = np.empty(most // 8 + _SPARE_BYTES, np.uint8)
         used = _encode_run(symbols, low, zero, table, runs, chunk, out, bits)
     if used < 0:
         place = -1 - int(used)
