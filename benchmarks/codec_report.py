@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egret.files import atomic_path, write_text
+from egret_sim.report import FIGURE_STYLE
 
 __all__ = [
     "EGRET",
@@ -362,27 +363,12 @@ def write_json(results: Results, path: Path) -> None:
 
 # --- charts ------------------------------------------------------------------------------------
 
-_INK = "#1f2933"
-_STYLE: Any = {
-    "font.family": "DejaVu Sans",
+_STYLE: Any = FIGURE_STYLE | {
     "font.size": 8.5,
-    "axes.edgecolor": "#9aa5b1",
-    "axes.labelcolor": _INK,
     "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e4e7eb",
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-    # Text as text keeps the files small, and fixed names make equal figures equal bytes.
+    "axes.titlepad": 6,
+    # Text as text keeps the files small.
     "svg.fonttype": "none",
-    "svg.hashsalt": "egret",
 }
 _COLOURS = {
     ENTROPY: "#1f2933",

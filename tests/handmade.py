@@ -7,6 +7,7 @@ strings of "0" and "1"; spaces in them are ignored.
 import itertools
 import json
 import random
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,16 @@ def pack_bits(text: str) -> bytes:
     text = text.replace(" ", "")
     text += "0" * (-len(text) % 8)
     return bytes(int(text[at : at + 8], 2) for at in range(0, len(text), 8))
+
+
+def listed_bytes(document: str) -> bytes:
+    """The bytes of a document's hexadecimal listing: offsets of four digits, two spaces, bytes."""
+    lines = re.findall(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2} ?)+)$", document, re.MULTILINE)
+    data = b""
+    for offset, text in lines:
+        assert int(offset, 16) == len(data)
+        data += bytes.fromhex(text)
+    return data
 
 
 def binary(number: int, count: int) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from tests import handmade, independent_decoder
-from tests.handmade import Record, alias, coded, pack_bits, raw, varint
+from tests.handmade import Record, alias, coded, listed_bytes, pack_bits, raw, varint
 
 from egret import codec, safetensors_file
 from egret.codebook import Codebook
@@ -123,15 +123,6 @@ def small_file(folder: Path) -> bytes:
 # --- The document's examples ---
 
 
-def documented_bytes() -> bytes:
-    lines = re.findall(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2} ?)+)$", EXAMPLES, re.MULTILINE)
-    data = b""
-    for offset, text in lines:
-        assert int(offset, 16) == len(data)
-        data += bytes.fromhex(text)
-    return data
-
-
 def documented_bits(label: str) -> list[bytes]:
     return [
         pack_bits(text) for text in re.findall(rf"^{label}  +([01 ]+)$", EXAMPLES, re.MULTILINE)
@@ -166,7 +157,7 @@ def test_examples_of_the_document(tmp_path: Path) -> None:
         [dense_code, sparse_code],
     )
     data = path.read_bytes()
-    assert data == documented_bytes()
+    assert data == listed_bytes(EXAMPLES)
     assert f"{len(data)} bytes" in EXAMPLES
     # The bits that the text spells out.
     assert documented_bits("book 0") == [DENSE_BOOK.data]

@@ -12,6 +12,7 @@ from typing import Any
 import crc32c as crc_reference
 import numpy as np
 import pytest
+from tests.handmade import listed_bytes
 
 from egret.container import CodedRecord, Container, RawRecord, read_container
 from egret.errors import EgretError, FormatError
@@ -247,17 +248,8 @@ SMALL = (
 )
 
 
-def documented_bytes() -> bytes:
-    lines = re.findall(r"^([0-9a-f]{4})  ((?:[0-9a-f]{2} ?)+)$", DOCUMENT, re.MULTILINE)
-    data = b""
-    for offset, text in lines:
-        assert int(offset, 16) == len(data)
-        data += bytes.fromhex(text)
-    return data
-
-
 def test_example_of_the_document(tmp_path: Path) -> None:
-    data = documented_bytes()
+    data = listed_bytes(DOCUMENT)
     assert len(data) == 355
     path = tmp_path / "old.egret"
     path.write_bytes(data)

@@ -29,6 +29,7 @@ from egret.ggd import density
 from egret.params import ACTIVATION_BITS, AcceleratorParams
 
 __all__ = [
+    "FIGURE_STYLE",
     "Accuracy",
     "Comparison",
     "HardwareRun",
@@ -513,7 +514,7 @@ def _restore(kind: Any, value: Any, where: str) -> Any:
 
 _COLOURS = ("#8c96a8", "#0b7285", "#c2571a", "#6741a5")
 _INK = "#1f2933"
-_STYLE: Any = {
+FIGURE_STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.edgecolor": "#9aa5b1",
@@ -534,6 +535,7 @@ _STYLE: Any = {
     # Fixed names for the parts of an SVG: the same data give the same bytes.
     "svg.hashsalt": "egret",
 }
+"""Matplotlib's settings for every figure of the project."""
 
 
 def _bars(
@@ -707,7 +709,7 @@ def draw_figures(data: ReportData) -> dict[str, str]:
         same data give the same text.
     """
     drawn = {}
-    with rc_context(_STYLE):
+    with rc_context(FIGURE_STYLE):
         for name, draw in _FIGURES.items():
             buffer = io.StringIO()
             draw(data).savefig(buffer, format="svg", metadata={"Date": None})

@@ -50,13 +50,35 @@ MAP_KINDS = ("zigzag", "set", "ranked")
 
 
 def zigzag(values: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Return the zigzag numbers of values: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4."""
+    """Return the zigzag numbers of values: 0, -1, 1, -2, 2 become 0, 1, 2, 3, 4.
+
+    Parameters
+    ----------
+    values : ndarray of integers, any shape
+        Values.
+
+    Returns
+    -------
+    ndarray of int64
+        Numbers, in the same shape.
+    """
     wide = np.asarray(values, np.int64)
     return np.where(wide >= 0, 2 * wide, -2 * wide - 1)
 
 
 def from_zigzag(numbers: NDArray[np.integer]) -> NDArray[np.int32]:
-    """Return the values that have these zigzag numbers, as int32."""
+    """Return the values that have these zigzag numbers; the inverse of `zigzag`.
+
+    Parameters
+    ----------
+    numbers : ndarray of integers, any shape
+        Numbers below 2^32.
+
+    Returns
+    -------
+    ndarray of int32
+        Values, in the same shape.
+    """
     wide = np.asarray(numbers, np.int64)
     return ((wide >> 1) ^ -(wide & 1)).astype(np.int32)
 
@@ -85,7 +107,20 @@ def _golomb_at(data: Any, position: Any, end: Any, order: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def golomb_costs(symbols: Any, counts: Any) -> Any:
-    """Return the bits of ascending symbols in the exp-Golomb codes of orders 0 to 7."""
+    """Return the bits of symbols in the exp-Golomb codes of each order.
+
+    Parameters
+    ----------
+    symbols : ndarray of int64, shape (n,)
+        Symbols, in any order.
+    counts : ndarray of int64, shape (n,)
+        How often each occurs.
+
+    Returns
+    -------
+    ndarray of int64, shape (MAX_ORDER + 1,)
+        Bits of the codewords of orders 0 to `egret.params.MAX_ORDER`.
+    """
     bits = np.zeros(MAX_ORDER + 1, np.int64)
     for order in range(bits.size):
         for place in range(symbols.size):
@@ -96,7 +131,18 @@ def golomb_costs(symbols: Any, counts: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def set_pairs(members: Any) -> Any:
-    """Return how a set of ascending numbers is written: a row of two symbols for each pair."""
+    """Return how a set is written (docs/format.md, "Codebooks").
+
+    Parameters
+    ----------
+    members : ndarray of int64, shape (members,)
+        Numbers in the set, ascending.
+
+    Returns
+    -------
+    ndarray of int64, shape (pairs, 2)
+        Symbols of each pair: numbers left out, and members, each as it is coded.
+    """
     pairs = np.empty((members.size, 2), np.int64)
     count = 0
     end = 0
@@ -116,7 +162,20 @@ def set_pairs(members: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def class_pairs(ranks: Any, suffix_bits: Any) -> Any:
-    """Return how the classes of a ranked map are written; `ranks` by ascending number."""
+    """Return how the classes of a ranked map are written (docs/format.md, "Codebooks").
+
+    Parameters
+    ----------
+    ranks : ndarray of int64, shape (members,)
+        Index of each member, by ascending number.
+    suffix_bits : ndarray of int64, shape (classes,)
+        Suffix bits of the level code.
+
+    Returns
+    -------
+    ndarray of int64, shape (pairs, 2)
+        Symbols of the pairs of all classes, as of `set_pairs`.
+    """
     pairs = np.empty((ranks.size, 2), np.int64)
     count = 0
     first = 0
@@ -153,7 +212,20 @@ def class_pairs(ranks: Any, suffix_bits: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def pairs_cost(pairs: Any) -> Any:
-    """Return the bits of pairs at their best orders, and these orders."""
+    """Return what pairs take at their best orders.
+
+    Parameters
+    ----------
+    pairs : ndarray of int64, shape (pairs, 2)
+        As of `set_pairs` or `class_pairs`.
+
+    Returns
+    -------
+    bits : int
+        Bits of the codewords, the two orders not counted.
+    gap_order, run_order : int
+        Orders of the first and the second column.
+    """
     ones = np.ones(pairs.shape[0], np.int64)
     gaps = golomb_costs(pairs[:, 0], ones)
     runs = golomb_costs(pairs[:, 1], ones)
