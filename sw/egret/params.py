@@ -16,11 +16,14 @@ from egret.errors import EgretError
 __all__ = [
     "ACTIVATION_BITS",
     "BIAS_BITS",
+    "CODE_NAMES",
     "MAX_ORDER",
     "MULTIPLIER_BITS",
+    "PARSERS",
     "PRESETS",
     "RESULT_BITS",
     "SHIFT_BITS",
+    "VENDORS",
     "AcceleratorParams",
     "load_params",
 ]
@@ -37,6 +40,12 @@ SHIFT_BITS = 6
 """The requantiser's right shift is 0 to 63."""
 MAX_ORDER = 7
 """Largest exp-Golomb order k."""
+CODE_NAMES = ("eg-k", "eg-run", "eg-table")
+"""Codes that a parser may know; the first one is always among them."""
+PARSERS = ("logic", "microcode")
+"""How a parser is built: an unrolled state machine in LUTs, or its table in block RAM."""
+VENDORS = ("generic", "ecp5", "ice40", "xilinx7")
+"""Families that the generated constraints are written for; the Verilog is the same for all."""
 
 
 def _is_power_of_two(value: int) -> bool:
@@ -59,13 +68,20 @@ class AcceleratorParams:
         Bits between two pipeline registers of the parser. A divisor of `parser_bits`, and the
         quotient C = `parser_bits / parser_cut` a power of two. C substreams are
         interleaved in the lane (C-slow), so that the parser's loop closes in one stage.
+    parser : str
+        One of `PARSERS`. "microcode" needs `parser_cut` = 4.
+    codes : tuple of str
+        Codes that the parser knows, out of `CODE_NAMES`, "eg-k" among them. A list is taken too.
+    suffix_limit : int
+        J: most suffix bits of a legal codeword, 4 to 12. The limit on exp-Golomb prefixes follows:
+        prefix zeros plus order may not exceed it.
     bus_bits : int
         Width of the weight stream's data: 32, 64, 128 or 256, a multiple of
         `lanes * parser_bits`.
     batch : int
         B: activation vectors multiplied by each decoded weight.
     map_depth : int
-        Entries of a lane's value map. A power of two, 2 to 4096.
+        Entries of a lane's value map. A power of two, 2 to 2048.
     weight_bits : int
         Width of a signed weight from the value map, 2 to 16.
     activation_depth : int
@@ -73,6 +89,13 @@ class AcceleratorParams:
         largest number of columns, and of rows of a layer that feeds another. A power of two.
     row_depth : int
         Most rows of a matrix; at least `activation_depth`. A power of two.
+    input_depth : int
+        Beats that a lane may fall behind the others, 2 to 64. A power of two.
+    block_depth : int
+        Parsed blocks with non-zeros that may wait for a lane's multipliers, 2 to 64. A power of
+        two.
+    vendor : str
+        One of `VENDORS`.
 
     Raises
     ------
@@ -86,16 +109,25 @@ class AcceleratorParams:
     parser_bits: int
     parser_cut: int
     bus_bits: int
+    parser: str = "logic"
+    codes: tuple[str, ...] = CODE_NAMES
+    suffix_limit: int = 10
     batch: int = 1
     map_depth: int = 1024
     weight_bits: int = 12
     activation_depth: int = 1024
     row_depth: int = 1024
+    input_depth: int = 16
+    block_depth: int = 16
+    vendor: str = "generic"
 
     def __post_init__(self) -> None:
+        if isinstance(self.codes, list):
+            object.__setattr__(self, "codes", tuple(self.codes))
+        kinds: dict[str, type] = {"name": str, "parser": str, "vendor": str, "codes": tuple}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            expected = str if field.name == "name" else int
+            expected = kinds.get(field.name, int)
             if type(value) is not expected:
                 raise EgretError(
                     f"parameter {field.name}: found {value!r}, expected {expected.__name__}"
@@ -119,6 +151,25 @@ class AcceleratorParams:
             "parser_cut",
             f"a divisor of parser_bits = {self.parser_bits}",
         )
+        require(
+            _is_power_of_two(self.slots) and self.slots <= 16,
+            "parser_cut",
+            f"parser_bits = {self.parser_bits} divided by 1, 2, 4, 8 or 16",
+        )
+        require(self.parser in PARSERS, "parser", f"one of {', '.join(PARSERS)}")
+        require(
+            self.parser == "logic" or self.parser_cut == 4,
+            "parser_cut",
+            "4 where parser is 'microcode'",
+        )
+        require(
+            set(self.codes) <= set(CODE_NAMES)
+            and len(set(self.codes)) == len(self.codes)
+            and CODE_NAMES[0] in self.codes,
+            "codes",
+            f"a choice of {', '.join(CODE_NAMES)}, with {CODE_NAMES[0]}",
+        )
+        require(4 <= self.suffix_limit <= 12, "suffix_limit", "4 to 12")
         require(self.bus_bits in (32, 64, 128, 256), "bus_bits", "32, 64, 128 or 256")
         require(
             self.beat_bits <= self.bus_bits and self.bus_bits % self.beat_bits == 0,
@@ -127,9 +178,14 @@ class AcceleratorParams:
         )
         require(1 <= self.batch <= 16, "batch", "1 to 16")
         require(
-            _is_power_of_two(self.map_depth) and 2 <= self.map_depth <= 4096,
+            _is_power_of_two(self.map_depth) and 2 <= self.map_depth <= 2048,
             "map_depth",
-            "a power of two, 2 to 4096",
+            "a power of two, 2 to 2048",
+        )
+        require(
+            self.map_depth <= 1 << self.suffix_limit,
+            "map_depth",
+            f"at most 2**suffix_limit = {1 << self.suffix_limit}, so that every index has a codeword",
         )
         require(2 <= self.weight_bits <= 16, "weight_bits", "2 to 16")
         require(
@@ -139,12 +195,16 @@ class AcceleratorParams:
         )
         require(
             _is_power_of_two(self.row_depth)
-            and self.activation_depth <= self.row_depth <= 32768
-            and self.row_depth >= 2 * self.substreams,
+            and self.activation_depth <= self.row_depth <= 32768,
             "row_depth",
-            f"a power of two, at least activation_depth = {self.activation_depth} and twice the "
-            f"{self.substreams} substreams, at most 32768",
+            f"a power of two, at least activation_depth = {self.activation_depth}, at most 32768",
         )
+        for depth in ("input_depth", "block_depth"):
+            value = getattr(self, depth)
+            require(
+                _is_power_of_two(value) and 2 <= value <= 64, depth, "a power of two, 2 to 64"
+            )
+        require(self.vendor in VENDORS, "vendor", f"one of {', '.join(VENDORS)}")
 
     @property
     def slots(self) -> int:
@@ -167,23 +227,19 @@ class AcceleratorParams:
         return self.bus_bits // self.beat_bits
 
     @property
-    def suffix_limit(self) -> int:
-        """J: most suffix bits of a legal codeword; prefix zeros plus order may not exceed it.
+    def number_bits(self) -> int:
+        """Width of a codeword read as a number, leading zeros aside."""
+        return self.suffix_limit + 1
 
-        The largest index, `map_depth - 1`, coded at the largest order has the binary length of
-        `map_depth - 1 + 2**MAX_ORDER`, one more than its suffix.
-        """
-        return (self.map_depth - 1 + (1 << MAX_ORDER)).bit_length() - 1
+    @property
+    def code_banks(self) -> int:
+        """Codes that an accelerator holds at a time: the microcode takes its block RAM whole."""
+        return 1 if self.parser == "microcode" else 2
 
     @property
     def accumulator_bits(self) -> int:
         """Width of an accumulator that no legal matrix can overflow."""
         return self.weight_bits + ACTIVATION_BITS + (self.activation_depth - 1).bit_length()
-
-    @property
-    def row_slots(self) -> int:
-        """Entries of the row table for one substream."""
-        return 2 * self.row_depth // self.substreams
 
     def to_json(self) -> str:
         """Return the fields as a JSON object, keys in field order."""
@@ -229,8 +285,49 @@ class AcceleratorParams:
 PRESETS: dict[str, AcceleratorParams] = {
     params.name: params
     for params in (
-        AcceleratorParams(name="s", lanes=4, parser_bits=4, parser_cut=4, bus_bits=32),
-        AcceleratorParams(name="m-ddr3", lanes=16, parser_bits=4, parser_cut=4, bus_bits=64),
+        AcceleratorParams(
+            name="xs-ice40",
+            lanes=1,
+            parser_bits=1,
+            parser_cut=1,
+            bus_bits=32,
+            codes=("eg-k",),
+            suffix_limit=8,
+            map_depth=256,
+            weight_bits=8,
+            activation_depth=512,
+            row_depth=512,
+            input_depth=2,
+            block_depth=2,
+            vendor="ice40",
+        ),
+        AcceleratorParams(
+            name="s",
+            lanes=4,
+            parser_bits=4,
+            parser_cut=4,
+            bus_bits=32,
+            parser="microcode",
+            vendor="ecp5",
+        ),
+        AcceleratorParams(
+            name="m-ddr3",
+            lanes=16,
+            parser_bits=4,
+            parser_cut=4,
+            bus_bits=64,
+            parser="microcode",
+            vendor="ecp5",
+        ),
+        AcceleratorParams(
+            name="l-onchip",
+            lanes=32,
+            parser_bits=8,
+            parser_cut=4,
+            bus_bits=256,
+            parser="microcode",
+            vendor="ecp5",
+        ),
     )
 }
 """Named parameter sets; the rungs are explained in docs/hardware.md."""
