@@ -27,7 +27,7 @@ from egret.statistics import entropy_bits, fixed_length_bits, huffman_bits
 from egret.training import EpochRecord, TrainedModel, TrainingOptions, accuracy
 from egret.value_map import count_values
 from egret_hw.rtl import generate_verilog, top_name
-from egret_sim.golden import read_descriptor
+from egret_sim.golden import read_header
 from egret_sim.report import (
     Accuracy,
     Comparison,
@@ -135,7 +135,7 @@ def _layer_reports(
                 columns=packet.columns,
                 non_zeros=int(np.count_nonzero(weights)),
                 order=packet.order,
-                map_entries=0 if packet.zigzag else read_descriptor(packet.data)["map_entries"],
+                map_entries=0 if packet.zigzag else read_header(packet.data)["map_entries"],
                 code_bits=packet.code_bits,
                 packet_bytes=len(packet.data),
                 cycles=trace.cycles,

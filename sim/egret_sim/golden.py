@@ -4,11 +4,13 @@ Written from chapter 2 of docs/format.md and from nothing else, to be read besid
 no code with the codec, the packer or the hardware, so that an error in one of them shows. Speed
 does not matter here: bits are characters of a string, read one codeword after the other.
 
-Where the format leaves the answer to the packer (a rows table that names a row twice, a result
-that does not fit int32, an activation nobody has written) the model refuses with
-`FormatError` instead of guessing: such a packet has no right answer to compare with.
+Where the format makes something the packer's or the host's duty (a table that gives an index below
+0, a value that does not fit, an entry nobody has written, a table overwritten while it may be in
+use) the model refuses with `FormatError` instead of guessing: there is no right answer to compare
+with.
 """
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,15 +19,21 @@ import numpy as np
 
 from egret.errors import FormatError
 from egret.image_format import (
-    CODE_EG_K,
+    CLASSES,
+    CODE_FIELDS,
     CRC_POLYNOMIAL,
-    DESCRIPTOR_BYTES,
     ENTRY_BITS,
-    FIELDS,
+    ENTRY_FIELDS,
+    HEADER_BYTES,
+    HEADER_FIELDS,
     IMAGE_MAGIC,
     IMAGE_VERSION,
-    ROW_UNUSED,
+    LOAD_FIELDS,
+    MATRIX_BYTES,
+    MATRIX_FIELDS,
     ErrorKind,
+    Field,
+    PacketKind,
 )
 from egret.network import IntegerLayer, IntegerNetwork
 from egret.params import (
@@ -33,7 +41,6 @@ from egret.params import (
     BIAS_BITS,
     MAX_ORDER,
     RESULT_BITS,
-    SHIFT_BITS,
     AcceleratorParams,
 )
 
@@ -42,15 +49,23 @@ __all__ = [
     "LayerOutput",
     "Outcome",
     "crc32c",
-    "descriptor_fault",
-    "read_descriptor",
+    "header_fault",
+    "read_header",
     "reference_forward",
     "split_packets",
 ]
 
 ENTRY_BYTES = ENTRY_BITS // 8
 BIAS_BYTES = BIAS_BITS // 8
+WIDE_START_BYTES = 4
 CRC_BYTES = 4
+
+FIELDS_OF_KIND: dict[int, Mapping[str, Field]] = {
+    PacketKind.MATRIX: MATRIX_FIELDS,
+    PacketKind.MAP: LOAD_FIELDS,
+    PacketKind.CODE: CODE_FIELDS,
+    PacketKind.BIAS: LOAD_FIELDS,
+}
 
 
 @dataclass(frozen=True)
@@ -70,21 +85,22 @@ class Outcome:
     streams : tuple of np.ndarray
         Packets sent on the output stream, in order: int32 of shape (rows, B), sent row by row,
         vector 0 first. Raw results when `emit_results`, then activations, sign-extended, when
-        `emit_activations`. Empty after an error.
+        `emit_activations`. Empty after an error and for a load packet.
     results : np.ndarray
         Raw results, accumulator plus bias, int32 of shape (rows, B), whether sent or
-        not. Shape (0, B) after an error, like `activations`.
+        not. Shape (0, B) after an error, for a load packet and with `more`, like `activations`.
     activations : np.ndarray
         Requantised results, int8 of shape (rows, B), whether sent or not.
     weights : int
-        Codewords decoded: the matrix's rows × columns. 0 after an error, like the counts below.
+        The matrix's rows × columns. 0 after an error and for a load packet, like the counts below.
     non_zeros : int
-        Codewords whose weight is not 0 as a number.
+        Decoded weights that are not 0 as a number.
     multiplied : int
-        Codewords that go to a multiplier: all with `dense`, else those of an index
-        other than 0. Larger than `non_zeros` where another index also maps to 0.
+        Decoded weights that go to a multiplier: all but fillers and, where index 0 means 0, those
+        of index 0. Larger than `non_zeros` where another index also stands for 0.
     code_bits : int
-        Bits of the codewords alone, without the zeros that fill a substream.
+        Bits of the substreams, each up to the end of its last codeword that gives a weight
+        other than 0.
     """
 
     error: ErrorKind
@@ -100,37 +116,58 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Sections:
-    """Bytes of a packet's sections: `(start, end)` without the padding, and the whole."""
+class _Fault:
+    """Why a packet is no good one."""
 
-    map: tuple[int, int]
-    counts: tuple[int, int]
-    rows: tuple[int, int]
-    bias: tuple[int, int]
+    kind: ErrorKind
+    position: int
+
+
+@dataclass(frozen=True)
+class _Sections:
+    """Bytes of a packet's sections, `(start, end)` without the padding; empty where absent."""
+
+    entries: tuple[int, int]
+    starts: tuple[int, int]
     payload: tuple[int, int]
     crc: tuple[int, int]
 
+
+@dataclass(frozen=True)
+class _Table:
+    """A class table: (suffix bits, offset) of the classes 0 to `last`."""
+
+    golomb: bool
+    classes: tuple[tuple[int, int], ...]
+
     @property
-    def packet_bytes(self) -> int:
-        return self.crc[1]
+    def last(self) -> int:
+        return len(self.classes) - 1
+
+
+@dataclass(frozen=True)
+class _Code:
+    """What a CODE packet says."""
+
+    dense: bool
+    level: _Table
+    run: _Table | None
 
 
 @dataclass(frozen=True)
 class _Matrix:
-    """The decoded payload: the weights that take part in the sums, and the counts."""
+    """The decoded payload.
+
+    `weights` has shape (rows, columns); `beyond` lists what lies below it as (substream, row,
+    column, weight); `fault` is the PREFIX or INDEX error, if there is one.
+    """
 
     weights: np.ndarray
+    beyond: tuple[tuple[int, int, int, int], ...]
+    fault: _Fault | None
     non_zeros: int
     multiplied: int
     code_bits: int
-
-
-@dataclass(frozen=True)
-class _Fault:
-    """Why a packet is no matrix."""
-
-    kind: ErrorKind
-    position: int
 
 
 def crc32c(data: bytes) -> int:
@@ -144,22 +181,86 @@ def crc32c(data: bytes) -> int:
     return register ^ 0xFFFFFFFF
 
 
-def read_descriptor(packet: bytes) -> dict[str, int]:
-    """Return the descriptor's fields by name, unchecked; `packet` holds at least 32 bytes."""
-    words = [int.from_bytes(packet[4 * i : 4 * i + 4], "little") for i in range(8)]
+def _read_fields(data: bytes, fields: Mapping[str, Field]) -> dict[str, int]:
+    number = int.from_bytes(data, "little")
     return {
-        name: (words[field.word] >> field.lsb) & ((1 << field.width) - 1)
-        for name, field in FIELDS.items()
+        name: (number >> (32 * field.word + field.lsb)) & ((1 << field.width) - 1)
+        for name, field in fields.items()
     }
 
 
-def descriptor_fault(packet: bytes, params: AcceleratorParams) -> str | None:
-    """Return what is wrong with the descriptor that `packet` begins with.
+def _header_bytes(packet: bytes) -> int:
+    """Return the size of the header that `packet`, at least one 32-bit word, begins with."""
+    kind = _read_fields(packet[:4], HEADER_FIELDS)["kind"]
+    return MATRIX_BYTES if kind == PacketKind.MATRIX else HEADER_BYTES
+
+
+def read_header(packet: bytes) -> dict[str, int]:
+    """Return the fields of a packet's header by name, unchecked.
 
     Parameters
     ----------
     packet : bytes
-        At least the 32 bytes of the descriptor.
+        Holds at least the header.
+
+    Returns
+    -------
+    dict of str to int
+        Only magic, version and kind when the kind is unknown.
+    """
+    header = packet[: _header_bytes(packet)]
+    kind = _read_fields(header, HEADER_FIELDS)["kind"]
+    return _read_fields(header, FIELDS_OF_KIND.get(kind, HEADER_FIELDS))
+
+
+def _load_ranges(fields: Mapping[str, int], depth: int) -> dict[str, tuple[int, int]]:
+    return {"base": (0, depth - 1), "count": (1, depth - fields["base"])}
+
+
+def _code_ranges(
+    fields: Mapping[str, int], params: AcceleratorParams
+) -> dict[str, tuple[int, int]]:
+    run_form = fields["run_form"]
+    tables = int("eg-table" in params.codes)
+    return {
+        "bank": (0, params.code_banks - 1),
+        "run_form": (0, int("eg-run" in params.codes)),
+        "dense": (0, 1 - run_form),
+        "level_golomb": (1 - tables, 1),
+        "run_golomb": (run_form * (1 - tables), 1),
+    }
+
+
+def _matrix_ranges(
+    fields: Mapping[str, int], params: AcceleratorParams
+) -> dict[str, tuple[int, int]]:
+    most_rows = params.activation_depth if fields["keep_activations"] else params.row_depth
+    no_results = 1 - fields["more"]
+    highest_base = 2 * params.row_depth - fields["rows"]
+    return {
+        "rows": (1, most_rows),
+        "columns": (1, params.activation_depth),
+        "keep_activations": (0, no_results),
+        "emit_results": (0, no_results),
+        "emit_activations": (0, no_results),
+        "code_bank": (0, params.code_banks - 1),
+        "column_bits": (0, 0 if fields["wide_starts"] else 15),
+        "map_base": (0, 0 if fields["zigzag"] else params.map_depth - 1),
+        "map_entries": (1, params.map_depth - fields["map_base"]),
+        "bias_base": (0, highest_base if fields["has_bias"] else 0),
+        "payload_words": (1, 2**32 - 1),
+    }
+
+
+def header_fault(packet: bytes, params: AcceleratorParams) -> str | None:
+    """Return what is wrong with the header that `packet` begins with.
+
+    Whether the code that a matrix asks for has been loaded is not looked at.
+
+    Parameters
+    ----------
+    packet : bytes
+        At least the header.
     params : AcceleratorParams
         The accelerator that would read it.
 
@@ -169,30 +270,37 @@ def descriptor_fault(packet: bytes, params: AcceleratorParams) -> str | None:
         The first field out of its range, the value found and the values expected; None when
         every field is in range and every bit outside the fields is zero.
     """
-    fields = read_descriptor(packet)
-    rest = int.from_bytes(packet[:DESCRIPTOR_BYTES], "little")
-    for name, field in FIELDS.items():
-        rest -= fields[name] << (32 * field.word + field.lsb)
-    if rest != 0:
-        return "descriptor: found ones in bits that no field covers, expected zeros"
-    most_rows = params.activation_depth if fields["keep_activations"] else params.row_depth
-    most_slots = 2 * params.row_depth // params.substreams
+    fields = read_header(packet)
     ranges = {
         "magic": (IMAGE_MAGIC, IMAGE_MAGIC),
         "version": (IMAGE_VERSION, IMAGE_VERSION),
-        "code": (CODE_EG_K, CODE_EG_K),
-        "order": (0, MAX_ORDER),
-        "rows": (1, most_rows),
-        "columns": (params.parser_bits, params.activation_depth),
-        "map_entries": (1, params.map_depth),
-        "row_slots": (1, most_slots),
-        "payload_words": (1, 2**32 - 1),
-        "shift": (0, (1 << SHIFT_BITS) - 1),
+        "kind": (min(PacketKind), max(PacketKind)),
     }
+    match fields["kind"]:
+        case PacketKind.MATRIX:
+            ranges |= _matrix_ranges(fields, params)
+        case PacketKind.MAP:
+            ranges |= _load_ranges(fields, params.map_depth)
+        case PacketKind.CODE:
+            ranges |= _code_ranges(fields, params)
+        case PacketKind.BIAS:
+            ranges |= _load_ranges(fields, 2 * params.row_depth)
     for name, (low, high) in ranges.items():
         if not low <= fields[name] <= high:
             expected = str(low) if low == high else f"{low} to {high}"
-            return f"descriptor field {name}: found {fields[name]}, expected {expected}"
+            return f"header field {name}: found {fields[name]}, expected {expected}"
+    rest = int.from_bytes(packet[: _header_bytes(packet)], "little")
+    for name, field in FIELDS_OF_KIND[fields["kind"]].items():
+        rest -= fields[name] << (32 * field.word + field.lsb)
+    if rest != 0:
+        return "header: found ones in bits that no field covers, expected zeros"
+    if fields["kind"] == PacketKind.MATRIX:
+        beats = fields["payload_words"] * params.beats_per_word
+        if beats % params.slots != 0:
+            return (
+                f"header field payload_words: found {fields['payload_words']}, expected a number "
+                f"whose beats are a multiple of {params.slots}"
+            )
     return None
 
 
@@ -206,14 +314,21 @@ def _sections(fields: Mapping[str, int], params: AcceleratorParams) -> _Sections
         at += -(-size // word) * word
         return start, start + size
 
-    take(DESCRIPTOR_BYTES)
+    entries = starts = payload = 0
+    match fields["kind"]:
+        case PacketKind.MATRIX:
+            start_bytes = WIDE_START_BYTES if fields["wide_starts"] else ENTRY_BYTES
+            starts = params.substreams * start_bytes
+            payload = fields["payload_words"] * word
+        case PacketKind.MAP:
+            entries = fields["count"] * ENTRY_BYTES
+        case PacketKind.CODE:
+            entries = 2 * CLASSES * ENTRY_BYTES
+        case PacketKind.BIAS:
+            entries = fields["count"] * BIAS_BYTES
+    take(MATRIX_BYTES if fields["kind"] == PacketKind.MATRIX else HEADER_BYTES)
     return _Sections(
-        map=take(0 if fields["zigzag"] else fields["map_entries"] * ENTRY_BYTES),
-        counts=take(params.substreams * ENTRY_BYTES),
-        rows=take(fields["row_slots"] * params.substreams * ENTRY_BYTES),
-        bias=take(fields["rows"] * BIAS_BYTES if fields["has_bias"] else 0),
-        payload=take(fields["payload_words"] * word),
-        crc=take(word),
+        entries=take(entries), starts=take(starts), payload=take(payload), crc=take(word)
     )
 
 
@@ -222,6 +337,57 @@ def _entries(packet: bytes, span: tuple[int, int], size: int, *, signed: bool) -
         int.from_bytes(packet[at : at + size], "little", signed=signed)
         for at in range(span[0], span[1], size)
     ]
+
+
+def _read_table(
+    entries: list[bytes], last: int, golomb: bool, what: str, params: AcceleratorParams
+) -> _Table:
+    """Make a table of its 16 entries, which must be as the format asks of a packer."""
+    limit = params.suffix_limit
+    classes: list[tuple[int, int]] = []
+    for j, entry in enumerate(entries):
+        where = f"code section, {what} table, class {j}"
+        fields = _read_fields(entry, ENTRY_FIELDS)
+        suffix_bits, offset = fields["suffix_bits"], fields["offset"]
+        if offset >= 1 << (ENTRY_FIELDS["offset"].width - 1):
+            offset -= 1 << ENTRY_FIELDS["offset"].width
+        if j > last:
+            if (suffix_bits, offset) != (0, 0):
+                raise FormatError(f"{where}: found an entry behind the last class, expected zeros")
+            continue
+        if suffix_bits > limit:
+            raise FormatError(f"{where}: found {suffix_bits} suffix bits, expected 0 to {limit}")
+        lowest = offset if j == last and not golomb else (1 << suffix_bits) + offset
+        if lowest < 0:
+            raise FormatError(f"{where}: found a codeword for {lowest}, expected 0 or more")
+        classes.append((suffix_bits, offset))
+    order = classes[0][0]
+    if golomb and (
+        order > MAX_ORDER
+        or classes != [(order + j, -(1 << order)) for j in range(limit - order + 1)]
+    ):
+        raise FormatError(
+            f"code section, {what} table: found {classes}, expected an exp-Golomb code"
+        )
+    if not golomb and classes[0][0] == last == 0:
+        raise FormatError(f"code section, {what} table: found a codeword without bits")
+    return _Table(golomb, tuple(classes))
+
+
+def _read_code(packet: bytes, fields: Mapping[str, int], params: AcceleratorParams) -> _Code:
+    start, end = _sections(fields, params).entries
+    entries = [packet[at : at + ENTRY_BYTES] for at in range(start, end, ENTRY_BYTES)]
+    level = _read_table(
+        entries[:CLASSES], fields["level_last"], bool(fields["level_golomb"]), "level", params
+    )
+    run = None
+    if fields["run_form"]:
+        run = _read_table(
+            entries[CLASSES:], fields["run_last"], bool(fields["run_golomb"]), "run", params
+        )
+    elif any(map(any, entries[CLASSES:])):
+        raise FormatError("code section, run table: found entries, expected zeros without run_form")
+    return _Code(bool(fields["dense"]), level, run)
 
 
 def _substreams(payload: bytes, params: AcceleratorParams) -> list[str]:
@@ -242,30 +408,72 @@ def _substreams(payload: bytes, params: AcceleratorParams) -> list[str]:
     return ["".join(pieces) for pieces in streams]
 
 
-def _read_codeword(bits: str, at: int, order: int, limit: int) -> tuple[int, int] | ErrorKind:
-    """Return the index that starts at bit `at` and the bit after it, or what is wrong."""
-    zeros = 0
+def _read_codeword(bits: str, at: int, table: _Table) -> tuple[int, int] | ErrorKind | None:
+    """Read the codeword that starts at bit `at`.
+
+    Returns its number and the bit after it, `PREFIX`, or None when it is not complete.
+    """
+    one = bits.find("1", at)
+    if not table.golomb and (one < 0 or one - at >= table.last):
+        # The last class: its zeros, no one bit.
+        suffix_at = at + table.last
+        suffix_bits, number = table.classes[table.last]
+    elif one < 0:
+        return None
+    elif one - at > table.last:
+        return ErrorKind.PREFIX
+    else:
+        suffix_at = one + 1
+        suffix_bits, offset = table.classes[one - at]
+        number = (1 << suffix_bits) + offset
+    end = suffix_at + suffix_bits
+    if end > len(bits):
+        return None
+    return number + int("0" + bits[suffix_at:end], 2), end
+
+
+@dataclass
+class _Substream:
+    """What a substream holds: (zeros before it, index, bit after it) for each level."""
+
+    levels: list[tuple[int, int, int]]
+    prefix_error: bool
+
+
+def _read_substream(bits: str, code: _Code) -> _Substream:
+    levels: list[tuple[int, int, int]] = []
+    at = zeros = 0
     while True:
-        if at == len(bits):
-            return ErrorKind.SHORT
-        if bits[at] == "1":
-            break
-        zeros += 1
-        at += 1
-        if zeros + order > limit:
-            return ErrorKind.PREFIX
-    at += 1
-    suffix_bits = zeros + order
-    if at + suffix_bits > len(bits):
-        return ErrorKind.SHORT
-    suffix = int("0" + bits[at : at + suffix_bits], 2)
-    return (1 << suffix_bits) + suffix - (1 << order), at + suffix_bits
+        if code.run is not None:
+            read = _read_codeword(bits, at, code.run)
+            if read is None or isinstance(read, ErrorKind):
+                return _Substream(levels, prefix_error=read is not None)
+            zeros, at = read
+        read = _read_codeword(bits, at, code.level)
+        if read is None or isinstance(read, ErrorKind):
+            return _Substream(levels, prefix_error=read is not None)
+        index, at = read
+        levels.append((zeros, index, at))
 
 
-def _value(index: int, fields: Mapping[str, int], table: list[int], weight_bits: int) -> int:
-    if index == 0 and not fields["dense"]:
-        return 0
-    value = (index >> 1) ^ -(index & 1) if fields["zigzag"] else table[index]
+def _value(
+    index: int,
+    fields: Mapping[str, int],
+    code: _Code,
+    table: tuple[int | None, ...],
+    weight_bits: int,
+) -> int:
+    """Return the value of an index below `map_entries` that is not 0 by its form."""
+    if fields["zigzag"]:
+        number = index if code.run is None else index + 1
+        value: int | None = (number >> 1) ^ -(number & 1)
+    else:
+        value = table[fields["map_base"] + index]
+    if value is None:
+        raise FormatError(
+            f"value of index {index}: found nothing in entry {fields['map_base'] + index} of the "
+            "map memory, expected a MAP packet before"
+        )
     if not -(1 << (weight_bits - 1)) <= value < 1 << (weight_bits - 1):
         raise FormatError(
             f"value of index {index}: found {value}, expected a signed number of {weight_bits} bits"
@@ -273,63 +481,69 @@ def _value(index: int, fields: Mapping[str, int], table: list[int], weight_bits:
     return value
 
 
+def _read_starts(
+    packet: bytes, fields: Mapping[str, int], params: AcceleratorParams
+) -> list[tuple[int, int]]:
+    """Return row and column at which each substream begins."""
+    size = WIDE_START_BYTES if fields["wide_starts"] else ENTRY_BYTES
+    column_bits = 16 if fields["wide_starts"] else fields["column_bits"]
+    starts = []
+    span = _sections(fields, params).starts
+    for substream, entry in enumerate(_entries(packet, span, size, signed=False)):
+        row, column = entry >> column_bits, entry & ((1 << column_bits) - 1)
+        if column >= fields["columns"]:
+            raise FormatError(
+                f"start of substream {substream}: found column {column}, expected 0 to "
+                f"{fields['columns'] - 1}"
+            )
+        starts.append((row, column))
+    return starts
+
+
 @lru_cache(maxsize=64)
-def _decode(packet: bytes, params: AcceleratorParams) -> _Matrix | _Fault:
-    """Decode the payload of a packet of the right length with a good descriptor.
+def _decode(
+    packet: bytes, params: AcceleratorParams, code: _Code, table: tuple[int | None, ...]
+) -> _Matrix:
+    """Decode the payload of a matrix packet of the right length and with a good header.
 
     Cached, because a test set sends the same packets again and again.
     """
-    fields = read_descriptor(packet)
-    sections = _sections(fields, params)
-    crc_word = int.from_bytes(packet[slice(*sections.crc)], "little")
-    if crc_word != crc32c(packet[: sections.crc[0]]):
-        return _Fault(ErrorKind.CRC, sections.crc[0] // (params.bus_bits // 8))
-    table = _entries(packet, sections.map, ENTRY_BYTES, signed=True)
-    if table and table[0] != 0 and not fields["dense"]:
-        raise FormatError(f"map section: found {table[0]} as entry 0, expected 0 without `dense`")
-    counts = _entries(packet, sections.counts, ENTRY_BYTES, signed=False)
-    dealt = _entries(packet, sections.rows, ENTRY_BYTES, signed=False)
-    if max(counts) > fields["row_slots"]:
-        raise FormatError(
-            f"counts section: found {max(counts)} rows in a substream, expected at most the "
-            f"{fields['row_slots']} of row_slots"
-        )
-    owner_of_row: dict[int, int] = {}
-    for substream in range(params.substreams):
-        for r in range(counts[substream]):
-            row = dealt[r * params.substreams + substream]
-            if row == ROW_UNUSED or row >= fields["rows"] or row in owner_of_row:
-                raise FormatError(
-                    f"rows section, substream {substream}, entry {r}: found row {row}, expected "
-                    f"each of 0 to {fields['rows'] - 1} once"
-                )
-            owner_of_row[row] = substream
-    if len(owner_of_row) != fields["rows"]:
-        raise FormatError(
-            f"rows section: found {len(owner_of_row)} rows, expected {fields['rows']}"
-        )
-
-    weights = np.zeros((fields["rows"], fields["columns"]), dtype=np.int64)
+    fields = read_header(packet)
+    rows, columns = fields["rows"], fields["columns"]
+    weights = np.zeros((rows, columns), dtype=np.int64)
+    beyond: list[tuple[int, int, int, int]] = []
+    fault: _Fault | None = None
     non_zeros = multiplied = code_bits = 0
-    streams = _substreams(packet[slice(*sections.payload)], params)
-    for substream, bits in enumerate(streams):
-        at = 0
-        for r in range(counts[substream]):
-            row = dealt[r * params.substreams + substream]
-            for column in range(fields["columns"]):
-                read = _read_codeword(bits, at, fields["order"], params.suffix_limit)
-                if isinstance(read, ErrorKind):
-                    return _Fault(read, substream)
-                index, at = read
-                if index >= fields["map_entries"]:
-                    return _Fault(ErrorKind.INDEX, substream)
-                value = _value(index, fields, table, params.weight_bits)
-                weights[row, column] = value
-                non_zeros += value != 0
-                multiplied += bool(fields["dense"]) or index != 0
-        code_bits += at
+    starts = _read_starts(packet, fields, params)
+    streams = _substreams(packet[slice(*_sections(fields, params).payload)], params)
+    for substream, (bits, (row, column)) in enumerate(zip(streams, starts, strict=True)):
+        read = _read_substream(bits, code)
+        bad_index = False
+        used = 0
+        position = row * columns + column
+        for zeros, index, end in read.levels:
+            position += zeros
+            if index > fields["map_entries"]:
+                bad_index = True
+            elif index == fields["map_entries"]:
+                pass  # a filler
+            elif index != 0 or code.dense or code.run is not None:
+                value = _value(index, fields, code, table, params.weight_bits)
+                multiplied += 1
+                if value != 0:
+                    non_zeros += 1
+                    used = end
+                    row, column = divmod(position, columns)
+                    if row < rows:
+                        weights[row, column] += value
+                    else:
+                        beyond.append((substream, row, column, value))
+            position += 1
+        if fault is None and (bad_index or read.prefix_error):
+            fault = _Fault(ErrorKind.INDEX if bad_index else ErrorKind.PREFIX, substream)
+        code_bits += used
     weights.setflags(write=False)
-    return _Matrix(weights, non_zeros, multiplied, code_bits)
+    return _Matrix(weights, tuple(beyond), fault, non_zeros, multiplied, code_bits)
 
 
 def _requantise(result: int, multiplier: int, shift: int, relu: bool) -> int:
@@ -339,18 +553,6 @@ def _requantise(result: int, multiplier: int, shift: int, relu: bool) -> int:
     top = 1 << (ACTIVATION_BITS - 1)
     activation = max(-top, min(top - 1, activation))
     return max(0, activation) if relu else activation
-
-
-class _Memory:
-    """An activation memory: `activation_depth` entries of B numbers, some never written."""
-
-    def __init__(self, params: AcceleratorParams) -> None:
-        self.values = np.zeros((params.activation_depth, params.batch), dtype=np.int64)
-        self.written = 0
-
-    def fill(self, values: np.ndarray) -> None:
-        self.values[: len(values)] = values
-        self.written = len(values)
 
 
 class GoldenAccelerator:
@@ -365,7 +567,7 @@ class GoldenAccelerator:
     ----------
     params : AcceleratorParams
     good_matrices : int
-        Matrices that ended without error since the start or the last `clear`.
+        Matrix packets that ended without error since the start or the last `clear`.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
@@ -373,10 +575,15 @@ class GoldenAccelerator:
         self.clear()
 
     def clear(self) -> None:
-        """Reset: clear the error and the count; both activation memories become unknown."""
+        """Reset: clear the error and the count; tables and activations become unknown."""
         self._fault: _Fault | None = None
-        self._current = _Memory(self.params)
-        self._other = _Memory(self.params)
+        self._map: list[int | None] = [None] * self.params.map_depth
+        self._bias: list[int | None] = [None] * (2 * self.params.row_depth)
+        self._codes: list[_Code | None] = [None] * self.params.code_banks
+        # Entries of the map and of the bias memory that the last two matrices used.
+        self._recent: deque[dict[str, range]] = deque(maxlen=2)
+        self._activations: np.ndarray | None = None
+        self._sums: np.ndarray | None = None
         self.good_matrices = 0
 
     def run_packet(
@@ -392,7 +599,7 @@ class GoldenAccelerator:
         ----------
         packet : bytes
             The packet's bus words up to and including the word with TLAST. Fewer words than
-            the descriptor says are TRUNCATED, more are OVERRUN.
+            the header says are TRUNCATED, more are OVERRUN.
         activations : np.ndarray, optional
             One packet of the activation stream up to its TLAST: int8 of shape (n, B), n not
             necessarily `columns`. Needed when the packet has `load_activations` and gets as far;
@@ -404,38 +611,37 @@ class GoldenAccelerator:
         -------
         Outcome
             Results, or the error that wins: DESCRIPTOR, then TRUNCATED or OVERRUN, then CRC,
-            then ACTIVATIONS, then the lowest substream's.
+            then ACTIVATIONS, then the lowest substream's PREFIX or INDEX, then ROW.
 
         Raises
         ------
         FormatError
             The format does not say what the accelerator does: no whole words, more
-            words still to come, no activations, or a packet against the packer's duties.
+            words still to come, no activations, or a packet against its sender's duties.
         """
         if self._fault is not None:
-            return self._failed(self._fault, discarded=True)
+            return self._empty(self._fault, discarded=True)
         fault = self._frame_fault(packet, ends_with_tlast)
         if fault is not None:
             return self._fail(fault)
-        fields = read_descriptor(packet)
-        matrix = _decode(packet, self.params)
-        if isinstance(matrix, _Fault) and matrix.kind is ErrorKind.CRC:
-            return self._fail(matrix)
-        if fields["load_activations"]:
-            fault = self._load(activations, fields["columns"])
-            if fault is not None:
-                return self._fail(fault)
-        elif activations is not None:
+        fields = read_header(packet)
+        crc_at, crc_end = _sections(fields, self.params).crc
+        if int.from_bytes(packet[crc_at:crc_end], "little") != crc32c(packet[:crc_at]):
+            return self._fail(_Fault(ErrorKind.CRC, crc_at // (self.params.bus_bits // 8)))
+        loads = fields["kind"] == PacketKind.MATRIX and fields["load_activations"]
+        if activations is not None and not loads:
             raise FormatError("activations: found a packet, expected none without load_activations")
-        if isinstance(matrix, _Fault):
-            return self._fail(matrix)
-        return self._multiply(packet, fields, matrix)
+        if fields["kind"] == PacketKind.MATRIX:
+            return self._run_matrix(packet, fields, activations)
+        self._load_table(packet, fields)
+        return self._empty(_Fault(ErrorKind.NONE, 0), discarded=False)
 
     def _fail(self, fault: _Fault) -> Outcome:
         self._fault = fault
-        return self._failed(fault, discarded=False)
+        return self._empty(fault, discarded=False)
 
-    def _failed(self, fault: _Fault, *, discarded: bool) -> Outcome:
+    def _empty(self, fault: _Fault, *, discarded: bool) -> Outcome:
+        """Return an outcome without results."""
         shape = (0, self.params.batch)
         return Outcome(
             error=fault.kind,
@@ -454,23 +660,97 @@ class GoldenAccelerator:
             )
         words = len(packet) // word
         total = None
-        if len(packet) >= DESCRIPTOR_BYTES:
-            if descriptor_fault(packet, self.params) is not None:
+        if len(packet) >= _header_bytes(packet):
+            if header_fault(packet, self.params) is not None:
                 return _Fault(ErrorKind.DESCRIPTOR, 0)
-            sections = _sections(read_descriptor(packet), self.params)
-            total = sections.packet_bytes // word
+            fields = read_header(packet)
+            if fields["kind"] == PacketKind.MATRIX and self._codes[fields["code_bank"]] is None:
+                return _Fault(ErrorKind.DESCRIPTOR, 0)
+            total = _sections(fields, self.params).crc[1] // word
         if total is None or words < total:
             if not ends_with_tlast:
                 raise FormatError(
                     f"packet: found {words} bus words without TLAST, expected "
-                    f"{'a descriptor' if total is None else f'{total} words'}"
+                    f"{'a header' if total is None else f'{total} words'}"
                 )
             return _Fault(ErrorKind.TRUNCATED, words - 1)
         if words > total or not ends_with_tlast:
             return _Fault(ErrorKind.OVERRUN, total - 1)
         return None
 
-    def _load(self, activations: np.ndarray | None, columns: int) -> _Fault | None:
+    def _load_table(self, packet: bytes, fields: Mapping[str, int]) -> None:
+        span = _sections(fields, self.params).entries
+        if fields["kind"] == PacketKind.CODE:
+            self._codes[fields["bank"]] = _read_code(packet, fields, self.params)
+            return
+        name, memory, size = {
+            PacketKind.MAP: ("map", self._map, ENTRY_BYTES),
+            PacketKind.BIAS: ("bias", self._bias, BIAS_BYTES),
+        }[PacketKind(fields["kind"])]
+        base, count = fields["base"], fields["count"]
+        for used in self._recent:
+            if base < used[name].stop and used[name].start < base + count:
+                raise FormatError(
+                    f"{name} entries {base} to {base + count - 1}: found in use by one of the two "
+                    f"matrices before, expected others than {used[name].start} to "
+                    f"{used[name].stop - 1}"
+                )
+        memory[base : base + count] = _entries(packet, span, size, signed=True)
+
+    def _run_matrix(
+        self, packet: bytes, fields: Mapping[str, int], activations: np.ndarray | None
+    ) -> Outcome:
+        rows, columns = fields["rows"], fields["columns"]
+        if fields["load_activations"]:
+            fault = self._load_activations(activations, columns)
+            if fault is not None:
+                return self._fail(fault)
+        if self._activations is None or len(self._activations) != columns:
+            found = "none" if self._activations is None else str(len(self._activations))
+            raise FormatError(f"activations: found {found}, expected one for each of {columns}")
+        code = self._codes[fields["code_bank"]]
+        assert code is not None  # else DESCRIPTOR
+        matrix = _decode(packet, self.params, code, tuple(self._map))
+        fault = matrix.fault or self._row_fault(matrix)
+        if fault is not None:
+            return self._fail(fault)
+
+        map_base, map_entries = fields["map_base"], 0 if fields["zigzag"] else fields["map_entries"]
+        bias_base, biases = fields["bias_base"], rows if fields["has_bias"] else 0
+        self._recent.append(
+            {
+                "map": range(map_base, map_base + map_entries),
+                "bias": range(bias_base, bias_base + biases),
+            }
+        )
+        sums = matrix.weights @ self._activations
+        if self._sums is not None:
+            if len(self._sums) != rows:
+                raise FormatError(
+                    f"rows: found {rows}, expected the {len(self._sums)} of the packet with `more`"
+                )
+            sums = sums + self._sums
+        self._sums = sums if fields["more"] else None
+        if fields["more"]:
+            outcome = self._empty(_Fault(ErrorKind.NONE, 0), discarded=False)
+            results, quantised, streams = outcome.results, outcome.activations, outcome.streams
+        else:
+            results, quantised, streams = self._finish(sums, fields)
+        self.good_matrices += 1
+        return Outcome(
+            error=ErrorKind.NONE,
+            position=0,
+            discarded=False,
+            streams=streams,
+            results=results,
+            activations=quantised,
+            weights=rows * columns,
+            non_zeros=matrix.non_zeros,
+            multiplied=matrix.multiplied,
+            code_bits=matrix.code_bits,
+        )
+
+    def _load_activations(self, activations: np.ndarray | None, columns: int) -> _Fault | None:
         if activations is None:
             raise FormatError("activations: found none, expected a packet for load_activations")
         if (
@@ -486,59 +766,58 @@ class GoldenAccelerator:
         if len(activations) != columns:
             # Noticed at TLAST when it comes early, else on the last column, where it is missing.
             return _Fault(ErrorKind.ACTIVATIONS, min(len(activations), columns))
-        self._current.fill(activations)
+        self._activations = activations.astype(np.int64)
         return None
 
-    def _multiply(self, packet: bytes, fields: Mapping[str, int], matrix: _Matrix) -> Outcome:
-        rows, columns = fields["rows"], fields["columns"]
-        # Zero columns may lie beyond what was written: 0 times whatever is there is 0.
-        if np.any(matrix.weights[:, self._current.written :] != 0):
-            raise FormatError(
-                f"activations: found {self._current.written} in the current memory, expected "
-                f"one for each column that is not zero, of {columns}"
-            )
-        accumulators = matrix.weights @ self._current.values[:columns]
-        bias_span = _sections(fields, self.params).bias
-        bias = _entries(packet, bias_span, BIAS_BYTES, signed=True) or [0] * rows
+    def _row_fault(self, matrix: _Matrix) -> _Fault | None:
+        """Return the ROW error of the lowest substream with a sum beyond the last row."""
+        assert self._activations is not None
+        sums: dict[tuple[int, int], np.ndarray] = {}
+        for substream, row, column, value in matrix.beyond:
+            product = value * self._activations[column]
+            sums[substream, row] = sums.get((substream, row), 0) + product
+        wrong = [substream for (substream, _), part in sums.items() if part.any()]
+        return _Fault(ErrorKind.ROW, min(wrong)) if wrong else None
 
-        results = np.zeros((rows, self.params.batch), dtype=np.int32)
-        activations = np.zeros((rows, self.params.batch), dtype=np.int8)
+    def _finish(
+        self, sums: np.ndarray, fields: Mapping[str, int]
+    ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...]]:
+        """Return results, activations and what is sent of them."""
+        results = np.zeros(sums.shape, dtype=np.int32)
+        activations = np.zeros(sums.shape, dtype=np.int8)
         top = 1 << (RESULT_BITS - 1)
-        for row in range(rows):
+        for row in range(len(sums)):
+            bias = self._bias_of(row, fields) if fields["has_bias"] else 0
             for vector in range(self.params.batch):
-                result = int(accumulators[row, vector]) + bias[row]
+                result = int(sums[row, vector]) + bias
                 if not -top <= result < top:
                     raise FormatError(f"result of row {row}: found {result}, expected an int32")
                 results[row, vector] = result
                 activations[row, vector] = _requantise(
                     result, fields["multiplier"], fields["shift"], bool(fields["relu"])
                 )
-
         streams = []
         if fields["emit_results"]:
             streams.append(results)
         if fields["emit_activations"]:
             streams.append(activations.astype(np.int32))
         if fields["keep_activations"]:
-            self._other.fill(activations)
-            self._current, self._other = self._other, self._current
-        self.good_matrices += 1
-        return Outcome(
-            error=ErrorKind.NONE,
-            position=0,
-            discarded=False,
-            streams=tuple(streams),
-            results=results,
-            activations=activations,
-            weights=rows * columns,
-            non_zeros=matrix.non_zeros,
-            multiplied=matrix.multiplied,
-            code_bits=matrix.code_bits,
-        )
+            self._activations = activations.astype(np.int64)
+        return results, activations, tuple(streams)
+
+    def _bias_of(self, row: int, fields: Mapping[str, int]) -> int:
+        entry = fields["bias_base"] + row
+        bias = self._bias[entry]
+        if bias is None:
+            raise FormatError(
+                f"bias of row {row}: found nothing in entry {entry} of the bias memory, expected "
+                "a BIAS packet before"
+            )
+        return bias
 
 
 def split_packets(image: bytes, params: AcceleratorParams) -> list[bytes]:
-    """Cut a file of well-formed packets where their descriptors say.
+    """Cut a file of well-formed packets where their headers say.
 
     Parameters
     ----------
@@ -555,7 +834,7 @@ def split_packets(image: bytes, params: AcceleratorParams) -> list[bytes]:
     Raises
     ------
     FormatError
-        Empty, a descriptor out of range, or a last packet cut short; the message names the
+        Empty, a header out of range, or a last packet cut short; the message names the
         packet by its number from 0.
     """
     if len(image) == 0:
@@ -564,18 +843,15 @@ def split_packets(image: bytes, params: AcceleratorParams) -> list[bytes]:
     at = 0
     while at < len(image):
         where = f"hardware image, packet {len(packets)}"
-        left = len(image) - at
-        if left < DESCRIPTOR_BYTES:
-            raise FormatError(
-                f"{where}: found {left} bytes, expected a descriptor of {DESCRIPTOR_BYTES}"
-            )
-        descriptor = image[at : at + DESCRIPTOR_BYTES]
-        fault = descriptor_fault(descriptor, params)
+        rest = image[at : at + MATRIX_BYTES]
+        if len(rest) < HEADER_BYTES or len(rest) < _header_bytes(rest):
+            raise FormatError(f"{where}: found {len(rest)} bytes, expected a header")
+        fault = header_fault(rest, params)
         if fault is not None:
             raise FormatError(f"{where}: {fault}")
-        size = _sections(read_descriptor(descriptor), params).packet_bytes
-        if left < size:
-            raise FormatError(f"{where}: found {left} bytes, expected {size}")
+        size = _sections(read_header(rest), params).crc[1]
+        if len(image) - at < size:
+            raise FormatError(f"{where}: found {len(image) - at} bytes, expected {size}")
         packets.append(image[at : at + size])
         at += size
     return packets
