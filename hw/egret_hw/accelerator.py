@@ -2,39 +2,67 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import (
-    Cat,
-    ClockDomain,
-    ClockSignal,
-    Module,
-    Mux,
-    ResetInserter,
-    ResetSignal,
-    Signal,
-)
+from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.image_format import ErrorKind
-from egret.params import ACTIVATION_BITS, RESULT_BITS, AcceleratorParams
+from egret.params import ACTIVATION_BITS, AcceleratorParams
 from egret_hw.activation_loader import ActivationLoader
+from egret_hw.dealer import Dealer
 from egret_hw.elastic import ElasticBuffer
+from egret_hw.finisher import Finisher, output_layout
 from egret_hw.gearbox import Gearbox
-from egret_hw.lane import Lane, vector_write_layout
-from egret_hw.packet_reader import PacketReader
+from egret_hw.lane import Lane
+from egret_hw.layouts import (
+    code_layout,
+    map_write_layout,
+    microcode_write_layout,
+    start_write_layout,
+    vector_write_layout,
+)
+from egret_hw.microcode import MicrocodeWriter
+from egret_hw.packet_reader import POSITION_BITS, PacketReader
 from egret_hw.readout import ReadoutNode
-from egret_hw.requantizer import Requantizer
-from egret_hw.result_sender import ResultSender, output_layout
-from egret_hw.table_dealer import TableDealer
+from egret_hw.row_store import RowStore
+from egret_hw.tracker import MatrixTracker
 
-__all__ = ["COUNTER_BITS", "Accelerator", "AcceleratorTop"]
+__all__ = ["COUNTERS", "COUNTER_BITS", "Accelerator", "status_layout"]
 
 COUNTER_BITS = 32
-"""Width of the status counters; they wrap."""
+"""Width of the counters; they wrap."""
+COUNTERS = {
+    "matrices": "good matrices",
+    "cycles": "cycles in which a packet was under way, or its first word waited",
+    "words": "bus words taken",
+    "payload_words": "those of payloads",
+    "stalls": "of the cycles, those in which a bus word waited",
+    "starved": "of the cycles, those in which the core waited for a bus word",
+    "multiplies": "weights multiplied, zeros not counted; each is `batch` multiplications",
+    "weights": "weights of the good matrices, zeros included",
+}
+"""Counters by name, each with what it counts; all go to 0 with a soft reset."""
+
+
+def status_layout() -> data.StructLayout:
+    """Layout of the status.
+
+    Returns
+    -------
+    data.StructLayout
+        `error`, sticky kind; `position`; the counters of `COUNTERS`.
+    """
+    return data.StructLayout(
+        {
+            "error": ErrorKind,
+            "position": POSITION_BITS,
+            **dict.fromkeys(COUNTERS, COUNTER_BITS),
+        }
+    )
 
 
 class Accelerator(wiring.Component):
-    """Core: everything but the names of the ports.
+    """Core: everything but the bus wrapper.
 
     Parameters
     ----------
@@ -45,25 +73,18 @@ class Accelerator(wiring.Component):
     ----------
     clear : In(1)
         Soft reset: leave the error state. Packets under way are discarded to their end; results
-        that were already accepted are still sent; the counters go to 0.
+        that are being sent are sent in full; the counters go to 0. The first words after it wait
+        for `row_depth` cycles.
     weights : In(stream)
         Bus words of the hardware image: `data`, `last`.
     activations : In(stream)
         Columns: `data`, `last`.
     results : Out(stream of output_layout)
         Results.
-    error, position
-        Sticky error kind and position (docs/format.md, "Errors").
-    matrices : Out(32)
-        Good matrices since reset.
-    cycles : Out(32)
-        Cycles in which a packet was under way.
-    words : Out(32)
-        Bus words taken.
-    stalls : Out(32)
-        Cycles in which a bus word waited while a packet was under way.
-    multiplies : Out(32)
-        Weights multiplied, zeros not counted. Each is `batch` multiplications.
+    status : Out(status_layout)
+        Error and counters.
+    matrix_done : Out(1)
+        A good matrix is finished, in this cycle.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
@@ -80,13 +101,8 @@ class Accelerator(wiring.Component):
                     )
                 ),
                 "results": Out(stream.Signature(output_layout())),
-                "error": Out(ErrorKind),
-                "position": Out(32),
-                "matrices": Out(COUNTER_BITS),
-                "cycles": Out(COUNTER_BITS),
-                "words": Out(COUNTER_BITS),
-                "stalls": Out(COUNTER_BITS),
-                "multiplies": Out(COUNTER_BITS),
+                "status": Out(status_layout()),
+                "matrix_done": Out(1),
             }
         )
 
@@ -94,236 +110,232 @@ class Accelerator(wiring.Component):
         """Build the gates."""
         m = Module()
         params = self.params
-        reader = PacketReader(params)
-        m.submodules.reader = reader
+        m.submodules.reader = reader = PacketReader(params)
         cancel = ResetInserter(reader.cancel)
         m.submodules.weights_in = weights_in = ElasticBuffer(self.weights.payload.shape())
         m.submodules.loader = loader = ActivationLoader(params)
-        dealer = TableDealer(params)
-        gearbox = Gearbox(params.bus_bits, params.beat_bits)
-        requantizer = Requantizer(params)
+        m.submodules.store = store = RowStore(params)
+        m.submodules.finisher = finisher = Finisher(params)
+        dealer = Dealer(params)
+        gearbox = Gearbox(params)
+        tracker = MatrixTracker(params)
         m.submodules.dealer = cancel(dealer)
         m.submodules.gearbox = cancel(gearbox)
-        m.submodules.requantizer = cancel(requantizer)
-        m.submodules.sender = sender = ResultSender(params)
-        d = reader.descriptor
+        m.submodules.tracker = cancel(tracker)
         wiring.connect(m, wiring.flipped(self.weights), weights_in.i)
         wiring.connect(m, weights_in.o, reader.i)
         wiring.connect(m, wiring.flipped(self.activations), loader.i)
-        wiring.connect(m, reader.tables, dealer.i)
+        wiring.connect(m, reader.section, dealer.section)
+        wiring.connect(m, reader.words, dealer.words)
         wiring.connect(m, reader.payload, gearbox.i)
-        wiring.connect(m, sender.o, wiring.flipped(self.results))
+        wiring.connect(m, finisher.o, wiring.flipped(self.results))
 
-        # Which activation memory the present matrix reads; the other one takes its results.
-        memory = Signal()
-        vector_write = Signal(vector_write_layout(params))
-        requantized = requantizer.o
+        # Codes: settings by bank, held here; tables go to the lanes, microcode through its writer.
+        codes = Signal(data.ArrayLayout(code_layout(), 2))
+        loaded = Signal(params.code_banks)
+        busy_coding = Signal()
+        was_coding = Signal()
+        microcode_write = Signal(microcode_write_layout())
+        m.d.sync += was_coding.eq(dealer.coding)
+        if params.parser == "microcode":
+            writer = MicrocodeWriter(params)
+            m.submodules.writer = cancel(writer)
+            m.d.comb += [
+                writer.start.eq(was_coding & ~dealer.coding),
+                writer.settings.eq(codes[0]),
+                writer.code_write.eq(dealer.code_write),
+                busy_coding.eq(dealer.coding | was_coding | writer.busy),
+            ]
+            m.d.sync += microcode_write.eq(writer.microcode_write)
+        else:
+            m.d.comb += busy_coding.eq(dealer.coding | was_coding)
+        code = reader.code
+        for bank in range(params.code_banks):
+            held = codes[bank]
+            with m.If(reader.load_code & (code.bank == bank)):
+                m.d.sync += loaded[bank].eq(1)
+                m.d.sync += [
+                    held[name].eq(code[name])
+                    for name in (
+                        "run_form",
+                        "dense",
+                        "level_golomb",
+                        "run_golomb",
+                        "level_last",
+                        "run_last",
+                    )
+                ]
+            written = dealer.code_write
+            with m.If(written.enable & (written.bank == bank) & (written.number == 0)):
+                with m.If(written.run):
+                    m.d.sync += [
+                        held.run_order.eq(written.suffix_bits),
+                        held.run_offset.eq(written.offset),
+                    ]
+                with m.Else():
+                    m.d.sync += [
+                        held.level_order.eq(written.suffix_bits),
+                        held.level_offset.eq(written.offset),
+                    ]
+        with m.If(reader.cancel):
+            m.d.sync += loaded.eq(0)
+
+        may_send = Signal()
+        m.d.sync += may_send.eq(~busy_coding)
         m.d.comb += [
-            loader.setup.eq(reader.setup & d.load_activations),
+            reader.clear.eq(self.clear),
+            reader.may_allocate.eq(tracker.may_allocate),
+            reader.parity.eq(tracker.parity),
+            reader.may_load_code.eq(
+                ~busy_coding
+                & ~tracker.banks_in_use.bit_select(
+                    code.bank[: (params.code_banks - 1).bit_length()], 1
+                )
+            ),
+            reader.banks_loaded.eq(loaded),
+            # A code that has just been announced shows in `busy_coding` one cycle later.
+            reader.may_send.eq(may_send & ~busy_coding),
+            reader.in_flight.eq(tracker.in_flight),
+            reader.late.eq(tracker.late),
+            reader.late_error.eq(tracker.late_error),
+            reader.late_position.eq(tracker.late_position),
+            reader.sender_busy.eq(~finisher.may_report),
+            reader.wiped.eq(store.wiped),
+            tracker.allocate.eq(reader.allocate),
+            tracker.header.eq(reader.matrix),
+            tracker.passed.eq(reader.passed),
+            tracker.cancel.eq(reader.cancel),
+            tracker.load_idle.eq(loader.idle),
+            tracker.load_done.eq(loader.done),
+            tracker.load_wrong.eq(loader.wrong_length),
+            tracker.load_received.eq(loader.received),
+            tracker.complete.eq(store.complete),
+            tracker.beyond.eq(store.beyond),
+            tracker.beyond_substream.eq(store.beyond_substream),
+            tracker.finished.eq(finisher.done),
+            loader.start.eq(tracker.load_start),
+            loader.columns.eq(tracker.load_columns),
+            loader.memory.eq(tracker.load_memory),
             loader.cancel.eq(reader.cancel),
             loader.halted.eq(reader.halted),
-            loader.columns.eq(d.columns),
-            loader.memory.eq(memory),
-            reader.clear.eq(self.clear),
-            reader.loaded.eq(loader.loaded),
-            reader.tables_done.eq(dealer.done),
-            dealer.setup.eq(reader.setup),
-            dealer.zigzag.eq(d.zigzag),
-            dealer.map_entries.eq(d.map_entries),
+            dealer.column_bits.eq(tracker.column_bits),
+            store.start.eq(dealer.start),
+            store.rows.eq(tracker.rows),
+            store.banks.eq(tracker.row_banks),
+            store.release.eq(tracker.release),
+            store.cancel.eq(reader.cancel),
+            store.walk.eq(finisher.walk),
+            store.wipe.eq(reader.wipe),
+            finisher.start.eq(tracker.finish),
+            finisher.job.eq(tracker.job),
+            finisher.sums.eq(store.sums),
+            finisher.bias_write.eq(dealer.bias_write),
+            finisher.report.eq(reader.reject),
+            finisher.kind.eq(reader.error),
         ]
-        with m.If(loader.write.enable.any()):
-            m.d.sync += vector_write.eq(loader.write)
-        with m.Else():
-            m.d.sync += [
-                vector_write.enable.eq(
-                    Mux(
-                        requantizer.o_valid & requantizer.enable & d.keep_activations,
-                        1 << requantized.vector,
-                        0,
-                    )
-                ),
-                vector_write.memory.eq(~memory),
-                vector_write.address.eq(requantized.row),
-            ]
-            for vector in range(params.batch):
-                m.d.sync += vector_write.activations[vector].eq(requantized.activation)
+
+        # Broadcasts to the lanes, each from a register.
+        vector_write = Signal(vector_write_layout(params))
+        map_write = Signal(map_write_layout(params))
+        code_write = Signal.like(dealer.code_write)
+        start_write = Signal(start_write_layout(params))
+        start_lane = Signal(range(max(2, params.lanes)))
+        final = Signal()
+        start = dealer.start
+        slot_bits = (params.slots - 1).bit_length()
+        matrices = tracker.matrices
+        start_columns = Mux(start.parity, matrices[1].columns, matrices[0].columns)
+        m.d.sync += [
+            vector_write.eq(Mux(loader.write.enable.any(), loader.write, finisher.vector_write)),
+            map_write.eq(dealer.map_write),
+            code_write.eq(dealer.code_write),
+            start_write.enable.eq(start.enable),
+            start_write.parity.eq(start.parity),
+            start_write.slot.eq(start.substream[:slot_bits]),
+            start_write.position.eq(start.column - start_columns - 1),
+            start_lane.eq(start.substream[slot_bits:]),
+            final.eq(start.enable & start.final),
+            tracker.placed.eq(0),
+        ]
+        with m.If(final):
+            m.d.sync += tracker.placed.eq(1 << start_write.parity)
 
         lanes = [Lane(params) for _ in range(params.lanes)]
         nodes = [ReadoutNode(params) for _ in range(params.lanes)]
         all_ready = Cat(*(lane.i.ready for lane in lanes)).all()
+        beat = gearbox.o.payload
         m.d.comb += gearbox.o.ready.eq(all_ready)
-        flush = reader.ended & ~gearbox.o.valid
-        table_write = Signal.like(dealer.write)
-        m.d.sync += table_write.eq(dealer.write)
+        bad_prefix = []
+        bad_index = []
         for index, (lane, node) in enumerate(zip(lanes, nodes, strict=True)):
             m.submodules[f"lane_{index}"] = cancel(lane)
             m.submodules[f"readout_{index}"] = cancel(node)
             m.d.comb += [
-                lane.selected.eq(table_write.address >> (params.slots.bit_length() - 1) == index),
-                lane.start.eq(reader.start),
-                lane.flush.eq(flush),
-                lane.order.eq(d.order),
-                lane.dense.eq(d.dense),
-                lane.zigzag.eq(d.zigzag),
-                lane.columns.eq(d.columns),
-                lane.map_entries.eq(d.map_entries),
-                lane.memory.eq(memory),
-                lane.table_write.eq(table_write),
+                lane.codes.eq(codes),
+                lane.matrices.eq(matrices),
+                lane.code_write.eq(code_write),
+                lane.microcode_write.eq(microcode_write),
+                lane.map_write.eq(map_write),
                 lane.vector_write.eq(vector_write),
+                lane.start_write.eq(start_write),
+                lane.selected.eq(start_lane == index),
+                lane.go.eq(tracker.go),
+                lane.clear_errors.eq(tracker.release),
                 lane.i.valid.eq(gearbox.o.valid & all_ready),
-                lane.i.payload.eq(gearbox.o.payload.word_select(index, params.parser_bits)),
-            ]
-            row = lane.o.payload
-            slot = row.slot if params.slots > 1 else 0
-            m.d.comb += [
+                lane.i.payload.bits.eq(beat.bits.word_select(index, params.parser_bits)),
+                lane.i.payload.first.eq(beat.first),
+                lane.i.payload.last.eq(beat.last),
+                lane.i.payload.parity.eq(beat.parity),
                 node.lane.valid.eq(lane.o.valid),
-                node.lane.payload.entry.eq(
-                    row.row * params.substreams + index * params.slots + slot
+                node.lane.payload.parity.eq(lane.o.payload.parity),
+                node.lane.payload.substream.eq(
+                    (index << slot_bits) | lane.o.payload.slot[:slot_bits]
                 ),
-                node.lane.payload.sums.eq(row.sums),
+                node.lane.payload.last.eq(lane.o.payload.last),
+                node.lane.payload.sums.eq(lane.o.payload.sums),
                 lane.o.ready.eq(node.lane.ready),
             ]
+            bad_prefix.append(lane.bad_prefix)
+            bad_index.append(lane.bad_index)
         for node, behind in pairwise(nodes):
             wiring.connect(m, behind.o, node.behind)
-        wiring.connect(m, nodes[0].o, requantizer.i)
-
-        emits = d.emit_results | d.emit_activations
-        m.d.comb += [
-            requantizer.enable.eq(~(emits & sender.busy)),
-            requantizer.has_bias.eq(d.has_bias),
-            requantizer.relu.eq(d.relu),
-            requantizer.multiplier.eq(d.multiplier),
-            requantizer.shift.eq(d.shift),
-            requantizer.rows_write.eq(reader.rows_write),
-            requantizer.bias_write.eq(reader.bias_write),
-            requantizer.word_address.eq(reader.word_address),
-            requantizer.word.eq(reader.word),
-            sender.write.eq(requantizer.o_valid & requantizer.enable & emits),
-            sender.result.eq(requantized),
-            sender.rows.eq(d.rows),
-            sender.emit_results.eq(d.emit_results),
-            sender.emit_activations.eq(d.emit_activations),
-            sender.send.eq(reader.accept),
-            sender.report.eq(reader.reject),
-            sender.kind.eq(reader.error),
-            reader.sender_busy.eq(sender.busy),
-        ]
-        # Registered, as `late_error` is: the last block may be the one that brings the error.
-        m.d.sync += reader.drained.eq(
-            ~(
-                gearbox.o.valid
-                | ~Cat(*(lane.idle for lane in lanes)).all()
-                | Cat(*(node.busy for node in nodes)).any()
-                | requantizer.busy
-                | loader.busy
-            )
-        )
-        with m.If(reader.accept & d.keep_activations):
-            m.d.sync += memory.eq(~memory)
-
-        # What only shows at the end: a wrong activation packet, then the lowest substream's error.
-        m.d.sync += [reader.late_error.eq(ErrorKind.NONE), reader.late_position.eq(0)]
-        for index, lane in reversed(list(enumerate(lanes))):
-            for slot in reversed(range(params.slots)):
-                with m.If(lane.bad_index[slot]):
-                    m.d.sync += reader.late_error.eq(ErrorKind.INDEX)
-                with m.Elif(lane.bad_prefix[slot]):
-                    m.d.sync += reader.late_error.eq(ErrorKind.PREFIX)
-                with m.Elif(lane.unfinished[slot]):
-                    m.d.sync += reader.late_error.eq(ErrorKind.SHORT)
-                with m.If(lane.bad_index[slot] | lane.bad_prefix[slot] | lane.unfinished[slot]):
-                    m.d.sync += reader.late_position.eq(index * params.slots + slot)
-        with m.If(loader.wrong_length & d.load_activations):
-            m.d.sync += [
-                reader.late_error.eq(ErrorKind.ACTIVATIONS),
-                reader.late_position.eq(loader.received),
-            ]
-
-        multiplied = Signal(range(params.lanes + 1))
-        m.d.sync += [
-            multiplied.eq(sum(lane.multiply for lane in lanes)),
-            self.multiplies.eq(self.multiplies + multiplied),
-            self.matrices.eq(self.matrices + reader.accept),
-            self.cycles.eq(self.cycles + reader.running),
-            self.words.eq(self.words + (reader.i.valid & reader.i.ready)),
-            self.stalls.eq(self.stalls + (reader.running & reader.i.valid & ~reader.i.ready)),
-        ]
-        with m.If(self.clear):
-            m.d.sync += [
-                counter.eq(0)
-                for counter in (
-                    multiplied,
-                    self.multiplies,
-                    self.matrices,
-                    self.cycles,
-                    self.words,
-                    self.stalls,
+        wiring.connect(m, nodes[0].o, store.i)
+        for flags, errors in ((tracker.bad_prefix, bad_prefix), (tracker.bad_index, bad_index)):
+            m.d.comb += flags.eq(
+                Cat(
+                    error[parity * params.slots :][: params.slots]
+                    for parity in range(2)
+                    for error in errors
                 )
-            ]
-        m.d.comb += [self.error.eq(reader.error), self.position.eq(reader.position)]
-        return m
+            )
 
-
-class AcceleratorTop(wiring.Component):
-    """Wrapper with AXI4-Stream names, `aclk` and an active-low `aresetn`.
-
-    Parameters
-    ----------
-    params : AcceleratorParams
-        Parameters.
-    """
-
-    def __init__(self, params: AcceleratorParams) -> None:
-        self.params = params
-        status = ("position", "matrices", "cycles", "words", "stalls", "multiplies")
-        self._status = status
-        super().__init__(
-            {
-                "aclk": In(1),
-                "aresetn": In(1),
-                "clear": In(1),
-                "s_axis_weight_tvalid": In(1),
-                "s_axis_weight_tready": Out(1),
-                "s_axis_weight_tdata": In(params.bus_bits),
-                "s_axis_weight_tlast": In(1),
-                "s_axis_act_tvalid": In(1),
-                "s_axis_act_tready": Out(1),
-                "s_axis_act_tdata": In(ACTIVATION_BITS * params.batch),
-                "s_axis_act_tlast": In(1),
-                "m_axis_out_tvalid": Out(1),
-                "m_axis_out_tready": In(1),
-                "m_axis_out_tdata": Out(RESULT_BITS),
-                "m_axis_out_tlast": Out(1),
-                "m_axis_out_tuser": Out(1),
-                "status_error": Out(4),
-                **{f"status_{name}": Out(32) for name in status},
-            }
-        )
-
-    def elaborate(self, platform: object) -> Module:
-        """Build the gates."""
-        m = Module()
-        m.domains.sync = ClockDomain()
-        m.submodules.core = core = Accelerator(self.params)
+        status = self.status
+        counters = {name: Signal(COUNTER_BITS, name=name) for name in COUNTERS}
+        running = Signal()
+        multiplied = Signal(range(params.lanes + 1))
+        multiplies = Array(lane.multiply for lane in lanes)
         m.d.comb += [
-            ClockSignal().eq(self.aclk),
-            ResetSignal().eq(~self.aresetn),
-            core.clear.eq(self.clear),
-            core.weights.valid.eq(self.s_axis_weight_tvalid),
-            core.weights.payload.data.eq(self.s_axis_weight_tdata),
-            core.weights.payload.last.eq(self.s_axis_weight_tlast),
-            self.s_axis_weight_tready.eq(core.weights.ready),
-            core.activations.valid.eq(self.s_axis_act_tvalid),
-            core.activations.payload.data.eq(self.s_axis_act_tdata),
-            core.activations.payload.last.eq(self.s_axis_act_tlast),
-            self.s_axis_act_tready.eq(core.activations.ready),
-            self.m_axis_out_tvalid.eq(core.results.valid),
-            self.m_axis_out_tdata.eq(core.results.payload.data),
-            self.m_axis_out_tlast.eq(core.results.payload.last),
-            self.m_axis_out_tuser.eq(core.results.payload.user),
-            core.results.ready.eq(self.m_axis_out_tready),
-            self.status_error.eq(core.error),
+            running.eq(reader.reading | tracker.in_flight.any()),
+            status.error.eq(reader.error),
+            status.position.eq(reader.position),
+            self.matrix_done.eq(tracker.retired),
         ]
-        for name in self._status:
-            m.d.comb += getattr(self, f"status_{name}").eq(getattr(core, name))
+        m.d.sync += multiplied.eq(sum(multiplies))
+        waits = reader.i.valid & ~reader.i.ready
+        starves = ~reader.i.valid & reader.wants
+        for name, step in {
+            "matrices": tracker.retired,
+            "cycles": running,
+            "words": reader.i.valid & reader.i.ready,
+            "payload_words": reader.payload_word,
+            "stalls": running & waits,
+            "starved": running & starves,
+            "multiplies": multiplied,
+            "weights": Mux(tracker.retired, tracker.weights, 0),
+        }.items():
+            m.d.sync += counters[name].eq(counters[name] + step)
+            m.d.comb += status[name].eq(counters[name])
+        with m.If(self.clear):
+            m.d.sync += multiplied.eq(0)
+            m.d.sync += [counter.eq(0) for counter in counters.values()]
         return m

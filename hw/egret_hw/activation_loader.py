@@ -1,4 +1,4 @@
-"""Activation loader: takes one packet of the activation stream into an activation memory."""
+"""Activation loader: takes packets of the activation stream into the activation memories."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.params import ACTIVATION_BITS, AcceleratorParams
-from egret_hw.lane import vector_write_layout
+from egret_hw.layouts import vector_write_layout
 
 __all__ = ["ActivationLoader"]
 
@@ -25,24 +25,24 @@ class ActivationLoader(wiring.Component):
 
     Attributes
     ----------
-    setup : In(1)
-        Take one packet: at once, or after the rest of a cancelled one has been discarded.
+    start : In(1)
+        Take one packet; only while `idle`.
+    columns, memory
+        Columns expected, and the activation memory to write; sampled with `start`.
     cancel : In(1)
         Forget the packet; when it has begun, the rest of it is discarded.
     halted : In(1)
         Discard whatever comes.
-    columns, memory
-        Columns expected, and the activation memory to write; constant while busy.
     i : In(stream)
         `data`, batch vector b in bits 8b+7 : 8b, and `last`.
     write : Out(vector_write_layout)
         Writes.
-    loaded : Out(1)
-        Every column that will be written has been. From `setup` on it is low until then.
-    busy : Out(1)
-        The packet's last beat has not come.
+    idle : Out(1)
+        A packet may be asked for.
+    done : Out(1)
+        Every column that will be written has been, in this cycle, and the packet's length is known.
     wrong_length : Out(1)
-        The packet ended early or late; held until `setup`.
+        The packet ended early or late; valid with `done`.
     received : Out
         Columns received when that was noticed.
     """
@@ -52,19 +52,19 @@ class ActivationLoader(wiring.Component):
         count_bits = params.activation_depth.bit_length()
         super().__init__(
             {
-                "setup": In(1),
-                "cancel": In(1),
-                "halted": In(1),
+                "start": In(1),
                 "columns": In(count_bits),
                 "memory": In(1),
+                "cancel": In(1),
+                "halted": In(1),
                 "i": In(
                     stream.Signature(
                         data.StructLayout({"data": ACTIVATION_BITS * params.batch, "last": 1})
                     )
                 ),
                 "write": Out(vector_write_layout(params)),
-                "loaded": Out(1),
-                "busy": Out(1),
+                "idle": Out(1),
+                "done": Out(1),
                 "wrong_length": Out(1),
                 "received": Out(count_bits),
             }
@@ -77,28 +77,23 @@ class ActivationLoader(wiring.Component):
         last_column = Signal()
         take = Signal()
         ready = Signal()
-        wanted = Signal()
+        columns = Signal.like(self.columns)
+        memory = Signal()
+        address = Signal.like(self.write.address)
         m.d.comb += [
             self.i.ready.eq(ready & ~self.cancel),
             take.eq(self.i.valid & self.i.ready),
-            last_column.eq(self.received + 1 == self.columns),
+            last_column.eq(self.received + 1 == columns),
         ]
         with m.If(take):
             m.d.sync += in_packet.eq(~self.i.payload.last)
         m.d.sync += [
             self.write.enable.eq(0),
-            self.write.address.eq(self.received),
-            self.write.memory.eq(self.memory),
+            self.write.address.eq(address),
+            self.write.memory.eq(memory),
             self.write.activations.eq(self.i.payload.data),
+            self.done.eq(0),
         ]
-
-        with m.If(self.setup):
-            m.d.sync += [
-                self.loaded.eq(0),
-                self.wrong_length.eq(0),
-                self.received.eq(0),
-                wanted.eq(1),
-            ]
 
         @contextmanager
         def state(name: str) -> Iterator[None]:
@@ -106,26 +101,31 @@ class ActivationLoader(wiring.Component):
             with m.State(name):
                 yield
                 with m.If(self.cancel):
-                    m.d.sync += wanted.eq(0)
+                    m.d.sync += self.done.eq(0)
                     with m.If(in_packet):
                         m.next = "Discard"
                     with m.Else():
                         m.next = "Idle"
 
-        with m.FSM() as fsm:
-            m.d.comb += self.busy.eq(~fsm.ongoing("Idle") | wanted)
+        with m.FSM():
             with state("Idle"):
-                m.d.comb += ready.eq(self.halted)
-                with m.If(self.setup | wanted):
-                    m.d.sync += wanted.eq(0)
+                m.d.comb += [ready.eq(self.halted), self.idle.eq(1)]
+                with m.If(self.start):
+                    m.d.sync += [
+                        self.received.eq(0),
+                        columns.eq(self.columns),
+                        memory.eq(self.memory),
+                        address.eq(-self.columns),
+                    ]
                     m.next = "Load"
             with state("Load"):
                 m.d.comb += ready.eq(1)
                 with m.If(take):
                     m.d.sync += [
                         self.write.enable.eq(~0),
+                        address.eq(address + 1),
                         self.received.eq(self.received + 1),
-                        self.loaded.eq(self.i.payload.last | last_column),
+                        self.done.eq(self.i.payload.last | last_column),
                         self.wrong_length.eq(self.i.payload.last != last_column),
                     ]
                     with m.If(self.i.payload.last):

@@ -1,10 +1,25 @@
 """Gearbox: cuts a bus word into the beats that the lanes read together."""
 
 from amaranth.hdl import Module, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Gearbox"]
+from egret.params import AcceleratorParams
+from egret_hw.packet_reader import payload_layout
+
+__all__ = ["Gearbox", "beat_layout"]
+
+
+def beat_layout(bits: int) -> data.StructLayout:
+    """Layout of a beat.
+
+    Returns
+    -------
+    data.StructLayout
+        `bits`; `first`, `last`: its slot's first, last beat of a matrix; `parity`, which of the
+        two matrices under way.
+    """
+    return data.StructLayout({"bits": bits, "first": 1, "last": 1, "parity": 1})
 
 
 class Gearbox(wiring.Component):
@@ -14,41 +29,44 @@ class Gearbox(wiring.Component):
 
     Parameters
     ----------
-    word_bits : int
-        Width of a word.
-    beat_bits : int
-        Width of a beat; divides `word_bits`.
+    params : AcceleratorParams
+        Parameters.
 
     Attributes
     ----------
-    i : In(stream.Signature(word_bits))
+    i : In(stream of payload_layout)
         Words.
-    o : Out(stream.Signature(beat_bits))
-        Beats.
+    o : Out(stream of beat_layout)
+        Beats of all lanes.
     """
 
-    def __init__(self, word_bits: int, beat_bits: int) -> None:
-        if word_bits % beat_bits:
-            raise ValueError(f"beat_bits must divide word_bits = {word_bits}, not {beat_bits!r}")
-        self.word_bits = word_bits
-        self.beat_bits = beat_bits
+    def __init__(self, params: AcceleratorParams) -> None:
+        self.params = params
         super().__init__(
-            {"i": In(stream.Signature(word_bits)), "o": Out(stream.Signature(beat_bits))}
+            {
+                "i": In(stream.Signature(payload_layout(params))),
+                "o": Out(stream.Signature(beat_layout(params.beat_bits))),
+            }
         )
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        beats = self.word_bits // self.beat_bits
-        word = Signal(self.word_bits)
+        params = self.params
+        beats = params.beats_per_word
+        word = Signal(self.i.payload.shape())
         left = Signal(range(beats + 1))
+        # With more beats in a word than slots, only the outermost beats are first or last.
         m.d.comb += [
             self.o.valid.eq(left != 0),
-            self.o.payload.eq(word),
+            self.o.payload.bits.eq(word.data),
+            self.o.payload.parity.eq(word.parity),
+            self.o.payload.first.eq(word.first & (left > max(0, beats - params.slots))),
+            self.o.payload.last.eq(word.last & (left <= params.slots)),
             self.i.ready.eq((left == 0) | ((left == 1) & self.o.ready)),
         ]
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += [word.eq(self.i.payload), left.eq(beats)]
         with m.Elif(self.o.valid & self.o.ready):
-            m.d.sync += [word.eq(word >> self.beat_bits), left.eq(left - 1)]
+            m.d.sync += [word.data.eq(word.data >> params.beat_bits), left.eq(left - 1)]
         return m

@@ -1,4 +1,4 @@
-"""Read-out: carries finished rows from lane to lane to the requantiser."""
+"""Read-out: carries rows' sums from lane to lane to the row store."""
 
 from amaranth.hdl import Module, Signal
 from amaranth.lib import data, stream, wiring
@@ -6,23 +6,25 @@ from amaranth.lib.wiring import In, Out
 
 from egret.params import AcceleratorParams
 from egret_hw.elastic import ElasticBuffer
-from egret_hw.lane import lane_result_layout
+from egret_hw.layouts import lane_result_layout
 
-__all__ = ["ReadoutNode", "row_layout"]
+__all__ = ["ReadoutNode", "sums_layout"]
 
 
-def row_layout(params: AcceleratorParams) -> data.StructLayout:
-    """Layout of a finished row outside its lane.
+def sums_layout(params: AcceleratorParams) -> data.StructLayout:
+    """Layout of a row's sum, or of a part of it, outside its lane.
 
     Returns
     -------
     data.StructLayout
-        `entry`, its place in the rows table: row number × S + substream; `sums`, one accumulator
-        for each vector of the batch.
+        `parity`, which of the two matrices under way; `substream`; `last`, the substream's last one
+        of the matrix; `sums`, one accumulator for each vector of the batch.
     """
     return data.StructLayout(
         {
-            "entry": (params.row_slots * params.substreams - 1).bit_length(),
+            "parity": 1,
+            "substream": max(1, (params.substreams - 1).bit_length()),
+            "last": 1,
             "sums": lane_result_layout(params)["sums"].shape,
         }
     )
@@ -31,7 +33,7 @@ def row_layout(params: AcceleratorParams) -> data.StructLayout:
 class ReadoutNode(wiring.Component):
     """One link of the systolic read-out chain.
 
-    The rows of this lane and those of the lanes behind it take turns. A chain of registered links
+    The sums of this lane and those of the lanes behind it take turns. A chain of registered links
     replaces a multiplexer over all lanes, whose wires would set the clock.
 
     Latency 1 cycle, throughput 1 row a cycle.
@@ -43,31 +45,28 @@ class ReadoutNode(wiring.Component):
 
     Attributes
     ----------
-    lane : In(stream of row_layout)
-        This lane's rows.
-    behind : In(stream of row_layout)
-        Rows from the link behind.
-    o : Out(stream of row_layout)
-        Rows to the link before.
-    busy : Out(1)
-        A row is inside.
+    lane : In(stream of sums_layout)
+        This lane's sums.
+    behind : In(stream of sums_layout)
+        Sums from the link behind.
+    o : Out(stream of sums_layout)
+        Sums to the link before.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
         self.params = params
         super().__init__(
             {
-                "lane": In(stream.Signature(row_layout(params))),
-                "behind": In(stream.Signature(row_layout(params))),
-                "o": Out(stream.Signature(row_layout(params))),
-                "busy": Out(1),
+                "lane": In(stream.Signature(sums_layout(params))),
+                "behind": In(stream.Signature(sums_layout(params))),
+                "o": Out(stream.Signature(sums_layout(params))),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        m.submodules.buffer = buffer = ElasticBuffer(row_layout(self.params))
+        m.submodules.buffer = buffer = ElasticBuffer(sums_layout(self.params))
         wiring.connect(m, buffer.o, wiring.flipped(self.o))
         prefer_lane = Signal()
         with m.If(self.lane.valid & (prefer_lane | ~self.behind.valid)):
@@ -84,5 +83,4 @@ class ReadoutNode(wiring.Component):
             ]
         with m.If(buffer.i.valid & buffer.i.ready):
             m.d.sync += prefer_lane.eq(self.behind.ready)
-        m.d.comb += self.busy.eq(buffer.level.any())
         return m

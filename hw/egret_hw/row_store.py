@@ -1,0 +1,236 @@
+"""Row store: adds up the parts of rows that the lanes' substreams bring."""
+
+from itertools import pairwise
+
+from amaranth.hdl import Array, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from egret.params import RESULT_BITS, AcceleratorParams
+from egret_hw.dealer import start_layout
+from egret_hw.readout import sums_layout
+
+__all__ = ["RowStore", "walk_layout"]
+
+
+def walk_layout(params: AcceleratorParams) -> data.StructLayout:
+    """Layout of how finished rows are read.
+
+    Returns
+    -------
+    data.StructLayout
+        `active`: a walk over `bank` goes on; `enable`: advance the read; `row`; `clear`: leave
+        zeros behind.
+    """
+    return data.StructLayout(
+        {
+            "active": 1,
+            "bank": 1,
+            "enable": 1,
+            "row": (params.row_depth - 1).bit_length(),
+            "clear": 1,
+        }
+    )
+
+
+class RowStore(wiring.Component):
+    """Two banks of rows' sums: one is added to while the other one is read out.
+
+    Every substream's sums arrive in the order of its rows, from its first row on; those of
+    different substreams in any order. A row that several substreams share is the sum of its parts.
+
+    Latency 3 cycles, throughput 1 sum (of every vector in the batch) a cycle, and two cycles more for
+    one that follows the same row's at once. Reading: latency 2 enabled cycles, throughput 1 row.
+
+    Parameters
+    ----------
+    params : AcceleratorParams
+        Parameters.
+
+    Attributes
+    ----------
+    i : In(stream of sums_layout)
+        Sums.
+    start : In(start_layout)
+        Where a substream begins.
+    rows : In(array of 2)
+        Rows of the matrix with each parity.
+    banks : In(2)
+        Bank of the matrix with each parity.
+    complete : Out(2)
+        Every substream's last sum of the matrix with this parity is stored.
+    beyond : Out(2)
+        A sum other than 0 came for a row beyond the matrix.
+    beyond_substream : Out(array of 2)
+        The lowest substream of which that is true.
+    release : In(2)
+        Forget the three above.
+    cancel : In(1)
+        Forget them for both, and what is under way; a walk goes on.
+    walk : In(walk_layout)
+        Reading.
+    sums : Out(array of batch)
+        The row read.
+    wipe : In(1)
+        Fill both banks with zeros; held until `wiped`. It waits for the walk to end.
+    wiped : Out(1)
+        Done.
+    """
+
+    def __init__(self, params: AcceleratorParams) -> None:
+        self.params = params
+        self._row_bits = (params.row_depth - 1).bit_length()
+        substream = sums_layout(params)["substream"].shape
+        super().__init__(
+            {
+                "i": In(stream.Signature(sums_layout(params))),
+                "start": In(start_layout(params)),
+                "rows": In(data.ArrayLayout(params.row_depth.bit_length(), 2)),
+                "banks": In(2),
+                "complete": Out(2),
+                "beyond": Out(2),
+                "beyond_substream": Out(data.ArrayLayout(substream, 2)),
+                "release": In(2),
+                "cancel": In(1),
+                "walk": In(walk_layout(params)),
+                "sums": Out(data.ArrayLayout(signed(RESULT_BITS), params.batch)),
+                "wipe": In(1),
+                "wiped": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the gates."""
+        m = Module()
+        params = self.params
+        row_bits = self._row_bits
+        substreams = params.substreams
+        substream_bits = (substreams - 1).bit_length()
+
+        # The row that each substream's next sum belongs to. One beyond the last is kept.
+        m.submodules.next_rows = next_rows = Memory(
+            shape=row_bits + 1, depth=2 << substream_bits, init=[]
+        )
+        row_write = next_rows.write_port()
+        row_read = next_rows.read_port(domain="comb")
+        offered = self.i.payload
+        row = row_read.data
+        is_beyond = row >= self.rows[offered.parity]
+
+        stage = data.StructLayout(
+            {
+                "valid": 1,
+                "bank": 1,
+                "row": row_bits,
+                "beyond": 1,
+                "sums": sums_layout(params),
+            }
+        )
+        stages = [Signal(stage, name=f"stage_{number}") for number in range(3)]
+        same = [
+            held.valid
+            & (held.bank == self.banks.bit_select(offered.parity, 1))
+            & (held.row == row[:row_bits])
+            for held in stages[:2]
+        ]
+        take = Signal()
+        m.d.comb += [
+            row_read.addr.eq(
+                (offered.parity << substream_bits) | offered.substream[:substream_bits]
+            ),
+            self.i.ready.eq(~self.start.enable & ~same[0] & ~same[1]),
+            take.eq(self.i.valid & self.i.ready),
+        ]
+        with m.If(self.start.enable):
+            m.d.comb += [
+                row_write.en.eq(1),
+                row_write.addr.eq(
+                    (self.start.parity << substream_bits) | self.start.substream[:substream_bits]
+                ),
+                row_write.data.eq(
+                    Mux(self.start.row[row_bits:].any(), 1 << row_bits, self.start.row)
+                ),
+            ]
+        with m.Else():
+            m.d.comb += [
+                row_write.en.eq(take & ~is_beyond),
+                row_write.addr.eq(row_read.addr),
+                row_write.data.eq(row + 1),
+            ]
+        m.d.sync += [
+            stages[0].valid.eq(take),
+            stages[0].bank.eq(self.banks.bit_select(offered.parity, 1)),
+            stages[0].row.eq(row),
+            stages[0].beyond.eq(is_beyond),
+            stages[0].sums.eq(offered),
+        ]
+        m.d.sync += [later.eq(earlier) for earlier, later in pairwise(stages)]
+
+        # Wiping goes over the rows once.
+        wiping = Signal(row_bits + 1)
+        m.d.comb += self.wiped.eq(wiping[row_bits])
+        with m.If(~self.wipe | self.wiped):
+            m.d.sync += wiping.eq(0)
+        with m.Elif(~self.walk.active):
+            m.d.sync += wiping.eq(wiping + 1)
+
+        shape = data.ArrayLayout(signed(RESULT_BITS), params.batch)
+        walked = Signal(row_bits)
+        clear_walked = Signal()
+        walked_bank = Signal()
+        done = stages[2]
+        total = Signal(shape)
+        fetched = Array(Signal(shape, name=f"fetched_{bank}") for bank in range(2))
+        for vector in range(params.batch):
+            m.d.comb += total[vector].eq(
+                data.View(shape, fetched[done.bank])[vector] + done.sums.sums[vector]
+            )
+        m.d.sync += [
+            walked.eq(self.walk.row),
+            walked_bank.eq(self.walk.bank),
+            clear_walked.eq(self.walk.active & self.walk.enable & self.walk.clear),
+        ]
+        reads = []
+        for bank in range(2):
+            m.submodules[f"bank_{bank}"] = memory = Memory(
+                shape=shape, depth=params.row_depth, init=[]
+            )
+            write, read = memory.write_port(), memory.read_port()
+            reads.append(read)
+            walks = self.walk.active & (self.walk.bank == bank)
+            m.d.comb += [
+                read.addr.eq(Mux(walks, self.walk.row, stages[0].row)),
+                read.en.eq(~walks | self.walk.enable),
+            ]
+            with m.If(~walks | self.walk.enable):
+                m.d.sync += fetched[bank].eq(read.data)
+            with m.If(self.wipe & ~self.walk.active):
+                m.d.comb += [write.en.eq(1), write.addr.eq(wiping)]
+            with m.Elif(clear_walked & (walked_bank == bank)):
+                m.d.comb += [write.en.eq(1), write.addr.eq(walked)]
+            with m.Else():
+                m.d.comb += [
+                    write.en.eq(done.valid & ~done.beyond & (done.bank == bank)),
+                    write.addr.eq(done.row),
+                    write.data.eq(total),
+                ]
+        m.d.comb += self.sums.eq(fetched[self.walk.bank])
+
+        ended = [Signal(range(substreams + 1), name=f"ended_{parity}") for parity in range(2)]
+        for parity in range(2):
+            own = done.valid & (done.sums.parity == parity)
+            m.d.comb += self.complete[parity].eq(ended[parity] == substreams)
+            with m.If(own & done.sums.last):
+                m.d.sync += ended[parity].eq(ended[parity] + 1)
+            with m.If(own & done.beyond & done.sums.sums.as_value().any()):
+                m.d.sync += self.beyond[parity].eq(1)
+                with m.If(
+                    ~self.beyond[parity] | (done.sums.substream < self.beyond_substream[parity])
+                ):
+                    m.d.sync += self.beyond_substream[parity].eq(done.sums.substream)
+            with m.If(self.release[parity] | self.cancel):
+                m.d.sync += [ended[parity].eq(0), self.beyond[parity].eq(0)]
+        with m.If(self.cancel):
+            m.d.sync += [held.valid.eq(0) for held in stages]
+        return m

@@ -1,0 +1,293 @@
+"""Tracker: keeps the books of the two matrices that may be under way."""
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from egret.image_format import MATRIX_FIELDS, ErrorKind
+from egret.params import AcceleratorParams
+from egret_hw.finisher import job_layout
+from egret_hw.layouts import matrix_layout
+from egret_hw.packet_reader import POSITION_BITS, fields_layout
+
+__all__ = ["MatrixTracker"]
+
+_SETTLE_CYCLES = 3
+
+
+class MatrixTracker(wiring.Component):
+    """Give matrices their parity, bank and activation memory, and judge them in order.
+
+    Matrices alternate between two parities, so that one can be read while the one before it is
+    finished. A matrix is judged when its packet has passed, its activations have come and all its
+    sums are stored; then it is given to the finisher, and its parity is free again.
+
+    Parameters
+    ----------
+    params : AcceleratorParams
+        Parameters.
+
+    Attributes
+    ----------
+    allocate : In(1)
+        A matrix begins, with `header`.
+    header : In(layout of MATRIX_FIELDS)
+        Its header.
+    may_allocate : Out(1)
+        There is room for one.
+    parity : Out(1)
+        The parity of the matrix being read, or of the next one.
+    passed : In(1)
+        Its packet has passed.
+    cancel : In(1)
+        Forget everything.
+    in_flight : Out(2)
+        Matrices allocated and not retired.
+    banks_in_use : Out(code_banks)
+        Code banks that they use.
+    matrices : Out(array of 2 matrix_layout)
+        What the lanes need to know, by parity.
+    column_bits, rows : Out(arrays of 2)
+        Header fields by parity.
+    row_banks : Out(2)
+        Bank of the row store by parity.
+    placed : In(2)
+        The starts of the matrix with this parity have reached the lanes, in this cycle.
+    go : Out(2)
+        Starts and activations are in place.
+    load_start, load_columns, load_memory, load_idle, load_done, load_wrong, load_received
+        The activation loader's ports.
+    complete, beyond : In(2)
+        From the row store, by parity.
+    beyond_substream : In(array of 2)
+        From the row store.
+    bad_prefix, bad_index : In(2 * S)
+        The lanes' errors: bit parity * S + substream.
+    finish : Out(1)
+        `job` is to be done.
+    job : Out(job_layout)
+        For the finisher.
+    finished : In(1)
+        It has been.
+    release : Out(2)
+        The matrix with this parity is retired.
+    late, late_error, late_position
+        A matrix turned out wrong.
+    retired : Out(1)
+        A good matrix is retired, in this cycle.
+    weights : Out(32)
+        Its rows times its columns.
+    """
+
+    def __init__(self, params: AcceleratorParams) -> None:
+        self.params = params
+        columns_bits = params.activation_depth.bit_length()
+        substream = max(1, (params.substreams - 1).bit_length())
+        super().__init__(
+            {
+                "allocate": In(1),
+                "header": In(fields_layout(MATRIX_FIELDS)),
+                "may_allocate": Out(1),
+                "parity": Out(1),
+                "passed": In(1),
+                "cancel": In(1),
+                "in_flight": Out(2),
+                "banks_in_use": Out(params.code_banks),
+                "matrices": Out(data.ArrayLayout(matrix_layout(params), 2)),
+                "column_bits": Out(data.ArrayLayout(MATRIX_FIELDS["column_bits"].width, 2)),
+                "rows": Out(data.ArrayLayout(params.row_depth.bit_length(), 2)),
+                "row_banks": Out(2),
+                "placed": In(2),
+                "go": Out(2),
+                "load_start": Out(1),
+                "load_columns": Out(columns_bits),
+                "load_memory": Out(1),
+                "load_idle": In(1),
+                "load_done": In(1),
+                "load_wrong": In(1),
+                "load_received": In(columns_bits),
+                "complete": In(2),
+                "beyond": In(2),
+                "beyond_substream": In(data.ArrayLayout(substream, 2)),
+                "bad_prefix": In(2 * params.substreams),
+                "bad_index": In(2 * params.substreams),
+                "finish": Out(1),
+                "job": Out(job_layout(params)),
+                "finished": In(1),
+                "release": Out(2),
+                "late": Out(1),
+                "late_error": Out(ErrorKind),
+                "late_position": Out(POSITION_BITS),
+                "retired": Out(1),
+                "weights": Out(32),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the gates."""
+        m = Module()
+        params = self.params
+        substreams = params.substreams
+        header = self.header
+        busy = Signal(2)
+        passed = Signal(2)
+        placed = Signal(2)
+        wanted = Signal(2)
+        loading = Signal(2)
+        loaded = Signal(2)
+        wrong = Signal(2)
+        more = Signal(2)
+        loads = Signal(2)
+        keeps = Signal(2)
+        received = Array(Signal.like(self.load_received, name=f"received_{p}") for p in range(2))
+        jobs = Array(Signal(job_layout(params), name=f"job_{p}") for p in range(2))
+        sizes = Array(Signal(32, name=f"size_{p}") for p in range(2))
+        head = Signal()
+        tail = Signal()
+        # Of the activation memory and the row bank, as every matrix so far leaves them.
+        memory_now = Signal()
+        bank_now = Signal()
+        memory = Signal()
+        m.d.comb += [
+            self.parity.eq(head),
+            self.may_allocate.eq(~busy.bit_select(head, 1)),
+            self.in_flight.eq(busy[0] + busy[1]),
+            memory.eq(memory_now ^ header.load_activations),
+        ]
+        for bank in range(params.code_banks):
+            m.d.comb += self.banks_in_use[bank].eq(
+                Cat(busy[p] & (self.matrices[p].code_bank == bank) for p in range(2)).any()
+            )
+
+        for p in range(2):
+            own = self.matrices[p]
+            job = jobs[p]
+            with m.If(self.allocate & (head == p)):
+                m.d.sync += [
+                    busy[p].eq(1),
+                    passed[p].eq(0),
+                    placed[p].eq(0),
+                    wanted[p].eq(header.load_activations),
+                    loaded[p].eq(0),
+                    wrong[p].eq(0),
+                    more[p].eq(header.more),
+                    loads[p].eq(header.load_activations),
+                    keeps[p].eq(header.keep_activations),
+                    memory_now.eq(memory ^ header.keep_activations),
+                    bank_now.eq(bank_now ^ ~header.more),
+                    self.row_banks[p].eq(bank_now),
+                    self.rows[p].eq(header.rows),
+                    self.column_bits[p].eq(header.column_bits),
+                    sizes[p].eq(header.rows * header.columns),
+                    own.code_bank.eq(header.code_bank),
+                    own.zigzag.eq(header.zigzag),
+                    own.memory.eq(memory),
+                    own.columns.eq(header.columns),
+                    own.map_base.eq(header.map_base),
+                    own.map_entries.eq(header.map_entries),
+                    job.rows.eq(header.rows),
+                    job.bias_base.eq(header.bias_base),
+                    job.has_bias.eq(header.has_bias),
+                    job.relu.eq(header.relu),
+                    job.keep_activations.eq(header.keep_activations),
+                    job.emit_results.eq(header.emit_results),
+                    job.emit_activations.eq(header.emit_activations),
+                    job.multiplier.eq(header.multiplier),
+                    job.shift.eq(header.shift),
+                    job.bank.eq(bank_now),
+                    job.memory.eq(~memory),
+                ]
+            with m.If(self.passed & (head == p)):
+                m.d.sync += passed[p].eq(1)
+            with m.If(self.placed[p]):
+                m.d.sync += placed[p].eq(1)
+            with m.If(self.load_done & loading[p]):
+                m.d.sync += [
+                    loading[p].eq(0),
+                    loaded[p].eq(1),
+                    wrong[p].eq(self.load_wrong),
+                    received[p].eq(self.load_received),
+                ]
+            # A matrix behind one that keeps its results waits for them, also to load: the memory
+            # that it loads is the one that the other still reads.
+            first = (tail == p) | ~keeps[1 - p]
+            ready = Mux(loads[p], loaded[p], first)
+            m.d.sync += self.go[p].eq(busy[p] & placed[p] & ready)
+            load = Signal(name=f"load_{p}")
+            m.d.comb += load.eq(busy[p] & wanted[p] & first & self.load_idle & ~loading.any())
+            with m.If(load & ((tail == p) | ~wanted[1 - p])):
+                m.d.comb += [
+                    self.load_start.eq(1),
+                    self.load_columns.eq(own.columns),
+                    self.load_memory.eq(own.memory),
+                ]
+                m.d.sync += [wanted[p].eq(0), loading[p].eq(1)]
+        with m.If(self.passed):
+            m.d.sync += head.eq(~head)
+
+        # Judging: the lanes' errors are looked through one by one only where there are any.
+        prefixes = [self.bad_prefix[p * substreams :][:substreams] for p in range(2)]
+        indices = [self.bad_index[p * substreams :][:substreams] for p in range(2)]
+        any_bad = Signal(2)
+        m.d.sync += [any_bad[p].eq(prefixes[p].any() | indices[p].any()) for p in range(2)]
+        bad_prefix = Mux(tail, prefixes[1], prefixes[0])
+        bad_index = Mux(tail, indices[1], indices[0])
+        settle = Signal(range(_SETTLE_CYCLES + 1))
+        substream = Signal(range(max(2, substreams)))
+        retire = Signal()
+        mine = busy & passed & self.complete & (~loads | loaded)
+        m.d.comb += [
+            self.job.eq(jobs[tail]),
+            self.weights.eq(sizes[tail]),
+            self.retired.eq(retire),
+        ]
+        with m.FSM() as fsm:
+            with m.State("Wait"):
+                m.d.sync += settle.eq(0)
+                with m.If(mine.bit_select(tail, 1)):
+                    m.next = "Settle"
+            with m.State("Settle"):
+                # The last errors are still on their way through registers.
+                m.d.sync += [settle.eq(settle + 1), substream.eq(0)]
+                with m.If(settle == _SETTLE_CYCLES):
+                    m.next = "Judge"
+            with m.State("Judge"):
+                with m.If(wrong.bit_select(tail, 1)):
+                    m.d.comb += [
+                        self.late.eq(1),
+                        self.late_error.eq(ErrorKind.ACTIVATIONS),
+                        self.late_position.eq(received[tail]),
+                    ]
+                    m.next = "Wait"
+                with m.Elif(any_bad.bit_select(tail, 1)):
+                    m.next = "Search"
+                with m.Elif(self.beyond.bit_select(tail, 1)):
+                    m.d.comb += [
+                        self.late.eq(1),
+                        self.late_error.eq(ErrorKind.ROW),
+                        self.late_position.eq(self.beyond_substream[tail]),
+                    ]
+                    m.next = "Wait"
+                with m.Elif(more.bit_select(tail, 1)):
+                    m.d.comb += retire.eq(1)
+                    m.next = "Wait"
+                with m.Else():
+                    m.d.comb += self.finish.eq(~self.cancel)
+                    m.next = "Finish"
+            with m.State("Search"):
+                here_index = bad_index.bit_select(substream, 1)
+                m.d.sync += substream.eq(substream + 1)
+                with m.If(here_index | bad_prefix.bit_select(substream, 1)):
+                    m.d.comb += [
+                        self.late.eq(1),
+                        self.late_error.eq(Mux(here_index, ErrorKind.INDEX, ErrorKind.PREFIX)),
+                        self.late_position.eq(substream),
+                    ]
+                    m.next = "Wait"
+            with m.State("Finish"), m.If(self.finished):
+                m.d.comb += retire.eq(1)
+                m.next = "Wait"
+        with m.If(retire):
+            m.d.comb += self.release.eq(1 << tail)
+            m.d.sync += [busy.bit_select(tail, 1).eq(0), tail.eq(~tail)]
+        return m
