@@ -75,7 +75,7 @@ class Finisher(wiring.Component):
     vector_write : Out(vector_write_layout)
         Results that become activations.
     report : In(1)
-        Send one beat with `user` and `last` set and the error kind as data; only while `may_report`.
+        Send one beat with `user` and `last` set, the error kind as data; only while `may_report`.
     kind : In
         Error kind, sampled with `report`.
     may_report : Out(1)

@@ -1,4 +1,4 @@
-"""Packet reader: follows packets through their sections, checks them, and feeds what they are for."""
+"""Packet reader: follows packets through their sections, checks them, passes their words on."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

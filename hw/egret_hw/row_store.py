@@ -40,8 +40,9 @@ class RowStore(wiring.Component):
     Every substream's sums arrive in the order of its rows, from its first row on; those of
     different substreams in any order. A row that several substreams share is the sum of its parts.
 
-    Latency 3 cycles, throughput 1 sum (of every vector in the batch) a cycle, and two cycles more for
-    one that follows the same row's at once. Reading: latency 2 enabled cycles, throughput 1 row.
+    Latency 3 cycles, throughput 1 sum (of every vector in the batch) a cycle, and two cycles more
+    for one that follows the same row's at once. Reading: latency 2 enabled cycles, throughput 1 row
+    an enabled cycle.
 
     Parameters
     ----------

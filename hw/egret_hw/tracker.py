@@ -241,7 +241,7 @@ class MatrixTracker(wiring.Component):
             self.weights.eq(sizes[tail]),
             self.retired.eq(retire),
         ]
-        with m.FSM() as fsm:
+        with m.FSM():
             with m.State("Wait"):
                 m.d.sync += settle.eq(0)
                 with m.If(mine.bit_select(tail, 1)):
