@@ -3,62 +3,100 @@
 The format is chapter 2 of docs/format.md.
 """
 
-import heapq
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 
+from egret.code_search import Codes, parse_codes
+from egret.codebook import from_zigzag, zigzag
 from egret.crc import crc32c
-from egret.errors import CapacityError
-from egret.golomb import best_order, encode_golomb, golomb_bits
+from egret.errors import CapacityError, EgretError
+from egret.image_code import HardwareCode, class_offsets
+from egret.image_cut import Substreams, make_substreams
 from egret.image_format import (
-    CODE_EG_K,
-    DESCRIPTOR_BYTES,
-    FIELDS,
+    CLASSES,
+    CODE_FIELDS,
+    ENTRY_BITS,
+    ENTRY_FIELDS,
+    HEADER_BYTES,
     IMAGE_MAGIC,
     IMAGE_VERSION,
-    ROW_UNUSED,
+    LOAD_FIELDS,
+    MATRIX_BYTES,
+    MATRIX_FIELDS,
+    Field,
+    PacketKind,
 )
-from egret.network import IntegerLayer, IntegerNetwork
+from egret.image_plan import Histograms, form_of, make_plan
+from egret.network import IntegerNetwork
 from egret.params import BIAS_BITS, AcceleratorParams
-from egret.value_map import rank_values, to_indices
+from egret.prefix_code import PrefixCode
 
-__all__ = ["HardwareImage", "MatrixPacket", "build_image"]
+__all__ = ["HardwareImage", "MatrixPacket", "Packet", "build_image", "build_matrices"]
 
 
 @dataclass(frozen=True)
-class MatrixPacket:
-    """One matrix of an image.
+class Packet:
+    """One packet of an image.
 
     Parameters
     ----------
+    kind : PacketKind
+        What it carries.
     name : str
-        Layer name.
+        What it is for: a layer's name, or the tables that it fills.
     data : bytes
-        The whole packet: descriptor, tables, payload and CRC word.
-    rows, columns : int
-        Size as streamed, zero columns included.
-    order : int
-        Exp-Golomb order k.
-    code_bits : int
-        Bits of the codewords alone.
-    payload_words : int
-        Bus words of the payload.
-    zigzag : bool
-        The values come from the zigzag of the index, without a map section.
+        The whole packet in bus words: header, sections and CRC word.
     """
 
+    kind: PacketKind
     name: str
-    data: bytes
+    data: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class MatrixPacket(Packet):
+    """A matrix of an image.
+
+    Parameters
+    ----------
+    layer : int
+        Number of the layer, from 0.
+    rows, columns : int
+        Size of the matrix, or of the tile of one.
+    first_row, first_column : int
+        Where the tile lies in the layer's matrix.
+    code : str
+        Name of its code.
+    zigzag : bool
+        The values are the zigzag of the index, without a value map.
+    code_bits : int
+        Bits of the codewords alone.
+    multiplied : int
+        Weights that are multiplied.
+    payload_words : int
+        Bus words of the payload.
+    substream_bits : tuple of int
+        Bits of the codewords of each substream.
+    lane_work : tuple of int
+        Cycles in which each lane multiplies, or sends a row's sum.
+    """
+
+    layer: int
     rows: int
     columns: int
-    order: int
-    code_bits: int
-    payload_words: int
+    first_row: int
+    first_column: int
+    code: str
     zigzag: bool
+    code_bits: int
+    multiplied: int
+    payload_words: int
+    substream_bits: tuple[int, ...] = field(repr=False)
+    lane_work: tuple[int, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -69,193 +107,167 @@ class HardwareImage:
     ----------
     params : AcceleratorParams
         What the image was made for.
-    packets : tuple of MatrixPacket
-        One a layer, in running order.
+    setup : tuple of Packet
+        Sent once after a reset: tables that stay.
+    packets : tuple of Packet
+        Sent for every pass of inputs.
     """
 
     params: AcceleratorParams
-    packets: tuple[MatrixPacket, ...]
+    setup: tuple[Packet, ...]
+    packets: tuple[Packet, ...]
 
     @property
     def data(self) -> bytes:
-        """Every packet's bytes, one after the other."""
-        return b"".join(packet.data for packet in self.packets)
+        """Every packet's bytes, one after the other, the setup first."""
+        return b"".join(packet.data for packet in (*self.setup, *self.packets))
+
+    @property
+    def matrices(self) -> tuple[MatrixPacket, ...]:
+        """The matrix packets."""
+        return tuple(packet for packet in self.packets if isinstance(packet, MatrixPacket))
 
 
-def _descriptor(values: Mapping[str, int]) -> bytes:
+def _header(fields: Mapping[str, Field], size: int, values: Mapping[str, int]) -> bytes:
     number = 0
-    for name, field in FIELDS.items():
-        value = int(values[name])
-        if not 0 <= value < 1 << field.width:
+    for name, place in fields.items():
+        value = int(values.get(name, 0))
+        if not 0 <= value < 1 << place.width:
             raise CapacityError(
-                f"descriptor field {name}: found {value}, expected 0 to {(1 << field.width) - 1}"
+                f"header field {name}: found {value}, expected 0 to {(1 << place.width) - 1}"
             )
-        number |= value << field.offset
-    return number.to_bytes(DESCRIPTOR_BYTES, "little")
+        number |= value << place.offset
+    return number.to_bytes(size, "little")
 
 
-def _padded(data: bytes, params: AcceleratorParams) -> bytes:
-    return data + bytes(-len(data) % (params.bus_bits // 8))
-
-
-def _zigzag(values: npt.NDArray[np.int32]) -> npt.NDArray[np.uint32]:
-    wide = values.astype(np.int64)
-    return np.where(wide < 0, -2 * wide - 1, 2 * wide).astype(np.uint32)
-
-
-def _deal_rows(row_bits: npt.NDArray[np.int64], substreams: int) -> list[list[int]]:
-    """Deal rows to substreams, longest first, each to the least loaded (LPT, Graham 1969)."""
-    dealt: list[list[int]] = [[] for _ in range(substreams)]
-    loads = [(0, substream) for substream in range(substreams)]
-    for row in np.argsort(-row_bits, kind="stable"):
-        load, substream = heapq.heappop(loads)
-        dealt[substream].append(int(row))
-        heapq.heappush(loads, (load + int(row_bits[row]), substream))
-    return dealt
-
-
-def _payload(
-    indices: npt.NDArray[np.uint32], order: int, dealt: list[list[int]], params: AcceleratorParams
+def _packet_data(
+    params: AcceleratorParams,
+    kind: PacketKind,
+    values: Mapping[str, int],
+    sections: Sequence[bytes],
 ) -> bytes:
-    """Interleave the substreams' codewords into bus words (docs/format.md, "Payload")."""
-    width = params.parser_bits
-    streams = []
-    for rows in dealt:
-        code, bits = encode_golomb(indices[rows].ravel(), order)
-        streams.append(np.unpackbits(code, count=bits))
-    beats_per_slot = max(-(-stream.size // width) for stream in streams)
-    beats = beats_per_slot * params.slots
-    words = max(1, -(-beats // params.beats_per_word))
-    groups = -(-words * params.beats_per_word // params.slots)
-    table = np.zeros((params.substreams, groups * width), np.uint8)
-    for substream, stream in enumerate(streams):
-        table[substream, : stream.size] = stream
-    # Beat-major, then lane; within a group the first bit in time is the most significant one.
-    ordered = table.reshape(params.lanes, params.slots, groups, width).transpose(2, 1, 0, 3)
-    packed = np.packbits(ordered[..., ::-1].ravel(), bitorder="little").tobytes()
-    return packed[: words * params.bus_bits // 8].ljust(words * params.bus_bits // 8, b"\0")
+    """Join header and sections, each filled up to a whole bus word, and their CRC."""
+    every = {"magic": IMAGE_MAGIC, "version": IMAGE_VERSION, "kind": kind, **values}
+    if kind is PacketKind.MATRIX:
+        header = _header(MATRIX_FIELDS, MATRIX_BYTES, every)
+    else:
+        fields = CODE_FIELDS if kind is PacketKind.CODE else LOAD_FIELDS
+        header = _header(fields, HEADER_BYTES, every)
+    word = params.bus_bits // 8
+    body = b"".join(part + bytes(-len(part) % word) for part in (header, *sections))
+    return body + crc32c(body).to_bytes(word, "little")
 
 
-def _choose_map(
-    layer: IntegerLayer,
-    weights: npt.NDArray[np.int32],
-    params: AcceleratorParams,
-    order: int | None,
-) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32] | None, int, int, int]:
-    """Return indices, value map or None for zigzag, entries in use, order and code bits."""
-    limit = 1 << (params.weight_bits - 1)
-    low, high = int(weights.min()), int(weights.max())
-    if low < -limit or high >= limit:
-        found = low if low < -limit else high
-        raise CapacityError(
-            f"{layer.name}: weight {found} does not fit {params.weight_bits} bits, expected "
-            f"{-limit} to {limit - 1}"
+def _table_entries(code: PrefixCode | None) -> NDArray[np.uint16]:
+    entries = np.zeros(CLASSES, np.uint16)
+    if code is not None:
+        width = ENTRY_FIELDS["offset"].width
+        offsets = class_offsets(code) & ((1 << width) - 1)
+        entries[: offsets.size] = (
+            np.array(code.suffix_bits) << ENTRY_FIELDS["suffix_bits"].offset
+            | offsets << ENTRY_FIELDS["offset"].offset
         )
-    table = rank_values(weights)
-    candidates: list[
-        tuple[float, int, npt.NDArray[np.uint32], npt.NDArray[np.int32] | None, int]
-    ] = []
-    for values, indices in ((table, to_indices(weights, table)), (None, _zigzag(weights))):
-        entries = int(indices.max()) + 1
-        if entries > params.map_depth:
-            continue
-        histogram = np.bincount(indices.ravel())
-        chosen, bits = (
-            best_order(histogram) if order is None else (order, golomb_bits(histogram, order))
-        )
-        # In cycles: the codewords on the bus, and a map's entries, dealt to the lanes one a cycle.
-        cost = bits / params.bus_bits + (0 if values is None else entries)
-        candidates.append((cost, chosen, indices, values, bits))
-    if not candidates:
-        raise CapacityError(
-            f"{layer.name}: {table.size} distinct weights do not fit the value map, expected at "
-            f"most {params.map_depth}, nor does the largest magnitude fit a zigzag index"
-        )
-    _, chosen, indices, values, bits = min(candidates, key=lambda candidate: candidate[0])
-    return indices, values, int(indices.max()) + 1, chosen, bits
+    return entries
 
 
-def _build_packet(
-    layer: IntegerLayer,
-    params: AcceleratorParams,
-    *,
-    first: bool,
-    last: bool,
-    emit_all: bool,
-    order: int | None,
-) -> MatrixPacket:
-    weights = layer.weight.values
-    rows, columns = weights.shape
+def _code_packet(code: HardwareCode, bank: int, params: AcceleratorParams) -> Packet:
+    values = {
+        "bank": bank,
+        "run_form": code.run is not None,
+        "dense": code.dense,
+        "level_golomb": code.level.order is not None,
+        "level_last": len(code.level.suffix_bits) - 1,
+    }
+    if code.run is not None:
+        values["run_golomb"] = code.run.order is not None
+        values["run_last"] = len(code.run.suffix_bits) - 1
+    entries = np.concatenate((_table_entries(code.level), _table_entries(code.run)))
+    return Packet(
+        PacketKind.CODE,
+        f"code {bank}",
+        _packet_data(params, PacketKind.CODE, values, [entries.astype("<u2").tobytes()]),
+    )
+
+
+def _load_packets(
+    params: AcceleratorParams, kind: PacketKind, name: str, base: int, entries: NDArray[np.integer]
+) -> Packet:
+    dtype = f"<i{(BIAS_BITS if kind is PacketKind.BIAS else ENTRY_BITS) // 8}"
+    values = {"base": base, "count": entries.size}
+    return Packet(kind, name, _packet_data(params, kind, values, [entries.astype(dtype).tobytes()]))
+
+
+def _starts_section(starts: NDArray[np.int64], columns: int) -> tuple[Mapping[str, int], bytes]:
+    rows, places = starts // columns, starts % columns
+    column_bits = int(places.max()).bit_length()
+    if int(rows.max()).bit_length() + column_bits > ENTRY_BITS:
+        return {"wide_starts": 1}, (rows << ENTRY_BITS | places).astype("<u4").tobytes()
+    return {"column_bits": column_bits}, (rows << column_bits | places).astype("<u2").tobytes()
+
+
+@dataclass(frozen=True)
+class _Tile:
+    layer: int
+    name: str
+    values: NDArray[np.int32]
+    first_row: int
+    first_column: int
+    flags: Mapping[str, int]
+    bias: NDArray[np.int32] | None
+
+
+def _check_sizes(
+    name: str, shape: tuple[int, ...], params: AcceleratorParams, *, last: bool
+) -> None:
+    rows, columns = shape
     if columns > params.activation_depth:
         raise CapacityError(
-            f"{layer.name}: {columns} columns, expected at most activation_depth = "
+            f"{name}: {columns} columns, expected at most activation_depth = "
             f"{params.activation_depth} of parameter set {params.name}"
         )
-    row_limit = params.row_depth if last else params.activation_depth
-    if rows > row_limit:
+    limit = params.row_depth if last else params.activation_depth
+    if rows > limit:
         raise CapacityError(
-            f"{layer.name}: {rows} rows, expected at most "
-            f"{'row_depth' if last else 'activation_depth'} = {row_limit} of parameter set "
+            f"{name}: {rows} rows, expected at most "
+            f"{'row_depth' if last else 'activation_depth'} = {limit} of parameter set "
             f"{params.name}"
         )
-    if columns < params.parser_bits:
-        weights = np.pad(weights, ((0, 0), (0, params.parser_bits - columns)))
-        columns = params.parser_bits
-    indices, values, entries, chosen, code_bits = _choose_map(layer, weights, params, order)
-    lengths = 2 * np.floor(np.log2(indices + float(1 << chosen))).astype(np.int64) + 1 - chosen
-    dealt = _deal_rows(lengths.sum(axis=1), params.substreams)
-    row_slots = max(len(held) for held in dealt)
-    if row_slots > params.row_slots:
-        raise CapacityError(
-            f"{layer.name}: {row_slots} rows fall to one substream, expected at most "
-            f"{params.row_slots} of parameter set {params.name}"
+
+
+def _network_tiles(
+    network: IntegerNetwork, params: AcceleratorParams, *, emit_all: bool
+) -> list[_Tile]:
+    tiles = []
+    final = len(network.layers) - 1
+    for number, layer in enumerate(network.layers):
+        _check_sizes(layer.name, layer.weight.values.shape, params, last=number == final)
+        flags = {
+            "load_activations": number == 0,
+            "relu": layer.relu,
+            "keep_activations": number < final,
+            "emit_results": emit_all or number == final,
+            "emit_activations": emit_all,
+            "shift": layer.shift,
+            "multiplier": layer.multiplier,
+        }
+        tiles.append(
+            _Tile(number, layer.name, layer.weight.values, 0, 0, flags, layer.bias_integer)
         )
-    row_table = np.full((row_slots, params.substreams), ROW_UNUSED, "<u2")
-    for substream, held in enumerate(dealt):
-        row_table[: len(held), substream] = held
-    payload = _payload(indices, chosen, dealt, params)
-    bias = layer.bias_integer
-    sections = [
-        _descriptor(
-            {
-                "magic": IMAGE_MAGIC,
-                "version": IMAGE_VERSION,
-                "load_activations": first,
-                "relu": layer.relu,
-                "keep_activations": not last,
-                "emit_results": last or emit_all,
-                "emit_activations": emit_all,
-                "has_bias": bias is not None,
-                "zigzag": values is None,
-                "dense": values is not None and int(values[0]) != 0,
-                "code": CODE_EG_K,
-                "order": chosen,
-                "rows": rows,
-                "columns": columns,
-                "map_entries": entries,
-                "row_slots": row_slots,
-                "payload_words": len(payload) * 8 // params.bus_bits,
-                "multiplier": layer.multiplier,
-                "shift": layer.shift,
-            }
-        ),
-        b"" if values is None else values.astype("<i2").tobytes(),
-        np.array([len(held) for held in dealt], "<u2").tobytes(),
-        row_table.tobytes(),
-        b"" if bias is None else bias.astype(f"<i{BIAS_BITS // 8}").tobytes(),
-        payload,
-    ]
-    body = b"".join(_padded(section, params) for section in sections)
-    return MatrixPacket(
-        name=layer.name,
-        data=body + _padded(crc32c(body).to_bytes(4, "little"), params),
-        rows=rows,
-        columns=columns,
-        order=chosen,
-        code_bits=code_bits,
-        payload_words=len(payload) * 8 // params.bus_bits,
-        zigzag=values is None,
-    )
+    return tiles
+
+
+def _indices(
+    values: NDArray[np.int32], numbers: NDArray[np.int64] | None, *, skip_zero: bool
+) -> NDArray[np.int64]:
+    """Return the index of each weight; numbers are those of a value map's entries."""
+    every = zigzag(values.reshape(-1))
+    if numbers is None:
+        return every - 1 if skip_zero else every
+    table = np.full(int(max(every.max(), numbers.max())) + 1, -1, np.int64)
+    table[numbers] = np.arange(numbers.size)
+    if skip_zero:
+        table[0] = -1
+    return table[every]
 
 
 def build_image(
@@ -263,7 +275,7 @@ def build_image(
     params: AcceleratorParams,
     *,
     emit: Literal["last", "all"] = "last",
-    order: int | None = None,
+    codes: str | Sequence[str] | Codes = "auto",
 ) -> HardwareImage:
     """Pack a network for one accelerator.
 
@@ -276,8 +288,8 @@ def build_image(
     emit : {"last", "all"}
         Which layers send results: the last one its raw results, or every layer both its raw
         results and its int8 activations, for verification.
-    order : int, optional
-        Exp-Golomb order, 0 to 7, of every matrix; the cheapest for each when absent.
+    codes : str, sequence of str, or Codes
+        Codes to choose from, as in `egret.packing.pack`.
 
     Returns
     -------
@@ -287,19 +299,148 @@ def build_image(
     ------
     CapacityError
         A layer does not fit; the message names the layer, what was found and the limit.
+    EgretError
+        A code's name is unknown, or the accelerator knows none of those named.
     """
-    final = len(network.layers) - 1
-    return HardwareImage(
-        params=params,
-        packets=tuple(
-            _build_packet(
-                layer,
+    tiles = _network_tiles(network, params, emit_all=emit == "all")
+    return _build(tiles, params, parse_codes(codes))
+
+
+def build_matrices(
+    matrices: Mapping[str, NDArray[np.int32]],
+    params: AcceleratorParams,
+    *,
+    codes: str | Sequence[str] | Codes = "auto",
+) -> HardwareImage:
+    """Pack matrices that do not feed each other.
+
+    Each takes its activations from the host and sends its raw results.
+
+    Parameters
+    ----------
+    matrices : mapping of str to ndarray of int32, shape (rows, columns)
+        Name and weights of each, in running order.
+    params : AcceleratorParams
+        The accelerator.
+    codes : str, sequence of str, or Codes
+        Codes to choose from, as in `egret.packing.pack`.
+
+    Returns
+    -------
+    HardwareImage
+
+    Raises
+    ------
+    CapacityError
+        A matrix does not fit; the message names it, what was found and the limit.
+    EgretError
+        There are no matrices, or one is none, or a code's name is unknown, or the accelerator knows
+        none of those named.
+    """
+    tiles = []
+    for number, (name, values) in enumerate(matrices.items()):
+        if values.ndim != 2 or 0 in values.shape:
+            raise EgretError(f"{name}: found shape {values.shape}, expected rows and columns")
+        _check_sizes(name, values.shape, params, last=True)
+        flags = {"load_activations": 1, "emit_results": 1}
+        tiles.append(_Tile(number, name, values, 0, 0, flags, None))
+    if not tiles:
+        raise EgretError("found no matrices, expected at least one")
+    return _build(tiles, params, parse_codes(codes))
+
+
+def _build(tiles: Sequence[_Tile], params: AcceleratorParams, codes: Codes) -> HardwareImage:
+    group = [Histograms(tile.name, tile.values, params) for tile in tiles]
+    plan = make_plan(group, codes, params)
+    setup = [_code_packet(code, bank, params) for bank, code in enumerate(plan.codes)]
+    packets: list[Packet] = []
+    maps: list[NDArray[np.int64]] = []
+    biases: list[NDArray[np.int32]] = []
+    map_base = bias_base = 0
+    for tile, histograms, number, mapped in zip(
+        tiles, group, plan.numbers, plan.mapped, strict=True
+    ):
+        code = plan.codes[number]
+        form = form_of(code)
+        numbers = histograms.numbers(form) if mapped else None
+        entries = histograms.entries(form, mapped)
+        indices = _indices(tile.values, numbers, skip_zero=form == "run")
+        streams = make_substreams(
+            indices, np.flatnonzero(tile.values), tile.values.shape[1], entries, code, params
+        )
+        packets.append(
+            _matrix_packet(
+                tile,
+                streams,
+                code,
                 params,
-                first=position == 0,
-                last=position == final,
-                emit_all=emit == "all",
-                order=order,
+                {
+                    "zigzag": not mapped,
+                    "code_bank": number,
+                    "map_base": map_base if mapped else 0,
+                    "map_entries": entries,
+                    "has_bias": tile.bias is not None,
+                    "bias_base": 0 if tile.bias is None else bias_base,
+                },
             )
-            for position, layer in enumerate(network.layers)
-        ),
+        )
+        if numbers is not None:
+            maps.append(numbers)
+            map_base += entries
+        if tile.bias is not None:
+            biases.append(tile.bias)
+            bias_base += tile.bias.size
+    if maps:
+        values = from_zigzag(np.concatenate(maps))
+        setup.append(_load_packets(params, PacketKind.MAP, "maps", 0, values))
+    if biases:
+        if bias_base > 2 * params.row_depth:
+            raise CapacityError(
+                f"the layers have {bias_base} biases, expected at most twice row_depth = "
+                f"{params.row_depth} of parameter set {params.name}"
+            )
+        values = np.concatenate(biases)
+        setup.append(_load_packets(params, PacketKind.BIAS, "biases", 0, values))
+    return HardwareImage(params, tuple(setup), tuple(packets))
+
+
+def _matrix_packet(
+    tile: _Tile,
+    streams: Substreams,
+    code: HardwareCode,
+    params: AcceleratorParams,
+    values: Mapping[str, int],
+) -> MatrixPacket:
+    rows, columns = tile.values.shape
+    start_values, starts = _starts_section(streams.starts, columns)
+    payload_words = len(streams.payload) * 8 // params.bus_bits
+    data = _packet_data(
+        params,
+        PacketKind.MATRIX,
+        {
+            **tile.flags,
+            **values,
+            **start_values,
+            "rows": rows,
+            "columns": columns,
+            "payload_words": payload_words,
+        },
+        [starts, streams.payload],
+    )
+    return MatrixPacket(
+        PacketKind.MATRIX,
+        tile.name,
+        data,
+        layer=tile.layer,
+        rows=rows,
+        columns=columns,
+        first_row=tile.first_row,
+        first_column=tile.first_column,
+        code=code.name,
+        zigzag=bool(values["zigzag"]),
+        code_bits=int(streams.bits.sum()),
+        multiplied=streams.multiplied,
+        payload_words=payload_words,
+        substream_bits=tuple(streams.bits.tolist()),
+        lane_work=tuple(streams.work.tolist()),
     )

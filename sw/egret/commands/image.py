@@ -34,9 +34,9 @@ def _run(arguments: argparse.Namespace) -> None:
         raise EgretError(f"{arguments.file}: layer {error}") from error
     write_bytes(arguments.output, image.data)
     print(f"{arguments.output}: {len(image.data)} bytes for {params.name}")
-    for packet in image.packets:
+    for packet in image.matrices:
         print(
-            f"  {packet.name}: {packet.rows} x {packet.columns}, order {packet.order}, "
+            f"  {packet.name}: {packet.rows} x {packet.columns}, {packet.code}, "
             f"{packet.code_bits / (packet.rows * packet.columns):.3f} code bits per weight, "
             f"{len(packet.data) * 8 // params.bus_bits} bus words with TLAST on the last"
         )
