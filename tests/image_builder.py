@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import crc32c as independent_crc
 import numpy as np
@@ -259,7 +260,7 @@ def coded_matrix(
     *,
     ranges: Sequence[tuple[int, int]] | None = None,
     trim: bool = True,
-    **fields: int,
+    **fields: Any,
 ) -> bytes:
     """Return the packet of a matrix given as indices, -1 being a weight 0.
 
