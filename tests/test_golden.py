@@ -967,7 +967,10 @@ BIASES = bias_packet(SERIAL, 0, [1, 2])
             "rows: found 3, expected the 2",
         ),
         ([SETUP, serial("1", (1, 1)), SETUP], "map entries 0 to 2: found in use"),
-        ([SETUP, serial("1", (1, 1)), serial("1", (1, 1)), SETUP], "map entries 0 to 2: found in"),
+        (
+            [SETUP, serial("1", (1, 1)), serial("1", (1, 1), zigzag=1), SETUP],
+            "found in use by one of",
+        ),
         (
             [BIASES, serial("1", (2, 1), has_bias=1), BIASES],
             "bias entries 0 to 1: found in use",
