@@ -83,8 +83,6 @@ def test_too_many_zeros_are_marked(order: int) -> None:
     assert symbols[1][1] == 1
 
 
-# Amaranth warns of components that never become gates; those refused here cannot.
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 @pytest.mark.parametrize(("limit", "width"), [(10, 24), (10, 16), (16, 32)])
 def test_a_word_holds_the_longest_codeword(limit: int, width: int) -> None:
     with pytest.raises(ValueError, match="word_bits must be a power of two"):
