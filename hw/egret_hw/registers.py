@@ -24,6 +24,7 @@ __all__ = [
     "Kind",
     "Register",
     "decode_params",
+    "package_version",
     "register_named",
 ]
 
@@ -128,12 +129,26 @@ class Register:
         return value
 
 
+def package_version() -> str:
+    """Return Egret's version."""
+    return version("egret")
+
+
 def _version_number(place: int) -> int:
-    return int(re.findall(r"\d+", version("egret"))[place])
+    return int(re.findall(r"\d+", package_version())[place])
 
 
-def _live(name: str, offset: int, meaning: str, width: int = REGISTER_BITS) -> Register:
-    return Register(name, offset, meaning, (Field("value", 0, width, Kind.LIVE, meaning),))
+def _plain(
+    name: str,
+    offset: int,
+    kind: Kind,
+    meaning: str,
+    value: Callable[[AcceleratorParams], int] | None = None,
+) -> Register:
+    """Return a register that is one field."""
+    return Register(
+        name, offset, meaning, (Field("value", 0, REGISTER_BITS, kind, meaning, value),)
+    )
 
 
 def _numbered(names: tuple[str, ...]) -> str:
@@ -169,8 +184,8 @@ def _parameter_register(place: int, name: str) -> Register:
         return _parameter_number(params, name)
 
     meaning = f"parameter `{name}`{_PARAMETER_MEANINGS.get(name, '')}"
-    field = Field("value", 0, REGISTER_BITS, Kind.CONSTANT, meaning, value)
-    return Register(f"PARAM_{name.upper()}", _PARAMETERS_BASE + 4 * place, meaning, (field,))
+    offset = _PARAMETERS_BASE + REGISTER_BITS // 8 * place
+    return _plain(f"PARAM_{name.upper()}", offset, Kind.CONSTANT, meaning, value)
 
 
 def _constant(name: str, lsb: int, width: int, meaning: str, value: Callable[[], int]) -> Field:
@@ -178,12 +193,7 @@ def _constant(name: str, lsb: int, width: int, meaning: str, value: Callable[[],
 
 
 REGISTERS: tuple[Register, ...] = (
-    Register(
-        "ID",
-        0x000,
-        "the bytes `EGRT`",
-        (_constant("value", 0, 32, "0x54524745", lambda: CORE_ID),),
-    ),
+    _plain("ID", 0x000, Kind.CONSTANT, "the bytes `EGRT`", lambda params: CORE_ID),
     Register(
         "VERSION",
         0x004,
@@ -232,23 +242,28 @@ REGISTERS: tuple[Register, ...] = (
             ),
         ),
     ),
-    _live("POSITION", 0x014, "its position, by the table of errors in format.md"),
-    Register(
-        "SCRATCH",
-        0x018,
-        "no effect: for trying the bus",
-        (Field("value", 0, 32, Kind.HELD, "what was written"),),
+    _plain("POSITION", 0x014, Kind.LIVE, "its position, by the table of errors in format.md"),
+    _plain("SCRATCH", 0x018, Kind.HELD, "what was written, without effect: for trying the bus"),
+    _plain("MATRICES", 0x040, Kind.LIVE, "matrices that ended without error"),
+    _plain(
+        "CYCLES",
+        0x044,
+        Kind.LIVE,
+        "cycles in which a packet was under way or its first word waited",
     ),
-    _live("MATRICES", 0x040, "matrices that ended without error"),
-    _live("CYCLES", 0x044, "cycles in which a packet was under way or its first word waited"),
-    _live("WORDS", 0x048, "bus words taken, discarded ones included"),
-    _live("STALLS", 0x04C, "cycles of those in which a bus word waited"),
-    _live("STARVED", 0x050, "cycles of those in which no bus word was there"),
-    _live(
-        "MULTIPLIES", 0x054, "weights multiplied, zeros not counted; each by `batch` activations"
+    _plain("WORDS", 0x048, Kind.LIVE, "bus words taken, discarded ones included"),
+    _plain("STALLS", 0x04C, Kind.LIVE, "cycles of those in which a bus word waited"),
+    _plain("STARVED", 0x050, Kind.LIVE, "cycles of those in which no bus word was there"),
+    _plain(
+        "MULTIPLIES",
+        0x054,
+        Kind.LIVE,
+        "weights multiplied, zeros not counted; each by `batch` activations",
     ),
-    _live("WEIGHTS", 0x058, "weights of the matrices, zeros included: rows times columns"),
-    _live("PAYLOAD_WORDS", 0x05C, "bus words of the matrices' payloads"),
+    _plain(
+        "WEIGHTS", 0x058, Kind.LIVE, "weights of the matrices, zeros included: rows times columns"
+    ),
+    _plain("PAYLOAD_WORDS", 0x05C, Kind.LIVE, "bus words of the matrices' payloads"),
     *(_parameter_register(place, name) for place, name in enumerate(_PARAMETERS)),
 )
 """Every register, in ascending order of offsets. Counters wrap at 2^32; resets set them to 0."""

@@ -18,11 +18,9 @@ from cocotb_test.simulator import Verilator
 
 from egret.errors import EgretError
 from egret.files import write_text
+from egret_hw.rtl import LINT_WAIVERS
 
-__all__ = ["LINT_WAIVERS", "VERILATOR_FLAGS", "build_folder", "run_bench", "verilator_environment"]
-
-LINT_WAIVERS = Path(__file__).parent / "lint.vlt"
-"""Verilator's control file: the few warnings of generated code, each with its reason."""
+__all__ = ["VERILATOR_FLAGS", "build_folder", "run_bench", "verilator_environment"]
 
 VERILATOR_FLAGS = ("-Wall", "-O3", "-fno-inline", "--x-assign", "unique", "--x-initial", "unique")
 """Not inlined, a module that all lanes share is compiled once, not once a lane."""
