@@ -4,7 +4,7 @@ The format is chapter 2 of docs/format.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from egret.codebook import from_zigzag, zigzag
 from egret.crc import crc32c
 from egret.errors import CapacityError, EgretError
 from egret.image_code import HardwareCode, class_offsets
-from egret.image_cut import Substreams, make_substreams
+from egret.image_cut import make_substreams
 from egret.image_format import (
     CLASSES,
     CODE_FIELDS,
@@ -30,7 +30,8 @@ from egret.image_format import (
     Field,
     PacketKind,
 )
-from egret.image_plan import Histograms, form_of, make_plan
+from egret.image_plan import Histograms, MapUse, make_plan
+from egret.image_tables import place_tables
 from egret.network import IntegerNetwork
 from egret.params import BIAS_BITS, AcceleratorParams
 from egret.prefix_code import PrefixCode
@@ -69,6 +70,8 @@ class MatrixPacket(Packet):
         Size of the matrix, or of the tile of one.
     first_row, first_column : int
         Where the tile lies in the layer's matrix.
+    load_activations : bool
+        It takes a packet of activations: the `columns` from `first_column` on.
     code : str
         Name of its code.
     zigzag : bool
@@ -90,6 +93,7 @@ class MatrixPacket(Packet):
     columns: int
     first_row: int
     first_column: int
+    load_activations: bool
     code: str
     zigzag: bool
     code_bits: int
@@ -189,7 +193,7 @@ def _code_packet(code: HardwareCode, bank: int, params: AcceleratorParams) -> Pa
     )
 
 
-def _load_packets(
+def _load_packet(
     params: AcceleratorParams, kind: PacketKind, name: str, base: int, entries: NDArray[np.integer]
 ) -> Packet:
     dtype = f"<i{(BIAS_BITS if kind is PacketKind.BIAS else ENTRY_BITS) // 8}"
@@ -256,17 +260,13 @@ def _network_tiles(
     return tiles
 
 
-def _indices(
-    values: NDArray[np.int32], numbers: NDArray[np.int64] | None, *, skip_zero: bool
-) -> NDArray[np.int64]:
-    """Return the index of each weight; numbers are those of a value map's entries."""
+def _indices(values: NDArray[np.int32], use: MapUse | None, *, is_run: bool) -> NDArray[np.int64]:
+    """Return the index of each weight; those of zeros mean nothing in the run form."""
     every = zigzag(values.reshape(-1))
-    if numbers is None:
-        return every - 1 if skip_zero else every
-    table = np.full(int(max(every.max(), numbers.max())) + 1, -1, np.int64)
-    table[numbers] = np.arange(numbers.size)
-    if skip_zero:
-        table[0] = -1
+    if use is None:
+        return every - 1 if is_run else every
+    table = np.zeros(int(max(every.max(), use.numbers.max())) + 1, np.int64)
+    table[use.numbers] = np.arange(use.numbers.size)
     return table[every]
 
 
@@ -352,92 +352,131 @@ def build_matrices(
 def _build(tiles: Sequence[_Tile], params: AcceleratorParams, codes: Codes) -> HardwareImage:
     group = [Histograms(tile.name, tile.values, params) for tile in tiles]
     plan = make_plan(group, codes, params)
-    setup = [_code_packet(code, bank, params) for bank, code in enumerate(plan.codes)]
-    packets: list[Packet] = []
-    maps: list[NDArray[np.int64]] = []
-    biases: list[NDArray[np.int32]] = []
-    map_base = bias_base = 0
-    for tile, histograms, number, mapped in zip(
-        tiles, group, plan.numbers, plan.mapped, strict=True
-    ):
-        code = plan.codes[number]
-        form = form_of(code)
-        numbers = histograms.numbers(form) if mapped else None
-        entries = histograms.entries(form, mapped)
-        indices = _indices(tile.values, numbers, skip_zero=form == "run")
-        streams = make_substreams(
-            indices, np.flatnonzero(tile.values), tile.values.shape[1], entries, code, params
-        )
-        packets.append(
-            _matrix_packet(
-                tile,
-                streams,
-                code,
+    own = [None if use is None or use.key < 0 else use.numbers for use in plan.maps]
+    turns, (map_places, bias_places) = place_tables(
+        [tile.name for tile in tiles],
+        [
+            (
+                "map entries",
+                [0 if numbers is None else numbers.size for numbers in own],
+                plan.shared.size,
+                params.map_depth,
+            ),
+            (
+                "biases",
+                [0 if tile.bias is None else tile.bias.size for tile in tiles],
+                0,
+                2 * params.row_depth,
+            ),
+        ],
+    )
+
+    def load_map(place: int) -> list[Packet]:
+        numbers = own[place]
+        if numbers is None:
+            return []
+        return [
+            _load_packet(
                 params,
-                {
-                    "zigzag": not mapped,
-                    "code_bank": number,
-                    "map_base": map_base if mapped else 0,
-                    "map_entries": entries,
-                    "has_bias": tile.bias is not None,
-                    "bias_base": 0 if tile.bias is None else bias_base,
-                },
+                PacketKind.MAP,
+                tiles[place].name,
+                map_places.bases[place],
+                from_zigzag(numbers),
             )
+        ]
+
+    def load_bias(place: int) -> list[Packet]:
+        bias = tiles[place].bias
+        if bias is None:
+            return []
+        return [
+            _load_packet(params, PacketKind.BIAS, tiles[place].name, bias_places.bases[place], bias)
+        ]
+
+    codes_stay = len(plan.codes) <= params.code_banks
+    setup: list[Packet] = []
+    if codes_stay:
+        setup += [_code_packet(code, bank, params) for bank, code in enumerate(plan.codes)]
+    if plan.shared.size:
+        setup.append(
+            _load_packet(params, PacketKind.MAP, "shared map", 0, from_zigzag(plan.shared))
         )
-        if numbers is not None:
-            maps.append(numbers)
-            map_base += entries
+    for place in range(len(tiles)):
+        setup += load_map(place) if map_places.stay else []
+        setup += load_bias(place) if bias_places.stay else []
+    packets: list[Packet] = []
+    loaded = -1
+    waits = False
+    for turn in turns:
+        place = turn.matrix
+        tile, use, number = tiles[place], plan.maps[place], plan.numbers[place]
+        if not codes_stay and number != loaded:
+            packets.append(_code_packet(plan.codes[number], number % params.code_banks, params))
+            loaded = number
+        flags: dict[str, int] = dict(tile.flags)
+        # Of a matrix and the spacers before it, the first takes the activations.
+        flags["load_activations"] &= not waits
+        waits = turn.is_spacer
+        flags["code_bank"] = number % params.code_banks
+        if turn.is_spacer:
+            packets.append(_spacer(tile, plan.codes[number], flags, params))
+            continue
+        packets += [] if map_places.stay else load_map(place)
+        packets += [] if bias_places.stay else load_bias(place)
         if tile.bias is not None:
-            biases.append(tile.bias)
-            bias_base += tile.bias.size
-    if maps:
-        values = from_zigzag(np.concatenate(maps))
-        setup.append(_load_packets(params, PacketKind.MAP, "maps", 0, values))
-    if biases:
-        if bias_base > 2 * params.row_depth:
-            raise CapacityError(
-                f"the layers have {bias_base} biases, expected at most twice row_depth = "
-                f"{params.row_depth} of parameter set {params.name}"
-            )
-        values = np.concatenate(biases)
-        setup.append(_load_packets(params, PacketKind.BIAS, "biases", 0, values))
+            flags["has_bias"] = 1
+            flags["bias_base"] = bias_places.bases[place]
+        if use is not None:
+            base = 0 if use.key < 0 else map_places.bases[place]
+            flags["map_base"] = base + use.first
+        packets.append(_matrix_packet(tile, use, plan.codes[number], flags, params))
     return HardwareImage(params, tuple(setup), tuple(packets))
+
+
+def _spacer(
+    tile: _Tile, code: HardwareCode, flags: Mapping[str, int], params: AcceleratorParams
+) -> MatrixPacket:
+    """Make a matrix of zeros that uses no tables and adds nothing to the one behind it."""
+    kept = {name: flags[name] for name in ("load_activations", "code_bank")}
+    zeros = replace(tile, values=np.zeros_like(tile.values), bias=None)
+    return _matrix_packet(zeros, None, code, {**kept, "more": 1}, params)
 
 
 def _matrix_packet(
     tile: _Tile,
-    streams: Substreams,
+    use: MapUse | None,
     code: HardwareCode,
+    flags: Mapping[str, int],
     params: AcceleratorParams,
-    values: Mapping[str, int],
 ) -> MatrixPacket:
     rows, columns = tile.values.shape
+    indices = _indices(tile.values, use, is_run=code.run is not None)
+    entries = max(1, int(indices.max()) + 1) if use is None else use.numbers.size
+    positions = np.flatnonzero(tile.values)
+    streams = make_substreams(indices, positions, columns, entries, code, params)
     start_values, starts = _starts_section(streams.starts, columns)
     payload_words = len(streams.payload) * 8 // params.bus_bits
-    data = _packet_data(
-        params,
-        PacketKind.MATRIX,
-        {
-            **tile.flags,
-            **values,
-            **start_values,
-            "rows": rows,
-            "columns": columns,
-            "payload_words": payload_words,
-        },
-        [starts, streams.payload],
-    )
+    values = {
+        **flags,
+        **start_values,
+        "rows": rows,
+        "columns": columns,
+        "zigzag": use is None,
+        "map_entries": entries,
+        "payload_words": payload_words,
+    }
     return MatrixPacket(
         PacketKind.MATRIX,
         tile.name,
-        data,
+        _packet_data(params, PacketKind.MATRIX, values, [starts, streams.payload]),
         layer=tile.layer,
         rows=rows,
         columns=columns,
         first_row=tile.first_row,
         first_column=tile.first_column,
+        load_activations=bool(flags["load_activations"]),
         code=code.name,
-        zigzag=bool(values["zigzag"]),
+        zigzag=use is None,
         code_bits=int(streams.bits.sum()),
         multiplied=streams.multiplied,
         payload_words=payload_words,
