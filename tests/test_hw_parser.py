@@ -1,30 +1,29 @@
-"""The parser alone, against codewords written as plain strings."""
+"""The parsers alone, in logic and as microcode, against codewords cut out of strings of bits."""
 
 import random
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
 
 import bitstring
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
 
-from egret_hw.parser import Parser
+from egret.params import CODE_NAMES, AcceleratorParams
+from egret_hw.layouts import code_layout, code_write_layout
+from egret_hw.microcode import MicrocodeParser, MicrocodeWriter
+from egret_hw.parser import Parser, UnrolledParser
 from egret_sim.bank import bank_verilog
 from egret_sim.benches.parser import Cycle, Seen
 from egret_sim.runner import run_bench
 
-# width, cut, suffix limit; the limits are those of map depths 2, 1024 and 4096.
-VARIANTS = {
-    "w1_cut1": (1, 1, 10),
-    "w4_cut4": (4, 4, 10),
-    "w4_cut2": (4, 2, 7),
-    "w8_cut4": (8, 4, 10),
-    "w8_cut2": (8, 2, 12),
-    "w16_cut4": (16, 4, 12),
-}
-ORDERS = range(8)
-MODES = ("free", "gaps", "bubbles", "wrong")
+MODES = ("free", "gaps", "bubbles")
+EXP_GOLOMB, RUNS, TABLES = CODE_NAMES
 
 # Indices 0 to 9, from the paper's table.
-TABLE = {
+PAPER = {
     0: "1 010 011 00100 00101 00110 00111 0001000 0001001 0001010",
     1: "10 11 0100 0101 0110 0111 001000 001001 001010 001011",
     2: "100 101 110 111 01000 01001 01010 01011 01100 01101",
@@ -32,180 +31,500 @@ TABLE = {
 }
 
 
-def codeword(index: int, order: int) -> str:
-    number = f"{index + 2**order:b}"
-    return "0" * (len(number) - 1 - order) + number
+@dataclass(frozen=True)
+class Variant:
+    """A parser under test."""
+
+    width: int
+    cut: int
+    limit: int
+    codes: tuple[str, ...]
+    microcode: bool = False
+
+    @property
+    def slots(self) -> int:
+        return self.width // self.cut
+
+    @property
+    def params(self) -> AcceleratorParams:
+        return AcceleratorParams(
+            name="parser",
+            lanes=1,
+            parser_bits=self.width,
+            parser_cut=self.cut,
+            bus_bits=32,
+            parser="microcode" if self.microcode else "logic",
+            codes=self.codes,
+            suffix_limit=self.limit,
+            map_depth=16,
+        )
+
+    def component(self) -> wiring.Component:
+        if self.microcode:
+            return Microcoded(self.params)
+        if self.width > 16:
+            return Logic(UnrolledParser(self.width, self.cut, self.limit, self.codes), self)
+        return Logic(Parser(self.params), self)
 
 
-@dataclass
-class Run:
-    order: int
-    mode: str
-    words: list[list[str]]
-    indices: list[list[int]]
-    sent: list[str]
-    good_bits: list[int]
-    cycles: list[Cycle]
-
-
-def make_run(variant: str, order: int, mode: str) -> Run:
-    width, cut, limit = VARIANTS[variant]
-    slots = width // cut
-    rng = random.Random(f"{variant} {order} {mode}")
-    largest = 2 ** (limit + 1) - 1 - 2**order
-    bits = 120 + rng.randrange(width)
-    run = Run(order, mode, [], [], [], [], [])
-    for slot in range(slots):
-        indices = list(range(10)) if slot == 0 and order in TABLE and mode != "wrong" else []
-        length = 0
-        words = [codeword(index, order) for index in indices]
-        while (length := sum(map(len, words))) < bits * (0.6 if mode == "wrong" else 1):
-            spread = rng.choice((0, 0, 3, 8, largest.bit_length()))
-            indices.append(min(largest, rng.randrange(2**spread)))
-            if rng.random() < 0.05:
-                indices[-1] = largest
-            words.append(codeword(indices[-1], order))
-        text = "".join(words)
-        if mode == "wrong":
-            text += "0" * (limit - order + 1 + rng.randrange(20))
-        run.good_bits.append(length + limit - order if mode == "wrong" else len(text))
-        run.indices.append(indices)
-        run.words.append(words)
-        run.sent.append(text)
-    rounds = -(-max(map(len, run.sent)) // width)
-    if mode == "wrong":
-        run.sent = [text.ljust(rounds * width, "0") for text in run.sent]
-    else:
-        # Blocks are whole: what the shorter slots lack are ones, short codewords of index 0.
-        for slot, text in enumerate(run.sent):
-            missing = rounds * width - len(text)
-            run.words[slot] += [codeword(0, order)] * missing
-            run.indices[slot] += [0] * missing
-            run.sent[slot] = (text + codeword(0, order) * missing)[: rounds * width]
-            run.good_bits[slot] = rounds * width
-
-    def garbage() -> int:
-        return rng.getrandbits(width)
-
-    run.cycles.append(Cycle(1, rng.getrandbits(1), order, rng.getrandbits(1), garbage()))
-    position = [0] * slots
-    turn = 0
-    while min(position) < rounds * width:
-        if mode in ("gaps", "bubbles") and rng.random() < 0.3:
-            run.cycles.append(Cycle(0, 0, order, rng.getrandbits(1), garbage()))
-            continue
-        begin = position[turn]
-        if begin >= rounds * width or (mode == "bubbles" and rng.random() < 0.3):
-            run.cycles.append(Cycle(0, 1, order, 0, garbage()))
-        else:
-            block = run.sent[turn][begin : begin + width]
-            run.cycles.append(Cycle(0, 1, order, 1, int(block, 2)))
-            position[turn] += width
-        turn = (turn + 1) % slots
-    # The free run is cut off by the next start, with bits inside; the others run empty.
-    if mode != "free":
-        run.cycles += [Cycle(0, 1, order, 0, garbage()) for _ in range(slots + 2)]
-    return run
-
-
-RUNS = {
-    (variant, order, mode): make_run(variant, order, mode)
-    for variant in VARIANTS
-    for order in ORDERS
-    for mode in MODES
+VARIANTS = {
+    "w1": Variant(1, 1, 10, CODE_NAMES),
+    "w1_eg": Variant(1, 1, 8, (EXP_GOLOMB,)),
+    "w4": Variant(4, 4, 10, CODE_NAMES),
+    "w4_eg": Variant(4, 4, 10, (EXP_GOLOMB,)),
+    "w4_eg_cut2": Variant(4, 2, 4, (EXP_GOLOMB,)),
+    "w4_run": Variant(4, 2, 9, (EXP_GOLOMB, RUNS)),
+    "w4_table": Variant(4, 4, 11, (EXP_GOLOMB, TABLES)),
+    "w8": Variant(8, 4, 12, CODE_NAMES),
+    "w8_run": Variant(8, 4, 12, (EXP_GOLOMB, RUNS)),
+    "w8_cut2": Variant(8, 2, 5, CODE_NAMES),
+    "w16_cut2": Variant(16, 2, 4, CODE_NAMES),
+    "w64_eg": Variant(64, 4, 10, (EXP_GOLOMB,)),
+    "w64_eg_cut2": Variant(64, 2, 12, (EXP_GOLOMB,)),
+    "m4": Variant(4, 4, 10, CODE_NAMES, microcode=True),
+    "m8": Variant(8, 4, 12, CODE_NAMES, microcode=True),
+    "m16": Variant(16, 4, 4, (EXP_GOLOMB, TABLES), microcode=True),
 }
 
 
-@pytest.fixture(scope="module")
-def recordings() -> dict[tuple[str, int, str], list[Seen]]:
-    members = {name: Parser(*variant) for name, variant in VARIANTS.items()}
-    jobs = {
-        variant: [cycle for key, run in RUNS.items() if key[0] == variant for cycle in run.cycles]
-        for variant in VARIANTS
+def bench_ports(variant: Variant) -> dict[str, wiring.Member]:
+    """The ports of both parsers, and of the microcode's writer."""
+    one = ("enable", "start", "i_valid", "i_first", "i_last", "i_parity", "i_bank")
+    return {
+        **{name: In(1) for name in one},
+        "codes": In(data.ArrayLayout(code_layout(), 2)),
+        "code_write": In(code_write_layout()),
+        "i_bits": In(variant.width),
+        "turn": Out(5),
+        "o_slot": Out(5),
+        **{name: Out(1) for name in ("busy", "o_valid", "o_first", "o_last", "o_parity")},
+        **{name: Out(variant.width) for name in ("o_bits", "o_end", "o_event")},
     }
-    seen = run_bench(bank_verilog(members, "parsers"), "parsers", "egret_sim.benches.parser", jobs)
-    split = {}
-    for key, run in RUNS.items():
-        split[key] = seen[key[0]][: len(run.cycles)]
-        del seen[key[0]][: len(run.cycles)]
-    return split
+
+
+def join(m: Module, outer: wiring.Component, parser: wiring.Component) -> None:
+    """Connect the ports that have the same name."""
+    for name, member in parser.signature.members.items():
+        if name in outer.signature.members:
+            inside, outside = getattr(parser, name), getattr(outer, name)
+            m.d.comb += inside.eq(outside) if member.flow == In else outside.eq(inside)
+
+
+class Logic(wiring.Component):
+    """A parser in logic behind the bench's ports."""
+
+    def __init__(self, parser: wiring.Component, variant: Variant) -> None:
+        self._parser = parser
+        super().__init__(bench_ports(variant))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.parser = self._parser
+        join(m, self, self._parser)
+        return m
+
+
+class Microcoded(wiring.Component):
+    """A microcoded parser and its writer behind the bench's ports."""
+
+    def __init__(self, params: AcceleratorParams) -> None:
+        self._params = params
+        super().__init__(
+            bench_ports(Variant(params.parser_bits, params.parser_cut, params.suffix_limit, ()))
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.parser = parser = MicrocodeParser(self._params)
+        m.submodules.writer = writer = MicrocodeWriter(self._params)
+        join(m, self, parser)
+        m.d.comb += [
+            writer.start.eq(self.start),
+            writer.settings.eq(self.codes[0]),
+            writer.code_write.eq(self.code_write),
+            parser.microcode_write.eq(writer.microcode_write),
+            self.busy.eq(writer.busy),
+        ]
+        return m
+
+
+@dataclass(frozen=True)
+class Table:
+    """Classes of codewords: suffix bits, and what a codeword stands for beyond its number."""
+
+    golomb: bool
+    suffix_bits: tuple[int, ...]
+    offsets: tuple[int, ...]
+
+    @property
+    def last(self) -> int:
+        return len(self.suffix_bits) - 1
+
+
+@dataclass(frozen=True)
+class Code:
+    run_form: bool
+    dense: bool
+    level: Table
+    run: Table
+
+
+EMPTY = Table(False, (0,), (0,))
+WRITER_CYCLES = 1030
+
+
+def golomb_table(order: int, limit: int) -> Table:
+    classes = limit - order + 1
+    return Table(True, tuple(range(order, limit + 1)), (-(2**order),) * classes)
+
+
+def class_table(suffix_bits: tuple[int, ...]) -> Table:
+    """Codewords number 0, 1, 2 and so on, class after class."""
+    offsets, base = [], 0
+    for number, bits in enumerate(suffix_bits):
+        offsets.append(base - (2**bits if number < len(suffix_bits) - 1 else 0))
+        base += 2**bits
+    return Table(False, suffix_bits, tuple(offsets))
+
+
+def random_table(rng: random.Random, limit: int, golomb: bool) -> Table:
+    if golomb:
+        return golomb_table(rng.randint(0, min(7, limit)), limit)
+    last = rng.choice((0, 1, 2, 3, rng.randrange(16), 15))
+    largest = rng.choice((1, 3, limit))
+    bits = [rng.randint(0, largest) for _ in range(last + 1)]
+    bits[-1] = rng.choice((bits[-1], 0, limit))
+    if last == 0 and bits[0] == 0:
+        bits[0] = rng.randint(1, limit)
+    return class_table(tuple(bits))
+
+
+def random_code(rng: random.Random, variant: Variant, number: int) -> Code:
+    """A code that the parser knows; numbers that follow each other lead to every kind of them."""
+    form = number % 3 if RUNS in variant.codes else 1 + number % 2
+    golomb = TABLES not in variant.codes or bool(number // 3 % 2)
+    level = random_table(rng, variant.limit, golomb)
+    if form:
+        return Code(False, form == 2, level, EMPTY)
+    golomb = TABLES not in variant.codes or rng.random() < 0.5
+    return Code(True, False, level, random_table(rng, variant.limit, golomb))
 
 
 @dataclass
-class Parsed:
-    words: list[str]
-    nonzero: list[bool]
-    bad: list[int]
-    bits: str
+class Reading:
+    """What docs/format.md says of a substream."""
+
+    ends: list[int] = field(default_factory=list)
+    events: list[int] = field(default_factory=list)
+    indices: list[int] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+    bad: int | None = None
 
 
-def gather(run: Run, seen: list[Seen], slots: int, width: int) -> list[Parsed]:
-    """Follow each block through the pipeline, and put each slot's words together again."""
-    inside: list[int | None] = [None] * slots
+def read_substream(code: Code, text: str) -> Reading:
+    reading = Reading()
+    begin, run = 0, code.run_form
+    while True:
+        table = code.run if run else code.level
+        rest = text[begin:]
+        zeros = len(rest) - len(rest.lstrip("0"))
+        if not table.golomb and zeros >= table.last:
+            zeros = table.last
+            suffix_at = begin + zeros
+        elif zeros == len(rest):
+            return reading
+        elif zeros > table.last:
+            reading.bad = begin + zeros
+            return reading
+        else:
+            suffix_at = begin + zeros + 1
+        bits = table.suffix_bits[zeros]
+        suffix = text[suffix_at : suffix_at + bits]
+        if len(suffix) < bits:
+            return reading
+        after = suffix_at + bits
+        number = (0 if suffix_at == begin + zeros else 2**bits) + int("0" + suffix, 2)
+        index = number + table.offsets[zeros]
+        reading.ends.append(after - 1)
+        if not run and (code.run_form or code.dense or index != 0):
+            reading.events.append(after - 1)
+        reading.words.append(text[begin:after])
+        reading.indices.append(index)
+        begin, run = after, code.run_form and not run
+
+
+def codeword(table: Table, rng: random.Random) -> str:
+    number = min(rng.randrange(16), rng.randrange(16), table.last)
+    bits = table.suffix_bits[number]
+    stop = "1" if table.golomb or number < table.last else ""
+    return "0" * number + stop + "".join(rng.choice("01") for _ in range(bits))
+
+
+def random_text(rng: random.Random, code: Code, length: int) -> str:
+    """Codewords, any bits, or ever longer runs of zeros."""
+    kind = rng.choice(("words", "words", "first", "bits", "zeros"))
+    text, run = "", code.run_form
+    while len(text) < length:
+        table = code.run if run else code.level
+        run = code.run_form and not run
+        if kind == "words":
+            text += codeword(table, rng)
+        elif kind == "first":
+            # Codewords near the first one of class 0.
+            text += ("" if table.last == 0 else "1") + "0" * table.suffix_bits[0]
+            text += rng.choice(("", "", codeword(table, rng)))
+        elif kind == "bits":
+            text += rng.choice("01")
+        else:
+            text += "0" * rng.randrange(1 + len(text) // 4) + "1"
+    return text[:length]
+
+
+@dataclass
+class Matrix:
+    """Bits of every slot, and the code to be loaded before them, or already loaded."""
+
+    code: Code
+    bank: int
+    load: bool
+    mode: str
+    texts: list[str]
+    readings: list[Reading]
+
+
+@dataclass
+class Plan:
+    """Cycles to play; which matrix, slot and beat enters in each."""
+
+    matrices: list[Matrix]
+    cycles: list[Cycle]
+    entering: list[tuple[int, int, int] | None]
+
+
+def code_number(code: Code) -> int:
+    level, run = code.level, code.run
+    fields = {
+        "run_form": int(code.run_form),
+        "dense": int(code.dense),
+        "level_golomb": int(level.golomb),
+        "run_golomb": int(run.golomb),
+        "level_last": level.last,
+        "run_last": run.last,
+        "level_order": level.suffix_bits[0],
+        "run_order": run.suffix_bits[0],
+        "level_offset": level.offsets[0],
+        "run_offset": run.offsets[0],
+    }
+    return code_layout().const(fields).as_bits()
+
+
+def code_writes(code: Code, bank: int) -> list[int]:
+    """Entries in a CODE packet's order."""
+    writes = []
+    for run, table in enumerate((code.level, code.run)):
+        for number in range(16):
+            used = number <= table.last and (code.run_form or not run)
+            fields = {
+                "enable": 1,
+                "bank": bank,
+                "run": run,
+                "number": number,
+                "suffix_bits": table.suffix_bits[number] if used else 0,
+                "offset": table.offsets[number] % 4096 - 2048 if used else 0,
+            }
+            writes.append(code_write_layout().const(fields).as_bits())
+    return writes
+
+
+def make_matrices(name: str) -> list[Matrix]:
+    variant = VARIANTS[name]
+    rng = random.Random(f"matrices of {name}")
+    matrices: list[Matrix] = []
+    code, bank = Code(False, False, EMPTY, EMPTY), 0
+    for number in range(12 if variant.microcode else 24):
+        load = variant.microcode or number < len(PAPER) or rng.random() < 0.7
+        if load:
+            bank = 0 if variant.microcode else 1 - bank
+            code = random_code(rng, variant, number)
+        rounds = rng.choice((1, 2, 3)) if rng.random() < 0.3 else 10 + 120 // variant.width
+        paper = PAPER.get(number, "").replace(" ", "")
+        if paper:
+            code = Code(False, False, golomb_table(number, variant.limit), EMPTY)
+            rounds += len(paper) // variant.width
+        length = rounds * variant.width
+        texts = [random_text(rng, code, length) for _ in range(variant.slots)]
+        texts[0] = (paper + texts[0])[:length]
+        readings = [read_substream(code, text) for text in texts]
+        matrices.append(Matrix(code, bank, load, MODES[number % len(MODES)], texts, readings))
+    return matrices
+
+
+@cache
+def make_plan(name: str) -> Plan:
+    variant = VARIANTS[name]
+    width, slots = variant.width, variant.slots
+    rng = random.Random(f"plan of {name}")
+    matrices = make_matrices(name)
+    plan = Plan(matrices, [], [])
+    # Of every slot, the matrix and the beat that come next; of the pipeline, what may be inside.
+    upcoming = [(0, 0)] * slots
+    inside: list[tuple[int, int, int] | None] = [None] * (slots + 2)
+    settings = [0, 0]
+    writes: list[tuple[int, int]] = []
+    ready, waiting, turn = 0, 0, 0
+    while upcoming[0][0] < len(matrices) or len(set(upcoming)) > 1 or any(inside):
+        while ready < len(matrices) and not matrices[ready].load:
+            ready += 1
+        write, start = 0, 0
+        if writes:
+            if rng.random() < 0.8:
+                write, start = writes.pop(0)
+                waiting = WRITER_CYCLES if start and variant.microcode else 0
+                ready += start
+        elif waiting:
+            waiting -= 1
+        elif ready < len(matrices):
+            # A code may be replaced when every matrix that uses it has left the pipeline.
+            bank, code = matrices[ready].bank, matrices[ready].code
+            begun = [beat[0] for beat in inside if beat] + [matrix for matrix, _ in upcoming]
+            if all(matrices[number].bank != bank for number in range(min(begun), ready)):
+                settings[bank] = code_number(code)
+                writes = [(entry, 0) for entry in code_writes(code, bank)] + [(0, 1)]
+        number, beat = upcoming[turn]
+        mode = matrices[min(number, len(matrices) - 1)].mode
+        enable = mode == "free" or rng.random() < 0.7
+        enters = number < ready and not waiting and (mode != "bubbles" or rng.random() < 0.7)
+        first, last, parity, bank, bits = (rng.getrandbits(n) for n in (1, 1, 1, 1, width))
+        if enters:
+            text = matrices[number].texts[turn]
+            first, last = int(beat == 0), int((beat + 1) * width == len(text))
+            parity, bank = number % 2, matrices[number].bank
+            bits = int(text[beat * width : (beat + 1) * width], 2)
+        plan.cycles.append(
+            Cycle(
+                enable=int(enable),
+                codes=settings[0] | settings[1] << code_layout().size,
+                code_write=write,
+                start=start,
+                i_valid=int(enters),
+                i_first=first,
+                i_last=last,
+                i_parity=parity,
+                i_bank=bank,
+                i_bits=bits,
+            )
+        )
+        plan.entering.append((number, turn, beat) if enters and enable else None)
+        if enable:
+            inside = [plan.entering[-1], *inside[:-1]]
+            if enters:
+                upcoming[turn] = (number + 1, 0) if last else (number, beat + 1)
+            turn = (turn + 1) % slots
+    return plan
+
+
+@pytest.fixture(scope="module")
+def recordings() -> dict[str, list[Seen]]:
+    members = {name: variant.component() for name, variant in VARIANTS.items()}
+    jobs = {name: make_plan(name).cycles for name in VARIANTS}
+    seen: dict[str, list[Seen]] = run_bench(
+        bank_verilog(members, "parsers"), "parsers", "egret_sim.benches.parser", jobs
+    )
+    return seen
+
+
+def marks(reading: Reading, begin: int, width: int) -> tuple[int, int]:
+    """`o_end` and `o_event` of the beat that begins at a bit."""
+    events = [*reading.events, *([] if reading.bad is None else [reading.bad])]
+    end, event = (
+        sum(1 << at - begin for at in places if begin <= at < begin + width)
+        for places in (reading.ends, events)
+    )
+    return end, event
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_marks(name: str, recordings: dict[str, list[Seen]]) -> None:
+    variant, plan = VARIANTS[name], make_plan(name)
+    width, slots = variant.width, variant.slots
+    inside: list[tuple[int, int, int] | None] = [None] * (slots + 1)
     turn = 0
-    parsed = [Parsed([], [], [], "") for _ in range(slots)]
-    opened = [""] * slots
     before = None
-    for number, (cycle, out) in enumerate(zip(run.cycles, seen, strict=True)):
-        if cycle.start:
-            inside, turn = [None] * slots, 0
-            continue
-        at = f"cycle {number} of {run.order=} {run.mode=}"
-        assert out.valid == (inside[-1] is not None), at
-        assert out.busy == any(slot is not None for slot in inside), at
+    for at, (cycle, entering, seen) in enumerate(
+        zip(plan.cycles, plan.entering, recordings[name], strict=True)
+    ):
+        where = f"{name}, cycle {at}"
+        assert seen.turn == turn, where
         if before is not None:
-            assert out == before, f"{at}: changed while not enabled"
-        before = None if cycle.enable else out
-        if not cycle.enable:
-            continue
-        slot = inside[-1]
-        if slot is not None:
-            for position in range(width):
-                mark = 1 << position
-                bit = "1" if out.bits & mark else "0"
-                if out.bad & mark:
-                    parsed[slot].bad.append(len(parsed[slot].bits))
-                parsed[slot].bits += bit
-                opened[slot] += bit
-                if out.end & mark:
-                    parsed[slot].words.append(opened[slot])
-                    parsed[slot].nonzero.append(bool(out.nonzero & mark))
-                    opened[slot] = ""
-        inside = [turn if cycle.valid else None, *inside[:-1]]
-        turn = (turn + 1) % slots
-    return parsed
+            assert seen._replace(busy=0) == before._replace(busy=0), f"{where}: not enabled"
+        leaving = inside[-1]
+        assert seen.o_valid == (leaving is not None), where
+        if leaving is not None:
+            number, slot, beat = leaving
+            matrix = plan.matrices[number]
+            where = f"{where}: matrix {number}, slot {slot}, beat {beat}, {matrix.code}"
+            text = matrix.texts[slot]
+            bits = text[beat * width : (beat + 1) * width]
+            assert f"{seen.o_bits:0{width}b}"[::-1] == bits, where
+            assert seen.o_slot == slot, where
+            assert seen.o_first == (beat == 0), where
+            assert seen.o_last == ((beat + 1) * width == len(text)), where
+            assert seen.o_parity == number % 2, where
+            expected = marks(matrix.readings[slot], beat * width, width)
+            assert (seen.o_end, seen.o_event) == expected, f"{where}: {text[: beat * width]} {bits}"
+        before = None if cycle.enable else seen
+        if cycle.enable:
+            inside = [entering, *inside[:-1]]
+            turn = (turn + 1) % slots
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_codewords(
-    variant: str, order: int, recordings: dict[tuple[str, int, str], list[Seen]]
-) -> None:
-    width, cut, _ = VARIANTS[variant]
-    slots = width // cut
-    for mode in MODES:
-        run = RUNS[variant, order, mode]
-        parsed = gather(run, recordings[variant, order, mode], slots, width)
-        for slot, found in enumerate(parsed):
-            where = f"{variant} {order=} {mode=} {slot=}"
-            received = len(run.sent[slot]) - (width if mode == "free" else 0)
-            assert found.bits == run.sent[slot][:received], where
-            expected, length = [], 0
-            for word in run.words[slot]:
-                length += len(word)
-                if length <= received:
-                    expected.append(word)
-            assert found.words == expected, where
-            indices = run.indices[slot][: len(expected)]
-            assert found.nonzero == [index != 0 for index in indices], where
-            assert found.bad == list(range(run.good_bits[slot], received)), where
-            if order == 0:
-                assert [bitstring.Bits(bin=word).ue for word in found.words] == indices, where
+@pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].microcode])
+def test_writer(name: str, recordings: dict[str, list[Seen]]) -> None:
+    cycles = make_plan(name).cycles
+    busy = [seen.busy for seen in recordings[name]]
+    starts = [at for at, cycle in enumerate(cycles) if cycle.start]
+    assert len(starts) > len(PAPER)
+    for start in starts:
+        assert busy[start : start + WRITER_CYCLES + 1] == [0] + [1] * (WRITER_CYCLES - 1) + [0]
+    assert sum(busy) == len(starts) * (WRITER_CYCLES - 1)
 
 
-@pytest.mark.parametrize("order", TABLE)
-def test_table(order: int, recordings: dict[tuple[str, int, str], list[Seen]]) -> None:
-    for variant, (width, cut, _) in VARIANTS.items():
-        run = RUNS[variant, order, "gaps"]
-        parsed = gather(run, recordings[variant, order, "gaps"], width // cut, width)
-        assert parsed[0].words[:10] == TABLE[order].split(), variant
+def test_plans() -> None:
+    """The plans hold what they are meant to."""
+    found: Counter[str] = Counter()
+    for name, variant in VARIANTS.items():
+        for matrix in make_plan(name).matrices:
+            code = matrix.code
+            for slot, reading in enumerate(matrix.readings):
+                kind = "runs" if code.run_form else "dense" if code.dense else "levels"
+                table = "golomb" if code.level.golomb else "table"
+                found[f"{kind} {table} {name[0]}"] += len(reading.ends)
+                found["too long"] += reading.bad is not None
+                # Read on after the error, more codewords would be found.
+                found["dead"] += reading.bad is not None and reading.bad + 40 < len(
+                    matrix.texts[slot]
+                )
+                for word in reading.words:
+                    found[f"longest {variant.limit}"] = max(
+                        len(word), found[f"longest {variant.limit}"]
+                    )
+            found["one class"] += code.level.last == 0
+            found["bare"] += not code.level.golomb and code.level.suffix_bits[-1] == 0
+    for kind in ("runs", "levels", "dense"):
+        for table in ("golomb", "table"):
+            for parser in "wm":
+                assert found[f"{kind} {table} {parser}"] > 20, (kind, table, parser, found)
+    for feature in ("too long", "dead", "one class", "bare"):
+        assert found[feature] > 10, (feature, found)
+    assert found["longest 12"] >= 25
+
+
+@pytest.mark.parametrize("order", PAPER)
+def test_paper(order: int) -> None:
+    """The reference itself reads the paper's table, and bitstring's codewords of order 0."""
+    code = Code(False, False, golomb_table(order, 10), EMPTY)
+    reading = read_substream(code, PAPER[order].replace(" ", ""))
+    assert reading.words == PAPER[order].split()
+    assert reading.indices == list(range(10))
+    if order == 0:
+        assert [bitstring.Bits(bin=word).ue for word in reading.words] == reading.indices

@@ -122,8 +122,8 @@ class MicrocodeParser(wiring.Component):
                     m.d.sync += kept.eq(states[index - 1])
             # The bits wait for the RAM, and the marks for the bits behind them.
             bits_held = Signal(self._width, name=f"bits{index}")
-            end_held = Signal(len(end), name=f"end{index}")
-            event_held = Signal(len(event), name=f"event{index}")
+            end_held = Signal(self._width, name=f"end{index}")
+            event_held = Signal(self._width, name=f"event{index}")
             with m.If(self.enable):
                 m.d.sync += [
                     following.eq(tag),
@@ -132,8 +132,8 @@ class MicrocodeParser(wiring.Component):
                     event_held.eq(event),
                 ]
             tag, bits = following, bits_held
-            end = Cat(end_held, words[index].end)
-            event = Cat(event_held, words[index].event)
+            end = Cat(end_held[: index * _CUT], words[index].end)
+            event = Cat(event_held[: index * _CUT], words[index].event)
         with m.If(self.enable):
             m.d.sync += [
                 self.o_valid.eq(tag.valid),

@@ -1,4 +1,4 @@
-"""Bench of the parser: plays cycles and records every output in each."""
+"""Bench of the parsers: plays cycles and records every output in each."""
 
 from typing import Any, NamedTuple
 
@@ -11,38 +11,41 @@ __all__ = ["Cycle", "Seen"]
 
 
 class Cycle(NamedTuple):
-    """Inputs of a cycle."""
+    """Inputs of a cycle; structures as numbers."""
 
-    start: int
     enable: int
-    order: int
-    valid: int
-    bits: int
+    codes: int
+    code_write: int
+    start: int
+    i_valid: int
+    i_first: int
+    i_last: int
+    i_parity: int
+    i_bank: int
+    i_bits: int
 
 
 class Seen(NamedTuple):
     """Outputs of a cycle."""
 
-    valid: int
-    bits: int
-    end: int
-    nonzero: int
-    bad: int
+    turn: int
     busy: int
+    o_valid: int
+    o_slot: int
+    o_first: int
+    o_last: int
+    o_parity: int
+    o_bits: int
+    o_end: int
+    o_event: int
 
 
 async def _play(ports: Ports, cycles: list[Cycle]) -> list[Seen]:
     seen = []
     for cycle in cycles:
-        ports.drive(
-            start=cycle.start,
-            enable=cycle.enable,
-            order=cycle.order,
-            i_valid=cycle.valid,
-            i_bits=cycle.bits,
-        )
+        ports.drive(**cycle._asdict())
         await ports.settle()
-        seen.append(Seen(*ports.read("o_valid", "o_bits", "o_end", "o_nonzero", "o_bad", "busy")))
+        seen.append(Seen(*ports.read(*Seen._fields)))
         await ports.step()
     return seen
 
