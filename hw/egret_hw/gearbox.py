@@ -1,6 +1,6 @@
 """Gearbox: cuts a bus word into the beats that the lanes read together."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Const, Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -57,12 +57,13 @@ class Gearbox(wiring.Component):
         word = Signal(self.i.payload.shape())
         left = Signal(range(beats + 1))
         # With more beats in a word than slots, only the outermost beats are first or last.
+        near_end = left <= params.slots if params.slots < beats else Const(1)
         m.d.comb += [
             self.o.valid.eq(left != 0),
             self.o.payload.bits.eq(word.data),
             self.o.payload.parity.eq(word.parity),
             self.o.payload.first.eq(word.first & (left > max(0, beats - params.slots))),
-            self.o.payload.last.eq(word.last & (left <= params.slots)),
+            self.o.payload.last.eq(word.last & near_end),
             self.i.ready.eq((left == 0) | ((left == 1) & self.o.ready)),
         ]
         with m.If(self.i.valid & self.i.ready):
