@@ -5,20 +5,29 @@ from itertools import pairwise, product
 
 import pytest
 
+from egret.params import AcceleratorParams
 from egret_hw.elastic import ElasticBuffer
-from egret_hw.gearbox import Gearbox
+from egret_hw.gearbox import Gearbox, beat_layout
+from egret_hw.packet_reader import payload_layout
 from egret_sim.bank import bank_verilog
 from egret_sim.benches.accelerator import PAUSES
 from egret_sim.benches.streams import Job, Run, Seen
 from egret_sim.runner import run_bench
 
 ELASTIC_BITS = {"elastic1": 1, "elastic20": 20}
-# Bits of a word and of a beat.
-GEARBOX_BITS = {
-    "gearbox1": (16, 16),
-    "gearbox2": (32, 16),
-    "gearbox4": (64, 16),
-    "gearbox8": (8, 1),
+# Bits of a word; lanes, bits of a lane, and bits between its cuts. With one beat in a word or
+# many, and with fewer slots than that, as many, or more.
+GEARBOXES = {
+    name: AcceleratorParams(
+        name=name, bus_bits=bus_bits, lanes=lanes, parser_bits=parser_bits, parser_cut=parser_cut
+    )
+    for name, (bus_bits, lanes, parser_bits, parser_cut) in {
+        "gearbox1": (32, 8, 4, 4),
+        "gearbox2": (32, 2, 8, 2),
+        "gearbox4": (64, 1, 16, 4),
+        "gearbox8": (128, 2, 8, 4),
+        "gearbox32": (32, 1, 1, 1),
+    }.items()
 }
 PATTERNS = list(product(PAUSES, PAUSES))
 TRANSFERS = 60
@@ -37,17 +46,18 @@ def make_runs(bits: int, beats: int) -> list[Run]:
 
 
 RUNS = {name: make_runs(bits, 1) for name, bits in ELASTIC_BITS.items()} | {
-    name: make_runs(word, word // beat) for name, (word, beat) in GEARBOX_BITS.items()
+    name: make_runs(payload_layout(params).size, params.beats_per_word)
+    for name, params in GEARBOXES.items()
 }
 
 
 @pytest.fixture(scope="module")
 def recordings() -> dict[str, list[list[Seen]]]:
     members = {name: ElasticBuffer(bits) for name, bits in ELASTIC_BITS.items()} | {
-        name: Gearbox(*bits) for name, bits in GEARBOX_BITS.items()
+        name: Gearbox(params) for name, params in GEARBOXES.items()
     }
     jobs = {name: Job(RUNS[name], bits, ("level",)) for name, bits in ELASTIC_BITS.items()} | {
-        name: Job(RUNS[name], word) for name, (word, _) in GEARBOX_BITS.items()
+        name: Job(RUNS[name], payload_layout(params).size) for name, params in GEARBOXES.items()
     }
     return run_bench(bank_verilog(members, "streams"), "streams", "egret_sim.benches.streams", jobs)
 
@@ -85,22 +95,32 @@ def test_elastic_buffer(name: str, recordings: dict[str, list[list[Seen]]]) -> N
             held += cycle.i_valid * cycle.i_ready - cycle.o_valid * cycle.o_ready
 
 
-@pytest.mark.parametrize("name", GEARBOX_BITS)
+@pytest.mark.parametrize("name", GEARBOXES)
 def test_gearbox(name: str, recordings: dict[str, list[list[Seen]]]) -> None:
-    word_bits, beat_bits = GEARBOX_BITS[name]
+    params = GEARBOXES[name]
+    beats, beat_bits = params.beats_per_word, params.lanes * params.parser_bits
     for run, seen in zip(RUNS[name], recordings[name], strict=True):
         expected = []
-        for word in run.payloads:
-            text = f"{word:0{word_bits}b}"
-            beats = [text[at : at + beat_bits] for at in range(0, word_bits, beat_bits)]
-            expected += [int(beat, 2) for beat in reversed(beats)]
+        for payload in run.payloads:
+            word = payload_layout(params).from_bits(payload)
+            text = f"{word.data:0{params.bus_bits}b}"
+            parts = [text[at : at + beat_bits] for at in range(0, params.bus_bits, beat_bits)]
+            for beat, part in enumerate(reversed(parts)):
+                # The first beat of every slot is one of the first C, its last one of the last C.
+                fields = {
+                    "bits": int(part, 2),
+                    "first": word.first and beat < params.slots,
+                    "last": word.last and beats - beat <= params.slots,
+                    "parity": word.parity,
+                }
+                expected.append(beat_layout(beat_bits).const(fields).as_bits())
         check_stream(name, run, seen, expected)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_full_rate(name: str, recordings: dict[str, list[list[Seen]]]) -> None:
     """A source that never pauses keeps every cycle after the first full, whatever the sink."""
-    beats = 1 if name in ELASTIC_BITS else GEARBOX_BITS[name][0] // GEARBOX_BITS[name][1]
+    beats = 1 if name in ELASTIC_BITS else GEARBOXES[name].beats_per_word
     for run, seen in zip(RUNS[name], recordings[name], strict=True):
         if run.source != "none" or run.cycles == CUT_OFF:
             continue
