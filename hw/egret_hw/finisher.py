@@ -2,7 +2,6 @@
 
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from egret.image_format import ErrorKind
@@ -12,6 +11,7 @@ from egret_hw.elastic import ElasticBuffer
 from egret_hw.layouts import vector_write_layout
 from egret_hw.requantizer import Requantizer
 from egret_hw.row_store import walk_layout
+from egret_hw.table_memory import table_memory
 
 __all__ = ["Finisher", "job_layout", "output_layout"]
 
@@ -114,9 +114,7 @@ class Finisher(wiring.Component):
         batch = params.batch
         m.submodules.requantizer = requantizer = Requantizer()
         m.submodules.buffer = buffer = ElasticBuffer(output_layout())
-        m.submodules.biases = biases = Memory(
-            shape=signed(BIAS_BITS), depth=2 * params.row_depth, init=[]
-        )
+        m.submodules.biases = biases = table_memory(signed(BIAS_BITS), 2 * params.row_depth)
         bias_write, bias_read = biases.write_port(), biases.read_port()
         m.d.comb += [
             bias_write.en.eq(self.bias_write.enable),

@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 from egret.params import RESULT_BITS, AcceleratorParams
 from egret_hw.dealer import start_layout
 from egret_hw.readout import sums_layout
+from egret_hw.table_memory import table_memory
 
 __all__ = ["RowStore", "walk_layout"]
 
@@ -194,9 +195,7 @@ class RowStore(wiring.Component):
         ]
         reads = []
         for bank in range(2):
-            m.submodules[f"bank_{bank}"] = memory = Memory(
-                shape=shape, depth=params.row_depth, init=[]
-            )
+            m.submodules[f"bank_{bank}"] = memory = table_memory(shape, params.row_depth)
             write, read = memory.write_port(), memory.read_port()
             reads.append(read)
             walks = self.walk.active & (self.walk.bank == bank)
