@@ -1,15 +1,17 @@
 """Runs a packed network through the simulated hardware and compares it with the golden model."""
 
 import math
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from egret.code_search import Codes
 from egret.errors import EgretError
-from egret.image import HardwareImage, build_image
+from egret.image import HardwareImage, MatrixPacket, build_image
 from egret.image_format import ErrorKind
 from egret.network import IntegerNetwork
 from egret.params import AcceleratorParams
@@ -21,6 +23,8 @@ from egret_sim.runner import run_bench
 __all__ = ["LayerTrace", "Simulation", "simulate"]
 
 _IMAGES_A_RUN = 120
+# By then every table that the setup loads is in place, microcode too.
+_SETUP_CYCLES = 2048
 _BENCH = "egret_sim.benches.accelerator"
 
 
@@ -41,7 +45,8 @@ class LayerTrace:
     mismatches : dict of str to int
         Those that differed.
     cycles : int
-        Clock cycles of all passes, from the previous layer's acceptance to this one's.
+        Clock cycles of all passes, from the end of the previous layer's last matrix to that of
+        this layer's.
     multiplies : int
         Weights multiplied in all passes, by the golden model's count.
     """
@@ -68,9 +73,10 @@ class Simulation:
     inputs : int
         Inputs run.
     passes : int
-        Times the image was streamed.
-    cycles, words, stalls, multiplies : int
-        Sums of the hardware's own counters, see `egret_hw.accelerator.Accelerator`.
+        Times the image was streamed, but for its setup.
+    cycles, words, stalls, starved, multiplies : int
+        Sums of the hardware's own counters, see `egret_hw.registers`, over all passes, without the
+        setup.
     """
 
     image: HardwareImage
@@ -80,6 +86,7 @@ class Simulation:
     cycles: int = 0
     words: int = 0
     stalls: int = 0
+    starved: int = 0
     multiplies: int = 0
 
     @property
@@ -104,7 +111,7 @@ def simulate(
     inputs: npt.NDArray[np.int8],
     *,
     emit: Literal["last", "all"] = "last",
-    order: int | None = None,
+    codes: str | Sequence[str] | Codes = "auto",
     verilog: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Simulation:
@@ -122,8 +129,8 @@ def simulate(
         Quantised inputs, n ≥ 1.
     emit : {"last", "all"}
         As in `egret.image.build_image`.
-    order : int, optional
-        Exp-Golomb order; the cheapest for each matrix when absent.
+    codes : str, sequence of str, or Codes
+        Codes to choose from, as in `egret.image.build_image`.
     verilog : str, optional
         The accelerator's Verilog; generated when absent.
     progress : callable, optional
@@ -145,11 +152,11 @@ def simulate(
         raise EgretError(
             f"inputs: found shape {inputs.shape}, expected (n, {network.input_features}), n >= 1"
         )
-    image = build_image(network, params, emit=emit, order=order)
+    image = build_image(network, params, emit=emit, codes=codes)
     text = generate_verilog(params) if verilog is None else verilog
     run = Simulation(
         image=image,
-        layers=[LayerTrace(packet.name) for packet in image.packets],
+        layers=[LayerTrace(layer.name) for layer in network.layers],
         inputs=len(inputs),
     )
     # As many inputs a run of the simulator as fill whole passes.
@@ -169,44 +176,56 @@ def _simulate_some(
     verilog: str,
 ) -> None:
     batch = params.batch
-    columns = run.image.packets[0].columns
+    matrices = run.image.matrices
     passes = math.ceil(len(inputs) / batch)
-    padded = np.zeros((passes * batch, columns), np.int8)
-    padded[: len(inputs), : inputs.shape[1]] = inputs
+    padded = np.zeros((passes * batch, network.input_features), np.int8)
+    padded[: len(inputs)] = inputs
     golden = GoldenAccelerator(params)
     steps: list[Step] = []
-    expected: list[tuple[int, str, npt.NDArray[np.int32]]] = []
-    for vectors in padded.reshape(passes, batch, columns):
-        steps.append(Step("activations", np.ascontiguousarray(vectors.T).tobytes()))
-        for number, (packet, layer) in enumerate(
-            zip(run.image.packets, network.layers, strict=True)
-        ):
+    for packet in run.image.setup:
+        golden.run_packet(packet.data)
+        steps.append(Step("weights", packet.data))
+    steps += [Step("sent"), Step("wait", count=_SETUP_CYCLES), Step("status")]
+    # What comes out: the pass, the matrix, what it is of it.
+    expected: list[tuple[int, MatrixPacket, str, npt.NDArray[np.int32]]] = []
+    for number, vectors in enumerate(padded.reshape(passes, batch, -1)):
+        for packet in run.image.packets:
+            taken = None
+            if isinstance(packet, MatrixPacket) and packet.load_activations:
+                columns = slice(packet.first_column, packet.first_column + packet.columns)
+                taken = np.ascontiguousarray(vectors[:, columns].T)
+                steps.append(Step("activations", taken.tobytes()))
             steps.append(Step("weights", packet.data))
-            outcome = golden.run_packet(packet.data, vectors.T if number == 0 else None)
+            outcome = golden.run_packet(packet.data, taken)
             if outcome.error != ErrorKind.NONE:
-                raise EgretError(f"{layer.name}: the golden model reports {outcome.error.name}")
-            run.layers[number].multiplies += outcome.multiplied
-            # Without every layer's activations, only raw results are sent.
-            names = ("results", "activations")[: len(outcome.streams)]
-            expected += [
-                (number, name, stream) for name, stream in zip(names, outcome.streams, strict=True)
-            ]
+                raise EgretError(f"{packet.name}: the golden model reports {outcome.error.name}")
+            if isinstance(packet, MatrixPacket):
+                run.layers[packet.layer].multiplies += outcome.multiplied
+                # Without every layer's activations, only raw results are sent.
+                names = ("results", "activations")[: len(outcome.streams)]
+                expected += [
+                    (number, packet, name, stream)
+                    for name, stream in zip(names, outcome.streams, strict=True)
+                ]
     steps += [Step("expect", count=len(expected)), Step("status")]
-    # A bound on the cycles between two results: every payload bit alone, and every weight alone.
-    most = max(8 * len(packet.data) + packet.rows * packet.columns for packet in run.image.packets)
-    job = Job(steps=steps, timeout=2 * len(network.layers) * most + 10_000)
+    # A bound on the cycles between two results: every bit alone, and every weight alone.
+    most = sum(8 * len(packet.data) for packet in run.image.packets)
+    most += sum(packet.rows * packet.columns for packet in matrices)
+    job = Job(steps=steps, timeout=2 * most + 10_000)
     recording: Recording = run_bench(verilog, top_name(params), _BENCH, job)
     if recording.locked_up:
         raise EgretError(
             f"{top_name(params)}: no result within {job.timeout} cycles, after "
             f"{len(recording.frames)} of {len(expected)} packets"
         )
-    for frame, (number, name, stream) in zip(recording.frames, expected, strict=True):
-        layer_name = run.image.packets[number].name
+    # Of each pass, layer and quantity, what the layer's tiles of rows sent.
+    sent: defaultdict[tuple[int, int, str], list[npt.NDArray[np.int32]]] = defaultdict(list)
+    wrong: set[tuple[int, int, str]] = set()
+    for frame, (number, packet, name, stream) in zip(recording.frames, expected, strict=True):
         if frame.error:
             kind = ErrorKind(int(frame.values[0])).name
-            raise EgretError(f"{layer_name}: the hardware reports {kind}")
-        trace = run.layers[number]
+            raise EgretError(f"{packet.name}: the hardware reports {kind}")
+        trace = run.layers[packet.layer]
         wanted = stream.ravel()
         differ = (
             int((frame.values != wanted).sum())
@@ -215,26 +234,25 @@ def _simulate_some(
         )
         trace.compared[name] = trace.compared.get(name, 0) + wanted.size
         trace.mismatches[name] = trace.mismatches.get(name, 0) + differ
+        key = (number, packet.layer, name)
         if differ == 0:
-            values = frame.values.reshape(-1, batch).T
-            if name == "results":
-                trace.results.append(values.copy())
-            else:
-                trace.activations.append(values.astype(np.int8))
-    if len(inputs) % batch:
-        # The last pass was filled up with zeros; their results are not anybody's.
-        real = batch - (passes * batch - len(inputs))
-        for trace in run.layers:
-            if trace.results:
-                trace.results[-1] = trace.results[-1][:real]
-            if trace.activations:
-                trace.activations[-1] = trace.activations[-1][:real]
-    spent = np.diff(recording.matrix_cycles, prepend=0).reshape(passes, len(run.layers))
-    for trace, cycles in zip(run.layers, spent.sum(axis=0), strict=True):
-        trace.cycles += int(cycles)
-    counters = recording.statuses[-1]
+            sent[key].append(frame.values.reshape(-1, batch))
+        else:
+            wrong.add(key)
+    for (number, layer, name), tiles in sent.items():
+        if (number, layer, name) in wrong:
+            continue
+        # The last pass may have been filled up with zeros; their results are not anybody's.
+        real = min(batch, len(inputs) - number * batch)
+        values = np.concatenate(tiles).T[:real]
+        if name == "results":
+            run.layers[layer].results.append(values)
+        else:
+            run.layers[layer].activations.append(values.astype(np.int8))
+    before, after = recording.statuses
+    spent = np.diff(recording.matrix_cycles, prepend=before["clock"]).reshape(passes, -1)
+    for packet, cycles in zip(matrices, spent.sum(axis=0), strict=True):
+        run.layers[packet.layer].cycles += int(cycles)
     run.passes += passes
-    run.cycles += counters["cycles"]
-    run.words += counters["words"]
-    run.stalls += counters["stalls"]
-    run.multiplies += counters["multiplies"]
+    for name in ("cycles", "words", "stalls", "starved", "multiplies"):
+        setattr(run, name, getattr(run, name) + after[name] - before[name])

@@ -13,14 +13,34 @@ import cocotb
 import numpy as np
 from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
-from cocotbext.axi import AxiStreamBus, AxiStreamFrame, AxiStreamSink, AxiStreamSource
+from cocotbext.axi import (
+    AxiLiteBus,
+    AxiLiteMaster,
+    AxiStreamBus,
+    AxiStreamFrame,
+    AxiStreamSink,
+    AxiStreamSource,
+)
 
+from egret_hw.registers import register_named
 from egret_sim.runner import read_job, write_outcome
 
 __all__ = ["PAUSES", "Frame", "Job", "Recording", "Status", "Step"]
 
 CLOCK_NS = 10
-STATUS = ("error", "position", "matrices", "cycles", "words", "stalls", "multiplies")
+STATUS = (
+    "error",
+    "position",
+    "matrices",
+    "cycles",
+    "words",
+    "stalls",
+    "starved",
+    "multiplies",
+    "weights",
+    "payload_words",
+)
+"""Registers that a "status" step reads."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +50,13 @@ class Step:
     Parameters
     ----------
     kind : str
-        "weights": queue `data` as a packet of the weight stream. "activations": queue
-        `data` as a packet of the activation stream. "expect": wait until `count` frames in
-        all have come out. "clear": pulse the soft reset. "reset": pulse `aresetn`.
-        "wait": let `count` cycles pass. "status": record the status ports.
+        "weights", "activations": queue `data` as a packet of that stream. "offer": queue it as
+        activations, unless others still wait. "flush": drop the packets that have not begun.
+        "expect": wait until `count` frames in all have come out. "clear": order a soft reset.
+        "reset": pulse `aresetn`. "wait": let `count` cycles pass. "sent": wait until all packets of
+        the weight stream have been taken. "status": read the registers.
     data : bytes
-        Packet, for the first two.
+        Packet, for the first three.
     count : int
         Frames or cycles.
     """
@@ -58,7 +79,8 @@ class Job:
     seed : int
         Seed of the random pauses.
     timeout : int
-        Cycles after which an "expect" gives up: a lock-up.
+        Cycles that an "expect" waits for a frame, and a "sent" for all words to be taken, before
+        they give up: a lock-up.
     """
 
     steps: list[Step]
@@ -87,13 +109,14 @@ class Recording:
     frames : list of Frame
         Packets of the output stream.
     statuses : list of dict
-        The status ports at each "status" step.
+        What each "status" step found: the registers of `STATUS`, in lower case; `irq`, the
+        port; and `clock`, the cycle in which reading ended.
     matrix_cycles : list of int
-        The cycle counter at each accepted matrix.
+        Cycle of each strobe of `matrix_done`.
     cycles : int
         Clock cycles simulated.
     locked_up : bool
-        An "expect" timed out; the script was left there.
+        An "expect" or "sent" timed out; the script was left there, after a last status.
     """
 
     frames: list[Frame] = field(default_factory=list)
@@ -151,26 +174,63 @@ class AcceleratorBench:
         self.weights = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis_weight"), **common)
         self.activations = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis_act"), **common)
         self.results = AxiStreamSink(AxiStreamBus.from_prefix(dut, "m_axis_out"), **common)
-        for number, port in enumerate((self.weights, self.activations, self.results)):
+        self.registers = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), **common)
+        writing, reading = self.registers.write_if, self.registers.read_if
+        for number, port in enumerate(
+            (
+                self.weights,
+                self.activations,
+                self.results,
+                writing.aw_channel,
+                writing.w_channel,
+                writing.b_channel,
+                reading.ar_channel,
+                reading.r_channel,
+            )
+        ):
             port.log.setLevel("WARNING")
             pattern = PAUSES[job.pause]
             if pattern is not None:
                 port.set_pause_generator(pattern(random.Random(job.seed * 16 + number)))
+        for interface in (writing, reading):
+            interface.log.setLevel("WARNING")
+
+    @property
+    def clock(self) -> int:
+        """Cycles since the start."""
+        return round(cocotb.utils.get_sim_time("ns") / CLOCK_NS)
 
     async def _watch_matrices(self) -> None:
         while True:
-            await self.dut.status_matrices.value_change
-            # A reset or a clear sets it to 0.
-            if int(self.dut.status_matrices.value) != 0:
-                self.recording.matrix_cycles.append(int(self.dut.status_cycles.value))
+            await RisingEdge(self.dut.matrix_done)
+            self.recording.matrix_cycles.append(self.clock)
 
     async def reset(self) -> None:
         """Hold `aresetn` low for a few cycles."""
-        self.dut.clear.value = 0
         self.dut.aresetn.value = 0
         await ClockCycles(self.dut.aclk, 4)
         self.dut.aresetn.value = 1
         await ClockCycles(self.dut.aclk, 2)
+
+    async def read_status(self) -> None:
+        """Read the registers."""
+        status = {
+            name: await self.registers.read_dword(register_named(name.upper()).offset)
+            for name in STATUS
+        }
+        status["irq"] = int(self.dut.irq.value)
+        status["clock"] = self.clock
+        self.recording.statuses.append(status)
+
+    async def sent(self) -> bool:
+        """Wait until every word of the weight stream has been taken; return whether in time."""
+        waited = 0
+        while not self.weights.idle():
+            if waited >= self.job.timeout:
+                return False
+            await ClockCycles(self.dut.aclk, 16)
+            waited += 16
+        return True
 
     async def expect(self, count: int) -> bool:
         """Wait for `count` frames in all; return whether they came in time."""
@@ -193,35 +253,41 @@ class AcceleratorBench:
     async def play(self) -> Recording:
         """Play the script."""
         await self.reset()
-        started = cocotb.utils.get_sim_time("ns")
         for step in self.job.steps:
             match step.kind:
                 case "weights":
                     self.weights.send_nowait(AxiStreamFrame(step.data))
                 case "activations":
                     self.activations.send_nowait(AxiStreamFrame(step.data))
+                case "offer":
+                    if self.activations.idle():
+                        self.activations.send_nowait(AxiStreamFrame(step.data))
+                case "flush":
+                    self.weights.clear()
+                    self.activations.clear()
                 case "expect":
                     if not await self.expect(step.count):
                         self.recording.locked_up = True
                         break
+                case "sent":
+                    if not await self.sent():
+                        self.recording.locked_up = True
+                        break
                 case "clear":
-                    self.dut.clear.value = 1
-                    await RisingEdge(self.dut.aclk)
-                    self.dut.clear.value = 0
-                    await RisingEdge(self.dut.aclk)
+                    control = register_named("CONTROL")
+                    order = next(field for field in control.fields if field.name == "reset")
+                    await self.registers.write_dword(control.offset, order.mask)
                 case "reset":
                     await self.reset()
                 case "wait":
                     await ClockCycles(self.dut.aclk, step.count)
                 case "status":
-                    await RisingEdge(self.dut.aclk)
-                    self.recording.statuses.append(
-                        {name: int(getattr(self.dut, f"status_{name}").value) for name in STATUS}
-                    )
+                    await self.read_status()
                 case unknown:
                     raise ValueError(f"unknown step {unknown!r}")
-        elapsed = cocotb.utils.get_sim_time("ns") - started
-        self.recording.cycles = round(elapsed / CLOCK_NS)
+        if self.recording.locked_up:
+            await self.read_status()
+        self.recording.cycles = self.clock
         return self.recording
 
 
