@@ -3,8 +3,10 @@
 The format is chapter 2 of docs/format.md.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -33,7 +35,7 @@ from egret.image_format import (
 from egret.image_plan import Histograms, MapUse, make_plan
 from egret.image_tables import place_tables
 from egret.network import IntegerNetwork
-from egret.params import BIAS_BITS, AcceleratorParams
+from egret.params import ACTIVATION_BITS, BIAS_BITS, RESULT_BITS, AcceleratorParams
 from egret.prefix_code import PrefixCode
 
 __all__ = ["HardwareImage", "MatrixPacket", "Packet", "build_image", "build_matrices"]
@@ -56,6 +58,11 @@ class Packet:
     kind: PacketKind
     name: str
     data: bytes = field(repr=False)
+
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return f"{self.name}: {self.kind.name}"
 
 
 @dataclass(frozen=True)
@@ -102,6 +109,14 @@ class MatrixPacket(Packet):
     substream_bits: tuple[int, ...] = field(repr=False)
     lane_work: tuple[int, ...] = field(repr=False)
 
+    @property
+    def summary(self) -> str:
+        """What it is, in a line."""
+        return (
+            f"{self.name}: {self.rows} x {self.columns}, {self.code}, "
+            f"{self.code_bits / (self.rows * self.columns):.3f} code bits per weight"
+        )
+
 
 @dataclass(frozen=True)
 class HardwareImage:
@@ -125,6 +140,46 @@ class HardwareImage:
     def data(self) -> bytes:
         """Every packet's bytes, one after the other, the setup first."""
         return b"".join(packet.data for packet in (*self.setup, *self.packets))
+
+    @property
+    def hex(self) -> str:
+        """The bus words in hexadecimal, one a line, as Verilog's `$readmemh` reads them."""
+        size = self.params.bus_bits // 8
+        # The last byte of a word is the most significant one.
+        digits = np.frombuffer(self.data, np.uint8).reshape(-1, size)[:, ::-1].tobytes().hex()
+        return "".join(
+            f"{digits[place : place + 2 * size]}\n" for place in range(0, len(digits), 2 * size)
+        )
+
+    @property
+    def listing(self) -> str:
+        """Where each packet begins, as JSON.
+
+        An object with `params`, the name of the parameter set; `bus_bits`; and `setup` and
+        `packets`, lists of objects with the packet's `kind`, `name`, and `first` and `words`: its
+        place in the image in bus words. A matrix also has `layer`, `rows`, `columns`, `first_row`,
+        `first_column`, and `load_activations`, whether it takes a packet of activations.
+        """
+        size = self.params.bus_bits // 8
+        place = 0
+        lists: dict[str, list[dict[str, object]]] = {"setup": [], "packets": []}
+        for name, packets in (("setup", self.setup), ("packets", self.packets)):
+            for packet in packets:
+                words = len(packet.data) // size
+                entry: dict[str, object] = {
+                    "kind": packet.kind.name,
+                    "name": packet.name,
+                    "first": place,
+                    "words": words,
+                }
+                if isinstance(packet, MatrixPacket):
+                    fields = ("layer", "rows", "columns", "first_row", "first_column")
+                    entry |= {field: getattr(packet, field) for field in fields}
+                    entry["load_activations"] = packet.load_activations
+                lists[name].append(entry)
+                place += words
+        head = {"params": self.params.name, "bus_bits": self.params.bus_bits}
+        return json.dumps({**head, **lists}, indent=1) + "\n"
 
     @property
     def matrices(self) -> tuple[MatrixPacket, ...]:
@@ -220,22 +275,45 @@ class _Tile:
     bias: NDArray[np.int32] | None
 
 
-def _check_sizes(
-    name: str, shape: tuple[int, ...], params: AcceleratorParams, *, last: bool
-) -> None:
-    rows, columns = shape
-    if columns > params.activation_depth:
+def _pieces(size: int, limit: int) -> list[slice]:
+    """Cut a length into pieces of about equal size, as few as the limit allows."""
+    count = -(-size // limit)
+    bounds = [size * number // count for number in range(count + 1)]
+    return [slice(first, last) for first, last in pairwise(bounds)]
+
+
+def _tiles(
+    layer: int,
+    name: str,
+    values: NDArray[np.int32],
+    bias: NDArray[np.int32] | None,
+    flags: Mapping[str, int],
+    params: AcceleratorParams,
+) -> list[_Tile]:
+    """Cut a layer's matrix into tiles that fit the memories; `flags` are those of the whole."""
+    rows, columns = values.shape
+    if flags["keep_activations"] and rows > params.activation_depth:
         raise CapacityError(
-            f"{name}: {columns} columns, expected at most activation_depth = "
-            f"{params.activation_depth} of parameter set {params.name}"
+            f"{name}: {rows} rows, whose results are the next layer's inputs, expected at most "
+            f"activation_depth = {params.activation_depth} of parameter set {params.name}"
         )
-    limit = params.row_depth if last else params.activation_depth
-    if rows > limit:
-        raise CapacityError(
-            f"{name}: {rows} rows, expected at most "
-            f"{'row_depth' if last else 'activation_depth'} = {limit} of parameter set "
-            f"{params.name}"
-        )
+    tiles = []
+    # Where there are tiles side by side, this is the first layer: others have as many columns as
+    # the one before has rows.
+    across = _pieces(columns, params.activation_depth)
+    for down in _pieces(rows, params.row_depth):
+        for place in across:
+            own = dict(flags)
+            part = None if bias is None else bias[down]
+            if place is not across[-1]:
+                own = {"load_activations": 1, "more": 1}
+                part = None
+            # Tiles below each other read the same activations, unless others have replaced them.
+            own["load_activations"] &= down.start == 0 or len(across) > 1
+            tiles.append(
+                _Tile(layer, name, values[down, place], down.start, place.start, own, part)
+            )
+    return tiles
 
 
 def _network_tiles(
@@ -244,7 +322,6 @@ def _network_tiles(
     tiles = []
     final = len(network.layers) - 1
     for number, layer in enumerate(network.layers):
-        _check_sizes(layer.name, layer.weight.values.shape, params, last=number == final)
         flags = {
             "load_activations": number == 0,
             "relu": layer.relu,
@@ -254,9 +331,7 @@ def _network_tiles(
             "shift": layer.shift,
             "multiplier": layer.multiplier,
         }
-        tiles.append(
-            _Tile(number, layer.name, layer.weight.values, 0, 0, flags, layer.bias_integer)
-        )
+        tiles += _tiles(number, layer.name, layer.weight.values, layer.bias_integer, flags, params)
     return tiles
 
 
@@ -278,6 +353,10 @@ def build_image(
     codes: str | Sequence[str] | Codes = "auto",
 ) -> HardwareImage:
     """Pack a network for one accelerator.
+
+    A first layer with more columns than an activation memory holds becomes tiles that each take
+    their part of the input; a last layer with more rows than an accelerator has sums becomes tiles
+    that each send theirs.
 
     Parameters
     ----------
@@ -337,13 +416,17 @@ def build_matrices(
         There are no matrices, or one is none, or a code's name is unknown, or the accelerator knows
         none of those named.
     """
-    tiles = []
+    tiles: list[_Tile] = []
     for number, (name, values) in enumerate(matrices.items()):
         if values.ndim != 2 or 0 in values.shape:
             raise EgretError(f"{name}: found shape {values.shape}, expected rows and columns")
-        _check_sizes(name, values.shape, params, last=True)
-        flags = {"load_activations": 1, "emit_results": 1}
-        tiles.append(_Tile(number, name, values, 0, 0, flags, None))
+        largest = int(np.abs(values.astype(np.int64)).sum(axis=1).max()) << (ACTIVATION_BITS - 1)
+        if largest >= 1 << (RESULT_BITS - 1):
+            raise CapacityError(
+                f"{name}: a result can reach {largest}, outside an int{RESULT_BITS}"
+            )
+        flags = {"load_activations": 1, "keep_activations": 0, "emit_results": 1}
+        tiles += _tiles(number, name, values, None, flags, params)
     if not tiles:
         raise EgretError("found no matrices, expected at least one")
     return _build(tiles, params, parse_codes(codes))

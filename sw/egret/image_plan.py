@@ -162,7 +162,9 @@ def _summed(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 
 def _dot(code: PrefixCode, histogram: NDArray[np.int64]) -> int:
-    return int(np.dot(code.lengths(np.arange(histogram.size)), histogram))
+    # Symbols beyond the code count as its last one.
+    symbols = np.minimum(np.arange(histogram.size), code.symbols - 1)
+    return int(np.dot(code.lengths(symbols), histogram))
 
 
 def _split_runs(runs: NDArray[np.int64], longest: int) -> tuple[NDArray[np.int64], int]:
@@ -257,7 +259,10 @@ class _Planner:
         return self.levels(number, form, kind).size + needs_filler <= code.level.symbols
 
     def cost(self, number: int, code: HardwareCode, kind: int) -> tuple[float, int]:
-        """Return the cycles of a matrix, and the bits of its codewords."""
+        """Return the cycles of a matrix, and the bits of its codewords.
+
+        Where the code has too few codewords, this is what it would be with a few more of them.
+        """
         one, params = self.group[number], self.params
         levels = self.levels(number, _form(code), kind)
         bits = _dot(code.level, levels)
@@ -265,7 +270,8 @@ class _Planner:
         if code.run is not None:
             runs, fillers = _split_runs(one.runs, code.run.symbols - 1)
             bits += _dot(code.run, runs)
-            bits += fillers * int(code.level.lengths(np.array([levels.size]))[0])
+            filler = np.array([min(levels.size, code.level.symbols - 1)])
+            bits += fillers * int(code.level.lengths(filler)[0])
             events += fillers
         sums = one.rows + params.substreams
         return max(bits / params.beat_bits, (events + sums) / params.lanes), bits
@@ -321,30 +327,40 @@ class _Planner:
                 best = cost, code
         return best
 
-    def choose_maps(self, codes: Sequence[HardwareCode]) -> list[int]:
-        """Give maps of their own to the matrices that gain most by them, as many as fit."""
+    def choose_maps(
+        self, codes: Sequence[HardwareCode], kinds: Sequence[int] | None = None
+    ) -> list[int]:
+        """Give maps of their own to the matrices that gain most by them, as many as fit.
+
+        With the present kinds, the codes are final, and others must fit them.
+        """
         left = self.params.map_depth - self.shared.size
-        kinds: list[int] = []
+        chosen: list[int] = []
         gains = []
         for number, code in enumerate(codes):
-            entries = self.levels(number, _form(code), _OWN).size
-            costs = [
-                (self.cost(number, code, kind), kind)
-                for kind in (_ZIGZAG, _SHARED)
-                if self.fits(number, code, kind)
+            form = _form(code)
+            possible = [
+                kind
+                for kind in (_ZIGZAG, _SHARED, _OWN)
+                if (
+                    self.can(number, form, kind) if kinds is None else self.fits(number, code, kind)
+                )
             ]
-            kind = min(costs)[1] if costs else _OWN
-            kinds.append(kind)
+            costs = {kind: self.cost(number, code, kind) for kind in possible}
+            entries = self.levels(number, form, _OWN).size
+            kind = min(
+                (kind for kind in costs if kind != _OWN), key=costs.__getitem__, default=_OWN
+            )
+            chosen.append(kind)
             if kind == _OWN:
                 left -= entries
-            elif self.fits(number, code, _OWN):
-                gain = min(costs)[0][0] - self.cost(number, code, _OWN)[0]
-                gains.append((gain / entries, number, entries))
+            elif _OWN in costs:
+                gains.append(((costs[kind][0] - costs[_OWN][0]) / entries, number, entries))
         for gain, number, entries in sorted(gains, reverse=True):
             if gain > 0 and entries <= left:
-                kinds[number] = _OWN
+                chosen[number] = _OWN
                 left -= entries
-        return kinds
+        return chosen
 
     def one_code(self) -> tuple[tuple[float, int], HardwareCode | None, list[int]]:
         """Choose maps and the one code of all matrices."""
@@ -357,10 +373,21 @@ class _Planner:
                 if code is None:
                     break
                 kinds = self.choose_maps([code] * len(self.group))
+                if self.shared.size and not self._has_room(code, kinds):
+                    break
                 cost, code = self.best_code(every, kinds)
                 if cost < best[0]:
                     best = cost, code, kinds
         return best
+
+    def _has_room(self, code: HardwareCode, kinds: Sequence[int]) -> bool:
+        """Whether the shared map leaves room for the others."""
+        others = sum(
+            self.levels(number, _form(code), kind).size
+            for number, kind in enumerate(kinds)
+            if kind == _OWN
+        )
+        return bool(self.shared.size + others <= self.params.map_depth)
 
     def _first_kind(self, number: int, wished: int) -> int:
         kinds = (wished, _ZIGZAG, _OWN)
@@ -508,7 +535,7 @@ def _with_more_codes(
         parts = planner.segments(kinds, change)
         if parts is not None and parts[0] < cost[0]:
             _, codes, numbers = parts
-    kinds = planner.choose_maps([codes[number] for number in numbers])
+    kinds = planner.choose_maps([codes[number] for number in numbers], kinds)
     uses = tuple(
         planner.use(number, _form(codes[numbers[number]]), kinds[number]) for number in every
     )
