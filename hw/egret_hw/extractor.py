@@ -1,133 +1,144 @@
-"""Extractor: takes the non-zeros out of located blocks, one a cycle."""
+"""Extractor: takes the events out of collected blocks, one a cycle."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from egret_hw.locator import block_layout
+from egret.params import CODE_NAMES, AcceleratorParams
+from egret_hw.collector import CLASS_BITS, block_layout, inside_number, leading_zeros, pick
 
-__all__ = ["Extractor", "event_layout"]
+__all__ = ["Extractor", "task_layout"]
 
 
-def event_layout(value_bits: int, column_bits: int, slots: int) -> data.StructLayout:
-    """Layout of an event.
+def task_layout(params: AcceleratorParams) -> data.StructLayout:
+    """Layout of what an entry asks the positioner for.
 
     Returns
     -------
     data.StructLayout
-        `value`, the codeword as a number, index + 2**k; `column`; `last`, the row ends with it;
-        `slot`, the substream in its lane.
+        `event`, pass over `skip` weights and multiply the next one; `flush`, the substream is at
+        its end; without both, only pass over. `skip` in the run form is the run's codeword as a
+        number, whose class is `run_class`; `number` and `level_class` are the level's. `parity`,
+        `slot`.
     """
+    runs = CODE_NAMES[1] in params.codes
+    tables = CODE_NAMES[2] in params.codes
     return data.StructLayout(
         {
-            "value": value_bits,
-            "column": column_bits,
-            "last": 1,
-            "slot": max(1, (slots - 1).bit_length()),
+            "event": 1,
+            "flush": 1,
+            "number": params.number_bits,
+            "skip": params.number_bits,
+            "level_class": CLASS_BITS if tables else 0,
+            "run_class": CLASS_BITS if tables and runs else 0,
+            "parity": 1,
+            "slot": (params.slots - 1).bit_length(),
         }
     )
 
 
 class Extractor(wiring.Component):
-    """Turn a block into its events, in order, one a cycle.
+    """Turn a block into tasks: its events in order, or passing over, then the end.
 
-    A codeword without its prefix is the binary number index + 2**k, so the bits from the end of
-    the codeword before it up to its own end are its value, whatever zeros lead.
-
-    Latency 2 cycles, throughput 1 event a cycle; a block of n events takes n cycles.
+    Latency 1 cycle, throughput 1 task a cycle; a block of n events takes n cycles, and one more
+    where it is the last one of its substream.
 
     Parameters
     ----------
-    width, slots, value_bits, column_bits : int
-        As of `Locator`.
+    params : AcceleratorParams
+        Parameters.
 
     Attributes
     ----------
     i : In(stream of block_layout)
-        Blocks with at least one event.
-    hold : In(1)
-        Begin no event in this cycle.
-    issue : Out(1)
-        An event begins in this cycle; `issue_last` says whether it ends a row.
-    o_valid : Out(1)
-        An event is there; it is not held.
-    o : Out(event_layout)
-        The event.
-    busy : Out(1)
-        An event is inside.
+        Blocks.
+    o : Out(stream of task_layout)
+        Tasks; not registered.
     """
 
-    def __init__(self, width: int, slots: int, value_bits: int, column_bits: int) -> None:
-        self.width = width
-        self.value_bits = value_bits
-        self.column_bits = column_bits
-        self._block = block_layout(width, value_bits, column_bits, slots)
-        self._event = event_layout(value_bits, column_bits, slots)
+    def __init__(self, params: AcceleratorParams) -> None:
+        self._params = params
         super().__init__(
             {
-                "i": In(stream.Signature(self._block)),
-                "hold": In(1),
-                "issue": Out(1),
-                "issue_last": Out(1),
-                "o_valid": Out(1),
-                "o": Out(self._event),
-                "busy": Out(1),
+                "i": In(stream.Signature(block_layout(params))),
+                "o": Out(stream.Signature(task_layout(params))),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        width = self.width
-        block = self.i.payload
-        taken = Signal(width)
+        params = self._params
+        width = params.parser_bits
+        runs = CODE_NAMES[1] in params.codes
+        tables = CODE_NAMES[2] in params.codes
+        task = self.o.payload
+
+        # The block at work, its events not yet taken, and whether none has been.
+        block = Signal(block_layout(params))
+        held = Signal()
         pending = Signal(width)
-        chosen = Signal(width)
-        m.d.comb += pending.eq(block.event & ~taken)
-        for position in range(width):
-            m.d.comb += chosen[position].eq(pending[position] & ~pending[:position].any())
+        fresh = Signal()
+        chosen = [pending[at] & ~pending[:at].any() for at in range(width)]
+        more = Signal()
         m.d.comb += [
-            self.issue.eq(self.i.valid & ~self.hold),
-            self.issue_last.eq((chosen & block.last).any()),
-            self.i.ready.eq(self.issue & (pending == chosen)),
+            more.eq((pending & (pending - 1)).any()),
+            task.event.eq(pending.any()),
+            task.flush.eq(block.last & ~task.event),
+            self.o.valid.eq(held),
+            self.i.ready.eq(~held | (self.o.ready & ~Mux(block.last, task.event, more))),
+            task.parity.eq(block.parity),
+            task.slot.eq(block.slot),
         ]
-        with m.If(self.issue):
-            m.d.sync += taken.eq(Mux(self.i.ready, 0, taken | chosen))
-
-        value = Signal(self.value_bits)
-        row_began = Signal()
-        skipped = Signal(width.bit_length())
-        for position in range(width):
-            own = [
-                block.bits[earlier] & ~block.end[earlier:position].any()
-                for earlier in range(position)
-            ] + [block.bits[position]]
-            carry = Mux(block.end[:position].any(), 0, block.carry) if position else block.carry
-            counted = [
-                block.end[earlier] & ~block.last[earlier:position].any()
-                for earlier in range(position)
+        with m.If(self.i.ready):
+            m.d.sync += [
+                held.eq(self.i.valid),
+                block.eq(self.i.payload),
+                pending.eq(self.i.payload.event),
+                fresh.eq(1),
             ]
-            with m.If(chosen[position]):
-                m.d.comb += [
-                    value.eq(Cat(*reversed(own), carry)),
-                    row_began.eq(block.last[:position].any() if position else 0),
-                    skipped.eq(sum(counted) if counted else 0),
-                ]
+        with m.Elif(self.o.ready):
+            m.d.sync += [
+                pending.eq(pending & ~Cat(*chosen)),
+                fresh.eq(0),
+            ]
 
-        valid = Signal()
-        base = Signal(self.column_bits)
-        offset = Signal(width.bit_length())
-        held = Signal(self._event)
-        m.d.sync += [
-            valid.eq(self.issue),
-            base.eq(Mux(row_began, 0, block.column)),
-            offset.eq(skipped),
-            held.value.eq(value),
-            held.last.eq(self.issue_last),
-            held.slot.eq(block.slot),
-            self.o_valid.eq(valid),
-            self.o.eq(held),
-            self.o.column.eq(base + offset),
+        # An event's number: the collector's, or that of a codeword inside the block.
+        whole = fresh & block.hit
+        if width == 1:
+            m.d.comb += [
+                task.number.eq(block.number),
+                task.skip.eq(block.skip),
+                task.level_class.eq(block.level_class),
+                task.run_class.eq(block.run_class),
+            ]
+            return m
+        bits, end = Cat(Const(0, 1), block.bits), Cat(block.end, Const(0, 1))
+        inside = [inside_number(bits, end, at) for at in range(1, width)]
+        zeros = [
+            leading_zeros(
+                [bits[back] for back in range(1, at + 1)],
+                [~end[back:at].any() for back in range(1, at)] + [Const(1, 1)],
+            )
+            for at in range(1, width)
         ]
-        m.d.comb += self.busy.eq(valid | self.o_valid)
+        m.d.comb += task.number.eq(Mux(whole, block.number, pick(chosen[1:], inside)))
+        if tables:
+            m.d.comb += task.level_class.eq(Mux(whole, block.level_class, pick(chosen[1:], zeros)))
+
+        # What lies between two events of a block: zeros, or the codeword of a run.
+        between = [
+            end[at] & ~block.event[at] & ~pending[: at + 1].any() for at in range(1, width - 1)
+        ]
+        # Of these, those behind the event before.
+        since = [
+            mark & ~(block.event[at + 1 :] & ~pending[at + 1 :]).any()
+            for at, mark in enumerate(between, 1)
+        ]
+        skip = sum(since, Const(0, 1))
+        if runs:
+            skip = Mux(block.run_form, pick(since, inside[:-1]), skip)
+        m.d.comb += task.skip.eq(Mux(fresh, block.skip, skip))
+        if tables and runs:
+            m.d.comb += task.run_class.eq(Mux(fresh, block.run_class, pick(since, zeros[:-1])))
         return m

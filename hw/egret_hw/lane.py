@@ -1,83 +1,35 @@
 """Lane: decodes its substreams, maps indices to weights and multiplies the non-zeros."""
 
-from itertools import pairwise
-
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed, unsigned
+from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from egret.image_format import ENTRY_BITS
-from egret.params import ACTIVATION_BITS, AcceleratorParams
+from egret.params import CODE_NAMES, AcceleratorParams
+from egret_hw.collector import Collector, block_layout
 from egret_hw.extractor import Extractor
-from egret_hw.locator import Locator
+from egret_hw.layouts import (
+    code_layout,
+    code_write_layout,
+    lane_result_layout,
+    map_write_layout,
+    matrix_layout,
+    microcode_write_layout,
+    start_write_layout,
+    vector_write_layout,
+)
+from egret_hw.mac import Mac
+from egret_hw.microcode import MicrocodeParser
 from egret_hw.parser import Parser
+from egret_hw.positioner import Positioner, lane_settings_layout
+from egret_hw.queue import Queue
 
-__all__ = ["Lane", "lane_result_layout", "table_write_layout", "vector_write_layout"]
-
-_INPUT_DEPTH = 16
-_BLOCK_DEPTH = 16
-_RESULT_DEPTH = 8
+__all__ = ["Lane", "LaneSettings"]
 
 
-def lane_result_layout(params: AcceleratorParams) -> data.StructLayout:
-    """Layout of a finished row in its lane.
+class LaneSettings(wiring.Component):
+    """What the lanes' back ends need to know of the newest matrix, worked out once.
 
-    Returns
-    -------
-    data.StructLayout
-        `slot`; `row`, the row's number in its substream; `sums`, one accumulator for each vector
-        of the batch.
-    """
-    return data.StructLayout(
-        {
-            "slot": max(1, (params.slots - 1).bit_length()),
-            "row": max(1, (params.row_slots - 1).bit_length()),
-            "sums": data.ArrayLayout(signed(params.accumulator_bits), params.batch),
-        }
-    )
-
-
-def table_write_layout() -> data.StructLayout:
-    """Layout of the broadcast that loads value maps and row counts.
-
-    Returns
-    -------
-    data.StructLayout
-        `write_map` or `write_count` strobes; `address`, map index or substream; `entry`.
-    """
-    return data.StructLayout(
-        {"write_map": 1, "write_count": 1, "address": ENTRY_BITS, "entry": ENTRY_BITS}
-    )
-
-
-def vector_write_layout(params: AcceleratorParams) -> data.StructLayout:
-    """Layout of the broadcast that writes activations.
-
-    Returns
-    -------
-    data.StructLayout
-        `enable`, one strobe for each vector of the batch; `memory`, which of the two memories;
-        `address`, the column; `activations`, int8 each.
-    """
-    return data.StructLayout(
-        {
-            "enable": params.batch,
-            "address": (params.activation_depth - 1).bit_length(),
-            "memory": 1,
-            "activations": data.ArrayLayout(signed(ACTIVATION_BITS), params.batch),
-        }
-    )
-
-
-class Lane(wiring.Component):
-    """One lane: W bits in, finished rows out.
-
-    The lane runs free: it stalls only when it has no bits, or when its blocks of non-zeros wait for
-    the multiplier. Zeros are dropped before the multiplier and cost no cycle of it.
-
-    Latency from the last bits of a row to its result is 10 + C cycles when nothing waits.
+    Latency 1 cycle.
 
     Parameters
     ----------
@@ -86,225 +38,207 @@ class Lane(wiring.Component):
 
     Attributes
     ----------
-    selected : In(1)
-        A count in `table_write` belongs to this lane.
-    start : In(1)
-        Begin a matrix: the tables are loaded and the settings below are constant from here on.
-    flush : In(1)
-        No bits follow: empty the pipeline.
-    order, dense, zigzag, columns, map_entries
-        Descriptor fields.
-    memory : In(1)
-        Activation memory to read.
-    table_write : In(table_write_layout)
-        Broadcast of tables.
-    vector_write : In(vector_write_layout)
-        Broadcast of activations.
-    i : In(stream.Signature(W))
-        Bits, the most significant one first in time.
-    o : Out(stream of lane_result_layout)
-        Finished rows.
-    multiply : Out(1)
-        A weight that counts was multiplied: not the zero that may end a row.
-    idle : Out(1)
-        Nothing is inside.
-    bad_prefix, bad_index, unfinished : Out(C)
-        Of each slot, sticky until `start`: a prefix beyond the limit; an index beyond the map;
-        rows still to come.
+    codes : In(array of 2 code_layout)
+        Codes, by bank.
+    matrices : In(array of 2 matrix_layout)
+        Matrices, by parity.
+    start_write : In(start_write_layout)
+        Tells which one is the newest.
+    o : Out(lane_settings_layout)
+        The settings.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
-        self.params = params
-        column_bits = (params.activation_depth - 1).bit_length()
+        self._params = params
         super().__init__(
             {
-                "selected": In(1),
-                "start": In(1),
-                "flush": In(1),
-                "order": In(3),
-                "dense": In(1),
-                "zigzag": In(1),
-                "columns": In(column_bits + 1),
-                "map_entries": In(params.map_depth.bit_length()),
-                "memory": In(1),
-                "table_write": In(table_write_layout()),
-                "vector_write": In(vector_write_layout(params)),
-                "i": In(stream.Signature(params.parser_bits)),
-                "o": Out(stream.Signature(lane_result_layout(params))),
-                "multiply": Out(1),
-                "idle": Out(1),
-                "bad_prefix": Out(params.slots),
-                "bad_index": Out(params.slots),
-                "unfinished": Out(params.slots),
+                "codes": In(data.ArrayLayout(code_layout(), 2)),
+                "matrices": In(data.ArrayLayout(matrix_layout(params), 2)),
+                "start_write": In(start_write_layout(params)),
+                "o": Out(lane_settings_layout(params)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        params = self.params
+        params = self._params
+        runs = CODE_NAMES[1] in params.codes
+        tables = CODE_NAMES[2] in params.codes
+        newest = Signal()
+        with m.If(self.start_write.enable):
+            m.d.sync += newest.eq(self.start_write.parity)
+        matrix = Signal(matrix_layout(params))
+        code = Signal(code_layout())
+        m.d.comb += [
+            matrix.eq(Mux(newest, self.matrices[1], self.matrices[0])),
+            code.eq(
+                Mux(matrix.code_bank, self.codes[1], self.codes[0])
+                if params.code_banks > 1
+                else self.codes[0]
+            ),
+        ]
+        offset = Const(0, 1) if tables else code.level_offset
+        first = code.run_form if runs else Const(0, 1)
+        m.d.sync += [
+            self.o.columns.eq(matrix.columns),
+            self.o.memory.eq(matrix.memory),
+            self.o.zigzag.eq(matrix.zigzag),
+            self.o.bank.eq(matrix.code_bank),
+            self.o.run_offset.eq(code.run_offset),
+            self.o.base.eq(Mux(matrix.zigzag, first, matrix.map_base) + offset),
+            self.o.limit.eq(matrix.map_entries - offset),
+        ]
+        return m
+
+
+class Lane(wiring.Component):
+    """One lane: W bits in, sums of rows out.
+
+    The lane runs free: it stalls only when it has no bits, or when its blocks of non-zeros wait
+    for the multiplier. Zeros are dropped before that and cost no cycle of it. It may read the
+    bits of a matrix while the one before it is still multiplied.
+
+    Parameters
+    ----------
+    params : AcceleratorParams
+        Parameters.
+
+    Attributes
+    ----------
+    i : In(stream)
+        Beats in slot order: `bits`, the most significant one first in time; `first`, `last`, the
+        slot's first or last one of a matrix; `parity`, of the matrix.
+    codes : In(array of 2 code_layout)
+        Codes, by bank; constant while a matrix uses them.
+    matrices : In(array of 2 matrix_layout)
+        The two matrices that may be under way, by parity; constant while they are.
+    code_write, microcode_write, map_write, vector_write : In
+        Broadcasts of tables and activations. Entries behind a code table's last class repeat it.
+    start_write : In(start_write_layout)
+        With `selected`, places a slot; all slots of a matrix are placed in order, after it is in
+        `matrices`, and not before the matrix two before it has sent its last sums.
+    go : In(2)
+        The matrix with this parity may be multiplied: its activations are in place.
+    clear_errors : In(2)
+        Clear the errors of this parity.
+    o : Out(stream of lane_result_layout)
+        Sums of rows.
+    multiply : Out(1)
+        A weight that is not 0 by its form was multiplied.
+    bad_prefix, bad_index : Out(2 * C)
+        Bit parity * C + slot, sticky: a prefix was too long; an index lay beyond the map.
+    """
+
+    def __init__(self, params: AcceleratorParams) -> None:
+        self._params = params
+        beat = data.StructLayout({"bits": params.parser_bits, "first": 1, "last": 1, "parity": 1})
+        super().__init__(
+            {
+                "i": In(stream.Signature(beat)),
+                "codes": In(data.ArrayLayout(code_layout(), 2)),
+                "matrices": In(data.ArrayLayout(matrix_layout(params), 2)),
+                "code_write": In(code_write_layout()),
+                "microcode_write": In(microcode_write_layout()),
+                "map_write": In(map_write_layout(params)),
+                "vector_write": In(vector_write_layout(params)),
+                "start_write": In(start_write_layout(params)),
+                "selected": In(1),
+                "go": In(2),
+                "clear_errors": In(2),
+                "o": Out(stream.Signature(lane_result_layout(params))),
+                "multiply": Out(1),
+                "bad_prefix": Out(2 * params.slots),
+                "bad_index": Out(2 * params.slots),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the gates."""
+        m = Module()
+        params = self._params
         slots = params.slots
-        value_bits = params.suffix_limit + 1
-        column_bits = (params.activation_depth - 1).bit_length()
-        row_bits = params.row_slots.bit_length()
-        slot_bits = max(1, (slots - 1).bit_length())
+        m.submodules.settings = settings = LaneSettings(params)
+        m.submodules.input = beats = Queue(self.i.payload.shape(), params.input_depth)
+        m.submodules.blocks = blocks = Queue(block_layout(params), params.block_depth)
+        m.submodules.collector = collector = Collector(params)
+        m.submodules.extractor = extractor = Extractor(params)
+        m.submodules.positioner = positioner = Positioner(params)
+        m.submodules.mac = mac = Mac(params)
+        parser: Parser | MicrocodeParser
+        if params.parser == "microcode":
+            parser = MicrocodeParser(params)
+            m.d.comb += parser.microcode_write.eq(self.microcode_write)
+        else:
+            parser = Parser(params)
+            m.d.comb += parser.code_write.eq(self.code_write)
+        m.submodules.parser = parser
 
-        m.submodules.input = buffer = SyncFIFO(width=params.parser_bits, depth=_INPUT_DEPTH)
-        m.submodules.parser = parser = Parser(
-            params.parser_bits, params.parser_cut, params.suffix_limit
-        )
-        m.submodules.locator = locator = Locator(
-            params.parser_bits, slots, value_bits, column_bits, row_bits
-        )
-        m.submodules.extractor = extractor = Extractor(
-            params.parser_bits, slots, value_bits, column_bits
-        )
-        m.submodules.blocks = blocks = SyncFIFO(width=locator.o.shape().size, depth=_BLOCK_DEPTH)
-
-        # Bits to located blocks: one enable moves or holds the whole front.
-        counts = Array(Signal(row_bits, name=f"rows_{slot}") for slot in range(slots))
-        table = self.table_write
-        with m.If(table.write_count & self.selected):
-            m.d.sync += counts[table.address[: slots.bit_length() - 1]].eq(table.entry)
-        enable = Signal()
+        # The front: one enable moves it, as long as there is room for blocks. A beat waits for its
+        # slot's turn.
+        beat = beats.o.payload
+        turn = Signal((slots - 1).bit_length())
+        mine = Signal()
+        enable = blocks.i.ready
+        banks = [matrix.code_bank if params.code_banks > 1 else 0 for matrix in self.matrices]
+        run_forms = [
+            Mux(banks[parity], self.codes[1].run_form, self.codes[0].run_form)
+            for parity in range(2)
+        ]
         m.d.comb += [
-            buffer.w_data.eq(self.i.payload),
-            buffer.w_en.eq(self.i.valid),
-            self.i.ready.eq(buffer.w_rdy),
-            enable.eq((buffer.r_rdy | self.flush) & blocks.w_rdy),
-            buffer.r_en.eq(enable),
-            parser.start.eq(self.start),
+            mine.eq(parser.turn == turn if slots > 1 else 1),
+            beats.o.ready.eq(enable & mine),
             parser.enable.eq(enable),
-            parser.order.eq(self.order),
-            parser.i_valid.eq(buffer.r_rdy),
-            parser.i_bits.eq(buffer.r_data),
-            locator.start.eq(self.start),
-            locator.enable.eq(enable),
-            locator.dense.eq(self.dense),
-            locator.columns.eq(self.columns),
-            locator.rows.eq(Cat(*counts)),
-            locator.i_valid.eq(parser.o_valid),
-            locator.i_bits.eq(parser.o_bits),
-            locator.i_end.eq(parser.o_end),
-            locator.i_nonzero.eq(parser.o_nonzero),
-            locator.i_bad.eq(parser.o_bad),
-            blocks.w_data.eq(locator.o),
-            blocks.w_en.eq(locator.o_valid & enable),
-            extractor.i.payload.eq(blocks.r_data),
-            extractor.i.valid.eq(blocks.r_rdy),
-            blocks.r_en.eq(extractor.i.ready),
-            self.bad_prefix.eq(locator.bad),
-            self.unfinished.eq(locator.unfinished),
+            parser.codes.eq(self.codes),
+            parser.i_valid.eq(beats.o.valid & mine),
+            parser.i_first.eq(beat.first),
+            parser.i_last.eq(beat.last),
+            parser.i_parity.eq(beat.parity),
+            parser.i_bank.eq(Mux(beat.parity, banks[1], banks[0])),
+            parser.i_bits.eq(beat.bits),
+            collector.enable.eq(enable),
+            collector.i_valid.eq(parser.o_valid),
+            collector.i_slot.eq(parser.o_slot),
+            collector.i_last.eq(parser.o_last),
+            collector.i_parity.eq(parser.o_parity),
+            collector.i_run_form.eq(Mux(parser.o_parity, run_forms[1], run_forms[0])),
+            collector.i_bits.eq(parser.o_bits),
+            collector.i_end.eq(parser.o_end),
+            collector.i_event.eq(parser.o_event),
+            blocks.i.valid.eq(collector.o_valid),
+            blocks.i.payload.eq(collector.o),
         ]
+        with m.If(beats.o.valid & beats.o.ready):
+            m.d.sync += turn.eq(turn + 1)
+        wiring.connect(m, wiring.flipped(self.i), beats.i)
 
-        # Value map and activations, each read at once and registered once more: block RAM is slow
-        # without its output register.
-        event = extractor.o
-        m.submodules.map = value_map = Memory(
-            shape=signed(params.weight_bits), depth=params.map_depth, init=[]
-        )
-        map_write = value_map.write_port()
-        map_read = value_map.read_port()
-        m.submodules.vectors = vectors = Memory(
-            shape=unsigned(ACTIVATION_BITS * params.batch),
-            depth=2 * params.activation_depth,
-            init=[],
-        )
-        vector_write = vectors.write_port(granularity=ACTIVATION_BITS)
-        vector_read = vectors.read_port()
+        # The back: one enable, which falls when a sum cannot leave.
+        wiring.connect(m, blocks.o, extractor.i)
+        wiring.connect(m, extractor.o, positioner.i)
+        wiring.connect(m, mac.o, wiring.flipped(self.o))
         m.d.comb += [
-            map_write.en.eq(table.write_map),
-            map_write.addr.eq(table.address),
-            map_write.data.eq(table.entry[: params.weight_bits]),
-            vector_write.en.eq(self.vector_write.enable),
-            vector_write.addr.eq(Cat(self.vector_write.address, self.vector_write.memory)),
-            vector_write.data.eq(self.vector_write.activations),
+            settings.codes.eq(self.codes),
+            settings.matrices.eq(self.matrices),
+            settings.start_write.eq(self.start_write),
+            positioner.enable.eq(mac.enable),
+            positioner.settings.eq(settings.o),
+            positioner.code_write.eq(self.code_write),
+            positioner.start_write.eq(self.start_write),
+            positioner.selected.eq(self.selected),
+            positioner.go.eq(self.go),
+            mac.settings.eq(settings.o),
+            mac.map_write.eq(self.map_write),
+            mac.vector_write.eq(self.vector_write),
+            mac.i.eq(positioner.o),
+            self.multiply.eq(mac.multiply),
         ]
-
-        index = Signal(value_bits)
-        column = Signal(column_bits)
-        tag = data.StructLayout({"valid": 1, "last": 1, "slot": slot_bits})
-        tags = [Signal(tag, name=f"tag_{stage}") for stage in range(4)]
-        m.d.sync += [
-            index.eq(event.value - (1 << self.order)),
-            column.eq(event.column),
-            tags[0].valid.eq(extractor.o_valid),
-            tags[0].last.eq(event.last),
-            tags[0].slot.eq(event.slot),
-        ]
-        m.d.sync += [later.eq(earlier) for earlier, later in pairwise(tags)]
-        m.d.sync += self.multiply.eq(tags[0].valid & (self.dense | index.any()))
-        beyond = Signal()
-        m.d.sync += beyond.eq(tags[0].valid & (index >= self.map_entries))
-        with m.If(beyond):
-            m.d.sync += self.bad_index.bit_select(tags[1].slot, 1).eq(1)
-
-        zigzag = Signal(signed(params.weight_bits))
-        weight = Signal(signed(params.weight_bits))
-        activations = Signal(data.ArrayLayout(signed(ACTIVATION_BITS), params.batch))
-        m.d.comb += [
-            map_read.addr.eq(index),
-            vector_read.addr.eq(Cat(column, self.memory)),
-        ]
-        m.d.sync += [
-            zigzag.eq((index >> 1) ^ index[0].replicate(params.weight_bits)),
-            weight.eq(Mux(self.zigzag, zigzag, map_read.data)),
-            activations.eq(vector_read.data),
-        ]
-
-        # Multiply and accumulate: factors, product, sum, each from a register.
-        products = [
-            Signal(signed(params.weight_bits + ACTIVATION_BITS), name=f"product_{vector}")
-            for vector in range(params.batch)
-        ]
-        done = tags[3]
-        results_layout = lane_result_layout(params)
-        m.submodules.results = results = SyncFIFO(width=results_layout.size, depth=_RESULT_DEPTH)
-        result = Signal(results_layout)
-        rows_done = Array(Signal(result.row.shape(), name=f"done_{slot}") for slot in range(slots))
-        m.d.comb += [result.slot.eq(done.slot), result.row.eq(rows_done[done.slot])]
-        for vector, product in enumerate(products):
-            m.d.sync += product.eq(weight * activations[vector])
-            sums = Array(
-                Signal(signed(params.accumulator_bits), name=f"sum_{vector}_{slot}")
-                for slot in range(slots)
-            )
-            total = Signal(signed(params.accumulator_bits), name=f"total_{vector}")
-            m.d.comb += [total.eq(sums[done.slot] + product), result.sums[vector].eq(total)]
-            with m.If(done.valid):
-                m.d.sync += sums[done.slot].eq(Mux(done.last, 0, total))
-            with m.If(self.start):
-                m.d.sync += [held.eq(0) for held in sums]
-        with m.If(done.valid & done.last):
-            m.d.sync += rows_done[done.slot].eq(rows_done[done.slot] + 1)
-
-        # Credits: a row may only finish when its result has a place, so nothing waits behind the
-        # extractor.
-        credits = Signal(range(_RESULT_DEPTH + 1), init=_RESULT_DEPTH)
-        ends_row = extractor.issue & extractor.issue_last
-        leaves = results.r_rdy & results.r_en
-        m.d.sync += credits.eq(credits - ends_row + leaves)
-        m.d.comb += [
-            extractor.hold.eq(credits == 0),
-            results.w_en.eq(done.valid & done.last),
-            results.w_data.eq(result),
-            self.o.valid.eq(results.r_rdy),
-            self.o.payload.eq(results.r_data),
-            results.r_en.eq(self.o.ready),
-        ]
-        in_flight = Cat(*(stage.valid for stage in tags))
-        m.d.comb += self.idle.eq(
-            ~(
-                buffer.r_rdy
-                | parser.busy
-                | locator.busy
-                | blocks.r_rdy
-                | extractor.busy
-                | in_flight.any()
-                | results.r_rdy
-            )
-        )
-        with m.If(self.start):
-            m.d.sync += self.bad_index.eq(0)
-            m.d.sync += [held.eq(0) for held in rows_done]
+        for flags, found in ((self.bad_prefix, collector), (self.bad_index, mac)):
+            for parity in range(2):
+                for slot in range(slots):
+                    flag = flags[parity * slots + slot]
+                    here = found.bad & (found.bad_parity == parity)
+                    with m.If(here & (found.bad_slot == slot if slots > 1 else 1)):
+                        m.d.sync += flag.eq(1)
+                    with m.Elif(self.clear_errors[parity]):
+                        m.d.sync += flag.eq(0)
         return m

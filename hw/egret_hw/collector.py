@@ -1,0 +1,335 @@
+"""Collector: turns parsed blocks into blocks of events, and zeros into a number to skip."""
+
+from collections.abc import Sequence
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from egret.image_format import CLASSES
+from egret.params import CODE_NAMES, AcceleratorParams
+from egret_hw.layouts import block_slot_bits
+
+__all__ = ["CLASS_BITS", "Collector", "block_layout", "inside_number", "leading_zeros", "pick"]
+
+CLASS_BITS = (CLASSES - 1).bit_length()
+_ZEROS_BITS = CLASS_BITS + 1
+"""Zeros that may lead a codeword: those of its class, and of the suffix of a last class."""
+
+
+def block_layout(params: AcceleratorParams) -> data.StructLayout:
+    """Layout of a block with work in it: W bits of one substream.
+
+    Returns
+    -------
+    data.StructLayout
+        `bits`, from the second in time on; `end`, codewords' ends, but for a last bit; `event`,
+        ends of weights that must be multiplied; `number`, the first codeword that ends here, as a
+        number; `hit`, it is an event; `skip`, weights to pass over before the first event (as the
+        run's number in the run form), or where there is none; `level_class` and `run_class`, zeros
+        that lead the first codeword, and the run before the first event; `last`, the substream's
+        last block of the matrix; `parity`, of the matrix; `run_form`, of its code; `slot`.
+    """
+    width = params.parser_bits
+    runs = CODE_NAMES[1] in params.codes
+    tables = CODE_NAMES[2] in params.codes
+    return data.StructLayout(
+        {
+            "bits": width - 1,
+            "end": width - 1,
+            "event": width,
+            "hit": 1,
+            "number": params.number_bits,
+            "skip": params.number_bits,
+            "level_class": CLASS_BITS if tables else 0,
+            "run_class": CLASS_BITS if tables and runs else 0,
+            "last": 1,
+            "parity": 1,
+            "run_form": int(runs),
+            "slot": (params.slots - 1).bit_length(),
+        }
+    )
+
+
+def pick(chosen: Sequence[Value], values: Sequence[Value]) -> Value:
+    """Return the value whose bit of `chosen` is set, at most one; 0 without."""
+    result: Value = Const(0, 1)
+    for choose, value in zip(chosen, values, strict=True):
+        result = result | (value & choose.replicate(len(value)))
+    return result
+
+
+def inside_number(bits: Value, end: Value, position: int) -> Value:
+    """Return the codeword that ends at a position and began in this block, as a number.
+
+    Parameters
+    ----------
+    bits, end : Value
+        In order of time.
+    position : int
+        Its last bit; at least one codeword ends before it.
+    """
+    return Cat(
+        bits[position],
+        *(bits[at] & ~end[at:position].any() for at in reversed(range(1, position))),
+    )
+
+
+def leading_zeros(bits: Sequence[Value], inside: Sequence[Value]) -> Value:
+    """Return how many zeros lead those bits that are `inside`, which follow each other."""
+    led: list[Value] = []
+    leads: Value = Const(1, 1)
+    for bit, within in zip(bits, inside, strict=True):
+        leads = leads & ~(bit & within)
+        led.append(leads & within)
+    return sum(led, Const(0, 1))
+
+
+class Collector(wiring.Component):
+    """Form the number of the first codeword that ends in a block, and count what to skip.
+
+    A codeword without the zeros that lead it is a number; only the first one to end in a block may
+    have begun in an earlier one, so only it needs the substream's carry. Blocks without an event
+    vanish: their weights are 0, and are added up until an event of the same substream comes, or
+    their number grows large. Every substream has its own carry and sum, in rings that turn with
+    the valid blocks, which arrive in slot order.
+
+    Latency 4 enabled cycles, throughput 1 block an enabled cycle.
+
+    Parameters
+    ----------
+    params : AcceleratorParams
+        Parameters.
+
+    Attributes
+    ----------
+    enable : In(1)
+        Advance.
+    i_valid, i_slot, i_last, i_parity, i_bits, i_end, i_event
+        From the parser.
+    i_run_form : In(1)
+        Of the code of the block's matrix.
+    o_valid : Out(1)
+        A block with work is there.
+    o : Out(block_layout)
+        The block.
+    bad : Out(1)
+        A prefix was too long, in a block of `bad_slot` and `bad_parity`.
+    """
+
+    def __init__(self, params: AcceleratorParams) -> None:
+        self._params = params
+        width = params.parser_bits
+        slot_bits = block_slot_bits(params)
+        super().__init__(
+            {
+                "enable": In(1),
+                "i_valid": In(1),
+                "i_slot": In(slot_bits),
+                "i_last": In(1),
+                "i_parity": In(1),
+                "i_run_form": In(1),
+                "i_bits": In(width),
+                "i_end": In(width),
+                "i_event": In(width),
+                "o_valid": Out(1),
+                "o": Out(block_layout(params)),
+                "bad": Out(1),
+                "bad_slot": Out(slot_bits),
+                "bad_parity": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the gates."""
+        m = Module()
+        params = self._params
+        width, slots, number_bits = params.parser_bits, params.slots, params.number_bits
+        runs = CODE_NAMES[1] in params.codes
+        tables = CODE_NAMES[2] in params.codes
+        run_form = self.i_run_form if runs else Const(0, 1)
+        places = range(width)
+
+        # First stage: what depends on this block alone.
+        bits, end = self.i_bits, self.i_end
+        event = Signal(width)
+        m.d.comb += event.eq(self.i_event & end)
+        first = [end[at] & ~end[:at].any() for at in places]
+        final = [end[at] & ~end[at + 1 :].any() for at in places]
+        behind_final = [~end[at:].any() for at in range(1, width)]
+        counted = [end[at] & ~event[: at + 1].any() for at in places]
+        behind_event = [event[:at].any() & ~event[at:].any() for at in range(1, width)]
+        inside = [inside_number(bits, end, at) for at in range(1, width)]
+        local_layout = data.StructLayout(
+            {
+                "valid": 1,
+                "last": 1,
+                "parity": 1,
+                "run_form": 1,
+                "slot": (slots - 1).bit_length(),
+                "bits": width,
+                "end": width,
+                "event": width,
+                "shift": (width - 1).bit_length(),
+                "closes": 1,
+                "tail": width - 1,
+                "hit": 1,
+                "run_first": 1,
+                "any_event": 1,
+                "before": width.bit_length(),
+                "after": max(width - 1 if runs else 0, (width - 1).bit_length()),
+                "lead": width.bit_length() if tables else 0,
+                "led": 1,
+                "tail_lead": (width - 1).bit_length() if tables else 0,
+                "tail_led": 1,
+                "after_class": (width - 1).bit_length() if tables and runs else 0,
+            }
+        )
+        entering = Signal(local_layout)
+        any_event = event.any()
+        hit = pick(first, [event[at] for at in places])
+        m.d.comb += [
+            entering.valid.eq(self.i_valid),
+            entering.last.eq(self.i_last),
+            entering.parity.eq(self.i_parity),
+            entering.run_form.eq(run_form),
+            entering.slot.eq(self.i_slot),
+            entering.bits.eq(bits),
+            entering.end.eq(end),
+            entering.event.eq(event),
+            entering.shift.eq(pick(first, [Const(width - 1 - at, 5) for at in places])),
+            entering.closes.eq(end.any() | self.i_last),
+            entering.hit.eq(hit),
+            entering.run_first.eq(run_form & end.any() & ~hit),
+            entering.any_event.eq(any_event),
+            entering.before.eq(Mux(run_form, 0, sum(counted))),
+        ]
+        if width > 1:
+            # What stays open, the latest bit lowest.
+            tail = Cat(bits[at] & behind_final[at - 1] for at in reversed(range(1, width)))
+            after: Value = sum(
+                (end[at] & behind_event[at - 1] for at in range(1, width)), Const(0, 1)
+            )
+            if runs:
+                final_run = [final[at] & behind_event[at - 1] for at in range(1, width)]
+                after = Mux(run_form, pick(final_run, inside), after)
+            m.d.comb += [
+                entering.tail.eq(Mux(self.i_last, 0, tail)),
+                entering.after.eq(Mux(self.i_last, 0, after)),
+            ]
+        if tables:
+            to_first = [~end[:at].any() for at in places]
+            m.d.comb += [
+                entering.lead.eq(leading_zeros([bits[at] for at in places], to_first)),
+                entering.led.eq(Cat(bits[at] & to_first[at] for at in places).any()),
+            ]
+        if tables and width > 1:
+            m.d.comb += [
+                entering.tail_lead.eq(
+                    Mux(
+                        self.i_last,
+                        0,
+                        leading_zeros([bits[at] for at in range(1, width)], behind_final),
+                    )
+                ),
+                entering.tail_led.eq(entering.tail.any()),
+            ]
+            if runs:
+                zeros = [
+                    leading_zeros(
+                        [bits[back] for back in range(1, at + 1)],
+                        [~end[back:at].any() for back in range(1, at)] + [Const(1, 1)],
+                    )
+                    for at in range(1, width)
+                ]
+                m.d.comb += entering.after_class.eq(pick(final_run, zeros))
+        local = Signal(local_layout)
+        m.d.sync += self.bad.eq(0)
+        with m.If(self.enable):
+            m.d.sync += [
+                local.eq(entering),
+                self.bad.eq(self.i_valid & (self.i_event & ~end).any()),
+                self.bad_slot.eq(self.i_slot),
+                self.bad_parity.eq(self.i_parity),
+            ]
+
+        # Second stage: the open codeword. A shift in two steps aligns it, the second one behind.
+        open_layout = data.StructLayout(
+            {"carry": number_bits, "zeros": _ZEROS_BITS if tables else 0, "led": int(tables)}
+        )
+        ring = [Signal(open_layout, name=f"open_{index}") for index in range(slots)]
+        opened = ring[-1]
+        joined = Cat(local.bits[::-1], opened.carry)
+        zeros_now = Signal(_ZEROS_BITS)
+        kept = Signal(open_layout)
+        m.d.comb += kept.carry.eq(Mux(local.closes, local.tail, joined))
+        if tables:
+            m.d.comb += [
+                zeros_now.eq(opened.zeros + Mux(opened.led, 0, local.lead)),
+                kept.zeros.eq(Mux(local.closes, local.tail_lead, zeros_now)),
+                kept.led.eq(Mux(local.closes, local.tail_led, opened.led | local.led)),
+            ]
+        with m.If(self.enable & local.valid):
+            m.d.sync += ring[0].eq(kept)
+            m.d.sync += [ring[index].eq(ring[index - 1]) for index in range(1, slots)]
+        aligned = Signal(data.StructLayout({**local_layout.members, "number": number_bits + 1}))
+        zeros = Signal(_ZEROS_BITS)
+        coarse = Cat(Const(0, 1), local.shift[1:])
+        with m.If(self.enable):
+            m.d.sync += [aligned[name].eq(local[name]) for name in local_layout.members]
+            m.d.sync += [aligned.number.eq(joined >> coarse), zeros.eq(zeros_now)]
+        fine = aligned.shift[0] if width > 1 else Const(0, 1)
+
+        # Third stage: the first codeword's number, and what it or the block's zeros add.
+        ready = Signal(data.StructLayout({**local_layout.members, "number": number_bits}))
+        number = Mux(fine, aligned.number[1:], aligned.number[:number_bits])
+        step = Signal(number_bits)
+        zeros_class = Signal(CLASS_BITS)
+        with m.If(self.enable):
+            m.d.sync += [ready[name].eq(aligned[name]) for name in local_layout.members]
+            m.d.sync += [
+                ready.number.eq(number),
+                step.eq(Mux(aligned.run_first, number, aligned.before)),
+                zeros_class.eq(zeros[:CLASS_BITS] | zeros[CLASS_BITS].replicate(CLASS_BITS)),
+            ]
+
+        # Fourth stage: weights to skip.
+        skip_layout = data.StructLayout(
+            {"skip": number_bits, "run_class": CLASS_BITS if tables and runs else 0}
+        )
+        skips = [Signal(skip_layout, name=f"skip_{index}") for index in range(slots)]
+        skipped = skips[-1]
+        total = Signal(skip_layout)
+        left = Signal(skip_layout)
+        passes = Signal()
+        m.d.comb += [
+            total.skip.eq(skipped.skip + step),
+            # Too many for another block's: they go on ahead.
+            passes.eq(ready.any_event | ready.last | (skipped.skip[-1] & ~ready.run_form)),
+            left.skip.eq(Mux(passes, ready.after, total.skip)),
+        ]
+        if tables and runs:
+            m.d.comb += [
+                total.run_class.eq(Mux(ready.run_first, zeros_class, skipped.run_class)),
+                left.run_class.eq(Mux(passes, ready.after_class, total.run_class)),
+            ]
+        with m.If(self.enable & ready.valid):
+            m.d.sync += skips[0].eq(left)
+            m.d.sync += [skips[index].eq(skips[index - 1]) for index in range(1, slots)]
+        with m.If(self.enable):
+            m.d.sync += [
+                self.o_valid.eq(ready.valid & passes),
+                self.o.bits.eq(ready.bits[1:]),
+                self.o.end.eq(ready.end[:-1]),
+                self.o.event.eq(ready.event),
+                self.o.hit.eq(ready.hit),
+                self.o.number.eq(ready.number),
+                self.o.skip.eq(total.skip),
+                self.o.level_class.eq(zeros_class),
+                self.o.run_class.eq(total.run_class),
+                self.o.last.eq(ready.last),
+                self.o.parity.eq(ready.parity),
+                self.o.run_form.eq(ready.run_form),
+                self.o.slot.eq(ready.slot),
+            ]
+        return m

@@ -1,0 +1,272 @@
+"""Positioner: finds the place of every event in its row, and where rows end."""
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from egret.image_format import CLASSES
+from egret.params import CODE_NAMES, AcceleratorParams
+from egret_hw.extractor import task_layout
+from egret_hw.layouts import (
+    code_write_layout,
+    position_bits,
+    start_write_layout,
+)
+
+__all__ = ["INDEX_BITS", "Positioner", "lane_settings_layout", "operation_layout"]
+
+INDEX_BITS = 12
+"""Width of an index with its offset: one that a packer would not make shows as a large one."""
+
+
+def lane_settings_layout(params: AcceleratorParams) -> data.StructLayout:
+    """Layout of the settings of the newest matrix, as the lanes' back ends take them.
+
+    Returns
+    -------
+    data.StructLayout
+        `columns`; `memory`, the activation memory; `zigzag`; `bank`, of the code tables;
+        `run_offset`, without tables, what leads from a run's codeword to its length; `base`, what
+        leads from an index (without tables, from its codeword as a number) to an entry of the map
+        or a zigzag number; `limit`, the filler's index (or number).
+    """
+    runs = CODE_NAMES[1] in params.codes
+    tables = CODE_NAMES[2] in params.codes
+    return data.StructLayout(
+        {
+            "columns": params.activation_depth.bit_length(),
+            "memory": 1,
+            "zigzag": 1,
+            "bank": 1,
+            "run_offset": position_bits(params) if runs and not tables else 0,
+            "base": INDEX_BITS,
+            "limit": INDEX_BITS,
+        }
+    )
+
+
+def operation_layout(params: AcceleratorParams) -> data.StructLayout:
+    """Layout of what the MAC is to do.
+
+    Returns
+    -------
+    data.StructLayout
+        `load`, the settings of the next matrix hold from here on; `multiply`, add the product
+        of the weight of `index` and the activation at `column`; `emit`, send the sum and begin
+        another one, `last`, the substream's last one; `slot`; `parity`.
+    """
+    return data.StructLayout(
+        {
+            "load": 1,
+            "multiply": 1,
+            "emit": 1,
+            "last": 1,
+            "index": INDEX_BITS,
+            "column": (params.activation_depth - 1).bit_length(),
+            "parity": 1,
+            "slot": (params.slots - 1).bit_length(),
+        }
+    )
+
+
+class Positioner(wiring.Component):
+    """Keep every substream's position, and end its rows.
+
+    A position is a column minus the number of columns, negative inside a row. A task adds the
+    weights passed over; while the position is not negative, a row has ended: its sum is emitted,
+    and the columns are taken back. So a row costs one cycle, and its weights that are 0 none.
+
+    Behind a matrix's last task each substream's next position is loaded from its start, which
+    must not be written again before the sums of that last task have left the lane.
+
+    Latency 2 enabled cycles (3 with runs or tables), throughput 1 operation an enabled cycle.
+
+    Parameters
+    ----------
+    params : AcceleratorParams
+        Parameters.
+
+    Attributes
+    ----------
+    enable : In(1)
+        Advance.
+    settings : In(lane_settings_layout)
+        Of the matrix whose starts have been written last.
+    code_write : In(code_write_layout())
+        Writes a table's entry. Entries behind a table's last class repeat the last one.
+    start_write : In(start_write_layout)
+        With `selected`, writes a slot's start; the slots' in order.
+    go : In(2)
+        The matrix with this parity may be worked on.
+    i : In(stream of task_layout)
+        Tasks. Not registered.
+    o : Out(operation_layout)
+        What to do in this cycle, if enabled.
+    """
+
+    def __init__(self, params: AcceleratorParams) -> None:
+        self._params = params
+        super().__init__(
+            {
+                "enable": In(1),
+                "settings": In(lane_settings_layout(params)),
+                "code_write": In(code_write_layout()),
+                "start_write": In(start_write_layout(params)),
+                "selected": In(1),
+                "go": In(2),
+                "i": In(stream.Signature(task_layout(params))),
+                "o": Out(operation_layout(params)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the gates."""
+        m = Module()
+        params = self._params
+        slots = params.slots
+        bits = position_bits(params)
+        runs = CODE_NAMES[1] in params.codes
+        tables = CODE_NAMES[2] in params.codes
+        task = self.i.payload
+        emitting = Signal()
+        advance = Signal()
+        m.d.comb += advance.eq(self.enable & ~emitting)
+
+        # Starts wait until the matrix before is done.
+        starts = Array(Signal(bits, name=f"start_{slot}", reset_less=True) for slot in range(slots))
+        placed = Signal()
+        loading = Signal(init=1)
+        load_slot = Signal((slots - 1).bit_length())
+        load = Signal()
+        last_slot = slots - 1
+        written_slot = self.start_write.slot[: len(load_slot)]
+        comes = Signal()
+        with m.If(self.start_write.enable & self.selected):
+            m.d.sync += starts[written_slot].eq(self.start_write.position)
+            with m.If(written_slot == last_slot):
+                m.d.sync += placed.eq(1)
+        m.d.comb += [
+            comes.eq(self.i.valid & self.i.ready),
+            load.eq(loading & placed),
+            self.i.ready.eq(advance & ~loading & self.go.bit_select(task.parity, 1)),
+        ]
+
+        # First stage: a task, or the load of a start.
+        taken = Signal(task_layout(params))
+        loads = Signal()
+        passes = Signal()
+        start = Signal(bits, reset_less=True)
+        with m.If(advance):
+            m.d.sync += [
+                taken.eq(task),
+                taken.event.eq(task.event & comes),
+                taken.flush.eq(task.flush & comes),
+                passes.eq(comes),
+                loads.eq(load),
+                start.eq(starts[load_slot]),
+            ]
+            with m.If(loading):
+                m.d.sync += taken.slot.eq(load_slot)
+            with m.If(load):
+                m.d.sync += load_slot.eq(load_slot + 1)
+                with m.If(load_slot == last_slot):
+                    m.d.sync += [loading.eq(0), placed.eq(0)]
+            with m.If(comes & task.flush & (task.slot == last_slot)):
+                m.d.sync += loading.eq(1)
+
+        # Second stage: codewords become weights to skip, and indices.
+        placed_layout = data.StructLayout(
+            {
+                "passes": 1,
+                "event": 1,
+                "flush": 1,
+                "load": 1,
+                "index": INDEX_BITS,
+                "parity": 1,
+                "slot": (slots - 1).bit_length(),
+            }
+        )
+        moved = Signal(placed_layout)
+        step = Signal(bits)
+        start_step = Signal(bits)
+        index = Signal(INDEX_BITS)
+        length = Signal(bits)
+        m.d.comb += [index.eq(taken.number), length.eq(taken.skip)]
+        if tables:
+            bank = Signal()
+            with m.If(advance & loads):
+                m.d.sync += bank.eq(self.settings.bank)
+            offsets = {}
+            for name, is_run in (("level", 0), ("run", 1))[: 1 + runs]:
+                table = memory.Memory(shape=INDEX_BITS, depth=CLASSES * params.code_banks, init=[])
+                m.submodules[f"{name}_offsets"] = table
+                write, read = table.write_port(), table.read_port(domain="comb")
+                written = self.code_write
+                m.d.comb += [
+                    write.en.eq(written.enable & (written.run == is_run)),
+                    write.addr.eq(Cat(written.number, written.bank)),
+                    write.data.eq(written.offset),
+                    read.addr.eq(Cat(taken[f"{name}_class"], bank)),
+                ]
+                offsets[name] = read.data
+            m.d.comb += index.eq(taken.number + offsets["level"])
+            if runs:
+                m.d.comb += length.eq(taken.skip + offsets["run"].as_signed())
+        elif runs:
+            run_offset = Signal(bits)
+            with m.If(advance & loads):
+                m.d.sync += run_offset.eq(self.settings.run_offset)
+            m.d.comb += length.eq(taken.skip + run_offset)
+        ahead = [
+            moved.passes.eq(passes & ~taken.flush),
+            moved.event.eq(taken.event),
+            moved.flush.eq(taken.flush),
+            moved.load.eq(loads),
+            moved.index.eq(index),
+            moved.parity.eq(taken.parity),
+            moved.slot.eq(taken.slot),
+            step.eq(Mux(loads, 0, length)),
+            start_step.eq(Mux(loads, start, 0)),
+        ]
+        if runs or tables:
+            with m.If(advance):
+                m.d.sync += ahead
+        else:
+            m.d.comb += ahead
+
+        # Third stage: positions. A flushed one is -1, so that a start is loaded by adding it and 1.
+        at_work = Signal(placed_layout)
+        columns = Signal(bits, reset_less=True)
+        positions = Array(Signal(bits, name=f"position_{slot}", init=-1) for slot in range(slots))
+        inside = Signal(init=1)
+        slot = Signal((slots - 1).bit_length())
+        total = Signal(bits)
+        operand = Signal(bits)
+        carry = Signal()
+        m.d.comb += [
+            emitting.eq(~inside),
+            slot.eq(Mux(emitting, at_work.slot, moved.slot)),
+            carry.eq(emitting | moved.event | moved.load),
+            operand.eq(Mux(inside, step | start_step, ~columns)),
+            # The carry into the sum costs no second adder.
+            total.eq((Cat(1, positions[slot]) + Cat(carry, operand))[1:]),
+        ]
+        with m.If(self.enable & (emitting | moved.passes | moved.load)):
+            m.d.sync += [positions[slot].eq(total), inside.eq(total[-1])]
+        with m.If(advance & moved.flush):
+            m.d.sync += [positions[slot].eq(-1), inside.eq(1)]
+        with m.If(advance):
+            m.d.sync += at_work.eq(moved)
+            with m.If(moved.load):
+                m.d.sync += columns.eq(self.settings.columns)
+        m.d.comb += [
+            self.o.load.eq(at_work.load & ~emitting),
+            self.o.multiply.eq(at_work.event & ~emitting),
+            self.o.emit.eq(at_work.flush | emitting),
+            self.o.last.eq(at_work.flush),
+            self.o.index.eq(at_work.index),
+            self.o.column.eq(positions[at_work.slot]),
+            self.o.parity.eq(at_work.parity),
+            self.o.slot.eq(at_work.slot),
+        ]
+        return m
