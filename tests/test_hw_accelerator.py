@@ -1,25 +1,38 @@
 """The whole accelerator, simulated, against the golden model, bit for bit.
 
-Packets are put together here from docs/format.md, and by the packer where a test says so.
+Packets are put together by hand in tests/image_builder.py, and by the packer where a test says so.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
-import crc32c as independent_crc
 import numpy as np
 import pytest
+from tests.image_builder import (
+    Code,
+    Table,
+    bias_packet,
+    classes,
+    code_packet,
+    coded_matrix,
+    golomb,
+    map_packet,
+    matrix_packet,
+    random_cut,
+)
 
-from egret.image import build_image
-from egret.image_format import FIELDS, ErrorKind
+from egret.errors import CapacityError
+from egret.image import MatrixPacket, build_image
+from egret.image_format import CLASSES, ErrorKind, PacketKind
 from egret.network import IntegerLayer, IntegerNetwork
-from egret.params import AcceleratorParams
+from egret.params import CODE_NAMES, AcceleratorParams
 from egret.quantize import QuantizedTensor
 from egret_hw.rtl import generate_verilog, top_name
 from egret_sim.benches.accelerator import PAUSES, Job, Recording, Step
-from egret_sim.golden import GoldenAccelerator, Outcome, reference_forward
+from egret_sim.golden import GoldenAccelerator, Outcome, read_header, reference_forward
 from egret_sim.runner import run_bench
 
 BENCH = "egret_sim.benches.accelerator"
@@ -35,12 +48,34 @@ L4W4 = AcceleratorParams(
     row_depth=64,
 )
 SETS = [
-    replace(L4W4, name="l1w1", lanes=1, parser_bits=1, parser_cut=1),
+    replace(
+        L4W4,
+        name="l1w1",
+        lanes=1,
+        parser_bits=1,
+        parser_cut=1,
+        codes=("eg-k",),
+        suffix_limit=8,
+        weight_bits=8,
+        input_depth=2,
+        block_depth=2,
+    ),
     L4W4,
-    replace(L4W4, name="l2w8c2", lanes=2, parser_bits=8, weight_bits=8, row_depth=128),
-    replace(L4W4, name="l2w4c2b3", lanes=2, parser_cut=2, batch=3),
-    replace(L4W4, name="l1w16c4", lanes=1, parser_bits=16, weight_bits=16, map_depth=16),
-    replace(L4W4, name="l8w4", lanes=8, bus_bits=64, map_depth=128, row_depth=128),
+    replace(L4W4, name="l4w4micro", parser="microcode"),
+    replace(L4W4, name="l2w4c2b3", lanes=2, parser_cut=2, batch=3, codes=("eg-k", "eg-run")),
+    replace(L4W4, name="l2w8c2", lanes=2, parser_bits=8, parser="microcode", row_depth=128),
+    replace(
+        L4W4,
+        name="l1w16c4",
+        lanes=1,
+        parser_bits=16,
+        parser="microcode",
+        weight_bits=16,
+        map_depth=16,
+        suffix_limit=4,
+    ),
+    replace(L4W4, name="l8w4", lanes=8, bus_bits=64, codes=("eg-k", "eg-table"), row_depth=256),
+    replace(L4W4, name="l2w8c4", lanes=2, parser_bits=8, parser_cut=2, bus_bits=128, batch=2),
 ]
 FAULTY = SETS[3]
 
@@ -48,98 +83,6 @@ FAULTY = SETS[3]
 @lru_cache
 def verilog(params: AcceleratorParams) -> str:
     return generate_verilog(params)
-
-
-def codeword(index: int, order: int) -> str:
-    number = f"{index + 2**order:b}"
-    return "0" * (len(number) - 1 - order) + number
-
-
-def little(value: int, size: int) -> bytes:
-    return (value % 256**size).to_bytes(size, "little")
-
-
-def padded(data: bytes, params: AcceleratorParams) -> bytes:
-    return data + bytes(-len(data) % (params.bus_bits // 8))
-
-
-def with_crc(body: bytes, params: AcceleratorParams) -> bytes:
-    return body + padded(little(independent_crc.crc32c(body), 4), params)
-
-
-def payload_of(streams: Sequence[str], params: AcceleratorParams, extra_words: int) -> bytes:
-    """Interleave one string of bits for each substream as the payload's beats."""
-    lanes, width, slots = params.lanes, params.parser_bits, params.slots
-    beats = slots * max(-(-len(bits) // width) for bits in streams)
-    per_word = params.bus_bits // (lanes * width)
-    words = max(1, -(-beats // per_word)) + extra_words
-    data = b""
-    for word in range(words):
-        text = ""  # highest bit first, so later beats and higher lanes go in front
-        for beat in range(word * per_word, (word + 1) * per_word):
-            for lane in range(lanes):
-                start = beat // slots * width
-                bits = streams[lane * slots + beat % slots][start : start + width]
-                text = bits.ljust(width, "0") + text
-        data += little(int(text, 2), params.bus_bits // 8)
-    return data
-
-
-def packet(
-    params: AcceleratorParams,
-    indices: np.ndarray,
-    table: Sequence[int] | None,
-    *,
-    order: int = 0,
-    bias: Sequence[int] | None = None,
-    deal: Sequence[Sequence[int]] | None = None,
-    streams: Sequence[str] | None = None,
-    extra_slots: int = 0,
-    extra_words: int = 0,
-    **fields: int,
-) -> bytes:
-    """Put a packet together.
-
-    `table` is the value map, None for zigzag; `deal` the rows of each substream; `streams`
-    replaces the substreams' bits; `fields` are descriptor fields that do not follow from these.
-    """
-    rows, columns = indices.shape
-    if deal is None:
-        deal = [range(s, rows, params.substreams) for s in range(params.substreams)]
-    if streams is None:
-        streams = [
-            "".join(codeword(int(i), order) for row in mine for i in indices[row]) for mine in deal
-        ]
-    payload = payload_of(streams, params, extra_words)
-    slots = max(1, *(len(mine) for mine in deal)) + extra_slots
-    values = {
-        "magic": 0x4745,
-        "version": 1,
-        "emit_results": 1,
-        "has_bias": bias is not None,
-        "zigzag": table is None,
-        "order": order,
-        "rows": rows,
-        "columns": columns,
-        "map_entries": params.map_depth if table is None else len(table),
-        "row_slots": slots,
-        "payload_words": len(payload) // (params.bus_bits // 8),
-        "multiplier": 1,
-        **fields,
-    }
-    descriptor = sum(
-        int(value) << 32 * FIELDS[name].word + FIELDS[name].lsb for name, value in values.items()
-    )
-    dealt = [mine[r] if r < len(mine) else 0xFFFF for r in range(slots) for mine in deal]
-    sections = [
-        little(descriptor, 32),
-        b"".join(little(value, 2) for value in table or ()),
-        b"".join(little(len(mine), 2) for mine in deal),
-        b"".join(little(row, 2) for row in dealt),
-        b"".join(little(value, 4) for value in (() if bias is None else bias)),
-        payload,
-    ]
-    return with_crc(b"".join(padded(section, params) for section in sections), params)
 
 
 class Script:
@@ -151,8 +94,12 @@ class Script:
         self.steps: list[Step] = []
         self.frames: list[tuple[str, np.ndarray | ErrorKind]] = []
         self.statuses: list[tuple[str, dict[str, int]]] = []
-        self.multiplies = 0
-        self.error = {"error": 0, "position": 0}
+        self.start()
+
+    def start(self) -> None:
+        """Forget what a reset forgets."""
+        self.counters = dict.fromkeys(("multiplies", "weights", "words", "payload_words"), 0)
+        self.error = {"error": 0, "position": 0, "irq": 0}
 
     def send(self, what: str, packet: bytes, activations: np.ndarray | None = None) -> Outcome:
         """Queue a packet, and note what follows from it."""
@@ -162,25 +109,40 @@ class Script:
         outcome = self.golden.run_packet(packet, activations)
         if outcome.error is ErrorKind.NONE:
             self.frames += [(what, stream.ravel()) for stream in outcome.streams]
-            self.multiplies += outcome.multiplied
+            fields = read_header(packet)
+            counts = (
+                outcome.multiplied,
+                outcome.weights,
+                len(packet) // (self.params.bus_bits // 8),
+                fields.get("payload_words", 0),
+            )
+            for name, count in zip(self.counters, counts, strict=True):
+                self.counters[name] += count
         elif not outcome.discarded:
             self.frames.append((what, outcome.error))
-        self.error = {"error": int(outcome.error), "position": outcome.position}
+        failed = outcome.error is not ErrorKind.NONE
+        self.error = {"error": outcome.error, "position": outcome.position, "irq": failed}
         return outcome
 
+    def setup(self, *packets: bytes) -> None:
+        """Queue load packets that are right."""
+        for packet in packets:
+            outcome = self.send("setup", packet)
+            assert outcome.error is ErrorKind.NONE
+
     def settle(self, what: str) -> None:
-        """Wait for all that must have come out, and look at the status ports."""
-        self.steps += [Step("expect", count=len(self.frames)), Step("wait", count=16)]
-        self.steps.append(Step("status"))
+        """Wait for all that must have come out, and look at the registers."""
+        self.steps += [Step("sent"), Step("expect", count=len(self.frames))]
+        self.steps += [Step("wait", count=16), Step("status")]
         expected = {**self.error, "matrices": self.golden.good_matrices}
         if not self.error["error"]:  # how far a bad matrix gets is nobody's business
-            expected["multiplies"] = self.multiplies
+            expected |= self.counters
         self.statuses.append((what, expected))
 
-    def clear(self) -> None:
-        self.steps.append(Step("clear"))
+    def clear(self, step: str = "clear") -> None:
+        self.steps.append(Step(step))
         self.golden.clear()
-        self.multiplies = 0
+        self.start()
 
     def play(self, *, pause: str = "none", seed: int = 1) -> Recording:
         """Run the bench and compare."""
@@ -195,7 +157,10 @@ class Script:
                 np.testing.assert_array_equal(frame.values, expected, what)
         for (what, status), seen in zip(self.statuses, recording.statuses, strict=False):
             assert {name: seen[name] for name in status} == status, what
-        assert not recording.locked_up, f"after {self.frames[len(recording.frames) - 1][0]}"
+            if not status["error"]:
+                assert seen["words"] + seen["stalls"] + seen["starved"] == seen["cycles"], what
+        last = self.frames[len(recording.frames) - 1][0] if recording.frames else "the start"
+        assert not recording.locked_up, f"after {last}: {recording.statuses[-1]}"
         assert len(recording.frames) == len(self.frames)
         assert len(recording.statuses) == len(self.statuses)
         return recording
@@ -207,7 +172,7 @@ def play(
     *,
     pause: str = "none",
     seed: int = 1,
-    timeout: int = 20_000,
+    timeout: int = 40_000,
 ) -> Recording:
     job = Job(steps, pause=pause, seed=seed, timeout=timeout)
     recording = run_bench(verilog(params), top_name(params), BENCH, job, seed=seed)
@@ -215,191 +180,344 @@ def play(
     return recording
 
 
-def spread(params: AcceleratorParams, rows: int, rng: np.random.Generator) -> list[list[int]]:
-    """Deal rows at random, evenly, unevenly, or all to one substream."""
-    most = 2 * params.row_depth // params.substreams
-    shuffled = rng.permutation(rows).tolist()
-    deal: list[list[int]] = [[] for _ in range(params.substreams)]
-    style = rng.integers(3)
-    for number, row in enumerate(shuffled):
-        substream = number % params.substreams
-        if style == 1:
-            substream = int(rng.integers(params.substreams))
-        if style == 2:
-            substream = number // most
-        if len(deal[substream]) == most:
-            substream = min(range(params.substreams), key=lambda s: len(deal[s]))
-        deal[substream].append(row)
-    return deal
+def random_table(params: AcceleratorParams, numbers: int, rng: np.random.Generator) -> Table:
+    """Return a table of classes that holds the numbers below `numbers`, and often more."""
+    limit = params.suffix_limit
+    while True:
+        bits = rng.integers(0, int(rng.integers(1, limit + 1)) + 1, int(rng.integers(1, CLASSES)))
+        if (2**bits).sum() < numbers:
+            bits = np.append(bits, min(limit, (numbers - 1).bit_length()))
+        offsets = classes(*bits.tolist()).offsets
+        if (2**bits).sum() >= max(2, numbers) and max(offsets) < 2**11:
+            return classes(*bits.tolist())
 
 
-KINDS = ("sparse", "medium", "uniform", "no zero", "all zero", "extreme")
+KINDS_OF_CODE = ("eg-k", "eg-k dense", "eg-run", "eg-table", "eg-table dense", "tables", "mixed")
 
 
-def random_weights(
-    params: AcceleratorParams, kind: str, shape: tuple[int, int], rng: np.random.Generator
-) -> tuple[np.ndarray, list[int] | None, int]:
-    """Return indices, value map (None for zigzag) and `dense`."""
-    limit = 1 << (params.weight_bits - 1)
-    entries = int(rng.choice([2, 5, params.map_depth // 2, params.map_depth]))
-    if kind == "all zero":
-        return np.zeros(shape, int), [0] if rng.random() < 0.5 else None, 0
-    if kind == "extreme":  # only the largest magnitudes: accumulators at their limits
-        table = [0, -limit, limit - 1]
-        return rng.choice([1, 1, 1, 2], shape), table, 0
-    ratio = {"sparse": 0.85, "medium": 0.5, "uniform": 0.0, "no zero": 0.3}[kind]
-    if ratio:
-        indices = rng.geometric(ratio, shape).clip(max=entries) - 1
-    else:
-        indices = rng.integers(0, entries, shape)
-    if kind == "no zero":
-        indices = indices.clip(min=1)
-    if rng.random() < 0.4:
-        return indices.clip(max=(1 << params.weight_bits) - 1), None, int(rng.integers(2))
-    values = rng.integers(-limit, limit, params.map_depth)
-    values[rng.random(params.map_depth) < 0.1] = 0  # zeros at other places too
-    dense = int(rng.random() < 0.4)
-    if not dense:
-        values[0] = 0
-    return indices, values[:entries].tolist(), dense
+def kinds_of_code(params: AcceleratorParams) -> list[str]:
+    """Return the kinds that an accelerator knows."""
+    run, table = (name in params.codes for name in CODE_NAMES[1:])
+    known = {"eg-run": run, "tables": run and table, "mixed": run and table}
+    known |= {"eg-table": table, "eg-table dense": table}
+    return [kind for kind in KINDS_OF_CODE if known.get(kind, True)]
 
 
-def random_bias(sums: np.ndarray, rng: np.random.Generator) -> tuple[list[int] | None, int]:
-    """Return a bias for rows with these sums, if any, and roughly the bits of the results."""
-    style = rng.integers(3)
-    if style == 0:
-        return None, 24
-    if style == 1:
-        return rng.integers(-(2**15), 2**15, len(sums)).tolist(), 24
-    low, high = -(2**31), 2**31 - 1  # as far as the results, or the bias, may go
-    up = rng.random(len(sums)) < 0.5
-    bias = np.where(up, high - sums.max(axis=1), low - sums.min(axis=1))
-    return bias.clip(low, high).tolist(), 31
+def random_code(
+    params: AcceleratorParams, kind: str, entries: int, rng: np.random.Generator
+) -> Code:
+    """Return a code with a codeword for every index and for the filler."""
+    highest = min(7, params.suffix_limit)
+    # The highest order of a small suffix limit may have no codeword for the filler.
+    orders = [k for k in range(highest + 1) if golomb(k, params).longest >= entries]
+    eg_k = golomb(int(rng.choice(orders)), params)
+    table = random_table(params, entries + 1, rng)
+    runs = random_table(params, int(rng.integers(1, 40)), rng)
+    match kind:
+        case "eg-k":
+            return Code(eg_k)
+        case "eg-k dense":
+            return Code(eg_k, dense=True)
+        case "eg-run":
+            return Code(eg_k, golomb(int(rng.integers(highest + 1)), params))
+        case "eg-table":
+            return Code(table)
+        case "eg-table dense":
+            return Code(table, dense=True)
+        case "tables":
+            return Code(table, runs)
+        case _:
+            other = golomb(int(rng.integers(highest + 1)), params)
+            return Code(eg_k, runs) if rng.random() < 0.5 else Code(table, other)
 
 
-def random_chain(script: Script, rng: np.random.Generator, length: int, what: str) -> None:
-    """Send matrices of every kind back to back, each with its own order, map, bias and size."""
-    params = script.params
-    held = np.zeros((0, params.batch), np.int8)  # what the current activation memory holds
-    for number in range(length):
-        kind = str(rng.choice(KINDS))
-        load = len(held) == 0 or rng.random() < 0.4
-        keep = rng.random() < 0.5
-        width = params.parser_bits
-        x = None
-        if load:
-            columns = int(rng.integers(width, int(rng.choice([width, 24, 40])) + 1))
-            if number == 1:
-                columns = params.activation_depth
-            x = rng.integers(-128, 128, (columns, params.batch)).astype(np.int8)
-            if rng.random() < 0.3:
-                x[:] = -128
-            held = x
-        columns = len(held)
+KINDS_OF_MATRIX = ("sparse", "very sparse", "medium", "uniform", "all zero", "extreme", "skewed")
+
+
+class Host:
+    """Sends random matrices of every kind back to back, as a host would that uses everything."""
+
+    def __init__(self, params: AcceleratorParams, rng: np.random.Generator, what: str) -> None:
+        self.params = params
+        self.rng = rng
+        self.script = Script(params)
+        self.what = what
+        self.start()
+
+    def start(self) -> None:
+        """Begin as after a reset."""
+        self.codes: list[tuple[Code, int] | None] = [None] * self.params.code_banks
+        self.held = np.zeros((0, self.params.batch), np.int8)
+        self.recent: list[dict[str, range]] = []
+
+    def place(self, table: str, size: int, depth: int) -> int | None:
+        """Return where a table may be written that nothing under way uses, if anywhere."""
+        for base in self.rng.integers(0, depth - size + 1, 30).tolist():
+            if all(
+                base >= used[table].stop or base + size <= used[table].start for used in self.recent
+            ):
+                return int(base)
+        return None
+
+    def code(self, entries: int) -> tuple[int, Code]:
+        """Return a bank and its code for so many entries, often a new one."""
+        banks = self.params.code_banks
+        bank = int(self.rng.integers(banks))
+        held = self.codes[bank]
+        if held is None or held[1] < entries or self.rng.random() < 0.5 / banks:
+            kind = str(self.rng.choice(kinds_of_code(self.params)))
+            held = random_code(self.params, kind, entries, self.rng), entries
+            self.codes[bank] = held
+            self.script.setup(code_packet(self.params, held[0], bank))
+        return bank, held[0]
+
+    def values(self, kind: str, entries: int) -> np.ndarray:
+        limit = 1 << (self.params.weight_bits - 1)
+        if kind == "extreme":  # only the largest magnitudes: accumulators at their limits
+            return self.rng.choice([-limit, -limit, limit - 1], entries)
+        values = self.rng.integers(-limit, limit, entries)
+        values[self.rng.random(entries) < 0.1] = 0  # zeros at other places too
+        return values
+
+    def indices(self, kind: str, shape: tuple[int, int], entries: int) -> np.ndarray:
+        """Return indices of weights, -1 where they are 0."""
+        rng = self.rng
+        indices = rng.geometric(float(rng.choice([0.1, 0.5])), shape).clip(max=entries) - 1
+        if kind == "uniform":
+            indices = rng.integers(0, entries, shape)
+        zeros = {"sparse": 0.85, "very sparse": 0.99, "medium": 0.5, "all zero": 1.0}.get(kind, 0.0)
+        indices[rng.random(shape) < zeros] = -1
+        if kind == "skewed":  # zeros in one half, none in the other
+            indices[: shape[0] // 2] = -1
+        return indices
+
+    def inputs(self, columns: int) -> np.ndarray:
+        if self.rng.random() < 0.3:
+            return np.full((columns, self.params.batch), -128, np.int8)
+        return self.rng.integers(-128, 128, (columns, self.params.batch)).astype(np.int8)
+
+    def bias(self, sums: np.ndarray) -> tuple[np.ndarray, int]:
+        """Return biases for rows with these sums, and roughly the bits of the results."""
+        rows = len(sums)
+        if self.rng.random() < 0.5:
+            return self.rng.integers(-(2**15), 2**15, rows), 24
+        low, high = -(2**31), 2**31 - 1  # as far as the results, or the bias, may go
+        up = self.rng.random(rows) < 0.5
+        bias = np.where(up, high - sums.max(axis=1), low - sums.min(axis=1))
+        return bias.clip(low, high), 31
+
+    def shape(self, number: int, keep: bool) -> tuple[int, int]:
+        """Return the size of a matrix whose input is free."""
+        params, rng = self.params, self.rng
         rows = int(rng.choice([1, 2, params.substreams + 1, int(rng.integers(3, 24))]))
-        if number == 2:
+        columns = int(rng.choice([1, 2, 3, int(rng.integers(4, 40))]))
+        if number % 8 == 2:
+            columns = params.activation_depth
+        if number % 8 == 4:
             rows = params.activation_depth if keep else params.row_depth
-            held = held[: max(width, 8)]
-            columns = len(held)
-            x = None if x is None else held
-        indices, table, dense = random_weights(params, kind, (rows, columns), rng)
-        order = (number + int(rng.integers(2))) % 8
-        if columns < width:  # a narrow matrix is given zero columns
-            zero = np.zeros((rows, width - columns), int)
-            indices, dense = np.hstack([indices, zero]), 0
-            if table is not None:
-                table[0] = 0
-            if x is not None:
-                x = np.vstack([x, np.zeros((width - columns, params.batch), np.int8)])
-        zigzag = (indices >> 1) ^ -(indices & 1)
-        weights = zigzag if table is None else np.array(table)[indices]
-        sums = weights[:, : len(held)] @ held.astype(int)
-        bias, bits = random_bias(sums, rng)
-        emits = int(rng.choice([0, 1, 1, 2, 2, 3, 3])) if number < length - 1 else 3
-        label = f"{what}, matrix {number}: {kind} {indices.shape}, order {order}"
-        data = packet(
+        return rows, columns
+
+    def matrix(self, number: int, *, last: bool) -> None:
+        """Send one matrix, in tiles of columns now and then."""
+        rng, params = self.rng, self.params
+        keep = not last and rng.random() < 0.5
+        rows, columns = self.shape(number, keep)
+        load = len(self.held) == 0 or rng.random() < 0.5
+        tiles = int(rng.choice([1, 1, 1, 2, 3]))
+        before = np.zeros((rows, params.batch), int)
+        emits = 3 if last else int(rng.choice([0, 1, 1, 2, 2, 3, 3]))
+        for tile in range(tiles):
+            ends = tile == tiles - 1
+            if load:
+                self.held = self.inputs(columns)
+            columns = len(self.held)
+            fields: dict[str, Any] = {"load_activations": load, "more": 1, "emit_results": 0}
+            if ends:
+                fields = {
+                    "load_activations": load,
+                    "keep_activations": keep,
+                    "emit_results": emits & 1,
+                    "emit_activations": emits >> 1,
+                }
+            label = f"{self.what}, matrix {number}, tile {tile}: {rows} x {columns}"
+            before = self.tile(label, (rows, columns), before, fields, ends=ends)
+            load = bool(rng.random() < 0.5)
+            columns = self.shape(number, keep)[1]
+
+    def tile(
+        self,
+        label: str,
+        shape: tuple[int, int],
+        before: np.ndarray,
+        fields: dict[str, Any],
+        *,
+        ends: bool,
+    ) -> np.ndarray:
+        """Send a tile whose sums are added to those `before`; return the sums."""
+        rng, params = self.rng, self.params
+        kind = str(rng.choice(KINDS_OF_MATRIX))
+        entries = int(rng.choice([1, 2, 5, params.map_depth // 2, params.map_depth]))
+        entries = min(entries, (1 << params.weight_bits) - 1)
+        base = None if rng.random() < 0.3 else self.place("map", entries, params.map_depth)
+        bank, code = self.code(entries)
+        indices = self.indices(kind, shape, entries)
+        if base is None:
+            numbers = np.arange(entries) + (code.run is not None)
+            values = (numbers >> 1) ^ -(numbers & 1)
+            fields = {**fields, "zigzag": 1}
+        else:
+            values = self.values(kind, entries)
+            self.script.setup(map_packet(params, base, values.tolist()))
+            fields = {**fields, "map_base": base}
+        if code.zero is not None:
+            indices[indices == code.zero] = -1
+        weights = np.where(indices < 0, 0, values[indices])
+        sums = before + weights @ self.held.astype(int)
+        uses = {"map": range(base or 0, 0 if base is None else base + entries), "bias": range(0)}
+        bits = 24
+        if ends and rng.random() < 0.7:
+            bias_base = self.place("bias", shape[0], 2 * params.row_depth)
+            if bias_base is not None:
+                bias, bits = self.bias(sums)
+                self.script.setup(bias_packet(params, bias_base, bias.tolist()))
+                fields = {**fields, "has_bias": 1, "bias_base": bias_base}
+                uses["bias"] = range(bias_base, bias_base + shape[0])
+        data = coded_matrix(
             params,
             indices,
-            table,
-            order=order,
-            bias=bias,
-            deal=spread(params, rows, rng),
-            extra_slots=int(rng.integers(2)) if rows < params.row_depth // 2 else 0,
+            code,
+            ranges=random_cut(params, shape, rng),
+            trim=bool(rng.random() < 0.7),
             extra_words=int(rng.choice([0, 0, 1, 5])),
-            load_activations=load,
-            keep_activations=keep,
-            emit_results=emits & 1,
-            emit_activations=emits >> 1,
+            code_bank=bank,
+            map_entries=entries,
             relu=int(rng.integers(2)),
-            dense=dense,
             multiplier=int(rng.choice([0, 1, int(rng.integers(2**15, 2**16)), 2**16 - 1])),
             shift=int(rng.choice([0, bits - 8, bits + 8, int(rng.integers(bits, 64))])),
+            **fields,
         )
-        outcome = script.send(label, data, x)
+        label += f", {kind}, {entries} entries, {code}"
+        x = self.held if fields["load_activations"] else None
+        outcome = self.script.send(label, data, x)
         assert outcome.error is ErrorKind.NONE, label
-        if keep:
-            held = outcome.activations
-    script.settle(what)
+        assert outcome.non_zeros == np.count_nonzero(weights), label
+        self.recent = [*self.recent[-1:], uses]
+        if fields.get("keep_activations"):
+            self.held = outcome.activations
+        return sums
 
-
-def garbled(params: AcceleratorParams, rng: np.random.Generator) -> bytes:
-    """Return a packet with a right CRC whose substreams are wrong, or hold random bits."""
-    rows = int(rng.integers(1, 3 * params.substreams))
-    columns = int(rng.integers(params.parser_bits, params.parser_bits + 25))
-    order = int(rng.integers(0, 4))
-    entries = int(rng.integers(2, params.map_depth))
-    table = [0, *rng.integers(-8, 8, entries - 1).tolist()]
-    # Substreams of this many bits fill the payload exactly.
-    length = max(params.parser_bits, params.bus_bits // params.substreams)
-    length *= int(rng.integers(1, 8))
-    streams = []
-    for _ in range(params.substreams):
-        ones = rng.choice([0.25, 0.5, 0.9])
-        noise = "".join("01"[bit] for bit in (rng.random(length) < ones) * 1)
-        right = "".join(codeword(int(i), order) for i in rng.integers(0, entries, length))
-        zeros = "0" * int(rng.integers(1, length))
-        # The zero that is one too many is the payload's last bit.
-        latest = ("1" * length + "0" * (params.suffix_limit + 1 - order))[-length:]
-        ends = int(rng.integers(length))
-        style = rng.choice(["noise", "right", "right", "padded", "zeros", "latest"])
-        streams.append(
-            {
-                "noise": noise,
-                "right": right,
-                "padded": right[:ends] + "1" * length,
-                "zeros": right[:ends] + zeros,
-                "latest": latest,
-            }[style][:length].ljust(length, "0")
-        )
-    return packet(
-        params,
-        np.zeros((rows, columns), int),
-        table,
-        order=order,
-        streams=streams,
-        load_activations=1,
-    )
+    def chain(self, length: int) -> None:
+        """Send matrices back to back, each with its own code, map, bias and size."""
+        for number in range(length):
+            self.matrix(number, last=number == length - 1)
+        self.script.settle(self.what)
 
 
 @pytest.mark.parametrize("pause", PAUSES)
 @pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
 def test_random_matrices(params: AcceleratorParams, pause: str) -> None:
     seed = 100 * SETS.index(params) + list(PAUSES).index(pause)
-    rng = np.random.default_rng(seed)
+    host = Host(params, np.random.default_rng(seed), f"seed {seed}")
+    for _ in range(2):
+        host.chain(12)
+    host.script.clear()
+    host.start()
+    host.chain(6)
+    host.script.play(pause=pause, seed=seed + 1)
+
+
+@pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
+def test_every_kind_of_code_from_matrix_to_matrix(params: AcceleratorParams) -> None:
+    """Every kind of code follows every other one at once, with the two of two banks in turns."""
+    rng = np.random.default_rng(SETS.index(params))
     script = Script(params)
-    for chain in range(2):
-        random_chain(script, rng, 8, f"seed {seed}, chain {chain}")
-    script.play(pause=pause, seed=seed + 1)
+    entries = params.map_depth // 2
+    values = rng.integers(-100, 100, entries)
+    values[0] = 0
+    kinds = kinds_of_code(params)
+    order = [kind for first in kinds for second in kinds for kind in (first, second)]
+    script.setup(map_packet(params, 0, values.tolist()))
+    for number, kind in enumerate(order):
+        code = random_code(params, kind, entries, rng)
+        bank = number % params.code_banks
+        script.setup(code_packet(params, code, bank))
+        indices = rng.integers(-1, entries, (7, 9))
+        indices[rng.random(indices.shape) < 0.6] = -1
+        indices[indices == code.zero] = -1
+        x = rng.integers(-128, 128, (9, params.batch)).astype(np.int8)
+        data = coded_matrix(
+            params,
+            indices,
+            code,
+            ranges=random_cut(params, indices.shape, rng),
+            map_entries=entries,
+            code_bank=bank,
+            load_activations=int(number % 3 == 0),
+        )
+        what = f"{kind} at {number}, {code}"
+        outcome = script.send(what, data, x if number % 3 == 0 else None)
+        assert outcome.error is ErrorKind.NONE, what
+    script.settle("every code")
+    script.play()
+
+
+@pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
+def test_corners(params: AcceleratorParams) -> None:
+    """The sizes, places and tables at their limits, each beside the next."""
+    rng = np.random.default_rng(7)
+    script = Script(params)
+    depth, limit = params.map_depth, 1 << (params.weight_bits - 1)
+    table = rng.integers(-limit, limit, depth)
+    table[[0, 1, -1]] = 0, -limit, limit - 1
+    script.setup(map_packet(params, 0, table.tolist()))
+    code = Code(golomb(0, params))
+    script.setup(code_packet(params, code))
+    rows, columns = params.row_depth, params.activation_depth
+
+    def run(what: str, indices: np.ndarray, **fields: Any) -> None:
+        x = np.full((indices.shape[1], params.batch), -128, np.int8)
+        x[rng.random(x.shape) < 0.2] = 127
+        data = coded_matrix(params, indices, code, map_entries=depth, **fields)
+        outcome = script.send(what, data, x)
+        assert outcome.error is ErrorKind.NONE, what
+
+    one = np.full((1, 1), depth - 1)
+    run("a single weight", one)
+    run("in the last range", one, ranges=[(0, 0)] * (params.substreams - 1) + [(0, 1)])
+    run("a single zero", one - depth)
+    run("a column", rng.integers(-1, depth, (rows, 1)))
+    run("a row", rng.integers(-1, depth, (1, columns)))
+    run("the largest accumulators", np.full((3, columns), 1))
+    run("the largest matrix of zeros", np.full((rows, columns), -1), trim=True)
+    run("zeros written out", np.full((5, columns), -1), trim=False)
+    corners = np.full((rows, columns), -1)
+    corners[[0, 0, -1, -1], [0, -1, 0, -1]] = 1
+    run("the corners of the largest matrix", corners, trim=False)
+    run("all in one range", corners, ranges=[(0, corners.size)] * 1 + [(0, 0)] * (
+        params.substreams - 1
+    ))  # fmt: skip
+    run("far more words than needed", one, extra_words=200)
+    ends = rng.integers(-1, depth, (9, 5))
+    run("cut at the ends of rows", ends, ranges=row_ranges(params, ends.shape))
+    script.settle("corners")
+    script.play()
+
+
+def row_ranges(params: AcceleratorParams, shape: tuple[int, int]) -> list[tuple[int, int]]:
+    """Cut at ends of rows only, the last ranges being empty."""
+    rows, columns = shape
+    edges = [min(rows, s) * columns for s in range(params.substreams)] + [rows * columns]
+    return list(pairwise(edges))
 
 
 @pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
 def test_packer_against_golden_and_plain_integers(params: AcceleratorParams) -> None:
     seed = SETS.index(params)
     rng = np.random.default_rng(seed)
-    sizes = [40, 33, params.parser_bits, 5]
     layers = []
-    for number, (columns, rows) in enumerate(pairwise(sizes)):
+    for number, (columns, rows) in enumerate(pairwise([40, 33, 12, 5])):
         values = np.rint(rng.laplace(size=(rows, columns)) * 1.5).astype(np.int32).clip(-7, 7)
+        values[rng.random(values.shape) < (0.0, 0.6, 0.9)[number]] = 0
         layers.append(
             IntegerLayer(
                 name=f"layer{number}",
@@ -414,36 +532,65 @@ def test_packer_against_golden_and_plain_integers(params: AcceleratorParams) -> 
         )
     network = IntegerNetwork("random", tuple(layers))
     script = Script(params)
-    for order in (None, 7):
-        x = rng.integers(-128, 128, (params.batch, 40)).astype(np.int8)
-        for number, made in enumerate(
-            build_image(network, params, emit="all", order=order).packets
-        ):
-            what = f"seed {seed}, order {order}, {made.name}"
-            outcome = script.send(what, made.data, None if number else x.T)
-            plain = reference_forward(network, x)[number]
-            np.testing.assert_array_equal(outcome.results, plain.results.T, what)
-            np.testing.assert_array_equal(outcome.activations, plain.activations.T, what)
-        script.settle(f"seed {seed}, order {order}")
+    for codes in ("auto", *params.codes):
+        what = f"seed {seed}, codes {codes}"
+        try:
+            image = build_image(network, params, emit="all", codes=codes)
+        except CapacityError:
+            assert (codes, params.map_depth) == ("eg-table", 16), what
+            continue
+        script.setup(*(packet.data for packet in image.setup))
+        for again in range(2):
+            x = rng.integers(-128, 128, (params.batch, 40)).astype(np.int8)
+            plain = reference_forward(network, x)
+            for packet in image.packets:
+                label = f"{what}, pass {again}, {packet.name}"
+                if not isinstance(packet, MatrixPacket):
+                    script.setup(packet.data)
+                    continue
+                taken = x[:, packet.first_column :][:, : packet.columns]
+                outcome = script.send(
+                    label, packet.data, taken.T.copy() if packet.load_activations else None
+                )
+                if outcome.streams:
+                    expected = plain[packet.layer]
+                    np.testing.assert_array_equal(outcome.results, expected.results.T, label)
+                    np.testing.assert_array_equal(
+                        outcome.activations, expected.activations.T, label
+                    )
+        script.settle(what)
+        script.clear()
     script.play(seed=seed + 1)
 
 
 class Faults:
-    """A small good matrix to damage; after each fault comes `clear`, then another good one."""
+    """Small good packets to damage; after each fault comes `clear`, then another good matrix."""
 
     def __init__(self, params: AcceleratorParams = FAULTY, seed: int = 1) -> None:
         self.script = Script(params)
         self.rng = np.random.default_rng(seed)
-        self.indices = self.rng.geometric(0.5, (6, 8)).clip(max=5) - 1
-        self.table = [0, 3, -2, 2047, -2048]
         self.word = params.bus_bits // 8
-        bias = self.rng.integers(-1000, 1000, 6).tolist()
-        self.packet = packet(
-            params, self.indices, self.table, bias=bias, load_activations=1, multiplier=9, shift=9
-        )
+        indices = self.rng.geometric(0.5, (6, 8)).clip(max=5) - 1
+        self.code = Code(golomb(1, params))
+        table = [0, 3, -2, 2 ** (params.weight_bits - 1) - 1, -(2 ** (params.weight_bits - 1))]
+        self.setup = [
+            code_packet(params, self.code),
+            map_packet(params, 2, table),
+            bias_packet(params, 5, self.rng.integers(-1000, 1000, 6).tolist()),
+        ]
+        self.matrix = coded_matrix(
+            params, indices, self.code, map_base=2, map_entries=5, has_bias=1, bias_base=5,
+            multiplier=9, shift=9,
+        )  # fmt: skip
         other = self.rng.integers(0, 4, (4, 7))
-        self.good = packet(
-            params, other, [5, 0, -7, 1], order=2, dense=1, load_activations=1, keep_activations=1,
+        good = Code(golomb(2, params), dense=True)
+        bank = params.code_banks - 1
+        self.good_setup = [
+            code_packet(params, good, bank),
+            map_packet(params, 0, [5, 0, -7, 1]),
+        ]
+        self.good = coded_matrix(
+            params, other, good, code_bank=bank, map_entries=4, keep_activations=1,
             emit_activations=1, multiplier=40000, shift=17,
         )  # fmt: skip
 
@@ -451,16 +598,16 @@ class Faults:
         shape = (columns, self.script.params.batch)
         return self.rng.integers(-128, 128, shape).astype(np.int8)
 
-    def section(self, name: str) -> int:
-        """Return the byte at which the payload or the CRC word starts."""
-        crc = len(self.packet) - self.word
-        payload_words = int.from_bytes(self.packet[16:20], "little")
-        return {"crc": crc, "payload": crc - payload_words * self.word}[name]
-
     def fault(
-        self, what: str, packet: bytes, *, x: np.ndarray | None = None, recover: bool = True
+        self,
+        what: str,
+        packet: bytes,
+        *,
+        x: np.ndarray | None = None,
+        recover: bool = True,
     ) -> Outcome:
-        outcome = self.script.send(what, packet, self.vector() if x is None else x)
+        """Send a packet that is wrong; a matrix gets activations, which may come to nothing."""
+        outcome = self.script.send(what, packet, x)
         assert outcome.error is not ErrorKind.NONE, what
         self.script.settle(what)
         if recover:
@@ -469,68 +616,137 @@ class Faults:
 
     def recover(self, what: str) -> None:
         self.script.clear()
+        self.script.setup(*self.good_setup)
         outcome = self.script.send(f"good after {what}", self.good, self.vector(7))
         assert outcome.error is ErrorKind.NONE
         self.script.settle(f"good after {what}")
+        self.script.clear()
 
 
-def flips(faults: Faults, first: int, last: int) -> Iterator[tuple[int, bytes]]:
+def flips(packet: bytes, first: int, end: int) -> Iterator[tuple[int, bytes]]:
     """Yield the packet with each bit of these bytes flipped in turn, and the bit's number."""
-    for bit in range(8 * first, 8 * last):
-        data = bytearray(faults.packet)
+    for bit in range(8 * first, 8 * end):
+        data = bytearray(packet)
         data[bit // 8] ^= 1 << bit % 8
         yield bit, bytes(data)
 
 
-def test_every_bit_of_the_payload_flipped_is_a_crc_error() -> None:
-    faults = Faults()
-    for bit, data in flips(faults, faults.section("payload"), len(faults.packet)):
-        outcome = faults.fault(f"bit {bit}", data)
-        assert outcome.error is ErrorKind.CRC
+def asks_for_activations(packet: bytes) -> bool:
+    """Return whether the packet is read as a matrix that waits for activations."""
+    return packet[3] == PacketKind.MATRIX and bool(packet[8] & 1)
+
+
+WHOLE_FAULTS = [SETS[0], FAULTY, SETS[2]]
+"""A serial parser, interleaved ones, microcode."""
+
+
+@pytest.mark.parametrize("params", WHOLE_FAULTS, ids=lambda params: params.name)
+def test_every_bit_of_a_matrix_packet_flipped_is_an_error(params: AcceleratorParams) -> None:
+    faults = Faults(params)
+    for bit, data in flips(faults.matrix, 0, len(faults.matrix)):
+        faults.script.setup(*faults.setup)
+        x = faults.vector() if asks_for_activations(data) else None
+        outcome = faults.fault(f"bit {bit}", data, x=x)
+        assert outcome.error is ErrorKind.CRC or bit < 24 * 8
     faults.script.play()
 
 
-@pytest.mark.parametrize("pause", ["none", "random"])
-def test_every_bit_before_the_payload_flipped_is_an_error(pause: str) -> None:
+@pytest.mark.parametrize("which", range(3), ids=["code", "map", "bias"])
+def test_every_bit_of_a_load_packet_flipped_is_an_error(which: int) -> None:
     faults = Faults(seed=2)
-    for bit, data in flips(faults, 0, faults.section("payload")):
-        if pause == "none" or bit % 3 == 0:
-            faults.fault(f"bit {bit}", data)
+    packet = faults.setup[which]
+    for bit, data in flips(packet, 0, len(packet)):
+        if which == 0:
+            # A code is loaded, should the packet become a matrix.
+            faults.script.setup(packet)
+        x = faults.vector() if asks_for_activations(data) else None
+        outcome = faults.fault(f"bit {bit}", data, x=x)
+        assert outcome.error is ErrorKind.CRC or bit < 8 * 8
+    faults.script.play()
+
+
+@pytest.mark.parametrize("pause", ["random", "bursts"])
+def test_bits_flipped_with_pauses(pause: str) -> None:
+    faults = Faults(seed=9)
+    for number, (bit, data) in enumerate(flips(faults.matrix, 0, len(faults.matrix))):
+        if number % 5 == 0:
+            faults.script.setup(*faults.setup)
+            x = faults.vector() if asks_for_activations(data) else None
+            faults.fault(f"bit {bit}", data, x=x)
     faults.script.play(pause=pause)
 
 
-def test_wrong_lengths_are_errors() -> None:
-    faults = Faults(seed=3)
+@pytest.mark.parametrize("params", [FAULTY, SETS[6]], ids=lambda params: params.name)
+def test_wrong_lengths_are_errors(params: AcceleratorParams) -> None:
+    faults = Faults(params, seed=3)
     word = faults.word
-    for words in range(1, len(faults.packet) // word):
-        outcome = faults.fault(f"{words} words", faults.packet[: words * word])
-        assert outcome.error is ErrorKind.TRUNCATED
-    for extra in (1, 2, 50):
-        outcome = faults.fault(f"{extra} more words", faults.packet + bytes(extra * word))
-        assert outcome.error is ErrorKind.OVERRUN
-    # TLAST is missing: the next packet's words follow.
-    outcome = faults.fault("two packets in one", faults.packet + faults.good)
-    assert outcome.error is ErrorKind.OVERRUN
+    for number, packet in enumerate([*faults.setup, faults.matrix]):
+        waits = number == len(faults.setup)
+        for words in range(1, len(packet) // word):
+            faults.script.setup(*faults.setup)
+            x = faults.vector() if waits else None
+            outcome = faults.fault(f"{number}: {words} words", packet[: words * word], x=x)
+            assert outcome.error is ErrorKind.TRUNCATED
+        # More words; and no TLAST, so that the next packet's words follow.
+        for tail in (bytes(word), bytes(50 * word), faults.good_setup[0], packet):
+            faults.script.setup(*faults.setup)
+            x = faults.vector() if waits else None
+            outcome = faults.fault(f"{number}: {len(tail)} bytes more", packet + tail, x=x)
+            assert outcome.error is ErrorKind.OVERRUN
+    faults.script.play()
+
+
+def test_wrong_numbers_of_activations_are_errors() -> None:
+    faults = Faults(seed=3)
     for columns in (1, 7, 9, 30):
-        outcome = faults.fault(f"{columns} columns", faults.packet, x=faults.vector(columns))
+        faults.script.setup(*faults.setup)
+        outcome = faults.fault(f"{columns} columns", faults.matrix, x=faults.vector(columns))
         assert outcome.error is ErrorKind.ACTIVATIONS
     # Both: what comes first in the list of errors.
-    for data in (faults.packet[:-word], faults.packet + bytes(word)):
+    damaged = bytearray(faults.matrix)
+    damaged[-1] ^= 1
+    for data in (faults.matrix[: -faults.word], faults.matrix + bytes(faults.word), bytes(damaged)):
         for columns in (5, 20):
+            faults.script.setup(*faults.setup)
             faults.fault(f"{columns} columns too", data, x=faults.vector(columns))
     faults.script.play()
 
 
-def test_wrong_crc_word_is_an_error_and_its_padding_counts() -> None:
-    params = SETS[5]
+def test_the_padding_of_the_crc_word_counts() -> None:
+    params = SETS[6]
     assert params.bus_bits == 64
     faults = Faults(params, seed=4)
-    for bit, data in flips(faults, faults.section("crc"), len(faults.packet)):
-        outcome = faults.fault(f"bit {bit}", data)
+    for bit, data in flips(faults.matrix, len(faults.matrix) - faults.word, len(faults.matrix)):
+        faults.script.setup(*faults.setup)
+        outcome = faults.fault(f"bit {bit}", data, x=faults.vector())
         assert (outcome.error, outcome.position) == (
             ErrorKind.CRC,
             len(data) // faults.word - 1,
         )
+    faults.script.play()
+
+
+@pytest.mark.parametrize("params", WHOLE_FAULTS, ids=lambda params: params.name)
+def test_matrices_before_an_error_are_finished(params: AcceleratorParams) -> None:
+    """One to three good matrices run when a packet is wrong, be it at once or at its end."""
+    faults = Faults(params, seed=8)
+    wrong_header, wrong_end = bytearray(faults.matrix), bytearray(faults.matrix)
+    wrong_header[0] ^= 1
+    wrong_end[-1] ^= 1
+    reading = coded_matrix(
+        params, np.full((5, 8), 1), faults.code, map_base=2, map_entries=5, load_activations=0
+    )
+    for count in range(1, 4):
+        for packet in (wrong_header, wrong_end, faults.matrix[: -faults.word], faults.setup[0][:4]):
+            script = faults.script
+            script.setup(*faults.setup)
+            what = f"{count} matrices before {bytes(packet).hex()}"
+            script.send(what, faults.matrix, faults.vector())
+            for _ in range(count - 1):
+                script.send(what, reading)
+            waits = len(packet) > 12
+            # It takes activations of its own, which a matrix before must not see.
+            faults.fault(what, bytes(packet), x=faults.vector() if waits else None)
     faults.script.play()
 
 
@@ -539,76 +755,140 @@ def test_nothing_is_looked_at_between_an_error_and_clear(pause: str) -> None:
     faults = Faults(seed=5)
     script = faults.script
     for number in range(4):
-        faults.fault("a fault", faults.packet[: -faults.word], recover=False)
+        script.setup(*faults.setup)
+        damaged = faults.matrix[: -faults.word]
+        faults.fault("a fault", damaged, x=faults.vector(), recover=False)
         for _ in range(number):
-            outcome = script.send("discarded", faults.good, faults.vector(7))
-            assert outcome.discarded
+            for packet in (*faults.good_setup, faults.good):
+                waits = packet is faults.good
+                outcome = script.send("discarded", packet, faults.vector(7) if waits else None)
+                assert outcome.discarded
         script.steps.append(Step("wait", count=100 * number + 100))
         script.settle("still in error")
         faults.recover("discarded packets")
     script.play(pause=pause)
 
 
+def test_a_code_that_was_not_loaded_is_an_error() -> None:
+    for params in (FAULTY, SETS[2]):
+        faults = Faults(params)
+        outcome = faults.fault("no code", faults.matrix, x=faults.vector())
+        assert outcome.error is ErrorKind.DESCRIPTOR
+        if params.code_banks == 2:
+            faults.script.setup(*faults.good_setup)
+            outcome = faults.fault("only the other code", faults.matrix, x=faults.vector())
+            assert outcome.error is ErrorKind.DESCRIPTOR
+        faults.script.play()
+
+
+def garbled(
+    params: AcceleratorParams, code: Code, entries: int, rng: np.random.Generator
+) -> tuple[bytes, int]:
+    """Return a matrix with a right CRC whose substreams are wrong or hold noise; its columns."""
+    rows = int(rng.integers(1, params.row_depth // 2))
+    columns = int(rng.choice([1, 2, int(rng.integers(3, 40)), params.activation_depth]))
+    length = max(params.parser_bits, params.bus_bits // params.substreams)
+    length *= int(rng.integers(1, 8))
+    filling = code.filling(entries)
+    streams = []
+    for _ in range(params.substreams):
+        ones = rng.choice([0.25, 0.5, 0.9])
+        noise = "".join("01"[bit] for bit in (rng.random(length) < ones) * 1)
+        right = code.encode(rng.integers(0, entries, length).tolist(), entries)
+        late = (right[: int(rng.integers(length))] + "0" * length)[: length - 1] + "1"
+        ends = int(rng.integers(length))
+        style = rng.choice(["noise", "right", "right", "zeros", "late", "little", "little"])
+        bits = {
+            "noise": noise,
+            "right": right,
+            "zeros": right[:ends] + "0" * length,
+            "late": late,
+            "little": code.encode([1, *[None] * 3, 1], entries) if entries > 1 else "",
+        }[str(style)]
+        streams.append((bits + filling * length)[:length])
+    starts = [
+        (int(rng.integers(rows + 2)), int(rng.integers(columns))) for _ in range(params.substreams)
+    ]
+    data = matrix_packet(
+        params,
+        (rows, columns),
+        streams,
+        starts,
+        filling=filling,
+        map_entries=entries,
+        wide_starts=int(rng.integers(2)),
+    )
+    return data, columns
+
+
 @pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
 def test_codes_that_are_wrong_in_themselves(params: AcceleratorParams) -> None:
     seed = SETS.index(params)
     faults = Faults(params, seed=seed)
-    if params.parser_bits > 8:
-        wide = np.zeros((3, 16), int)
-        faults.good = packet(params, wide, [-3], dense=1, load_activations=1)
     kinds = set()
-    for number in range(200):
-        data = garbled(params, faults.rng)
-        columns = int.from_bytes(data[10:12], "little")
-        what = f"seed {seed}, garbled {number}"
+    known = kinds_of_code(params)
+    for number in range(150):
+        entries = int(faults.rng.integers(1, params.map_depth))
+        code = random_code(params, known[number % len(known)], entries, faults.rng)
+        data, columns = garbled(params, code, entries, faults.rng)
+        what = f"seed {seed}, garbled {number}: {code}"
+        values = faults.rng.integers(-8, 8, params.map_depth)
+        faults.script.setup(code_packet(params, code), map_packet(params, 0, values.tolist()))
         outcome = faults.script.send(what, data, faults.vector(columns))
-        faults.script.settle(what)
         kinds.add(outcome.error)
-        if outcome.error is not ErrorKind.NONE:
-            faults.script.clear()
-        if number % 8 == 0:
-            good_columns = int.from_bytes(faults.good[10:12], "little")
-            faults.script.send(f"good after {what}", faults.good, faults.vector(good_columns))
-            faults.script.settle(f"good after {what}")
-    assert kinds >= {ErrorKind.PREFIX, ErrorKind.INDEX, ErrorKind.SHORT}
+        faults.script.settle(what)
+        faults.recover(what)
+    assert kinds == {ErrorKind.NONE, ErrorKind.PREFIX, ErrorKind.INDEX, ErrorKind.ROW}
     faults.script.play()
 
 
 INTERRUPTIONS = {
-    # what happens: a bad packet or not, whether activations are there, first cycle
-    "reset": (False, True, 6),  # both packets have begun by then
-    "clear": (False, True, 24),  # and here the matrix has asked for its activations
-    "clear while waiting for activations": (False, False, 6),
-    "clear after an error": (True, False, 6),
+    # what happens: a bad packet or not, whether activations are there
+    "reset": (False, True),
+    "clear": (False, True),
+    "clear while waiting for activations": (False, False),
+    "clear after an error": (True, False),
 }
 
 
 @pytest.mark.parametrize("what", INTERRUPTIONS)
-def test_reset_and_clear_in_any_cycle(what: str) -> None:
-    bad, with_activations, first = INTERRUPTIONS[what]
+def test_reset_and_clear_in_any_cycle_of_a_matrix(what: str) -> None:
+    bad, with_activations = INTERRUPTIONS[what]
     faults = Faults(seed=6)
     params = faults.script.params
-    x, good_x = faults.vector(), faults.vector(7)
-    data = bytearray(faults.packet)
+    x = faults.vector(7)
+    # Of as many columns as the good one, so that it does not matter whose activations are taken.
+    weights = coded_matrix(params, faults.rng.integers(-1, 5, (9, 7)), faults.code, map_base=2,
+                           map_entries=5)  # fmt: skip
+    data = bytearray(weights)
     data[2] ^= bad  # the version
     golden = GoldenAccelerator(params)
+    for packet in faults.setup:
+        golden.run_packet(packet)
     outcome = golden.run_packet(bytes(data), x)
     golden.clear()
-    good = golden.run_packet(faults.good, good_x)
-    cycles = range(first, 150)
+    for packet in faults.good_setup:
+        golden.run_packet(packet)
+    good = golden.run_packet(faults.good, x)
+    cycles = range(130)
     steps: list[Step] = []
     for cycle in cycles:
+        steps += [Step("weights", packet) for packet in faults.setup]
+        steps += [Step("sent"), Step("wait", count=100)]
         if with_activations:
             steps.append(Step("activations", x.tobytes()))
-        steps += [Step("weights", bytes(data)), Step("wait", count=cycle), Step(what.split()[0])]
+        steps += [Step("weights", bytes(data)), Step("wait", count=4 + cycle)]
+        steps += [Step(what.split()[0])]
         # The rest of the packet passes, and results already accepted leave.
-        steps += [Step("wait", count=100), Step("activations", good_x.tobytes())]
-        steps += [Step("weights", faults.good), Step("wait", count=200), Step("status")]
+        steps += [Step("wait", count=100)]
+        steps += [Step("weights", packet) for packet in faults.good_setup]
+        steps += [Step("weights", faults.good), Step("offer", x.tobytes())]
+        steps += [Step("wait", count=300), Step("status"), Step("clear")]
     steps.append(Step("expect", count=10**9))  # the frames that there are
     recording = play(params, steps, timeout=500)
     frames = iter(recording.frames)
     late = 0
-    for cycle, status in zip(cycles, recording.statuses, strict=True):
+    for cycle, status in zip(cycles, recording.statuses, strict=False):
         where = f"{what} in cycle {cycle}"
         frame = next(frames)
         # An interrupted packet gives the whole of its answer or none.
@@ -626,10 +906,84 @@ def test_reset_and_clear_in_any_cycle(what: str) -> None:
             np.testing.assert_array_equal(frame.values, expected.ravel(), where)
             if expected is not good.streams[-1]:
                 frame = next(frames)
+        assert (status["error"], status["matrices"], status["irq"]) == (0, 1, 0), where
+        assert status["multiplies"] == good.multiplied, where
+    assert next(frames, None) is None
+    assert 0 < late < len(cycles) or not with_activations
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+@pytest.mark.parametrize("step", ["reset", "clear"])
+def test_reset_and_clear_amid_everything(params: AcceleratorParams, step: str) -> None:
+    """Setup, codes that change, matrices side by side: stopped in any cycle, and again at rest."""
+    faults = Faults(params, seed=7)
+    x = faults.vector(7)
+    packets: list[tuple[bytes, np.ndarray | None]] = [(packet, None) for packet in faults.setup]
+    for number in range(4):
+        indices = faults.rng.integers(-1, 5, (9, 7))
+        code = Code(golomb(number, params))
+        bank = number % params.code_banks
+        packets.append((code_packet(params, code, bank), None))
+        data = coded_matrix(
+            params,
+            indices,
+            code,
+            map_base=2,
+            map_entries=5,
+            code_bank=bank,
+            load_activations=int(number % 2 == 0),
+        )
+        packets.append((data, x if number % 2 == 0 else None))
+    golden = GoldenAccelerator(params)
+    expected = [
+        stream.ravel()
+        for data, taken in packets
+        for stream in golden.run_packet(data, taken).streams
+    ]
+    golden.clear()
+    for packet in faults.good_setup:
+        golden.run_packet(packet)
+    good = golden.run_packet(faults.good, x)
+    # Microcode takes a thousand cycles to make.
+    span, stride, rest = (600, 3, 300) if params.parser == "logic" else (5500, 41, 1500)
+    steps: list[Step] = []
+    cycles = range(1, span, stride)
+    for cycle in cycles:
+        for data, taken in packets:
+            if taken is not None:
+                steps.append(Step("activations", taken.tobytes()))
+            steps.append(Step("weights", data))
+        steps += [Step("wait", count=cycle), Step("flush"), Step(step), Step("wait", count=200)]
+        # Where a packet was about to begin it was an error, without its tables.
+        steps += [Step("clear"), Step("wait", count=20)]
+        steps += [Step("weights", packet) for packet in faults.good_setup]
+        steps += [Step("offer", x.tobytes()), Step("weights", faults.good)]
+        steps += [Step("wait", count=rest), Step("status"), Step("clear")]
+    steps.append(Step("expect", count=10**9))
+    recording = play(params, steps, timeout=500)
+    frames = iter(recording.frames)
+    most = 0
+    for cycle, status in zip(cycles, recording.statuses, strict=False):
+        where = f"{step} in cycle {cycle}"
+        came = 0
+        frame = next(frames)
+        while frame.values.size != good.results.size:
+            if frame.error:
+                assert frame.values.tolist() == [ErrorKind.DESCRIPTOR], where
+            else:
+                np.testing.assert_array_equal(frame.values, expected[came], where)
+                came += 1
+            frame = next(frames)
+        most = max(most, came)
+        for stream in good.streams:
+            np.testing.assert_array_equal(frame.values, stream.ravel(), where)
+            if stream is not good.streams[-1]:
+                frame = next(frames)
         assert (status["error"], status["matrices"]) == (0, 1), where
         assert status["multiplies"] == good.multiplied, where
     assert next(frames, None) is None
-    assert 0 < late < len(cycles) or not (bad or with_activations)
+    assert len(recording.statuses) == len(cycles)
+    assert most == len(expected)
 
 
 @pytest.mark.parametrize("before", ["good matrix", "nothing", "waiting matrix"])
@@ -639,22 +993,27 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
     golden = GoldenAccelerator(FAULTY)
     own, others = faults.vector(), faults.vector(7)
     long = faults.rng.integers(-128, 128, (300, FAULTY.batch)).astype(np.int8)
-    wrong = bytearray(faults.packet)
+    wrong = bytearray(faults.matrix)
     wrong[2] ^= 1
-    steps = []
+    steps = [Step("weights", packet) for packet in faults.setup]
+    for packet in faults.setup:
+        golden.run_packet(packet)
     expected: list[np.ndarray] = []
     if before == "good matrix":
-        steps += [Step("activations", own.tobytes()), Step("weights", faults.packet)]
-        expected += golden.run_packet(faults.packet, own).streams
+        steps += [Step("activations", own.tobytes()), Step("weights", faults.matrix)]
+        expected += golden.run_packet(faults.matrix, own).streams
     if before == "waiting matrix":
-        steps += [Step("weights", faults.packet)]
+        steps += [Step("weights", faults.matrix)]
     else:
         steps += [Step("weights", bytes(wrong)), Step("expect", count=len(expected) + 1)]
     steps += [
         *(Step("activations", long.tobytes()), Step("wait", count=50), Step("clear")),
+        *(Step("weights", packet) for packet in faults.good_setup),
         *(Step("weights", faults.good), Step("activations", others.tobytes())),
     ]
     golden = GoldenAccelerator(FAULTY)
+    for packet in faults.good_setup:
+        golden.run_packet(packet)
     expected += golden.run_packet(faults.good, others).streams
     frames = len(expected) + (before != "waiting matrix")
     recording = play(FAULTY, [*steps, Step("expect", count=frames), Step("status")], timeout=3000)
@@ -665,3 +1024,15 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
         np.testing.assert_array_equal(found, stream.ravel())
     assert recording.statuses[-1]["error"] == ErrorKind.NONE
     assert recording.statuses[-1]["matrices"] == 1
+
+
+def test_every_matrix_has_its_strobe() -> None:
+    faults = Faults()
+    script = faults.script
+    script.setup(*faults.setup)
+    for number in range(5):
+        script.send(f"matrix {number}", faults.matrix, faults.vector())
+    script.settle("five matrices")
+    recording = script.play()
+    assert len(recording.matrix_cycles) == 5
+    assert recording.matrix_cycles == sorted(recording.matrix_cycles)
