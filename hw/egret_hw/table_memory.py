@@ -1,4 +1,4 @@
-"""Memory whose reads and writes of the same entry never meet, which spares logic around block RAM."""
+"""Memory whose reads and writes of an entry never meet, which spares logic around block RAM."""
 
 from amaranth.hdl import ShapeLike
 from amaranth.lib.memory import Memory
