@@ -18,6 +18,7 @@ from egret.params import CODE_NAMES, PARSERS, VENDORS, AcceleratorParams
 __all__ = [
     "ADDRESS_BITS",
     "CORE_ID",
+    "COUNTERS",
     "REGISTERS",
     "REGISTER_BITS",
     "Field",
@@ -114,6 +115,10 @@ class Register:
         name = self.name.lower()
         return name if field.name == "value" else f"{name}_{field.name}"
 
+    def field(self, name: str) -> Field:
+        """Return the field of a name, which must be one of the register's."""
+        return next(field for field in self.fields if field.name == name)
+
     @property
     def writable(self) -> bool:
         """Whether writes are accepted."""
@@ -192,6 +197,30 @@ def _constant(name: str, lsb: int, width: int, meaning: str, value: Callable[[],
     return Field(name, lsb, width, Kind.CONSTANT, meaning, lambda params: value())
 
 
+COUNTERS: tuple[Register, ...] = (
+    _plain("MATRICES", 0x040, Kind.LIVE, "matrices that ended without error"),
+    _plain(
+        "CYCLES",
+        0x044,
+        Kind.LIVE,
+        "cycles in which a packet was under way or its first word waited",
+    ),
+    _plain("WORDS", 0x048, Kind.LIVE, "bus words taken, discarded ones included"),
+    _plain("STALLS", 0x04C, Kind.LIVE, "cycles of those in which a bus word waited"),
+    _plain("STARVED", 0x050, Kind.LIVE, "cycles of those in which no bus word was there"),
+    _plain(
+        "MULTIPLIES",
+        0x054,
+        Kind.LIVE,
+        "weights multiplied, zeros not counted; each by `batch` activations",
+    ),
+    _plain(
+        "WEIGHTS", 0x058, Kind.LIVE, "weights of the matrices, zeros included: rows times columns"
+    ),
+    _plain("PAYLOAD_WORDS", 0x05C, Kind.LIVE, "bus words of the matrices' payloads"),
+)
+"""What the core counts. They wrap at 2^32; resets set them to 0."""
+
 REGISTERS: tuple[Register, ...] = (
     _plain("ID", 0x000, Kind.CONSTANT, "the bytes `EGRT`", lambda params: CORE_ID),
     Register(
@@ -244,29 +273,10 @@ REGISTERS: tuple[Register, ...] = (
     ),
     _plain("POSITION", 0x014, Kind.LIVE, "its position, by the table of errors in format.md"),
     _plain("SCRATCH", 0x018, Kind.HELD, "what was written, without effect: for trying the bus"),
-    _plain("MATRICES", 0x040, Kind.LIVE, "matrices that ended without error"),
-    _plain(
-        "CYCLES",
-        0x044,
-        Kind.LIVE,
-        "cycles in which a packet was under way or its first word waited",
-    ),
-    _plain("WORDS", 0x048, Kind.LIVE, "bus words taken, discarded ones included"),
-    _plain("STALLS", 0x04C, Kind.LIVE, "cycles of those in which a bus word waited"),
-    _plain("STARVED", 0x050, Kind.LIVE, "cycles of those in which no bus word was there"),
-    _plain(
-        "MULTIPLIES",
-        0x054,
-        Kind.LIVE,
-        "weights multiplied, zeros not counted; each by `batch` activations",
-    ),
-    _plain(
-        "WEIGHTS", 0x058, Kind.LIVE, "weights of the matrices, zeros included: rows times columns"
-    ),
-    _plain("PAYLOAD_WORDS", 0x05C, Kind.LIVE, "bus words of the matrices' payloads"),
+    *COUNTERS,
     *(_parameter_register(place, name) for place, name in enumerate(_PARAMETERS)),
 )
-"""Every register, in ascending order of offsets. Counters wrap at 2^32; resets set them to 0."""
+"""Every register, in ascending order of offsets."""
 
 _BY_NAME = {register.name: register for register in REGISTERS}
 
