@@ -53,7 +53,7 @@ class Finisher(wiring.Component):
     With both kinds of output the raw results are sent in a first walk, the activations in a second
     one. The last walk leaves zeros in the row store.
 
-    Latency 9 cycles from `start` to the first beat, throughput 1 vector of a row a cycle.
+    Latency 10 cycles from `start` to the first beat, throughput 1 vector of a row a cycle.
 
     Parameters
     ----------

@@ -1,6 +1,7 @@
 """Drives and reads a bank's members, clock cycle by clock cycle."""
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from random import Random
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from cocotb.triggers import FallingEdge, ReadOnly
 
 from egret_sim.benches.accelerator import CLOCK_NS, PAUSES
 
-__all__ = ["Ports", "pauses", "play_bank"]
+__all__ = ["Ports", "Sink", "Source", "pauses", "play_bank"]
 
 JobT = TypeVar("JobT")
 OutcomeT = TypeVar("OutcomeT")
@@ -67,6 +68,116 @@ class Ports:
         reset.value = 1
         await self.step()
         reset.value = 0
+
+
+class Source:
+    """Offers payloads on a stream, each until it is taken, with pauses before it.
+
+    Parameters
+    ----------
+    ports : Ports
+        Ports of the member.
+    stream : str
+        Name of the stream.
+    bits : int
+        Width of the payload, which is anything while there is none.
+    pattern : str
+        Pattern of pauses, a key of `PAUSES`.
+    seed : int
+        Seed of the pauses and of what is on the port meanwhile.
+    payloads : Iterable[int]
+        What to offer.
+
+    Attributes
+    ----------
+    waiting : deque[int]
+        Payloads not taken yet, the offered one included.
+    """
+
+    def __init__(
+        self,
+        ports: Ports,
+        stream: str,
+        bits: int,
+        pattern: str,
+        seed: int,
+        payloads: Iterable[int] = (),
+    ) -> None:
+        self.waiting = deque(payloads)
+        self._ports = ports
+        self._stream = stream
+        self._bits = bits
+        self._pauses = pauses(pattern, seed)
+        self._rng = Random(seed)
+        self._offered = False
+
+    def drive(self, *, allowed: bool = True) -> bool:
+        """Set the inputs of this cycle; return whether a payload is offered.
+
+        Where not `allowed` none is begun to be offered.
+        """
+        self._offered = self._offered or (bool(self.waiting) and allowed and not next(self._pauses))
+        payload = self.waiting[0] if self._offered else self._rng.getrandbits(self._bits)
+        self._ports.drive(
+            **{f"{self._stream}__valid": int(self._offered), f"{self._stream}__payload": payload}
+        )
+        return self._offered
+
+    def taken(self) -> int | None:
+        """Return the payload that this cycle's edge takes."""
+        (ready,) = self._ports.read(f"{self._stream}__ready")
+        if not (self._offered and ready):
+            return None
+        self._offered = False
+        return self.waiting.popleft()
+
+    def withdraw(self) -> None:
+        """Forget everything."""
+        self.waiting.clear()
+        self._offered = False
+
+
+class Sink:
+    """Takes payloads from a stream, with pauses.
+
+    Parameters
+    ----------
+    ports : Ports
+        Ports of the member.
+    stream : str
+        Name of the stream.
+    pattern : str
+        Pattern of pauses, a key of `PAUSES`.
+    seed : int
+        Seed of the pauses.
+
+    Attributes
+    ----------
+    unsteady : bool
+        A payload has changed, or was withdrawn, before it was taken.
+    """
+
+    def __init__(self, ports: Ports, stream: str, pattern: str, seed: int) -> None:
+        self.unsteady = False
+        self._ports = ports
+        self._stream = stream
+        self._pauses = pauses(pattern, seed)
+        self._ready = False
+        self._held: int | None = None
+
+    def drive(self) -> None:
+        """Set the input of this cycle."""
+        self._ready = not next(self._pauses)
+        self._ports.drive(**{f"{self._stream}__ready": int(self._ready)})
+
+    def taken(self) -> int | None:
+        """Return the payload that this cycle's edge takes."""
+        valid, payload = self._ports.read(f"{self._stream}__valid", f"{self._stream}__payload")
+        offered = payload if valid else None
+        if self._held is not None and offered != self._held:
+            self.unsteady = True
+        self._held = None if self._ready else offered
+        return offered if self._ready else None
 
 
 async def play_bank(
