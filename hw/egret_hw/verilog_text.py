@@ -12,14 +12,18 @@ _MODULE = re.compile(r"^module .*?^endmodule\n", re.MULTILINE | re.DOTALL)
 _MODULE_NAME = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
 # A register that only makes `always @*` blocks run at time 0; its number counts over the file.
 _TIME_ZERO = re.compile(r"\\\$auto\$verilog_backend\S+ ")
-# A port without a name of its own; the first number counts over the file, the second in the module.
-_NUMBERED_PORT = re.compile(r"\\port\$(\d+)\$(\d+) ")
+# A port without a name of its own; its numbers count over the file.
+_NUMBERED_PORT = re.compile(r"\\port\$\d+\$\d+ ")
+_INSTANCE = re.compile(r"^  (\\\S+ |\w+) +[\w\\][^\n]* \(\n(?:    \.[^\n]*\n)+  \);\n", re.MULTILINE)
+_CONNECTED_PORT = re.compile(r"(?<=^    \.)\\port\$\d+\$\d+ ", re.MULTILINE)
 # A memory of zeros, one statement an entry: thousands of lines that say nothing.
 _ZEROS = re.compile(
     r"^( *)initial begin\n(?:\1  (?P<name>\w+)\[\d+\] = (?P<zero>\d+'[dh]0+);\n)"
     r"(?:\1  (?P=name)\[\d+\] = (?P=zero);\n)+\1end\n",
     re.MULTILINE,
 )
+# A field of no bits, which nothing refers to; Verilog has no such thing, [-1:0] means two bits.
+_NO_BITS = re.compile(r"^ *(?:wire|reg) \[-1:0\] [^;]*;\n", re.MULTILINE)
 
 
 def _loop_over_zeros(found: re.Match[str]) -> str:
@@ -54,11 +58,26 @@ def _name_modules_plainly(verilog: str) -> str:
 
 
 def _number_ports_locally(verilog: str) -> str:
-    for module in _MODULE.findall(verilog):
-        local = set(_NUMBERED_PORT.findall(module))
-        if len({number for _, number in local}) != len(local):
-            return verilog
-    return _NUMBERED_PORT.sub(r"port_\2 ", verilog)
+    """Number each module's nameless ports anew, so that equal modules have equal text."""
+    modules = {_module_names(module)[0]: module for module in _MODULE.findall(verilog)}
+    names: dict[str, dict[str, str]] = {}
+    for module, text in modules.items():
+        # Where a module is instantiated, its ports' names are its own, not those of the parent.
+        ports = _NUMBERED_PORT.findall(_CONNECTED_PORT.sub("", text))
+        names[module] = {
+            port: f"port_{number} " for number, port in enumerate(dict.fromkeys(ports))
+        }
+
+    def connected(found: re.Match[str]) -> str:
+        ports = names.get(found[1], {})
+        return _CONNECTED_PORT.sub(lambda port: ports[port[0]], found[0])
+
+    def renamed(found: re.Match[str]) -> str:
+        own = names[_module_names(found[0])[0]]
+        text = _INSTANCE.sub(connected, found[0])
+        return _NUMBERED_PORT.sub(lambda port: own[port[0]], text)
+
+    return _MODULE.sub(renamed, verilog)
 
 
 def _shared_once(verilog: str) -> str:
@@ -106,6 +125,6 @@ def tidy_verilog(verilog: str) -> str:
     str
         The same design.
     """
-    verilog = _TIME_ZERO.sub("time_zero ", verilog)
+    verilog = _NO_BITS.sub("", _TIME_ZERO.sub("time_zero ", verilog))
     verilog = _name_modules_plainly(_number_ports_locally(verilog))
     return _share_equal_modules(_ZEROS.sub(_loop_over_zeros, verilog))
