@@ -16,6 +16,7 @@ from egret_hw.gearbox import Gearbox
 from egret_hw.lane import Lane
 from egret_hw.layouts import (
     code_layout,
+    code_write_layout,
     map_write_layout,
     microcode_write_layout,
     start_write_layout,
@@ -237,7 +238,7 @@ class Accelerator(wiring.Component):
         # Broadcasts to the lanes, each from a register.
         vector_write = Signal(vector_write_layout(params))
         map_write = Signal(map_write_layout(params))
-        code_write = Signal.like(dealer.code_write)
+        code_write = Signal(code_write_layout())
         start_write = Signal(start_write_layout(params))
         start_lane = Signal(range(max(2, params.lanes)))
         final = Signal()
@@ -259,6 +260,17 @@ class Accelerator(wiring.Component):
         ]
         with m.If(final):
             m.d.sync += tracker.placed.eq(1 << start_write.parity)
+        # More leading zeros than a table's last class has belong to its suffix, so that the entries
+        # behind it repeat it.
+        written = dealer.code_write
+        settings = Mux(written.bank, codes[1].as_value(), codes[0].as_value())
+        settings = data.View(code_layout(), settings)
+        last = Mux(written.run, settings.run_last, settings.level_last)
+        with m.If(written.number > last):
+            m.d.sync += [
+                code_write.suffix_bits.eq(code_write.suffix_bits),
+                code_write.offset.eq(code_write.offset),
+            ]
 
         lanes = [Lane(params) for _ in range(params.lanes)]
         nodes = [ReadoutNode(params) for _ in range(params.lanes)]
