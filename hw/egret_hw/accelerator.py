@@ -38,7 +38,7 @@ COUNTERS = {
     "words": "bus words taken",
     "payload_words": "those of payloads",
     "stalls": "of the cycles, those in which a bus word waited",
-    "starved": "of the cycles, those in which the core waited for a bus word",
+    "starved": "of the cycles, those in which no bus word was offered",
     "multiplies": "weights multiplied, zeros not counted; each is `batch` multiplications",
     "weights": "weights of the good matrices, zeros included",
 }
@@ -334,14 +334,13 @@ class Accelerator(wiring.Component):
         ]
         m.d.sync += multiplied.eq(sum(multiplies))
         waits = reader.i.valid & ~reader.i.ready
-        starves = ~reader.i.valid & reader.wants
         for name, step in {
             "matrices": tracker.retired,
             "cycles": running,
             "words": reader.i.valid & reader.i.ready,
             "payload_words": reader.payload_word,
             "stalls": running & waits,
-            "starved": running & starves,
+            "starved": running & ~reader.i.valid,
             "multiplies": multiplied,
             "weights": Mux(tracker.retired, tracker.weights, 0),
         }.items():

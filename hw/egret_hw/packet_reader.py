@@ -143,8 +143,6 @@ class PacketReader(wiring.Component):
         Sticky error kind and its position.
     reading : Out(1)
         A packet is under way, or its first word waits.
-    wants : Out(1)
-        A word would be taken in this cycle.
     payload_word : Out(1)
         A payload word is taken in this cycle.
     """
@@ -181,7 +179,6 @@ class PacketReader(wiring.Component):
                 "error": Out(ErrorKind),
                 "position": Out(POSITION_BITS),
                 "reading": Out(1),
-                "wants": Out(1),
                 "payload_word": Out(1),
             }
         )
@@ -262,7 +259,6 @@ class PacketReader(wiring.Component):
         words = Signal(POSITION_BITS)
         m.d.comb += [
             self.i.ready.eq(ready & ~self.clear),
-            self.wants.eq(self.i.ready),
             take.eq(self.i.valid & self.i.ready),
             crc.data.eq(word),
             crc.valid.eq(take),
