@@ -1,0 +1,653 @@
+"""The accelerator as queues and stages: how long packets take, cycle by cycle.
+
+It follows what moves through the hardware (docs/hardware.md), not the numbers: which blocks of bits
+hold how many non-zeros, how many rows end between them, and what waits for what. The streams never
+pause: words and activations are always there, and results are taken at once.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+__all__ = ["FIELDS", "decode_substream", "run_cycles"]
+
+FIELDS = (
+    "is_matrix",
+    "is_code",
+    "header_words",
+    "section_entries",
+    "section_words",
+    "entries_per_word",
+    "payload_words",
+    "loads",
+    "keeps",
+    "more",
+    "columns",
+    "bank",
+    "result_beats",
+)
+"""Columns of the table of packets that `run_cycles` takes."""
+(
+    _IS_MATRIX,
+    _IS_CODE,
+    _HEADER,
+    _ENTRIES,
+    _SECTION,
+    _PER_WORD,
+    _PAYLOAD,
+    _LOADS,
+    _KEEPS,
+    _MORE,
+    _COLUMNS,
+    _BANK,
+    _BEATS,
+) = range(len(FIELDS))
+
+# Stages of the hardware, in cycles.
+_COLLECTOR = 4
+_PRODUCTS = 5
+_WRITER = 1029
+_SETTLE = 3
+_FINISHER = 8
+_SECTIONS = 4
+
+_HEAD, _CHECK, _CHECKED, _BODY, _PAY, _CRC = range(6)
+_WAIT, _SETTLING, _JUDGE, _FINISH = range(4)
+_NOTHING, _TASK, _FLUSH = range(3)
+_MATRIX_STARTS, _CODE_ENTRIES = 1, 2
+
+
+@njit(cache=True, nogil=True)
+def decode_substream(
+    bits: Any,
+    width: Any,
+    suffixes: Any,
+    offsets: Any,
+    lasts: Any,
+    golombs: Any,
+    run_form: Any,
+    dense: Any,
+    column: Any,
+    columns: Any,
+    limit: Any,
+    passes: Any,
+    tasks: Any,
+    ends: Any,
+) -> Any:
+    """Find out what every block of a substream asks of its lane.
+
+    Parameters
+    ----------
+    bits : ndarray of uint8, shape (n,)
+        The substream, one bit an item.
+    width : int
+        Bits of a block.
+    suffixes, offsets : ndarray of int64, shape (2, CLASSES)
+        Suffix bits and offsets of the level table and of the run table.
+    lasts, golombs : ndarray of int64, shape (2,)
+        Last class of each, and whether it is an exp-Golomb code.
+    run_form, dense : bool
+        Of the code.
+    column, columns : int
+        Column of the first weight; those of the matrix.
+    limit : int
+        Number of skipped weights from which on a block goes on without an event.
+    passes : ndarray of uint8, shape (blocks,)
+        Filled with whether a block waits for the multiplier.
+    tasks : ndarray of int64, shape (blocks,)
+        Filled with its tasks.
+    ends : ndarray of int64, shape (n + blocks,)
+        Filled, task by task, with the rows that end before it, or -1 for the end of the substream.
+
+    Returns
+    -------
+    int
+        Number of tasks.
+    """
+    position = column - 1 - columns
+    table = 1 if run_form else 0
+    zeros = 0
+    left = -1
+    suffix = 0
+    skipped = 0
+    count = 0
+    blocks = bits.size // width
+    for block in range(blocks):
+        before = skipped
+        first = count
+        for place in range(block * width, (block + 1) * width):
+            bit = bits[place]
+            if left < 0 and lasts[table] == 0 and not golombs[table]:
+                # A lone class has no bit before its suffix.
+                left = suffixes[table, 0]
+            if left >= 0:
+                suffix = 2 * suffix + bit
+                left -= 1
+            elif bit:
+                left = suffixes[table, zeros]
+            else:
+                zeros += 1
+                if zeros == lasts[table] and not golombs[table]:
+                    left = suffixes[table, zeros]
+            if left != 0:
+                continue
+            short = zeros == lasts[table] and not golombs[table]
+            number = suffix + offsets[table, zeros]
+            number += 0 if short else 1 << suffixes[table, zeros]
+            zeros = 0
+            left = -1
+            suffix = 0
+            if table == 1:
+                skipped = number
+            elif run_form or dense or number != 0:
+                position += skipped + 1
+                skipped = 0
+                rows = 0
+                while position >= 0:
+                    position -= columns
+                    rows += 1
+                ends[count] = rows
+                count += 1
+            else:
+                skipped += 1
+            if run_form:
+                table = 1 - table
+        if block == blocks - 1:
+            ends[count] = -1
+            count += 1
+        elif count == first and not run_form and before >= limit:
+            position += skipped
+            skipped = 0
+            rows = 0
+            while position >= 0:
+                position -= columns
+                rows += 1
+            ends[count] = rows
+            count += 1
+        passes[block] = count > first
+        tasks[block] = count - first
+    return count
+
+
+@njit(cache=True, nogil=True)
+def run_cycles(
+    packets: Any,
+    lanes: Any,
+    slots: Any,
+    input_depth: Any,
+    block_depth: Any,
+    word_depth: Any,
+    beats_per_word: Any,
+    microcode: Any,
+    logic_stages: Any,
+    start_rows: Any,
+    beat_parity: Any,
+    passes: Any,
+    blocks: Any,
+    block_tasks: Any,
+    block_ends: Any,
+    ends: Any,
+    ends_first: Any,
+    retired: Any,
+) -> Any:
+    """Run packets through the accelerator.
+
+    Parameters
+    ----------
+    packets : ndarray of int64, shape (packets, len(FIELDS))
+        The packets in order, see `FIELDS`.
+    lanes, slots : int
+        Lanes, and substreams of each.
+    input_depth, block_depth, word_depth : int
+        Entries of a lane's queues of beats and of blocks, and of the queue of section words.
+    beats_per_word : int
+        Beats in a bus word.
+    microcode : bool
+        Codes are made into microcode.
+    logic_stages : int
+        Stages of the positioner before the positions: 1, or 2 with runs or tables.
+    start_rows : ndarray of int64, shape (matrices, lanes * slots)
+        First row of each substream.
+    beat_parity : ndarray of int64, shape (beats,)
+        Parity of the matrix of each beat, counted over all matrices.
+    passes : ndarray of uint8, shape (lanes, beats)
+        Whether the block of each beat waits for the multiplier.
+    blocks, block_tasks, block_ends : ndarray of int64, shape (lanes, blocks + 1)
+        Beat of each block that does, its tasks, and where these begin in `ends`.
+    ends : ndarray of int64
+        Tasks of all lanes as of `decode_substream`, those of a lane in the order of its blocks.
+    ends_first : ndarray of int64, shape (lanes,)
+        Where each lane's begin.
+    retired : ndarray of int64, shape (matrices,)
+        Filled with the cycle in which each matrix ended.
+
+    Returns
+    -------
+    int
+        Cycles in which a packet was under way.
+    """
+    count = packets.shape[0]
+    substreams = lanes * slots
+    # Reader.
+    state = _HEAD
+    packet = 0
+    words = 0
+    head = 0
+    matrices = 0
+    # Dealer: sections that wait, and what it sent some cycles ago.
+    section_count = 0
+    sections = np.zeros((_SECTIONS + 1, 4), np.int64)
+    fifo_inner = 0
+    fifo_out = False
+    entry = 0
+    number = 0
+    starts = np.full((5, 3), -1, np.int64)
+    code_ends = np.zeros(3, np.int64)
+    codes = 0
+    was_coding = False
+    writer = 0
+    may_send = True
+    banks_used = np.zeros(2, np.int64)
+    # Gearbox.
+    gear_left = 0
+    # Tracker, by parity.
+    busy = np.zeros(2, np.int64)
+    passed = np.zeros(2, np.int64)
+    placed = np.zeros(2, np.int64)
+    wanted = np.zeros(2, np.int64)
+    loading = np.zeros(2, np.int64)
+    loaded = np.zeros(2, np.int64)
+    loads = np.zeros(2, np.int64)
+    keeps = np.zeros(2, np.int64)
+    more = np.zeros(2, np.int64)
+    columns = np.zeros(2, np.int64)
+    beats = np.zeros(2, np.int64)
+    go = np.zeros(2, np.int64)
+    code_bank = np.zeros(2, np.int64)
+    row_bank = np.zeros(2, np.int64)
+    matrix = np.zeros(2, np.int64)
+    bank_now = 0
+    tail = 0
+    judge = _WAIT
+    settle = 0
+    finish_left = 0
+    load_left = 0
+    # Row store: rows and banks in its first stages, and last sums on their way.
+    next_rows = np.zeros((2, substreams), np.int64)
+    store_rows = np.full((2, 2), -1, np.int64)
+    store_lasts = np.full(3, -1, np.int64)
+    ended = np.zeros(2, np.int64)
+    # Read-out: each link's sum and spare one, of parity, substream and whether it is the last.
+    node_valid = np.zeros(lanes + 1, np.int64)
+    node_spare = np.zeros(lanes + 1, np.int64)
+    node_sums = np.zeros((lanes + 1, 2, 3), np.int64)
+    prefer = np.zeros(lanes, np.int64)
+    leaves = np.zeros(lanes + 1, np.int64)
+    from_lane = np.zeros(lanes, np.int64)
+    # Lanes: queue of beats, front, queue of blocks, extractor, positioner, products, sum.
+    depth = slots + 1 + _COLLECTOR
+    in_level = np.zeros(lanes, np.int64)
+    in_valid = np.zeros(lanes, np.int64)
+    in_beat = np.zeros(lanes, np.int64)
+    turn = np.zeros(lanes, np.int64)
+    parser_turn = np.zeros(lanes, np.int64)
+    pipe = np.zeros((lanes, depth), np.int64)
+    block_level = np.zeros(lanes, np.int64)
+    block_valid = np.zeros(lanes, np.int64)
+    block_next = np.zeros(lanes, np.int64)
+    held = np.zeros(lanes, np.int64)
+    task = np.zeros(lanes, np.int64)
+    task_stop = np.zeros(lanes, np.int64)
+    task_of = np.zeros((lanes, 2), np.int64)
+    lane_loading = np.ones(lanes, np.int64)
+    lane_placed = np.zeros(lanes, np.int64)
+    load_slot = np.zeros(lanes, np.int64)
+    # Kind, rows that end before, parity, slot; the last stage is at work.
+    staged = np.zeros((lanes, 3, 4), np.int64)
+    products = np.full((lanes, _PRODUCTS, 3), -1, np.int64)
+    full = np.zeros(lanes, np.int64)
+    sums = np.zeros((lanes, 3), np.int64)
+    cycles = 0
+    while packet < count or busy[0] or busy[1]:
+        cycles += 1
+        for stage in range(4, 0, -1):
+            starts[stage] = starts[stage - 1]
+        starts[0] = -1
+        for stage in range(2, 0, -1):
+            code_ends[stage] = code_ends[stage - 1]
+        code_ends[0] = 0
+
+        # What moves in this cycle, seen from registers.
+        store_takes = False
+        row, bank = -1, -1
+        if node_valid[0] and starts[2, 0] < 0:
+            parity, substream = node_sums[0, 0, 0], node_sums[0, 0, 1]
+            row, bank = next_rows[parity, substream], row_bank[parity]
+            store_takes = True
+            for stage in range(2):
+                if store_rows[stage, 0] == row and store_rows[stage, 1] == bank:
+                    store_takes = False
+        leaves[0] = store_takes
+        for lane in range(lanes):
+            room = not node_spare[lane]
+            mine = full[lane] and (prefer[lane] or not node_valid[lane + 1])
+            from_lane[lane] = mine and room
+            leaves[lane + 1] = node_valid[lane + 1] and room and not mine
+        all_ready = True
+        for lane in range(lanes):
+            # Two entries are a buffer whose level counts the one that is offered.
+            level = in_level[lane] + (in_valid[lane] if input_depth == 2 else 0)
+            all_ready = all_ready and level < input_depth
+        beat_moves = gear_left > 0 and all_ready
+        gear_ready = gear_left == 0 or (gear_left == 1 and all_ready)
+
+        # Row store.
+        if starts[2, 0] >= 0:
+            place = starts[2, 1]
+            next_rows[starts[2, 0], place] = start_rows[starts[2, 2], place]
+        ended_parity = store_lasts[2]
+        store_lasts[2] = store_lasts[1]
+        store_lasts[1] = store_lasts[0]
+        store_lasts[0] = -1
+        store_rows[1] = store_rows[0]
+        store_rows[0] = -1
+        if store_takes:
+            next_rows[node_sums[0, 0, 0], node_sums[0, 0, 1]] += 1
+            store_rows[0, 0] = row
+            store_rows[0, 1] = bank
+            if node_sums[0, 0, 2]:
+                store_lasts[0] = node_sums[0, 0, 0]
+
+        # Read-out, from the row store on.
+        for lane in range(lanes):
+            comes = from_lane[lane] or leaves[lane + 1]
+            if comes:
+                prefer[lane] = leaves[lane + 1]
+            if not node_valid[lane] or leaves[lane]:
+                if node_spare[lane]:
+                    node_sums[lane, 0] = node_sums[lane, 1]
+                    node_valid[lane] = 1
+                    node_spare[lane] = 0
+                else:
+                    node_valid[lane] = comes
+                    if comes:
+                        node_sums[lane, 0] = (
+                            sums[lane] if from_lane[lane] else node_sums[lane + 1, 0]
+                        )
+            elif comes:
+                node_spare[lane] = 1
+                node_sums[lane, 1] = sums[lane] if from_lane[lane] else node_sums[lane + 1, 0]
+
+        # Lanes, from the back.
+        for lane in range(lanes):
+            ends_row = products[lane, _PRODUCTS - 1, 0] >= 0
+            enable = not (ends_row and full[lane])
+            emitting = staged[lane, 2, 1] > 0
+            advance = enable and not emitting
+            comes = held[lane] and advance and not lane_loading[lane] and go[task_of[lane, 0]]
+            flushes = comes and ends[task[lane]] < 0
+            load = lane_loading[lane] and lane_placed[lane] and advance
+            if ends_row and not full[lane]:
+                full[lane] = 1
+                sums[lane] = products[lane, _PRODUCTS - 1]
+            elif from_lane[lane]:
+                full[lane] = 0
+            if enable:
+                for stage in range(_PRODUCTS - 1, 0, -1):
+                    products[lane, stage] = products[lane, stage - 1]
+                products[lane, 0] = -1
+                if emitting or staged[lane, 2, 0] == _FLUSH:
+                    products[lane, 0, 0] = staged[lane, 2, 2]
+                    products[lane, 0, 1] = lane * slots + staged[lane, 2, 3]
+                    products[lane, 0, 2] = not emitting
+                if emitting:
+                    staged[lane, 2, 1] -= 1
+            if advance:
+                staged[lane, 2] = staged[lane, 1]
+                first = 0 if logic_stages > 1 else 1
+                if logic_stages > 1:
+                    staged[lane, 1] = staged[lane, 0]
+                staged[lane, first, 0] = _NOTHING
+                staged[lane, first, 1] = 0
+                if comes:
+                    staged[lane, first, 0] = _FLUSH if flushes else _TASK
+                    staged[lane, first, 1] = 0 if flushes else ends[task[lane]]
+                    staged[lane, first, 2] = task_of[lane, 0]
+                    staged[lane, first, 3] = task_of[lane, 1]
+            # Starts are placed in order, those of a lane after each other.
+            if starts[3, 0] >= 0 and starts[3, 1] == lane * slots + slots - 1:
+                lane_placed[lane] = 1
+            if load:
+                load_slot[lane] += 1
+                if load_slot[lane] == slots:
+                    load_slot[lane] = 0
+                    lane_loading[lane] = 0
+                    lane_placed[lane] = 0
+            if flushes and task_of[lane, 1] == slots - 1:
+                lane_loading[lane] = 1
+            if comes:
+                task[lane] += 1
+            block_moves = block_valid[lane] and (
+                not held[lane] or (comes and task[lane] == task_stop[lane])
+            )
+            # What the queue of blocks saw before this cycle's changes.
+            level = block_level[lane] + (block_valid[lane] if block_depth == 2 else 0)
+            front = level < block_depth
+            arrives = front and pipe[lane, depth - 1]
+            if block_moves:
+                place = block_next[lane]
+                block_next[lane] += 1
+                held[lane] = 1
+                task[lane] = ends_first[lane] + block_ends[lane, place]
+                task_stop[lane] = task[lane] + block_tasks[lane, place]
+                task_of[lane, 0] = beat_parity[blocks[lane, place]]
+                task_of[lane, 1] = blocks[lane, place] % slots
+            elif comes and task[lane] == task_stop[lane]:
+                held[lane] = 0
+            if not block_valid[lane] or block_moves:
+                block_valid[lane] = 0
+                if block_level[lane] > 0:
+                    block_level[lane] -= 1
+                    block_valid[lane] = 1
+                elif block_depth == 2 and arrives:
+                    block_valid[lane] = 1
+                    arrives = 0
+            block_level[lane] += arrives
+            # The front.
+            beat_taken = (
+                front and in_valid[lane] and (slots == 1 or parser_turn[lane] == turn[lane])
+            )
+            if front:
+                for stage in range(depth - 1, 0, -1):
+                    pipe[lane, stage] = pipe[lane, stage - 1]
+                pipe[lane, 0] = passes[lane, in_beat[lane]] if beat_taken else 0
+                parser_turn[lane] = (parser_turn[lane] + 1) % slots
+            if beat_taken:
+                turn[lane] = (turn[lane] + 1) % slots
+                in_beat[lane] += 1
+            moves = beat_moves
+            if not in_valid[lane] or beat_taken:
+                in_valid[lane] = 0
+                if in_level[lane] > 0:
+                    in_level[lane] -= 1
+                    in_valid[lane] = 1
+                elif input_depth == 2 and moves:
+                    in_valid[lane] = 1
+                    moves = False
+            in_level[lane] += moves
+
+        # Tracker.
+        retires = False
+        if judge == _WAIT:
+            settle = 0
+            if (
+                busy[tail]
+                and passed[tail]
+                and ended[tail] == substreams
+                and (loaded[tail] or not loads[tail])
+            ):
+                judge = _SETTLING
+        elif judge == _SETTLING:
+            settle += 1
+            if settle > _SETTLE:
+                judge = _JUDGE
+        elif judge == _JUDGE:
+            if more[tail]:
+                retires = True
+                judge = _WAIT
+            else:
+                finish_left = beats[tail] + _FINISHER
+                judge = _FINISH
+        else:
+            finish_left -= 1
+            if finish_left == 0:
+                retires = True
+                judge = _WAIT
+        loads_now = -1
+        for parity in range(2):
+            first_one = tail == parity or not keeps[1 - parity]
+            go[parity] = (
+                busy[parity] and placed[parity] and (loaded[parity] if loads[parity] else first_one)
+            )
+            if (
+                busy[parity]
+                and wanted[parity]
+                and first_one
+                and load_left <= 1
+                and not loading[0]
+                and not loading[1]
+                and (tail == parity or not wanted[1 - parity])
+            ):
+                loads_now = parity
+        if load_left > 0:
+            load_left -= 1
+            if load_left == 0:
+                for parity in range(2):
+                    if loading[parity]:
+                        loading[parity] = 0
+                        loaded[parity] = 1
+        if loads_now >= 0:
+            wanted[loads_now] = 0
+            loading[loads_now] = 1
+            load_left = columns[loads_now] + 1
+        if starts[4, 0] >= 0 and starts[4, 1] == substreams - 1:
+            placed[starts[4, 0]] = 1
+        if ended_parity >= 0:
+            ended[ended_parity] += 1
+        may_allocate = not busy[head]
+        bank_free = True
+        banks_used[:] = 0
+        for parity in range(2):
+            banks_used[code_bank[parity]] |= busy[parity]
+        coding = codes > 0 or was_coding or writer > 0
+        if retires:
+            retired[matrix[tail]] = cycles
+            busy[tail] = 0
+            ended[tail] = 0
+            tail = 1 - tail
+
+        # Dealer.
+        deals = section_count > 0 and fifo_out
+        word_ends = False
+        section_ends = False
+        if deals:
+            section_ends = number + 1 == sections[0, 0]
+            word_ends = section_ends or entry + 1 == sections[0, 1]
+            if sections[0, 2] == _MATRIX_STARTS:
+                starts[0, 0] = sections[0, 3] & 1
+                starts[0, 1] = number
+                starts[0, 2] = sections[0, 3] >> 1
+            elif sections[0, 2] == _CODE_ENTRIES and section_ends:
+                code_ends[0] = 1
+            entry = 0 if word_ends else entry + 1
+            number = 0 if section_ends else number + 1
+        section_room = section_count < _SECTIONS
+        fifo_room = fifo_inner < word_depth - 1
+        reads = fifo_inner > 0 and (not fifo_out or word_ends)
+        if reads:
+            fifo_out = True
+            fifo_inner -= 1
+        elif word_ends:
+            fifo_out = False
+        if section_ends:
+            for place in range(_SECTIONS):
+                sections[place] = sections[place + 1]
+            section_count -= 1
+
+        # Codes.
+        sends = may_send and not coding
+        may_send = not coding
+        if microcode:
+            if was_coding and codes == 0:
+                writer = _WRITER
+            elif writer > 0:
+                writer -= 1
+        was_coding = codes > 0
+        if code_ends[2]:
+            codes -= 1
+
+        # Reader and gearbox.
+        takes_payload = False
+        if packet < count:
+            if state == _HEAD:
+                words += 1
+                if words == packets[packet, _HEADER]:
+                    state = _CHECK
+            elif state == _CHECK:
+                words = 0
+                state = _CHECKED
+            elif state == _CRC:
+                if packets[packet, _IS_MATRIX]:
+                    passed[head] = 1
+                    head = 1 - head
+                state = _HEAD
+                packet += 1
+            elif state == _PAY:
+                if gear_ready and sends:
+                    takes_payload = True
+                    words += 1
+                    if words == packets[packet, _PAYLOAD]:
+                        words = 0
+                        state = _CRC
+            else:
+                if state == _CHECKED and section_room:
+                    if packets[packet, _IS_MATRIX]:
+                        bank_free = may_allocate
+                    elif packets[packet, _IS_CODE]:
+                        bank_free = not coding and not banks_used[packets[packet, _BANK]]
+                    if bank_free:
+                        state = _BODY
+                        sections[section_count, 0] = packets[packet, _ENTRIES]
+                        sections[section_count, 1] = packets[packet, _PER_WORD]
+                        sections[section_count, 2] = 0
+                        if packets[packet, _IS_CODE]:
+                            sections[section_count, 2] = _CODE_ENTRIES
+                            codes += 1
+                        if packets[packet, _IS_MATRIX]:
+                            sections[section_count, 2] = _MATRIX_STARTS
+                            sections[section_count, 3] = head | matrices << 1
+                            busy[head] = 1
+                            passed[head] = placed[head] = loaded[head] = 0
+                            wanted[head] = loads[head] = packets[packet, _LOADS]
+                            keeps[head] = packets[packet, _KEEPS]
+                            more[head] = packets[packet, _MORE]
+                            columns[head] = packets[packet, _COLUMNS]
+                            beats[head] = packets[packet, _BEATS]
+                            code_bank[head] = packets[packet, _BANK]
+                            row_bank[head] = bank_now
+                            bank_now ^= 1 - more[head]
+                            matrix[head] = matrices
+                            matrices += 1
+                        section_count += 1
+                if state == _BODY and fifo_room:
+                    fifo_inner += 1
+                    words += 1
+                    if words == packets[packet, _SECTION]:
+                        words = 0
+                        state = _PAY if packets[packet, _IS_MATRIX] else _CRC
+        if takes_payload:
+            gear_left = beats_per_word
+        elif beat_moves:
+            gear_left -= 1
+    return cycles

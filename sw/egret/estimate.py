@@ -1,0 +1,329 @@
+"""How long an accelerator takes for an image, without simulating its gates.
+
+`estimate` follows every block of bits through queues and stages (`egret.cycle_model`) and counts
+the cycles as the hardware's own counter does. The streams are taken not to pause.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from egret.cycle_model import FIELDS, decode_substream, run_cycles
+from egret.image import HardwareImage, MatrixPacket, Packet
+from egret.image_format import (
+    CLASSES,
+    CODE_FIELDS,
+    ENTRY_BITS,
+    ENTRY_FIELDS,
+    HEADER_BYTES,
+    LOAD_FIELDS,
+    MATRIX_BYTES,
+    MATRIX_FIELDS,
+    Field,
+    PacketKind,
+)
+from egret.params import BIAS_BITS, AcceleratorParams
+
+__all__ = ["Estimate", "MatrixEstimate", "estimate"]
+
+_WIDE_BITS = 32
+
+
+@dataclass(frozen=True)
+class MatrixEstimate:
+    """A matrix's share of an estimate.
+
+    Parameters
+    ----------
+    name : str
+        Name of the layer.
+    cycles : int
+        Cycles from the end of the matrix before, or from the start, to its own end.
+    roof : float
+        Cycles below which it cannot be: code bits at the rate of the bus, or multiplications
+        spread over all lanes, whichever are more.
+    """
+
+    name: str
+    cycles: int
+    roof: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What some passes over an image take.
+
+    Parameters
+    ----------
+    params : AcceleratorParams
+        The accelerator.
+    cycles : int
+        Clock cycles in which a packet is under way.
+    words : int
+        Bus words of all packets.
+    code_bits : int
+        Bits of all codewords.
+    multiplied : int
+        Weights that are multiplied, each `batch` times.
+    matrices : tuple of MatrixEstimate
+        The matrices in order.
+    """
+
+    params: AcceleratorParams
+    cycles: int
+    words: int
+    code_bits: int
+    multiplied: int
+    matrices: tuple[MatrixEstimate, ...]
+
+    @property
+    def roof(self) -> float:
+        """Sum of the matrices' roofs in cycles."""
+        return sum(matrix.roof for matrix in self.matrices)
+
+    @property
+    def bus_use(self) -> float:
+        """Share of the bus's bits that are codewords."""
+        return self.code_bits / (self.cycles * self.params.bus_bits)
+
+    @property
+    def multiplier_use(self) -> float:
+        """Share of the cycles in which a lane multiplies, of all lanes."""
+        return self.multiplied / (self.cycles * self.params.lanes)
+
+
+def _fields(data: bytes, fields: Mapping[str, Field], size: int) -> dict[str, int]:
+    number = int.from_bytes(data[:size], "little")
+    return {
+        name: number >> field.offset & ((1 << field.width) - 1) for name, field in fields.items()
+    }
+
+
+class _Tables:
+    """A code as the hardware reads it."""
+
+    def __init__(self, packet: Packet, params: AcceleratorParams) -> None:
+        fields = _fields(packet.data, CODE_FIELDS, HEADER_BYTES)
+        word = params.bus_bits // 8
+        entries = np.frombuffer(packet.data, "<u2", 2 * CLASSES, -(-HEADER_BYTES // word) * word)
+        suffix, offset = ENTRY_FIELDS["suffix_bits"], ENTRY_FIELDS["offset"]
+        wide = entries.astype(np.int64).reshape(2, CLASSES)
+        self.suffixes = wide >> suffix.lsb & ((1 << suffix.width) - 1)
+        offsets = wide >> offset.lsb & ((1 << offset.width) - 1)
+        self.offsets = offsets - (offsets >> (offset.width - 1) << offset.width)
+        self.lasts = np.array([fields["level_last"], fields["run_last"]], np.int64)
+        self.golombs = np.array([fields["level_golomb"], fields["run_golomb"]], np.int64)
+        self.run_form = bool(fields["run_form"])
+        self.dense = bool(fields["dense"])
+        self.bank = fields["bank"]
+
+
+class _Work:
+    """Blocks and tasks of every lane, packet by packet."""
+
+    def __init__(self, params: AcceleratorParams) -> None:
+        self.params = params
+        self.rows: list[dict[str, int]] = []
+        self.codes: dict[int, _Tables] = {}
+        self.start_rows: list[NDArray[np.int64]] = []
+        self.parities: list[NDArray[np.int64]] = []
+        self.passes: list[NDArray[np.uint8]] = []
+        self.tasks: list[NDArray[np.int64]] = []
+        self.ends: list[list[NDArray[np.int64]]] = []
+
+    def add(self, packet: Packet) -> None:
+        """Add a packet."""
+        params = self.params
+        word = params.bus_bits // 8
+        if packet.kind is PacketKind.MATRIX:
+            self._add_matrix(packet)
+            return
+        row = dict.fromkeys(FIELDS, 0)
+        entry_bits = BIAS_BITS if packet.kind is PacketKind.BIAS else ENTRY_BITS
+        row["header_words"] = -(-HEADER_BYTES // word)
+        row["section_entries"] = _fields(packet.data, LOAD_FIELDS, HEADER_BYTES)["count"]
+        if packet.kind is PacketKind.CODE:
+            code = _Tables(packet, params)
+            self.codes[code.bank] = code
+            row |= {"is_code": 1, "bank": code.bank, "section_entries": 2 * CLASSES}
+        row["entries_per_word"] = params.bus_bits // entry_bits
+        row["section_words"] = -(-row["section_entries"] // row["entries_per_word"])
+        self.rows.append(row)
+
+    def _add_matrix(self, packet: Packet) -> None:
+        params = self.params
+        word = params.bus_bits // 8
+        fields = _fields(packet.data, MATRIX_FIELDS, MATRIX_BYTES)
+        entry_bits = _WIDE_BITS if fields["wide_starts"] else ENTRY_BITS
+        per_word = params.bus_bits // entry_bits
+        walks = 1 + (fields["emit_results"] & fields["emit_activations"])
+        row = {
+            "is_matrix": 1,
+            "header_words": -(-MATRIX_BYTES // word),
+            "section_entries": params.substreams,
+            "section_words": -(-params.substreams // per_word),
+            "entries_per_word": per_word,
+            "payload_words": fields["payload_words"],
+            "loads": fields["load_activations"],
+            "keeps": fields["keep_activations"],
+            "more": fields["more"],
+            "columns": fields["columns"],
+            "bank": fields["code_bank"],
+            "result_beats": fields["rows"] * params.batch * walks,
+        }
+        self.rows.append(dict.fromkeys(FIELDS, 0) | row)
+        first = row["header_words"] * word
+        starts = np.frombuffer(
+            packet.data, f"<u{entry_bits // 8}", params.substreams, first
+        ).astype(np.int64)
+        shift = ENTRY_BITS if fields["wide_starts"] else fields["column_bits"]
+        self.start_rows.append(starts >> shift)
+        columns = starts & ((1 << shift) - 1)
+
+        payload = np.frombuffer(
+            packet.data,
+            np.uint8,
+            fields["payload_words"] * word,
+            first + row["section_words"] * word,
+        )
+        width, slots = params.parser_bits, params.slots
+        bits = np.unpackbits(payload, bitorder="little").reshape(-1, slots, params.lanes, width)
+        groups = bits.shape[0]
+        # By lane and slot; a beat's most significant bit is the first in time.
+        streams = bits[..., ::-1].transpose(2, 1, 0, 3).reshape(params.substreams, -1)
+        code = self.codes[fields["code_bank"]]
+        passes = np.zeros((params.substreams, groups), np.uint8)
+        tasks = np.zeros((params.substreams, groups), np.int64)
+        ends: list[NDArray[np.int64]] = []
+        for number, stream in enumerate(streams):
+            found = np.empty(stream.size + groups, np.int64)
+            count = decode_substream(
+                np.ascontiguousarray(stream),
+                width,
+                code.suffixes,
+                code.offsets,
+                code.lasts,
+                code.golombs,
+                code.run_form,
+                code.dense,
+                columns[number],
+                fields["columns"],
+                1 << params.suffix_limit,
+                passes[number],
+                tasks[number],
+                found,
+            )
+            ends.append(found[:count].copy())
+        # In the order of beats: slots take turns.
+        by_lane = params.lanes, slots, groups
+        lane_tasks = tasks.reshape(by_lane)
+        self.ends.append(
+            [
+                _interleaved(ends[lane * slots : (lane + 1) * slots], lane_tasks[lane])
+                for lane in range(params.lanes)
+            ]
+        )
+        self.passes.append(passes.reshape(by_lane).transpose(0, 2, 1).reshape(params.lanes, -1))
+        self.tasks.append(lane_tasks.transpose(0, 2, 1).reshape(params.lanes, -1))
+        parity = (len(self.parities)) % 2
+        self.parities.append(np.full(groups * slots, parity, np.int64))
+
+    def run(self) -> tuple[int, NDArray[np.int64]]:
+        """Return the cycles of all packets, and when each matrix ended."""
+        params = self.params
+        passes = np.concatenate(self.passes, axis=1)
+        tasks = np.concatenate(self.tasks, axis=1)
+        counts = passes.astype(np.int64).sum(axis=1)
+        shape = params.lanes, int(counts.max()) + 1
+        blocks, block_tasks, block_ends = (np.zeros(shape, np.int64) for _ in range(3))
+        ends: list[NDArray[np.int64]] = []
+        firsts = np.zeros(params.lanes, np.int64)
+        total = 0
+        for lane in range(params.lanes):
+            used = np.flatnonzero(passes[lane])
+            blocks[lane, : used.size] = used
+            block_tasks[lane, : used.size] = tasks[lane, used]
+            block_ends[lane, : used.size] = np.cumsum(tasks[lane, used]) - tasks[lane, used]
+            firsts[lane] = total
+            own = [each[lane] for each in self.ends]
+            ends += own
+            total += sum(part.size for part in own)
+        has_tables = "eg-run" in params.codes or "eg-table" in params.codes
+        word_depth = max(32, params.map_depth // (params.bus_bits // ENTRY_BITS))
+        retired = np.zeros(len(self.parities), np.int64)
+        cycles = run_cycles(
+            np.array([[row[name] for name in FIELDS] for row in self.rows], np.int64),
+            params.lanes,
+            params.slots,
+            params.input_depth,
+            params.block_depth,
+            word_depth,
+            params.beats_per_word,
+            params.parser == "microcode",
+            2 if has_tables else 1,
+            np.stack(self.start_rows),
+            np.concatenate(self.parities),
+            passes,
+            blocks,
+            block_tasks,
+            block_ends,
+            np.concatenate([*ends, np.zeros(1, np.int64)]),
+            firsts,
+            retired,
+        )
+        return int(cycles), retired
+
+
+def _interleaved(ends: list[NDArray[np.int64]], tasks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Bring the tasks of a lane's slots into the order of their blocks."""
+    if len(ends) == 1:
+        return ends[0]
+    slots, groups = tasks.shape
+    slot_of = np.repeat(np.tile(np.arange(slots), groups), tasks.T.ravel())
+    ordered = np.empty(slot_of.size, np.int64)
+    for slot in range(slots):
+        ordered[slot_of == slot] = ends[slot]
+    return ordered
+
+
+def estimate(image: HardwareImage, *, passes: int = 1) -> Estimate:
+    """Predict the cycles of passes over an image, the setup not counted.
+
+    Parameters
+    ----------
+    image : HardwareImage
+        The image.
+    passes : int
+        How often its packets are sent, at least 1.
+
+    Returns
+    -------
+    Estimate
+    """
+    params = image.params
+    work = _Work(params)
+    for packet in image.setup:
+        work.add(packet)
+    work.rows.clear()
+    for _ in range(passes):
+        for packet in image.packets:
+            work.add(packet)
+    cycles, retired = work.run()
+    matrices = image.matrices * passes
+    return Estimate(
+        params=params,
+        cycles=cycles,
+        words=passes * sum(len(packet.data) * 8 // params.bus_bits for packet in image.packets),
+        code_bits=sum(matrix.code_bits for matrix in matrices),
+        multiplied=sum(matrix.multiplied for matrix in matrices),
+        matrices=tuple(
+            MatrixEstimate(matrix.name, int(taken), _roof(matrix, params))
+            for matrix, taken in zip(matrices, np.diff(retired, prepend=0), strict=True)
+        ),
+    )
+
+
+def _roof(matrix: MatrixPacket, params: AcceleratorParams) -> float:
+    return max(matrix.code_bits / params.bus_bits, matrix.multiplied / params.lanes)
