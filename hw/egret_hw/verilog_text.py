@@ -1,10 +1,12 @@
 """Makes generated Verilog readable: plain names, one module for equal copies, loops over zeros.
 
 The back end elaborates every instance into a module of its own, with escaped names. The text
-is brought into the form a person would write; the design stays the same.
+is brought into a form nearer to what a person would write; the design stays the same.
 """
 
 import re
+import textwrap
+from collections import Counter
 
 __all__ = ["tidy_verilog"]
 
@@ -14,13 +16,30 @@ _MODULE_NAME = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
 _TIME_ZERO = re.compile(r"\\\$auto\$verilog_backend\S+ ")
 # A port without a name of its own; its numbers count over the file.
 _NUMBERED_PORT = re.compile(r"\\port\$\d+\$\d+ ")
-_INSTANCE = re.compile(r"^  (\\\S+ |\w+) +[\w\\][^\n]* \(\n(?:    \.[^\n]*\n)+  \);\n", re.MULTILINE)
+_INSTANCE = re.compile(
+    r"^  (\\\S+ |\w+) +[\w\\][^\n]* \(\n(?:    \.[^\n]*\n)+  \);\n", re.MULTILINE
+)
 _CONNECTED_PORT = re.compile(r"(?<=^    \.)\\port\$\d+\$\d+ ", re.MULTILINE)
 # A memory of zeros, one statement an entry: thousands of lines that say nothing.
 _ZEROS = re.compile(
     r"^( *)initial begin\n(?:\1  (?P<name>\w+)\[\d+\] = (?P<zero>\d+'[dh]0+);\n)"
     r"(?:\1  (?P=name)\[\d+\] = (?P=zero);\n)+\1end\n",
     re.MULTILINE,
+)
+# What the back end computes in between: `\$` and a number.
+_NAMELESS = re.compile(r"\\\$\d+ ")
+_NAMELESS_WIRE = re.compile(r"^  wire ((?:signed )?(?:\[\d+:\d+\] )?)(\\\$\d+ );\n", re.MULTILINE)
+# One that is assigned as a whole, once.
+_NAMELESS_VALUE = re.compile(r"^  assign (\\\$\d+ ) = ([^;]*;)\n", re.MULTILINE)
+_NAME = re.compile(r"\\\S+ |\b[A-Za-z_]\w*")
+# A name that the back end makes of a field of a record, or of an element of an array.
+_FIELD = re.compile(
+    r"^(?:  \(\*[^\n]*\*\)\n)*  wire (?:signed )?(?:\[\d+:\d+\] )?(\\[^\s.[]*[.[]\S* );\n",
+    re.MULTILINE,
+)
+_FIELD_VALUE = re.compile(r"^  assign (\\[^\s.[]*[.[]\S* ) = [^;]*;\n", re.MULTILINE)
+_DECLARATION = textwrap.TextWrapper(
+    100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
 )
 # A field of no bits, which nothing refers to; Verilog has no such thing, [-1:0] means two bits.
 _NO_BITS = re.compile(r"^ *(?:wire|reg) \[-1:0\] [^;]*;\n", re.MULTILINE)
@@ -58,7 +77,7 @@ def _name_modules_plainly(verilog: str) -> str:
 
 
 def _number_ports_locally(verilog: str) -> str:
-    """Number each module's nameless ports anew, so that equal modules have equal text."""
+    """Give each module's nameless ports numbers of its own: equal modules then have equal text."""
     modules = {_module_names(module)[0]: module for module in _MODULE.findall(verilog)}
     names: dict[str, dict[str, str]] = {}
     for module, text in modules.items():
@@ -112,6 +131,50 @@ def _share_equal_modules(verilog: str) -> str:
         verilog = shared
 
 
+def _drop_unread_fields(module: str) -> str:
+    """Leave out names of records' fields that nothing reads."""
+    while True:
+        names = Counter(_NAME.findall(module))
+        assigned = set(_FIELD_VALUE.findall(module))
+        # Once declared and once assigned.
+        unread = {wire for wire in _FIELD.findall(module) if names[wire] == 2} & assigned
+        if not unread:
+            return module
+        for statement in (_FIELD, _FIELD_VALUE):
+            module = statement.sub(lambda f, s=unread: "" if f[1] in s else f[0], module)
+
+
+def _compute_once(module: str) -> str:
+    """Let nameless wires of equal width and value be one, until there are no two alike."""
+    while True:
+        widths = {wire: width for width, wire in _NAMELESS_WIRE.findall(module)}
+        first: dict[tuple[str, str], str] = {}
+        same: dict[str, str] = {}
+        for wire, value in _NAMELESS_VALUE.findall(module):
+            kept = first.setdefault((widths[wire], value), wire)
+            if kept != wire:
+                same[wire] = kept
+        if not same:
+            return module
+        module = _NAMELESS_WIRE.sub(lambda f, s=same: "" if f[2] in s else f[0], module)
+        module = _NAMELESS_VALUE.sub(lambda f, s=same: "" if f[1] in s else f[0], module)
+        module = _NAMELESS.sub(lambda f, s=same: s.get(f[0], f[0]), module)
+
+
+def _declare_together(module: str) -> str:
+    """Declare nameless wires of equal width in one statement, where the first of them was."""
+    widths: dict[str, list[str]] = {}
+    for width, wire in _NAMELESS_WIRE.findall(module):
+        widths.setdefault(width, []).append(wire)
+    statements = "".join(
+        _DECLARATION.fill(f"wire {width}{', '.join(wires)};") + "\n"
+        for width, wires in widths.items()
+    )
+    first = _NAMELESS_WIRE.search(module)
+    place = first.start() if first else 0
+    return module[:place] + statements + _NAMELESS_WIRE.sub("", module[place:])
+
+
 def tidy_verilog(verilog: str) -> str:
     """Bring the back end's text into a readable form.
 
@@ -127,4 +190,7 @@ def tidy_verilog(verilog: str) -> str:
     """
     verilog = _NO_BITS.sub("", _TIME_ZERO.sub("time_zero ", verilog))
     verilog = _name_modules_plainly(_number_ports_locally(verilog))
-    return _share_equal_modules(_ZEROS.sub(_loop_over_zeros, verilog))
+    verilog = _share_equal_modules(_ZEROS.sub(_loop_over_zeros, verilog))
+    return _MODULE.sub(
+        lambda found: _declare_together(_compute_once(_drop_unread_fields(found[0]))), verilog
+    )
