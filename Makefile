@@ -10,8 +10,6 @@ PYTHON ?=
 TORCH_INDEX ?=
 # Worker processes of the tests: a number, or `auto` for one a core (eight at most).
 JOBS ?= auto
-# Presets that `make rtl` generates.
-RTL_PRESETS ?= s m-ddr3
 # Checkpoints that `make bench-codec` measures besides what ships, and more of its options.
 WEIGHTS ?=
 BENCH_OPTIONS ?=
@@ -48,7 +46,7 @@ help:
 	@echo '  test          the whole test suite'
 	@echo '  lint          ruff (format and rules) and mypy'
 	@echo '  format        let ruff rewrite the sources'
-	@echo '  rtl           Verilog of the presets "$(RTL_PRESETS)" into build/rtl'
+	@echo '  rtl           regenerate what is kept in hw/verilog, and docs/registers.md'
 	@echo '  fuzz          feed the reader of containers with damaged files, for SECONDS=60'
 	@echo '  bench-digits  the digits figures over five seeds'
 	@echo '  bench-codec   sizes and speeds of the codec beside other codecs'
@@ -106,10 +104,8 @@ format: $(READY)
 	$(PY) -m ruff check --fix .
 
 rtl: $(READY)
-	@mkdir -p build/rtl
-	@for preset in $(RTL_PRESETS); do \
-	    $(PY) -m egret.cli rtl --preset $$preset -o build/rtl/egret_$$preset.v || exit 1; \
-	done
+	@echo 'egret: generating the Verilog of every preset: a minute or two'
+	@$(PY) hw/regenerate.py
 
 # First as plain Python, whose branches guide the fuzzer, then compiled, with bounds checked.
 fuzz: $(READY)

@@ -9,13 +9,22 @@ from functools import lru_cache
 from pathlib import Path
 
 import pytest
+import yaml
 
+from egret.cli import main
 from egret.errors import EgretError
 from egret.params import PRESETS, AcceleratorParams
-from egret_hw.rtl import generate_verilog, top_name
+from egret_hw.axi_lite import AxiLiteSlave
+from egret_hw.rtl import (
+    LINT_WAIVERS,
+    component_verilog,
+    generate_files,
+    top_name,
+)
 from egret_hw.synthesis import synthesize_ecp5
 from egret_hw.verilog_text import tidy_verilog
-from egret_sim.runner import LINT_WAIVERS, verilator_environment
+from egret_hw.yowasp import run_yowasp
+from egret_sim.runner import verilator_environment
 
 TINY = AcceleratorParams(
     name="tiny",
@@ -29,9 +38,16 @@ TINY = AcceleratorParams(
 )
 
 
+KEPT = Path(__file__).parent.parent / "hw" / "verilog"
+
+
 @lru_cache
+def files(params: AcceleratorParams) -> dict[str, str]:
+    return generate_files(params)
+
+
 def verilog(params: AcceleratorParams) -> str:
-    return generate_verilog(params)
+    return files(params)[f"{top_name(params)}.v"]
 
 
 def lint(params: AcceleratorParams, folder: Path, *waivers: Path) -> tuple[int, set[str]]:
@@ -52,6 +68,19 @@ def test_presets_lint_clean(params: AcceleratorParams, tmp_path: Path) -> None:
     assert lint(params, tmp_path, LINT_WAIVERS) == (0, set())
 
 
+@pytest.mark.parametrize("params", PRESETS.values(), ids=lambda params: params.name)
+def test_kept_files_are_current(params: AcceleratorParams) -> None:
+    folder = KEPT / top_name(params)
+    kept = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert set(kept) == set(files(params)), "run `make rtl`"
+    stale = [name for name, text in files(params).items() if kept[name] != text]
+    assert not stale, "run `make rtl`"
+
+
+def test_nothing_else_is_kept() -> None:
+    assert {path.name for path in KEPT.iterdir()} == set(map(top_name, PRESETS.values()))
+
+
 def test_every_waiver_is_needed(tmp_path: Path) -> None:
     waived = set(re.findall(r"^lint_off -rule (\w+)", LINT_WAIVERS.read_text(), re.MULTILINE))
     _, found = lint(PRESETS["s"], tmp_path)
@@ -62,7 +91,8 @@ def test_every_waiver_is_needed(tmp_path: Path) -> None:
 def test_text_does_not_depend_on_the_process() -> None:
     code = (
         "from egret.params import *; from egret_hw.rtl import generate_verilog; "
-        "import hashlib; print(hashlib.sha256(generate_verilog(PRESETS['s']).encode()).hexdigest())"
+        "import hashlib; text = generate_verilog(PRESETS['xs-ice40']); "
+        "print(hashlib.sha256(text.encode()).hexdigest())"
     )
     digests = {
         subprocess.run(
@@ -81,7 +111,7 @@ def test_text_is_readable() -> None:
     text = verilog(PRESETS["m-ddr3"])
     modules = re.findall(r"^module (.+?) ?\(", text, re.MULTILINE)
     assert all(re.fullmatch(r"egret_m_ddr3\w*", name) for name in modules)
-    lanes = re.findall(r"^  egret_m_ddr3_core_lane\s+lane_(\d+) \(", text, re.MULTILINE)
+    lanes = re.findall(r"^  egret_m_ddr3_core_lane +lane_(\d+) \(", text, re.MULTILINE)
     assert sorted(map(int, lanes)) == list(range(16))
     assert "// " + '  "lanes": 16,' in text
     assert not re.search(r"^\s+\w+\[1\] = ", text, re.MULTILINE)
@@ -89,6 +119,49 @@ def test_text_is_readable() -> None:
 
 def test_parameters_change_the_text() -> None:
     assert verilog(TINY) != verilog(dataclasses.replace(TINY, map_depth=128))
+
+
+def test_command_writes_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "tiny.json").write_text(TINY.to_json())
+    folder = tmp_path / "out" / "tiny"
+    config = str(tmp_path / "tiny.json")
+    assert main(["rtl", "--config", config, "-o", str(folder), "--clock", "62.5"]) == 0
+    assert f"{folder}: top module egret_tiny, 2 lanes x 4 bits" in capsys.readouterr().out
+    written = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    clock = written.pop("egret_tiny.sdc")
+    assert "-period 16.000 " in clock
+    assert {"egret_tiny.sdc", *written} == set(files(TINY))
+    assert all(text == files(TINY)[name] for name, text in written.items())
+
+
+@pytest.mark.parametrize(
+    ("output", "clock", "message"),
+    [
+        ("core.v", "100", "core.v: found the name of a file, expected a folder for several"),
+        ("there", "100", "there: found the name of a file, expected a folder for several"),
+        ("out", "0", "--clock: found 0, expected MHz between 0 and 10000"),
+        ("out", "nan", "--clock: found nan, expected MHz between 0 and 10000"),
+    ],
+)
+def test_command_refuses(
+    output: str, clock: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there").write_text("a file")
+    assert main(["rtl", "--preset", "s", "-o", str(tmp_path / output), "--clock", clock]) == 1
+    assert capsys.readouterr().err.strip().endswith(message)
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_core_description_names_the_files() -> None:
+    text = files(TINY)["egret_tiny.core"]
+    # FuseSoC wants this line first; it is no YAML of its own.
+    assert text.startswith("CAPI=2:\n")
+    core = yaml.safe_load(text.removeprefix("CAPI=2:\n"))
+    listed = [name for fileset in core["filesets"].values() for name in fileset["files"]]
+    assert sorted([*listed, "egret_tiny.core"]) == sorted(files(TINY))
+    for target in core["targets"].values():
+        assert target["toplevel"] == "egret_tiny"
+        assert set(target["filesets"]) <= set(core["filesets"])
 
 
 def test_synthesises_for_ecp5() -> None:
@@ -113,6 +186,39 @@ def test_synthesises_for_ecp5() -> None:
 def test_synthesis_refuses_what_is_no_circuit(body: str, why: str) -> None:
     with pytest.raises(EgretError, match=rf"^bad: Yosys refused the design: .*({why})"):
         synthesize_ecp5(f"module bad(input a, input b, output y); {body} endmodule\n", "bad")
+
+
+def test_tidied_text_is_the_same_design(tmp_path: Path) -> None:
+    os.environ["AMARANTH_USE_YOSYS"] = "builtin"
+    from amaranth.back import verilog as back_end
+
+    plain = back_end.convert(
+        AxiLiteSlave(TINY), name="slave", emit_src=False, strip_internal_attrs=True
+    )
+    tidied = component_verilog(AxiLiteSlave(TINY), "slave")
+    assert len(tidied) < 0.9 * len(plain)
+    (tmp_path / "plain.v").write_text(plain)
+    (tmp_path / "tidied.v").write_text(tidied)
+
+    def prove(name: str) -> str:
+        script = "".join(
+            f"read_verilog {file}.v; prep -flatten -top slave; memory_map; opt_clean; "
+            f"rename slave {side}; design -stash {side}; design -reset; "
+            for file, side in (("plain", "gold"), (name, "gate"))
+        )
+        script += (
+            "design -copy-from gold gold; design -copy-from gate gate; equiv_make gold gate both; "
+            "hierarchy -top both; opt_clean; equiv_simple; equiv_induct; equiv_status -assert"
+        )
+        return run_yowasp("yosys", ["-p", script], tmp_path, name)
+
+    assert "Equivalence successfully proven!" in prove("tidied")
+    changed, times = re.subn(r"(?m)^(  assign .* = .*) \^ ", r"\1 & ", tidied, count=1)
+    changed, others = re.subn(r"(?m)^(  assign .* = .*) \| ", r"\1 & ", changed, count=1)
+    assert times + others
+    (tmp_path / "changed.v").write_text(changed)
+    with pytest.raises(EgretError, match="unproven"):
+        prove("changed")
 
 
 MODULES = """\
