@@ -81,15 +81,16 @@ VARIANTS = {
     "w16_cut2": Variant(16, 2, 4, CODE_NAMES),
     "w64_eg": Variant(64, 4, 10, (EXP_GOLOMB,)),
     "w64_eg_cut2": Variant(64, 2, 12, (EXP_GOLOMB,)),
-    "m4": Variant(4, 4, 10, CODE_NAMES, microcode=True),
-    "m8": Variant(8, 4, 12, CODE_NAMES, microcode=True),
-    "m16": Variant(16, 4, 4, (EXP_GOLOMB, TABLES), microcode=True),
+    "m4": Variant(4, 2, 10, CODE_NAMES, microcode=True),
+    "m4_cut4": Variant(4, 4, 9, CODE_NAMES, microcode=True),
+    "m8_cut4": Variant(8, 4, 12, CODE_NAMES, microcode=True),
+    "m16": Variant(16, 2, 4, (EXP_GOLOMB, TABLES), microcode=True),
 }
 
 
 def bench_ports(variant: Variant) -> dict[str, wiring.Member]:
     """The ports of both parsers, and of the microcode's writer."""
-    one = ("enable", "start", "i_valid", "i_first", "i_last", "i_parity", "i_bank")
+    one = ("enable", "start", "drain", "i_valid", "i_first", "i_last", "i_parity", "i_bank")
     return {
         **{name: In(1) for name in one},
         "codes": In(data.ArrayLayout(code_layout(), 2)),
@@ -294,11 +295,31 @@ class Matrix:
 
 @dataclass
 class Plan:
-    """Cycles to play; which matrix, slot and beat enters in each."""
+    """Cycles to play; which beat (matrix, round, slot) enters in each."""
 
     matrices: list[Matrix]
     cycles: list[Cycle]
     entering: list[tuple[int, int, int] | None]
+
+
+class Pipeline:
+    """What is inside a parser: a register, the ring of C stages, the outputs."""
+
+    def __init__(self, slots: int) -> None:
+        self.inside: list[tuple[int, int, int] | None] = [None] * (slots + 2)
+        self._amid = False
+
+    def enable(self, entering: tuple[int, int, int] | None, last: bool, drain: int) -> None:
+        """Pass an enabled cycle; `last` when the last beat of a matrix enters."""
+        waiting, *ring, _ = self.inside
+        shown = ring[-1]
+        if waiting or not self._amid or drain or len(ring) == 1:
+            ring = [waiting, *ring[:-1]]
+        else:
+            ring[-1] = None
+        self.inside = [entering, *ring, shown]
+        if entering:
+            self._amid = not last
 
 
 def code_number(code: Code) -> int:
@@ -366,13 +387,19 @@ def make_plan(name: str) -> Plan:
     rng = random.Random(f"plan of {name}")
     matrices = make_matrices(name)
     plan = Plan(matrices, [], [])
-    # Of every slot, the matrix and the beat that come next; of the pipeline, what may be inside.
-    upcoming = [(0, 0)] * slots
-    inside: list[tuple[int, int, int] | None] = [None] * (slots + 2)
+    beats = [
+        (number, beat, slot)
+        for number, matrix in enumerate(matrices)
+        for beat in range(len(matrix.texts[0]) // width)
+        for slot in range(slots)
+    ]
+    # In the end a matrix breaks off.
+    del beats[-1 - len(matrices[-1].texts[0]) // width * slots // 2 :]
+    pipeline = Pipeline(slots)
     settings = [0, 0]
     writes: list[tuple[int, int]] = []
-    ready, waiting, turn = 0, 0, 0
-    while upcoming[0][0] < len(matrices) or len(set(upcoming)) > 1 or any(inside):
+    ready, waiting = 0, 0
+    while beats or any(pipeline.inside):
         while ready < len(matrices) and not matrices[ready].load:
             ready += 1
         write, start = 0, 0
@@ -386,18 +413,22 @@ def make_plan(name: str) -> Plan:
         elif ready < len(matrices):
             # A code may be replaced when every matrix that uses it has left the pipeline.
             bank, code = matrices[ready].bank, matrices[ready].code
-            begun = [beat[0] for beat in inside if beat] + [matrix for matrix, _ in upcoming]
-            if all(matrices[number].bank != bank for number in range(min(begun), ready)):
+            oldest = min(beat[0] for beat in (*pipeline.inside, *beats[:1]) if beat)
+            if all(matrices[number].bank != bank for number in range(oldest, ready)):
                 settings[bank] = code_number(code)
                 writes = [(entry, 0) for entry in code_writes(code, bank)] + [(0, 1)]
-        number, beat = upcoming[turn]
-        mode = matrices[min(number, len(matrices) - 1)].mode
+        mode = matrices[beats[0][0]].mode if beats else "gaps"
         enable = mode == "free" or rng.random() < 0.7
-        enters = number < ready and not waiting and (mode != "bubbles" or rng.random() < 0.7)
+        drain = int(not beats)
+        enters = bool(beats) and beats[0][0] < ready and not waiting
+        enters = enters and (mode != "bubbles" or rng.random() < 0.7)
         first, last, parity, bank, bits = (rng.getrandbits(n) for n in (1, 1, 1, 1, width))
+        ends = False
         if enters:
-            text = matrices[number].texts[turn]
+            number, beat, slot = beats[0]
+            text = matrices[number].texts[slot]
             first, last = int(beat == 0), int((beat + 1) * width == len(text))
+            ends = bool(last) and slot == slots - 1
             parity, bank = number % 2, matrices[number].bank
             bits = int(text[beat * width : (beat + 1) * width], 2)
         plan.cycles.append(
@@ -406,6 +437,7 @@ def make_plan(name: str) -> Plan:
                 codes=settings[0] | settings[1] << code_layout().size,
                 code_write=write,
                 start=start,
+                drain=drain,
                 i_valid=int(enters),
                 i_first=first,
                 i_last=last,
@@ -414,12 +446,9 @@ def make_plan(name: str) -> Plan:
                 i_bits=bits,
             )
         )
-        plan.entering.append((number, turn, beat) if enters and enable else None)
+        plan.entering.append(beats.pop(0) if enters and enable else None)
         if enable:
-            inside = [plan.entering[-1], *inside[:-1]]
-            if enters:
-                upcoming[turn] = (number + 1, 0) if last else (number, beat + 1)
-            turn = (turn + 1) % slots
+            pipeline.enable(plan.entering[-1], ends, drain)
     return plan
 
 
@@ -447,7 +476,7 @@ def marks(reading: Reading, begin: int, width: int) -> tuple[int, int]:
 def test_marks(name: str, recordings: dict[str, list[Seen]]) -> None:
     variant, plan = VARIANTS[name], make_plan(name)
     width, slots = variant.width, variant.slots
-    inside: list[tuple[int, int, int] | None] = [None] * (slots + 1)
+    pipeline = Pipeline(slots)
     turn = 0
     before = None
     for at, (cycle, entering, seen) in enumerate(
@@ -457,12 +486,12 @@ def test_marks(name: str, recordings: dict[str, list[Seen]]) -> None:
         assert seen.turn == turn, where
         if before is not None:
             assert seen._replace(busy=0) == before._replace(busy=0), f"{where}: not enabled"
-        leaving = inside[-1]
+        leaving = pipeline.inside[-1]
         assert seen.o_valid == (leaving is not None), where
         if leaving is not None:
-            number, slot, beat = leaving
+            number, beat, slot = leaving
             matrix = plan.matrices[number]
-            where = f"{where}: matrix {number}, slot {slot}, beat {beat}, {matrix.code}"
+            where = f"{where}: matrix {number}, beat {beat}, slot {slot}, {matrix.code}"
             text = matrix.texts[slot]
             bits = text[beat * width : (beat + 1) * width]
             assert f"{seen.o_bits:0{width}b}"[::-1] == bits, where
@@ -474,8 +503,10 @@ def test_marks(name: str, recordings: dict[str, list[Seen]]) -> None:
             assert (seen.o_end, seen.o_event) == expected, f"{where}: {text[: beat * width]} {bits}"
         before = None if cycle.enable else seen
         if cycle.enable:
-            inside = [entering, *inside[:-1]]
-            turn = (turn + 1) % slots
+            ends = bool(entering) and bool(cycle.i_last) and turn == slots - 1
+            pipeline.enable(entering, ends, cycle.drain)
+            turn = (turn + 1) % slots if entering else turn
+    assert not any(pipeline.inside)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if VARIANTS[name].microcode])

@@ -1,24 +1,27 @@
 """The parser as microcode in block RAM, and what writes the microcode."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
-from amaranth.lib import data, memory, wiring
+from itertools import pairwise
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.params import CODE_NAMES, AcceleratorParams
 from egret_hw.layouts import (
     MICROCODE_ADDRESS_BITS,
     MICROCODE_WORD_BITS,
-    block_slot_bits,
     code_layout,
     code_write_layout,
     microcode_write_layout,
 )
-from egret_hw.parser import CodeTables, start_state, state_layout, step
+from egret_hw.parser import RingParser, TableMachine
+from egret_hw.primitives import BlockRam
+from egret_hw.table_memory import table_memory
 
 __all__ = ["MicrocodeParser", "MicrocodeWriter"]
 
 _CUT = 4
-_STATE_BITS = state_layout().size
+_STATE_BITS = TableMachine.state_layout.size
 _START = 2**_STATE_BITS - 1
 """Stands for the state before the first bit: no suffix is so long."""
 
@@ -28,126 +31,123 @@ def _word_layout() -> data.StructLayout:
     return data.StructLayout({"state": _STATE_BITS, "end": _CUT, "event": _CUT})
 
 
-class MicrocodeParser(wiring.Component):
+class MicrocodeParser(RingParser):
     """Mark where codewords end, W bits a cycle whatever the data, in block RAM (docs/adr/0004).
 
-    The ports and what they say are those of `Parser`. A block RAM for every four bits holds the
-    next state and the marks for each of 64 states and the four bits; C = W / 4 of them make a
-    ring.
+    A block RAM for every four bits holds the next state and the marks for each of 64 states and the
+    four bits. W / 4 of them make the ring. A block RAM with a register behind it is two of the
+    ring's stages: with `parser_cut` = 2, C = W / 2. With `parser_cut` = 4 it has none, C = W / 4,
+    and the clock is that of a block RAM.
 
-    Latency C + 1 enabled cycles, throughput W bits an enabled cycle.
+    Throughput W bits an enabled cycle. Latency C + 2 enabled cycles, if bits go on coming:
+    amid a matrix, bits leave only as others follow. The C first beats of a matrix push out all of
+    the one before.
 
     Parameters
     ----------
     params : AcceleratorParams
-        Parameters; `parser_cut` is 4.
+        Parameters; `parser_cut` is 2 or 4.
 
     Attributes
     ----------
     microcode_write : In(microcode_write_layout())
         Writes a word. No matrix is under way meanwhile.
-    enable, turn, codes, i_valid, i_first, i_last, i_parity, i_bank, i_bits
-        See `UnrolledParser`. The code is the one that the microcode was written for.
+    enable, drain, turn, codes, i_valid, i_first, i_last, i_parity, i_bank, i_bits
+        See `RingParser`. The code is the one that the microcode was written for.
     o_valid, o_slot, o_first, o_last, o_parity, o_bits, o_end, o_event
-        See `UnrolledParser`.
+        See `RingParser`.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
-        self._width = params.parser_bits
-        self._slots = params.slots
-        turn_bits = block_slot_bits(params)
+        self._registers = _CUT // params.parser_cut
         super().__init__(
-            {
-                "enable": In(1),
-                "turn": Out(turn_bits),
-                "codes": In(data.ArrayLayout(code_layout(), 2)),
-                "microcode_write": In(microcode_write_layout()),
-                "i_valid": In(1),
-                "i_first": In(1),
-                "i_last": In(1),
-                "i_parity": In(1),
-                "i_bank": In(1),
-                "i_bits": In(self._width),
-                "o_valid": Out(1),
-                "o_slot": Out(turn_bits),
-                "o_first": Out(1),
-                "o_last": Out(1),
-                "o_parity": Out(1),
-                "o_bits": Out(self._width),
-                "o_end": Out(self._width),
-                "o_event": Out(self._width),
-            }
+            params.parser_bits, params.slots, {"microcode_write": In(microcode_write_layout())}
         )
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        tags = {"valid": 1, "first": 1, "last": 1, "parity": 1}
-        tag_layout = data.StructLayout(tags)
-        bits = self.i_bits[::-1]
-        tag = Signal(tag_layout, name="entering")
-        m.d.comb += tag.eq(Cat(self.i_valid, self.i_first, self.i_last, self.i_parity))
-        end, event = Const(0, 0), Const(0, 0)
-
-        words = [Signal(_word_layout(), name=f"word{index}") for index in range(self._slots)]
-        states = [Signal(_STATE_BITS, name=f"state{index}") for index in range(self._slots)]
-        for index in range(self._slots):
-            code = memory.Memory(
-                shape=MICROCODE_WORD_BITS, depth=2**MICROCODE_ADDRESS_BITS, init=[]
-            )
-            m.submodules[f"code{index}"] = code
-            write, read = code.write_port(), code.read_port()
-            before = Signal(_STATE_BITS, name=f"before{index}")
-            m.d.comb += before.eq(states[index - 1])
-            if index == 0:
-                m.d.comb += before.eq(states[-1] | self.i_first.replicate(_STATE_BITS))
-            following = Signal(tag_layout, name=f"tag{index}")
-            m.d.comb += [
-                write.en.eq(self.microcode_write.enable),
-                write.addr.eq(self.microcode_write.address),
-                write.data.eq(self.microcode_write.word),
-                # The first of the four bits is the address's highest one below the state.
-                read.addr.eq(Cat(bits[index * _CUT : (index + 1) * _CUT][::-1], before)),
-                words[index].eq(read.data),
-            ]
-            if self._slots == 1:
-                m.d.comb += [read.en.eq(self.enable & tag.valid), states[0].eq(words[0].state)]
-            else:
-                kept = Signal(_STATE_BITS, name=f"kept{index}")
-                m.d.comb += [
-                    read.en.eq(self.enable),
-                    states[index].eq(Mux(following.valid, words[index].state, kept)),
-                ]
-                with m.If(self.enable):
-                    m.d.sync += kept.eq(states[index - 1])
-            # The bits wait for the RAM, and the marks for the bits behind them.
-            bits_held = Signal(self._width, name=f"bits{index}")
-            end_held = Signal(self._width, name=f"end{index}")
-            event_held = Signal(self._width, name=f"event{index}")
-            with m.If(self.enable):
-                m.d.sync += [
-                    following.eq(tag),
-                    bits_held.eq(bits),
-                    end_held.eq(end),
-                    event_held.eq(event),
-                ]
-            tag, bits = following, bits_held
-            end = Cat(end_held[: index * _CUT], words[index].end)
-            event = Cat(event_held[: index * _CUT], words[index].event)
+        width, slots = self._width, self._slots
+        valid = Signal(slots + 1)
+        moves = self._moves(m, valid[0])
+        step = Signal()
+        m.d.comb += step.eq(self.enable & moves)
+        tag_layout = data.StructLayout({"first": 1, "last": 1, "parity": 1, "bits": width})
+        tags = [Signal(tag_layout, name=f"tag{index}") for index in range(slots + 1)]
         with m.If(self.enable):
             m.d.sync += [
-                self.o_valid.eq(tag.valid),
-                self.o_first.eq(tag.first),
-                self.o_last.eq(tag.last),
-                self.o_parity.eq(tag.parity),
-                self.o_bits.eq(bits),
-                self.o_end.eq(end),
-                self.o_event.eq(event),
+                valid[0].eq(self.i_valid),
+                tags[0].eq(Cat(self.i_first, self.i_last, self.i_parity, self.i_bits[::-1])),
             ]
-        if self._slots > 1:
-            with m.If(self.enable):
-                m.d.sync += [self.turn.eq(self.turn + 1), self.o_slot.eq(self.turn)]
+        with m.If(step):
+            m.d.sync += valid[1:].eq(valid)
+            m.d.sync += [after.eq(before) for before, after in pairwise(tags)]
+        with m.If(self.enable & ~moves):
+            # What leaves is shown once.
+            m.d.sync += valid[-1].eq(0)
+
+        words = [Signal(_word_layout(), name=f"word{index}") for index in range(width // _CUT)]
+        ends, events = [], []
+        for index, word in enumerate(words):
+            before = words[index - 1].state
+            if index == 0:
+                before = before | tags[0].first.replicate(_STATE_BITS)
+            bits = tags[index * self._registers].bits[index * _CUT : (index + 1) * _CUT]
+            # The first of the four bits is the address's highest one below the state.
+            m.d.comb += word.eq(
+                self._read(
+                    m,
+                    f"code{index}",
+                    step & valid[0] if slots == 1 else step,
+                    Cat(bits[::-1], before),
+                )
+            )
+            # The marks wait for those of the bits behind.
+            marks = Cat(word.end, word.event)
+            for stage in range((index + 1) * self._registers, slots):
+                held = Signal(2 * _CUT, name=f"marks{index}_{stage}")
+                with m.If(step):
+                    m.d.sync += held.eq(marks)
+                marks = held
+            ends.append(marks[:_CUT])
+            events.append(marks[_CUT:])
+        with m.If(self.enable):
+            m.d.sync += [
+                self.o_valid.eq(valid[-1]),
+                self.o_first.eq(tags[-1].first),
+                self.o_last.eq(tags[-1].last),
+                self.o_parity.eq(tags[-1].parity),
+                self.o_bits.eq(tags[-1].bits),
+                self.o_end.eq(Cat(*ends)),
+                self.o_event.eq(Cat(*events)),
+            ]
         return m
+
+    def _read(self, m: Module, name: str, enable: Value, address: Value) -> Value:
+        """Add a block RAM, and return what is read from it."""
+        write = self.microcode_write
+        if self._registers == 2:
+            ram = BlockRam(MICROCODE_WORD_BITS, 2**MICROCODE_ADDRESS_BITS, MICROCODE_WORD_BITS)
+            m.submodules[name] = ram
+            m.d.comb += [
+                ram.write_enable.eq(write.enable),
+                ram.write_address.eq(write.address),
+                ram.write_value.eq(write.word),
+                ram.enable.eq(enable),
+                ram.address.eq(address),
+            ]
+            return ram.value
+        code = table_memory(MICROCODE_WORD_BITS, 2**MICROCODE_ADDRESS_BITS)
+        m.submodules[name] = code
+        writing, reading = code.write_port(), code.read_port()
+        m.d.comb += [
+            writing.en.eq(write.enable),
+            writing.addr.eq(write.address),
+            writing.data.eq(write.word),
+            reading.en.eq(enable),
+            reading.addr.eq(address),
+        ]
+        return reading.data
 
 
 class MicrocodeWriter(wiring.Component):
@@ -190,8 +190,9 @@ class MicrocodeWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        tables = CodeTables(m, CODE_NAMES, self._suffix_limit, [self.settings], self.code_write)
-        machine = tables.machine(Const(0, 1), "settings")
+        machine = TableMachine(m, CODE_NAMES, self._suffix_limit, [self.settings], self.code_write)
+        settings = Signal(machine.settings_layout)
+        m.d.comb += settings.eq(machine.settings(m, Const(0, 1)))
 
         running = Signal()
         address = Signal(MICROCODE_ADDRESS_BITS)
@@ -206,35 +207,30 @@ class MicrocodeWriter(wiring.Component):
             {
                 "valid": 1,
                 "address": MICROCODE_ADDRESS_BITS,
-                "state": state_layout(),
+                "state": machine.state_layout,
                 "end": _CUT,
                 "event": _CUT,
             }
         )
         entering = Signal(stage_layout)
-        named = address[_CUT:]
+        named = data.View(machine.state_layout, address[_CUT:])
+        start = machine.restarted(m, settings, named)
         m.d.sync += [
             entering.valid.eq(running),
             entering.address.eq(address),
-            entering.state.eq(Mux(named == _START, start_state(machine), named)),
+            entering.state.eq(Mux(address[_CUT:] == _START, start, named)),
         ]
         stages = [entering]
         for position in range(_CUT):
             before = stages[-1]
-            state, marks = step(
-                m,
-                machine,
-                tables.lookup(Const(0, 1), before.state.event, before.state.count),
-                before.state,
-                before.address[_CUT - 1 - position],
-                f"bit{position}",
-            )
+            bit = before.address[_CUT - 1 - position]
+            state, marks = machine.step(m, settings, before.state, bit, position)
             after = Signal(stage_layout, name=f"after{position}")
             m.d.sync += [
                 after.eq(before),
                 after.state.eq(state),
                 after.end[position].eq(marks.end),
-                after.event[position].eq(marks.event),
+                after.event[position].eq(marks.event | marks.bad),
             ]
             stages.append(after)
         word = Signal(_word_layout())

@@ -1,75 +1,34 @@
 """Parser: a bit-level state machine, unrolled, that reads W bits every cycle."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple, Protocol
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.image_format import CLASSES, ENTRY_FIELDS
-from egret.params import CODE_NAMES, AcceleratorParams
+from egret.params import CODE_NAMES, MAX_ORDER, AcceleratorParams
 from egret_hw.layouts import code_layout, code_write_layout
+from egret_hw.table_memory import table_memory
 
 __all__ = [
-    "CodeTables",
+    "Machine",
     "Marks",
+    "OrderMachine",
     "Parser",
+    "RingParser",
+    "TableMachine",
     "UnrolledParser",
-    "machine_layout",
-    "start_state",
-    "state_layout",
-    "step",
 ]
 
 _COUNT_BITS = (CLASSES - 1).bit_length()
 _SUFFIX_BITS = ENTRY_FIELDS["suffix_bits"].width
+_ORDER_BITS = MAX_ORDER.bit_length()
 
 
-def state_layout() -> data.StructLayout:
-    """Layout of the machine's state between two bits of a substream.
-
-    Returns
-    -------
-    data.StructLayout
-        `suffix`: `count` suffix bits are left; at 0 nothing is read any more, as a prefix was too
-        long. Without `suffix`, `count` zero bits may come until the last class. At 0 its suffix
-        begins, and in an exp-Golomb code the prefix is too long. `event`: the codeword is known to
-        be multiplied; in the run form, it is a level.
-    """
-    return data.StructLayout({"count": _COUNT_BITS, "event": 1, "suffix": 1})
-
-
-def machine_layout() -> data.StructLayout:
-    """Layout of a code's settings as the steps use them.
-
-    Returns
-    -------
-    data.StructLayout
-        `run_form`, `dense`; and for the tables of runs and levels (without `run_form` both the
-        levels'): `golomb`; `first`, the count before the first bit; `bare`: the last class has no
-        suffix.
-    """
-    pair = data.ArrayLayout(1, 2)
-    return data.StructLayout(
-        {
-            "run_form": 1,
-            "dense": 1,
-            "golomb": pair,
-            "first": data.ArrayLayout(_COUNT_BITS, 2),
-            "bare": pair,
-        }
-    )
-
-
-def start_state(settings: data.View) -> Value:
-    """Return the state before a substream's first bit."""
-    event = ~settings.run_form & settings.dense
-    return Cat(settings.first[event], event, Const(0, 1))
-
-
-@dataclass(frozen=True)
-class Marks:
+class Marks(NamedTuple):
     """What a step says of its bit.
 
     Parameters
@@ -77,185 +36,412 @@ class Marks:
     end : Value
         A codeword ends.
     event : Value
-        With `end`: it is multiplied. Without: its prefix is too long.
+        It does, and it is a level that must be multiplied.
+    bad : Value
+        Its prefix is too long.
     """
 
     end: Value
     event: Value
+    bad: Value
 
 
-def step(
-    m: Module,
-    settings: data.View,
-    left: Value,
-    state: data.View,
-    bit: Value,
-    name: str,
-) -> tuple[data.View, Marks]:
-    """Add the gates that read one bit.
+class Machine(Protocol):
+    """The state machine over single bits that a parser unrolls."""
+
+    settings_layout: data.StructLayout
+    """What the steps need of a code."""
+    state_layout: data.StructLayout
+    initial: Mapping[str, int]
+    """The state in which a substream restarts, as a register's reset."""
+
+    def settings(self, m: Module, bank: Value) -> Value:
+        """Return the settings of the code in a bank."""
+
+    def restarted(self, m: Module, settings: data.View, state: data.View) -> data.View:
+        """Return the state before a substream's first bit, given `initial`."""
+
+    def step(
+        self, m: Module, settings: data.View, state: data.View, bit: Value, position: int
+    ) -> tuple[data.View, Marks]:
+        """Add the gates that read a bit.
+
+        Parameters
+        ----------
+        m : Module
+            Where to.
+        settings : View
+            Of `settings_layout`.
+        state : View
+            Of `state_layout`: before the bit.
+        bit : Value
+            The bit.
+        position : int
+            Its place in the chain of steps.
+
+        Returns
+        -------
+        View, Marks
+            The state after the bit, and what there is to say of it.
+        """
+
+
+class OrderMachine:
+    """The steps for exp-Golomb codes alone: two levels of LUT4s a bit.
+
+    A count goes up from the order k with each zero bit of the prefix, so that it holds the number
+    of suffix bits when the one bit comes; it goes down through the suffix and is 0 where the
+    codeword ends. A step leaves its result half done: what is added to the count, and whether the
+    next bit ends a codeword, needs a level of its own, which comes with the next step.
 
     Parameters
     ----------
-    m : Module
-        Where to.
-    settings : View
-        `machine_layout`.
-    left : Value
-        Suffix bits behind a prefix that ends here; at count 0 one less.
-    state : View
-        `state_layout`, before the bit.
-    bit : Value
-        The bit.
-    name : str
-        Begins the signals' names.
-
-    Returns
-    -------
-    View, Marks
-        The state after the bit, and what there is to say of it.
+    suffix_limit : int
+        J.
+    codes : ArrayView
+        `code_layout` of each bank.
     """
-    after = Signal(state_layout(), name=f"{name}_state")
-    end = Signal(name=f"{name}_end")
-    event = Signal(name=f"{name}_event")
-    bad = Signal(name=f"{name}_bad")
-    last = Signal(name=f"{name}_last")
-    table = state.event
-    m.d.comb += [
-        last.eq(state.suffix | ((state.count == 0) & ~settings.golomb[table])),
-        event.eq(state.event | (~settings.run_form & (bit == last))),
-    ]
-    with m.If(state.suffix):
-        m.d.comb += end.eq(state.count == 1)
-    with m.Elif((state.count == 0) & settings.golomb[table]):
-        m.d.comb += bad.eq(bit)
-    with m.Elif(bit | (state.count == 0)):
-        m.d.comb += end.eq(left == 0)
-    with m.Else():
-        m.d.comb += end.eq((state.count == 1) & settings.bare[table])
 
-    with m.If(end):
-        m.d.comb += after.event.eq(Mux(settings.run_form, ~state.event, settings.dense))
-        m.d.comb += after.count.eq(settings.first[after.event])
-    with m.Else():
-        m.d.comb += [
-            after.event.eq(event),
-            after.suffix.eq(last | bit),
-            after.count.eq(
-                Mux(
-                    state.suffix | ~(bit | last),
-                    Mux(state.count == 0, 0, state.count - 1),
-                    Mux(bad, 0, left),
-                )
+    settings_layout = data.StructLayout({"order": _ORDER_BITS, "zero": 1, "dense": 1})
+    state_layout = data.StructLayout(
+        {
+            # Suffix bits are being read; they were when the count last changed.
+            "suffix": 1,
+            "down": 1,
+            # The count, but for `carry` into (or borrow from) its two upper bits.
+            "count": _COUNT_BITS,
+            "carry": 1,
+            # A codeword has just ended, so that the order is still to be put into the count.
+            "ended": 1,
+            # The next codeword bit that is no prefix zero ends a codeword: `short` and not `long`.
+            "short": 1,
+            "long": 1,
+            # The index is not 0.
+            "event": 1,
+            # The count was at the limit before the last bit: a prefix that goes on is too long.
+            "limit": 1,
+            # A prefix was too long.
+            "bad": 1,
+        }
+    )
+    initial: Mapping[str, int] = MappingProxyType({"ended": 1})
+
+    def __init__(self, suffix_limit: int, codes: data.View) -> None:
+        self._suffix_limit = suffix_limit
+        self._codes = codes
+
+    def settings(self, m: Module, bank: Value) -> Value:
+        """Return the settings of the code in a bank."""
+        code = self._codes[bank]
+        order = code.level_order[:_ORDER_BITS]
+        return Cat(order, order == 0, code.dense)
+
+    def restarted(self, m: Module, settings: data.View, state: data.View) -> data.View:
+        """Return the state: a codeword has just ended in the initial one."""
+        return state
+
+    def step(
+        self, m: Module, settings: data.View, state: data.View, bit: Value, position: int
+    ) -> tuple[data.View, Marks]:
+        """Add the gates that read a bit; see `Machine`."""
+
+        def gate(name: str, value: Value) -> Value:
+            signal = Signal(value.shape(), name=f"bit{position}_{name}")
+            m.d.comb += signal.eq(value)
+            return signal
+
+        # What the step before has left: the first level.
+        order = state.ended.replicate(_ORDER_BITS) & settings.order
+        carry2 = state.carry & (state.down ^ state.count[2])
+        count = gate(
+            "count",
+            Cat(
+                state.count[0] | order[0],
+                state.count[1] | order[1],
+                (state.count[2] ^ state.carry) | order[2],
+                state.count[3] ^ carry2,
             ),
+        )
+        ending = gate("ending", (state.ended & settings.zero) | (state.short & ~state.long))
+        event = gate("event", Mux(state.ended, settings.dense, state.event))
+        too_long = ~state.suffix & (state.limit | state.bad)
+
+        # The bit: the second level.
+        after = Signal(self.state_layout, name=f"bit{position}_state")
+        suffix = state.suffix
+        m.d.comb += [
+            after.suffix.eq((suffix | bit) & ~ending),
+            after.ended.eq((suffix | bit) & ending),
+            after.down.eq(suffix),
+            after.count[0].eq(count[0] ^ (suffix | ~bit)),
+            after.count[1].eq(count[1] ^ Mux(suffix, ~count[0], ~bit & count[0])),
+            after.count[2:].eq(count[2:]),
+            after.carry.eq(Mux(suffix, ~count[0] & ~count[1], ~bit & count[0] & count[1])),
+            after.short.eq(Mux(suffix, count[1] & ~count[0], bit & ~count[1] & count[0])),
+            after.long.eq(count[2] | count[3] | state.bad),
+            after.event.eq(event | (suffix == bit)),
+            after.limit.eq(count >= self._suffix_limit),
+            after.bad.eq(state.bad | too_long),
         ]
-    return after, Marks(end=end, event=Mux(end, event, bad))
+        return after, Marks(after.ended, after.ended & after.event, too_long & bit)
 
 
-class CodeTables:
-    """Settings and tables of codes, as the steps use them.
+class TableMachine:
+    """The steps for all codes.
+
+    The count goes down through the prefix, from the zero bits that may come at most, and through
+    the suffix. In an exp-Golomb code one zero more may come than there are classes.
 
     Parameters
     ----------
     m : Module
-        Where the gates go.
-    codes : tuple of str
+        Where the tables go.
+    names : tuple of str
         Codes of `CODE_NAMES` that are possible.
     suffix_limit : int
         J.
-    settings : sequence of View
+    codes : sequence of View
         `code_layout` of each bank. All but the orders and offsets are in place before the code's
         entries are written.
     write : View
-        `code_write_layout`.
+        `code_write_layout`. Entries behind a table's last class do not matter.
     """
+
+    settings_layout = data.StructLayout(
+        {
+            "bank": 1,
+            "run_form": 1,
+            "dense": 1,
+            # For the tables of runs and of levels; without `run_form` both are the levels'. The
+            # count before the first bit; the last class has no suffix.
+            "golomb": data.ArrayLayout(1, 2),
+            "first": data.ArrayLayout(_COUNT_BITS, 2),
+            "bare": data.ArrayLayout(1, 2),
+        }
+    )
+    state_layout = data.StructLayout(
+        {
+            # With `suffix`: bits left; 0: nothing is read any more, as a prefix was too long.
+            # Else: zero bits that may come until the last class; at 0 its suffix begins, and in
+            # an exp-Golomb code the prefix is too long.
+            "count": _COUNT_BITS,
+            # The codeword is known to be multiplied; in the run form it is a level.
+            "event": 1,
+            "suffix": 1,
+        }
+    )
+    initial: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self,
         m: Module,
-        codes: tuple[str, ...],
+        names: tuple[str, ...],
         suffix_limit: int,
-        settings: Sequence[data.View],
+        codes: Sequence[data.View],
         write: data.View,
     ) -> None:
-        self._m = m
         self._suffix_limit = suffix_limit
-        self._machines = [
-            Signal(machine_layout(), name=f"machine{bank}") for bank in range(len(settings))
-        ]
+        self._bank_bits = len(codes) - 1
+        self._banks = [Signal(self.settings_layout, name=f"bank{n}") for n in range(len(codes))]
         self._memories: list[memory.Memory] = []
-        self._bank_bits = len(settings) - 1
-        tables = CODE_NAMES[2] in codes
-        for machine, code in zip(self._machines, settings, strict=True):
-            runs = code.run_form if CODE_NAMES[1] in codes else Const(0, 1)
+        tables = CODE_NAMES[2] in names
+        for number, (bank, code) in enumerate(zip(self._banks, codes, strict=True)):
+            runs = code.run_form if CODE_NAMES[1] in names else Const(0, 1)
             golomb = Cat(Mux(runs, code.run_golomb, code.level_golomb), code.level_golomb)
             last = [Mux(runs, code.run_last, code.level_last), code.level_last]
             m.d.comb += [
-                machine.run_form.eq(runs),
-                machine.dense.eq(code.dense),
-                machine.golomb.eq(golomb if tables else 3),
-            ]
-            m.d.comb += [
-                machine.first[table].eq(last[table] + machine.golomb[table]) for table in range(2)
+                bank.bank.eq(number),
+                bank.run_form.eq(runs),
+                bank.dense.eq(code.dense),
+                bank.golomb.eq(golomb if tables else 3),
+                *(bank.first[n].eq(last[n] + bank.golomb[n]) for n in range(2)),
             ]
         if not tables:
             return
-        machine = self.machine(write.bank, "written")
+        written = Signal(self.settings_layout)
+        m.d.comb += written.eq(self.settings(m, write.bank))
         for table in range(2):
-            entries = memory.Memory(shape=_SUFFIX_BITS, depth=len(settings) * CLASSES, init=[])
+            entries = table_memory(_SUFFIX_BITS, len(codes) * CLASSES)
             m.submodules[f"table{table}"] = entries
             self._memories.append(entries)
             port = entries.write_port()
             count = Signal(_COUNT_BITS, name=f"count{table}")
-            ending = Signal(name=f"ending{table}")
             # Without the run form, the levels' entries go to both tables.
-            wanted = ~write.run if table else write.run == machine.run_form
+            wanted = ~write.run if table else write.run == written.run_form
             m.d.comb += [
-                count.eq(machine.first[table] - write.number),
-                ending.eq((count == 0) & ~machine.golomb[table]),
+                count.eq(written.first[table] - write.number),
                 port.en.eq(write.enable & wanted),
                 port.addr.eq(self._address(write.bank, count)),
-                port.data.eq(write.suffix_bits - ending),
+                # The suffix of a last class begins at its first bit, not before.
+                port.data.eq(write.suffix_bits - ((count == 0) & ~written.golomb[table])),
             ]
-            for bank, held in enumerate(self._machines):
-                chosen = port.en & ((write.bank == bank) | (len(settings) == 1))
-                bare = Signal(name=f"bare{bank}{table}")
-                m.d.comb += held.bare[table].eq(bare & ~held.golomb[table])
+            for number, bank in enumerate(self._banks):
+                chosen = port.en & ((write.bank == number) | (len(codes) == 1))
+                bare = Signal(name=f"bare{number}{table}")
+                m.d.comb += bank.bare[table].eq(bare & ~bank.golomb[table])
                 with m.If(chosen & (count == 0)):
                     m.d.sync += bare.eq(write.suffix_bits == 0)
 
     def _address(self, bank: Value, count: Value) -> Value:
         return Cat(count, bank[: self._bank_bits])
 
-    def machine(self, bank: Value, name: str) -> data.View:
-        """Return the `machine_layout` of a bank."""
-        chosen = Signal(machine_layout(), name=f"{name}_machine")
-        self._m.d.comb += chosen.eq(
-            Mux(bank, self._machines[-1], self._machines[0])
-            if self._bank_bits
-            else self._machines[0]
-        )
-        return chosen
-
-    def lookup(self, bank: Value, table: Value, count: Value) -> Value:
+    def _lookup(self, m: Module, bank: Value, table: Value, count: Value) -> Value:
         """Return the suffix bits behind a prefix; at count 0 one less."""
         if not self._memories:
             return (self._suffix_limit + 1 - count)[:_SUFFIX_BITS]
         read = []
         for entries in self._memories:
             port = entries.read_port(domain="comb")
-            self._m.d.comb += port.addr.eq(self._address(bank, count))
+            m.d.comb += port.addr.eq(self._address(bank, count))
             read.append(port.data)
         return Mux(table, read[1], read[0])
 
+    def settings(self, m: Module, bank: Value) -> Value:
+        """Return the settings of the code in a bank."""
+        return Mux(bank, self._banks[-1], self._banks[0]) if self._bank_bits else self._banks[0]
 
-class UnrolledParser(wiring.Component):
+    def restarted(self, m: Module, settings: data.View, state: data.View) -> data.View:
+        """Return the state before a substream's first bit."""
+        start = Signal(self.state_layout)
+        event = ~settings.run_form & settings.dense
+        m.d.comb += [start.event.eq(event), start.count.eq(settings.first[event])]
+        return start
+
+    def step(
+        self, m: Module, settings: data.View, state: data.View, bit: Value, position: int
+    ) -> tuple[data.View, Marks]:
+        """Add the gates that read a bit; see `Machine`."""
+        after = Signal(self.state_layout, name=f"bit{position}_state")
+        end = Signal(name=f"bit{position}_end")
+        event = Signal(name=f"bit{position}_event")
+        bad = Signal(name=f"bit{position}_bad")
+        last = Signal(name=f"bit{position}_last")
+        table = state.event
+        left = self._lookup(m, settings.bank, table, state.count)
+        m.d.comb += [
+            last.eq(state.suffix | ((state.count == 0) & ~settings.golomb[table])),
+            event.eq(state.event | (~settings.run_form & (bit == last))),
+        ]
+        with m.If(state.suffix):
+            m.d.comb += end.eq(state.count == 1)
+        with m.Elif((state.count == 0) & settings.golomb[table]):
+            m.d.comb += bad.eq(bit)
+        with m.Elif(bit | (state.count == 0)):
+            m.d.comb += end.eq(left == 0)
+        with m.Else():
+            m.d.comb += end.eq((state.count == 1) & settings.bare[table])
+
+        with m.If(end):
+            m.d.comb += after.event.eq(Mux(settings.run_form, ~state.event, settings.dense))
+            m.d.comb += after.count.eq(settings.first[after.event])
+        with m.Else():
+            down = state.suffix | ~(bit | last)
+            m.d.comb += [
+                after.event.eq(event),
+                after.suffix.eq(last | bit),
+                after.count.eq(
+                    Mux(
+                        down,
+                        Mux(state.count == 0, 0, state.count - 1),
+                        Mux(bad, 0, left),
+                    )
+                ),
+            ]
+        return after, Marks(end, end & event, bad)
+
+
+class RingParser(wiring.Component):
+    """The ports of a parser, and what moves its ring of pipeline stages.
+
+    The ring stands still amid a matrix while no bits come, and runs empty between matrices.
+
+    Parameters
+    ----------
+    width : int
+        W, bits a cycle.
+    slots : int
+        C, stages of the ring: a power of two.
+    more : mapping of str to Member
+        More ports.
+
+    Attributes
+    ----------
+    enable : In(1)
+        Advance.
+    drain : In(1)
+        Let the ring run empty amid a matrix too, which is lost.
+    turn : Out(range(C))
+        Slot whose bits enter next; the slots take turns.
+    codes : In(ArrayLayout(code_layout(), 2))
+        The codes by bank; constant while a matrix uses them.
+    i_valid : In(1)
+        The cycle carries bits of the slot whose turn it is.
+    i_first, i_last : In(1)
+        They are the slot's first or last ones of a matrix. The first restart its state.
+    i_parity, i_bank : In(1)
+        Their matrix's tag and code.
+    i_bits : In(width)
+        Bits, the most significant one first in time.
+    o_valid, o_slot, o_first, o_last, o_parity : Out
+        What entered, in the same order, and its slot.
+    o_bits, o_end, o_event : Out(width)
+        In order of time, position 0 first: the bit; a codeword ends at it; that codeword is a
+        level that must be multiplied (in the run form every level, else not the first codeword of
+        class 0, or `dense`). `o_event` without `o_end`: the prefix was too long; there are no more
+        marks until the next `i_first`.
+    """
+
+    def __init__(self, width: int, slots: int, more: Mapping[str, wiring.Member]) -> None:
+        self._width = width
+        self._slots = slots
+        slot_bits = max(1, (slots - 1).bit_length())
+        super().__init__(
+            {
+                "enable": In(1),
+                "drain": In(1),
+                "turn": Out(slot_bits),
+                "codes": In(data.ArrayLayout(code_layout(), 2)),
+                **more,
+                "i_valid": In(1),
+                "i_first": In(1),
+                "i_last": In(1),
+                "i_parity": In(1),
+                "i_bank": In(1),
+                "i_bits": In(width),
+                "o_valid": Out(1),
+                "o_slot": Out(slot_bits),
+                "o_first": Out(1),
+                "o_last": Out(1),
+                "o_parity": Out(1),
+                "o_bits": Out(width),
+                "o_end": Out(width),
+                "o_event": Out(width),
+            }
+        )
+
+    def _moves(self, m: Module, waiting: Value) -> Value:
+        """Return whether the ring moves in an enabled cycle, given that bits wait before it."""
+        if self._slots == 1:
+            return Const(1, 1)
+        amid = Signal()
+        with m.If(self.enable & self.i_valid):
+            m.d.sync += self.turn.eq(self.turn + 1)
+            m.d.sync += amid.eq(~(self.i_last & self.turn.all()))
+        with m.If(self.enable & self.o_valid):
+            m.d.sync += self.o_slot.eq(self.o_slot + 1)
+        return waiting | ~amid | self.drain
+
+
+class UnrolledParser(RingParser):
     """Mark where codewords end, W bits a cycle whatever the data (docs/adr/0004).
 
     Parsing is a state machine over bits. `width` copies of its step stand in a chain; a register
     after every `cut` of them makes C = `width // cut` pipeline stages, which as many substreams
     fill in turn (C-slow), so that the loop over the state closes within one stage.
 
-    Latency C + 1 enabled cycles, throughput `width` bits an enabled cycle.
+    Throughput `width` bits an enabled cycle. Latency C + 2 enabled cycles, if bits go on coming:
+    amid a matrix, bits leave only as others follow. The C first beats of a matrix push out all of
+    the one before.
 
     Parameters
     ----------
@@ -270,129 +456,102 @@ class UnrolledParser(wiring.Component):
 
     Attributes
     ----------
-    enable : In(1)
-        Advance everything.
-    turn : Out(range(C))
-        Slot whose bits may enter in this cycle.
-    codes : In(ArrayLayout(code_layout(), 2))
-        The codes by bank; constant while a matrix uses them.
     code_write : In(code_write_layout())
         Writes a table's entry. All else in `codes` but orders and offsets is in place before.
-    i_valid : In(1)
-        The cycle carries bits of the slot whose turn it is. Without it its state passes unchanged.
-    i_first, i_last : In(1)
-        They are the slot's first or last ones of a matrix. The first restart its state.
-    i_parity, i_bank : In(1)
-        Their matrix's tag and code.
-    i_bits : In(width)
-        Bits, the most significant one first in time.
-    o_valid, o_slot, o_first, o_last, o_parity : Out
-        What entered, after the latency, and its slot.
-    o_bits, o_end, o_event : Out(width)
-        In order of time, position 0 first: the bit; a codeword ends at it; that codeword is a
-        level that must be multiplied (in the run form every level, else not the first codeword of
-        class 0, or `dense`). `o_event` without `o_end`: the prefix was too long; there are no more
-        marks until the next `i_first`.
+    enable, drain, turn, codes, i_valid, i_first, i_last, i_parity, i_bank, i_bits
+        See `RingParser`.
+    o_valid, o_slot, o_first, o_last, o_parity, o_bits, o_end, o_event
+        See `RingParser`.
     """
 
     def __init__(self, width: int, cut: int, suffix_limit: int, codes: tuple[str, ...]) -> None:
         if cut <= 0 or width % cut or width // cut & width // cut - 1:
             raise ValueError(f"cut must divide width = {width} by a power of two, not be {cut!r}")
-        self._width = width
         self._cut = cut
         self._suffix_limit = suffix_limit
-        self._codes = codes
-        self._slots = width // cut
-        self._turn_bits = max(1, (self._slots - 1).bit_length())
-        super().__init__(
-            {
-                "enable": In(1),
-                "turn": Out(self._turn_bits),
-                "codes": In(data.ArrayLayout(code_layout(), 2)),
-                "code_write": In(code_write_layout()),
-                "i_valid": In(1),
-                "i_first": In(1),
-                "i_last": In(1),
-                "i_parity": In(1),
-                "i_bank": In(1),
-                "i_bits": In(width),
-                "o_valid": Out(1),
-                "o_slot": Out(self._turn_bits),
-                "o_first": Out(1),
-                "o_last": Out(1),
-                "o_parity": Out(1),
-                "o_bits": Out(width),
-                "o_end": Out(width),
-                "o_event": Out(width),
-            }
-        )
+        self._names = codes
+        super().__init__(width, width // cut, {"code_write": In(code_write_layout())})
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        tables = CodeTables(
-            m, self._codes, self._suffix_limit, [self.codes[0], self.codes[1]], self.code_write
-        )
+        machine: Machine
+        if self._names == CODE_NAMES[:1]:
+            machine = OrderMachine(self._suffix_limit, self.codes)
+        else:
+            banks = [self.codes[0], self.codes[1]]
+            machine = TableMachine(m, self._names, self._suffix_limit, banks, self.code_write)
         beat_layout = data.StructLayout(
             {
-                "valid": 1,
                 "first": 1,
                 "last": 1,
                 "parity": 1,
-                "bank": 1,
                 "bits": self._width,
                 "end": self._width,
                 "event": self._width,
-                "machine": machine_layout(),
+                "bad": self._width,
+                "settings": machine.settings_layout,
             }
         )
+        valid = Signal(self._slots + 1)
+        moves = self._moves(m, valid[0])
+        step = Signal()
+        m.d.comb += step.eq(self.enable & moves)
         beat = Signal(beat_layout)
         with m.If(self.enable):
             m.d.sync += [
-                beat.valid.eq(self.i_valid),
+                valid[0].eq(self.i_valid),
                 beat.first.eq(self.i_first),
                 beat.last.eq(self.i_last),
                 beat.parity.eq(self.i_parity),
-                beat.bank.eq(self.i_bank),
                 beat.bits.eq(self.i_bits[::-1]),
-                beat.machine.eq(tables.machine(self.i_bank, "entering")),
+                beat.settings.eq(machine.settings(m, self.i_bank)),
             ]
-        states = [Signal(state_layout(), name=f"stage{n}_state") for n in range(self._slots)]
+        with m.If(step):
+            m.d.sync += valid[1:].eq(valid)
+        with m.If(self.enable & ~moves):
+            # What leaves is shown once.
+            m.d.sync += valid[-1].eq(0)
+
+        states = [
+            Signal(machine.state_layout, init=machine.initial, name=f"stage{index}_state")
+            for index in range(self._slots)
+        ]
         for index, held in enumerate(states):
-            before = states[index - 1]
-            taken: data.View = before
+            state = states[index - 1]
             if index == 0:
-                taken = Signal(state_layout(), name="taken")
-                start = start_state(beat.machine)
-                m.d.comb += taken.eq(Mux(beat.first, start, before))
+                start = machine.restarted(m, beat.settings, state)
+                if start is not state:
+                    state = Signal(machine.state_layout, name="starting")
+                    m.d.comb += state.eq(Mux(beat.first, start, states[-1]))
             following = Signal(beat_layout, name=f"stage{index}_beat")
             found = Signal(beat_layout, name=f"stage{index}_found")
             m.d.comb += found.eq(beat)
-            state = taken
             for position in range(index * self._cut, (index + 1) * self._cut):
-                left = tables.lookup(beat.bank, state.event, state.count)
-                state, marks = step(
-                    m, beat.machine, left, state, beat.bits[position], f"bit{position}"
-                )
+                bit = beat.bits[position]
+                state, marks = machine.step(m, beat.settings, state, bit, position)
                 m.d.comb += [
                     found.end[position].eq(marks.end),
                     found.event[position].eq(marks.event),
+                    found.bad[position].eq(marks.bad),
                 ]
-            with m.If(self.enable):
-                m.d.sync += [following.eq(found), held.eq(Mux(beat.valid, state, before))]
+            with m.If(step):
+                m.d.sync += following.eq(found)
+            with m.If(step & valid[0] if self._slots == 1 else step):
+                m.d.sync += held.eq(state)
             beat = following
-        if self._slots > 1:
-            with m.If(self.enable):
-                m.d.sync += [self.turn.eq(self.turn + 1), self.o_slot.eq(self.turn)]
-        m.d.comb += [
-            self.o_valid.eq(beat.valid),
-            self.o_first.eq(beat.first),
-            self.o_last.eq(beat.last),
-            self.o_parity.eq(beat.parity),
-            self.o_bits.eq(beat.bits),
-            self.o_end.eq(beat.end),
-            self.o_event.eq(beat.event),
-        ]
+        with m.If(self.enable & self.i_valid & self.i_first):
+            m.d.sync += states[-1].eq(machine.state_layout.const(machine.initial))
+        with m.If(self.enable):
+            m.d.sync += [
+                self.o_valid.eq(valid[-1]),
+                self.o_first.eq(beat.first),
+                self.o_last.eq(beat.last),
+                self.o_parity.eq(beat.parity),
+                self.o_bits.eq(beat.bits),
+                self.o_end.eq(beat.end),
+                self.o_event.eq(beat.event | beat.bad),
+            ]
         return m
 
 

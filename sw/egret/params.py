@@ -69,7 +69,8 @@ class AcceleratorParams:
         quotient C = `parser_bits / parser_cut` a power of two. C substreams are
         interleaved in the lane (C-slow), so that the parser's loop closes in one stage.
     parser : str
-        One of `PARSERS`. "microcode" needs `parser_cut` = 4.
+        One of `PARSERS`. "microcode" needs `parser_bits` of at least 4 and `parser_cut` = 2, or 4
+        without a register behind the block RAM, which ECP5 is slow without.
     codes : tuple of str
         Codes that the parser knows, out of `CODE_NAMES`, "eg-k" among them. A list is taken too.
     suffix_limit : int
@@ -158,9 +159,9 @@ class AcceleratorParams:
         )
         require(self.parser in PARSERS, "parser", f"one of {', '.join(PARSERS)}")
         require(
-            self.parser == "logic" or self.parser_cut == 4,
+            self.parser == "logic" or (self.parser_bits >= 4 and self.parser_cut in (2, 4)),
             "parser_cut",
-            "4 where parser is 'microcode'",
+            "2 or 4, and parser_bits at least 4, where parser is 'microcode'",
         )
         require(
             set(self.codes) <= set(CODE_NAMES)

@@ -17,6 +17,7 @@ class Cycle(NamedTuple):
     codes: int
     code_write: int
     start: int
+    drain: int
     i_valid: int
     i_first: int
     i_last: int
