@@ -7,6 +7,7 @@ is brought into a form nearer to what a person would write; the design stays the
 import re
 import textwrap
 from collections import Counter
+from collections.abc import Container, Mapping
 
 __all__ = ["tidy_verilog"]
 
@@ -28,16 +29,18 @@ _ZEROS = re.compile(
 )
 # What the back end computes in between: `\$` and a number.
 _NAMELESS = re.compile(r"\\\$\d+ ")
-_NAMELESS_WIRE = re.compile(r"^  wire ((?:signed )?(?:\[\d+:\d+\] )?)(\\\$\d+ );\n", re.MULTILINE)
+_NAMELESS_WIRE = re.compile(
+    r"^  wire ((?:signed )?(?:\[\d+:\d+\] )?)(?P<name>\\\$\d+ );\n", re.MULTILINE
+)
 # One that is assigned as a whole, once.
-_NAMELESS_VALUE = re.compile(r"^  assign (\\\$\d+ ) = ([^;]*;)\n", re.MULTILINE)
+_NAMELESS_VALUE = re.compile(r"^  assign (?P<name>\\\$\d+ ) = ([^;]*;)\n", re.MULTILINE)
 _NAME = re.compile(r"\\\S+ |\b[A-Za-z_]\w*")
 # A name that the back end makes of a field of a record, or of an element of an array.
 _FIELD = re.compile(
-    r"^(?:  \(\*[^\n]*\*\)\n)*  wire (?:signed )?(?:\[\d+:\d+\] )?(\\[^\s.[]*[.[]\S* );\n",
+    r"^(?:  \(\*[^\n]*\*\)\n)*  wire (?:signed )?(?:\[\d+:\d+\] )?(?P<name>\\[^\s.[]*[.[]\S* );\n",
     re.MULTILINE,
 )
-_FIELD_VALUE = re.compile(r"^  assign (\\[^\s.[]*[.[]\S* ) = [^;]*;\n", re.MULTILINE)
+_FIELD_VALUE = re.compile(r"^  assign (?P<name>\\[^\s.[]*[.[]\S* ) = [^;]*;\n", re.MULTILINE)
 _DECLARATION = textwrap.TextWrapper(
     100, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
 )
@@ -88,13 +91,11 @@ def _number_ports_locally(verilog: str) -> str:
         }
 
     def connected(found: re.Match[str]) -> str:
-        ports = names.get(found[1], {})
-        return _CONNECTED_PORT.sub(lambda port: ports[port[0]], found[0])
+        return _renamed(_CONNECTED_PORT, found[0], names.get(found[1], {}))
 
     def renamed(found: re.Match[str]) -> str:
-        own = names[_module_names(found[0])[0]]
         text = _INSTANCE.sub(connected, found[0])
-        return _NUMBERED_PORT.sub(lambda port: own[port[0]], text)
+        return _renamed(_NUMBERED_PORT, text, names[_module_names(found[0])[0]])
 
     return _MODULE.sub(renamed, verilog)
 
@@ -131,6 +132,16 @@ def _share_equal_modules(verilog: str) -> str:
         verilog = shared
 
 
+def _renamed(pattern: re.Pattern[str], text: str, names: Mapping[str, str]) -> str:
+    """Replace the pattern's occurrences that have a new name."""
+    return pattern.sub(lambda found: names.get(found[0], found[0]), text)
+
+
+def _without(pattern: re.Pattern[str], module: str, names: Container[str]) -> str:
+    """Leave out the statements of a pattern whose `name` is one of these."""
+    return pattern.sub(lambda found: "" if found["name"] in names else found[0], module)
+
+
 def _drop_unread_fields(module: str) -> str:
     """Leave out names of records' fields that nothing reads."""
     while True:
@@ -141,7 +152,7 @@ def _drop_unread_fields(module: str) -> str:
         if not unread:
             return module
         for statement in (_FIELD, _FIELD_VALUE):
-            module = statement.sub(lambda f, s=unread: "" if f[1] in s else f[0], module)
+            module = _without(statement, module, unread)
 
 
 def _compute_once(module: str) -> str:
@@ -156,9 +167,8 @@ def _compute_once(module: str) -> str:
                 same[wire] = kept
         if not same:
             return module
-        module = _NAMELESS_WIRE.sub(lambda f, s=same: "" if f[2] in s else f[0], module)
-        module = _NAMELESS_VALUE.sub(lambda f, s=same: "" if f[1] in s else f[0], module)
-        module = _NAMELESS.sub(lambda f, s=same: s.get(f[0], f[0]), module)
+        module = _without(_NAMELESS_VALUE, _without(_NAMELESS_WIRE, module, same), same)
+        module = _renamed(_NAMELESS, module, same)
 
 
 def _declare_together(module: str) -> str:
