@@ -62,8 +62,18 @@ SETS = [
     ),
     L4W4,
     replace(L4W4, name="l4w4micro", parser="microcode"),
-    replace(L4W4, name="l2w4c2b3", lanes=2, parser_cut=2, batch=3, codes=("eg-k", "eg-run")),
-    replace(L4W4, name="l2w8c2", lanes=2, parser_bits=8, parser="microcode", row_depth=128),
+    replace(
+        L4W4,
+        name="l2w4c2b3",
+        lanes=2,
+        parser_cut=2,
+        batch=3,
+        codes=("eg-k", "eg-run"),
+        input_depth=2,
+        block_depth=2,
+    ),
+    # A bus word is a beat, and a slot has every other one.
+    replace(L4W4, name="l4w8c2", parser_bits=8, parser="microcode", row_depth=128, input_depth=4),
     replace(
         L4W4,
         name="l1w16c4",
@@ -74,7 +84,15 @@ SETS = [
         map_depth=16,
         suffix_limit=4,
     ),
-    replace(L4W4, name="l8w4", lanes=8, bus_bits=64, codes=("eg-k", "eg-table"), row_depth=256),
+    replace(
+        L4W4,
+        name="l8w4",
+        lanes=8,
+        bus_bits=64,
+        codes=("eg-k", "eg-table"),
+        row_depth=256,
+        block_depth=4,
+    ),
     replace(L4W4, name="l2w8c4", lanes=2, parser_bits=8, parser_cut=2, bus_bits=128, batch=2),
 ]
 FAULTY = SETS[3]
