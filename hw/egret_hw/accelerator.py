@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.image_format import ErrorKind
-from egret.params import ACTIVATION_BITS, AcceleratorParams
+from egret.params import AcceleratorParams
 from egret_hw.activation_loader import ActivationLoader
 from egret_hw.dealer import Dealer
 from egret_hw.elastic import ElasticBuffer
@@ -34,7 +34,7 @@ COUNTER_BITS = 32
 """Width of the counters; they wrap."""
 COUNTERS = {
     "matrices": "good matrices",
-    "cycles": "cycles in which a packet was under way, or its first word waited",
+    "cycles": "cycles in which a packet or results were under way, or a first word waited",
     "words": "bus words taken",
     "payload_words": "those of payloads",
     "stalls": "of the cycles, those in which a bus word waited",
@@ -85,7 +85,7 @@ class Accelerator(wiring.Component):
     status : Out(status_layout)
         Error and counters.
     matrix_done : Out(1)
-        A good matrix is finished, in this cycle.
+        A matrix has turned out good, in this cycle; its results follow.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
@@ -98,7 +98,7 @@ class Accelerator(wiring.Component):
                 ),
                 "activations": In(
                     stream.Signature(
-                        data.StructLayout({"data": ACTIVATION_BITS * params.batch, "last": 1})
+                        data.StructLayout({"data": params.activation_bus_bits, "last": 1})
                     )
                 ),
                 "results": Out(stream.Signature(output_layout())),
@@ -196,6 +196,7 @@ class Accelerator(wiring.Component):
             reader.banks_loaded.eq(loaded),
             # A code that has just been announced shows in `busy_coding` one cycle later.
             reader.may_send.eq(may_send & ~busy_coding),
+            reader.kept.eq(tracker.kept),
             reader.in_flight.eq(tracker.in_flight),
             reader.late.eq(tracker.late),
             reader.late_error.eq(tracker.late_error),
@@ -206,17 +207,15 @@ class Accelerator(wiring.Component):
             tracker.header.eq(reader.matrix),
             tracker.passed.eq(reader.passed),
             tracker.cancel.eq(reader.cancel),
-            tracker.load_idle.eq(loader.idle),
-            tracker.load_done.eq(loader.done),
-            tracker.load_wrong.eq(loader.wrong_length),
-            tracker.load_received.eq(loader.received),
+            tracker.load_beats.eq(loader.beats),
+            tracker.load_ended.eq(loader.ended),
             tracker.complete.eq(store.complete),
             tracker.beyond.eq(store.beyond),
             tracker.beyond_substream.eq(store.beyond_substream),
-            tracker.finished.eq(finisher.done),
-            loader.start.eq(tracker.load_start),
-            loader.columns.eq(tracker.load_columns),
+            tracker.finishing.eq(finisher.busy),
+            loader.allow.eq(tracker.load_allow),
             loader.memory.eq(tracker.load_memory),
+            loader.release.eq(tracker.load_release),
             loader.cancel.eq(reader.cancel),
             loader.halted.eq(reader.halted),
             dealer.column_bits.eq(tracker.column_bits),
@@ -327,22 +326,22 @@ class Accelerator(wiring.Component):
         multiplied = Signal(range(params.lanes + 1))
         multiplies = Array(lane.multiply for lane in lanes)
         m.d.comb += [
-            running.eq(reader.reading | tracker.in_flight.any()),
+            running.eq(reader.reading | tracker.in_flight.any() | finisher.busy),
             status.error.eq(reader.error),
             status.position.eq(reader.position),
-            self.matrix_done.eq(tracker.retired),
+            self.matrix_done.eq(tracker.judged),
         ]
         m.d.sync += multiplied.eq(sum(multiplies))
         waits = reader.i.valid & ~reader.i.ready
         for name, step in {
-            "matrices": tracker.retired,
+            "matrices": tracker.judged,
             "cycles": running,
             "words": reader.i.valid & reader.i.ready,
             "payload_words": reader.payload_word,
             "stalls": running & waits,
             "starved": running & ~reader.i.valid,
             "multiplies": multiplied,
-            "weights": Mux(tracker.retired, tracker.weights, 0),
+            "weights": Mux(tracker.judged, tracker.weights, 0),
         }.items():
             m.d.sync += counters[name].eq(counters[name] + step)
             m.d.comb += status[name].eq(counters[name])

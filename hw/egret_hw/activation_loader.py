@@ -14,9 +14,12 @@ __all__ = ["ActivationLoader"]
 
 
 class ActivationLoader(wiring.Component):
-    """Write a packet's beats to ascending columns; check its length.
+    """Write a packet's beats to descending columns; hold it until it is used.
 
-    Latency 1 cycle, throughput 1 column (of every vector in the batch) a cycle.
+    The last column comes first, so that a packet can be taken before it is known how many columns
+    it should have.
+
+    Latency 1 cycle, throughput 1 beat a cycle.
 
     Parameters
     ----------
@@ -25,75 +28,77 @@ class ActivationLoader(wiring.Component):
 
     Attributes
     ----------
-    start : In(1)
-        Take one packet; only while `idle`.
-    columns, memory
-        Columns expected, and the activation memory to write; sampled with `start`.
+    allow : In(1)
+        A packet may begin.
+    memory : In(1)
+        The activation memory to write; sampled when it begins.
+    release : In(1)
+        The packet held has been used; the next one may begin.
     cancel : In(1)
-        Forget the packet; when it has begun, the rest of it is discarded.
+        Forget the packet; when it has begun and not ended, the rest of it is discarded.
     halted : In(1)
         Discard whatever comes.
     i : In(stream)
-        `data`, batch vector b in bits 8b+7 : 8b, and `last`.
+        `data`, for the columns of a beat downwards one activation of each vector, and `last`.
     write : Out(vector_write_layout)
         Writes.
-    idle : Out(1)
-        A packet may be asked for.
-    done : Out(1)
-        Every column that will be written has been, in this cycle, and the packet's length is known.
-    wrong_length : Out(1)
-        The packet ended early or late; valid with `done`.
-    received : Out
-        Columns received when that was noticed.
+    beats : Out
+        Beats taken of the present packet; no more than fill the memory.
+    ended : Out(1)
+        It has ended.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
         self.params = params
-        count_bits = params.activation_depth.bit_length()
+        self._depth = params.activation_depth // params.activation_columns
         super().__init__(
             {
-                "start": In(1),
-                "columns": In(count_bits),
+                "allow": In(1),
                 "memory": In(1),
+                "release": In(1),
                 "cancel": In(1),
                 "halted": In(1),
                 "i": In(
                     stream.Signature(
-                        data.StructLayout({"data": ACTIVATION_BITS * params.batch, "last": 1})
+                        data.StructLayout({"data": params.activation_bus_bits, "last": 1})
                     )
                 ),
                 "write": Out(vector_write_layout(params)),
-                "idle": Out(1),
-                "done": Out(1),
-                "wrong_length": Out(1),
-                "received": Out(count_bits),
+                "beats": Out(range(self._depth + 1)),
+                "ended": Out(1),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
+        params = self.params
         in_packet = Signal()
-        last_column = Signal()
         take = Signal()
         ready = Signal()
-        columns = Signal.like(self.columns)
         memory = Signal()
-        address = Signal.like(self.write.address)
         m.d.comb += [
             self.i.ready.eq(ready & ~self.cancel),
             take.eq(self.i.valid & self.i.ready),
-            last_column.eq(self.received + 1 == columns),
         ]
         with m.If(take):
             m.d.sync += in_packet.eq(~self.i.payload.last)
         m.d.sync += [
             self.write.enable.eq(0),
-            self.write.address.eq(address),
+            self.write.address.eq(~self.beats),
             self.write.memory.eq(memory),
-            self.write.activations.eq(self.i.payload.data),
-            self.done.eq(0),
         ]
+        # A beat's first column has the highest address.
+        column_bits = ACTIVATION_BITS * params.batch
+        columns = [
+            self.i.payload.data.word_select(column, column_bits)
+            for column in reversed(range(params.activation_columns))
+        ]
+        for place, column in enumerate(columns):
+            for vector in range(params.batch):
+                m.d.sync += self.write.activations[place * params.batch + vector].eq(
+                    column.word_select(vector, ACTIVATION_BITS)
+                )
 
         @contextmanager
         def state(name: str) -> Iterator[None]:
@@ -101,7 +106,7 @@ class ActivationLoader(wiring.Component):
             with m.State(name):
                 yield
                 with m.If(self.cancel):
-                    m.d.sync += self.done.eq(0)
+                    m.d.sync += [self.beats.eq(0), self.ended.eq(0)]
                     with m.If(in_packet):
                         m.next = "Discard"
                     with m.Else():
@@ -109,29 +114,23 @@ class ActivationLoader(wiring.Component):
 
         with m.FSM():
             with state("Idle"):
-                m.d.comb += [ready.eq(self.halted), self.idle.eq(1)]
-                with m.If(self.start):
-                    m.d.sync += [
-                        self.received.eq(0),
-                        columns.eq(self.columns),
-                        memory.eq(self.memory),
-                        address.eq(-self.columns),
-                    ]
+                m.d.comb += ready.eq(self.halted)
+                m.d.sync += memory.eq(self.memory)
+                with m.If(self.allow & ~self.halted):
                     m.next = "Load"
             with state("Load"):
                 m.d.comb += ready.eq(1)
                 with m.If(take):
                     m.d.sync += [
                         self.write.enable.eq(~0),
-                        address.eq(address + 1),
-                        self.received.eq(self.received + 1),
-                        self.done.eq(self.i.payload.last | last_column),
-                        self.wrong_length.eq(self.i.payload.last != last_column),
+                        self.beats.eq(self.beats + 1),
+                        self.ended.eq(self.i.payload.last),
                     ]
-                    with m.If(self.i.payload.last):
-                        m.next = "Idle"
-                    with m.Elif(last_column):
-                        m.next = "Discard"
+                    with m.If(self.i.payload.last | (self.beats == self._depth - 1)):
+                        m.next = "Hold"
+            with state("Hold"), m.If(self.release):
+                m.d.sync += [self.beats.eq(0), self.ended.eq(0)]
+                m.next = "Idle"
             with state("Discard"):
                 m.d.comb += ready.eq(1)
                 with m.If(take & self.i.payload.last):

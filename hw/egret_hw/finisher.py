@@ -195,7 +195,7 @@ class Finisher(wiring.Component):
         # Results come in the same order, so counting tells which one it is.
         o_vector = Signal(range(max(2, batch)))
         o_row = Signal(row_shape)
-        o_address = Signal((params.activation_depth - 1).bit_length())
+        o_column = Signal((params.activation_depth - 1).bit_length())
         o_second = Signal()
         o_last_vector = o_vector == batch - 1
         o_last = o_last_vector & (o_row + 1 == job.rows)
@@ -213,12 +213,12 @@ class Finisher(wiring.Component):
                 o_vector.eq(0),
                 o_row.eq(0),
                 o_second.eq(0),
-                o_address.eq(-self.job.rows),
+                o_column.eq(-self.job.rows),
             ]
         with m.Elif(leaves):
             m.d.sync += o_vector.eq(Mux(o_last_vector, 0, o_vector + 1))
             with m.If(o_last_vector):
-                m.d.sync += [o_row.eq(o_row + 1), o_address.eq(o_address + 1)]
+                m.d.sync += [o_row.eq(o_row + 1), o_column.eq(o_column + 1)]
             with m.If(o_last):
                 m.d.sync += [o_row.eq(0), o_second.eq(1)]
         with m.If(self.done):
@@ -245,13 +245,23 @@ class Finisher(wiring.Component):
             self.may_report.eq(~self.busy & buffer.i.ready),
         ]
 
+        together = params.activation_columns
+        place_bits = (together - 1).bit_length()
         m.d.sync += [
-            self.vector_write.enable.eq(
-                Mux(leaves & job.keep_activations & ~o_second, 1 << o_vector, 0)
-            ),
             self.vector_write.memory.eq(job.memory),
-            self.vector_write.address.eq(o_address),
+            self.vector_write.address.eq(o_column[place_bits:]),
         ]
-        for column in range(batch):
-            m.d.sync += self.vector_write.activations[column].eq(requantizer.o_activation)
+        for place in range(together):
+            for own in range(batch):
+                number = place * batch + own
+                m.d.sync += [
+                    self.vector_write.enable[number].eq(
+                        leaves
+                        & job.keep_activations
+                        & ~o_second
+                        & (o_column[:place_bits] == place)
+                        & (o_vector == own)
+                    ),
+                    self.vector_write.activations[number].eq(requantizer.o_activation),
+                ]
         return m

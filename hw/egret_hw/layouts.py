@@ -153,16 +153,19 @@ def vector_write_layout(params: AcceleratorParams) -> data.StructLayout:
     Returns
     -------
     data.StructLayout
-        `enable`, one strobe for each vector of the batch; `memory`, which of the two memories;
-        `address`, the column minus the matrix's columns, modulo the depth: the low bits of a
-        position; `activations`, int8 each.
+        `enable`, one strobe for each activation; `memory`, which of the two memories; `address`,
+        the column minus the matrix's columns, modulo the depth (the low bits of a position),
+        divided by the columns of a beat; `activations`, int8 each: the vectors of the column with
+        the lowest address, then those of the next one, to the columns of a beat.
     """
     return data.StructLayout(
         {
-            "enable": params.batch,
+            "enable": params.batch * params.activation_columns,
             "memory": 1,
-            "address": (params.activation_depth - 1).bit_length(),
-            "activations": data.ArrayLayout(signed(ACTIVATION_BITS), params.batch),
+            "address": (params.activation_depth // params.activation_columns - 1).bit_length(),
+            "activations": data.ArrayLayout(
+                signed(ACTIVATION_BITS), params.batch * params.activation_columns
+            ),
         }
     )
 

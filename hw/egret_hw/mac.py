@@ -80,7 +80,10 @@ class Mac(wiring.Component):
             params.weight_bits, params.map_depth, params.weight_bits
         )
         m.submodules.vectors = vectors = BlockRam(
-            ACTIVATION_BITS * params.batch, 2 * params.activation_depth, ACTIVATION_BITS
+            ACTIVATION_BITS * params.batch,
+            2 * params.activation_depth,
+            ACTIVATION_BITS,
+            together=params.activation_columns,
         )
         m.d.comb += [
             value_map.write_enable.eq(self.map_write.enable),

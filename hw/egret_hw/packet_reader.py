@@ -83,7 +83,7 @@ def _uncovered(raw: Value, fields: dict[str, Field]) -> Value:
 class PacketReader(wiring.Component):
     """Read packets of the weight stream (docs/format.md, chapter 2).
 
-    One bus word a cycle while what it feeds keeps up, and two cycles a packet beside that, in which
+    One bus word a cycle while what it feeds keeps up, and one cycle a packet beside that, in which
     its header is checked. No word is lost, and none is looked at after an error.
 
     Parameters
@@ -123,8 +123,10 @@ class PacketReader(wiring.Component):
         Words of the payload.
     passed : Out(1)
         The matrix's packet has ended with the right CRC.
+    kept : In(1)
+        The last matrix allocated keeps its results.
     in_flight : In(2)
-        Matrices allocated and not retired.
+        Matrices allocated and not judged yet.
     late : In(1)
         A matrix turned out wrong only when it was judged, with `late_error` at `late_position`.
     sender_busy : In(1)
@@ -166,6 +168,7 @@ class PacketReader(wiring.Component):
                 "may_send": In(1),
                 "payload": Out(stream.Signature(payload_layout(params))),
                 "passed": Out(1),
+                "kept": In(1),
                 "in_flight": In(2),
                 "late": In(1),
                 "late_error": In(ErrorKind),
@@ -197,6 +200,7 @@ class PacketReader(wiring.Component):
             & d["columns"].any()
             & (d["columns"] <= params.activation_depth)
             & ~(d["more"] & sends)
+            & ~(d["keep_activations"] & ~d["load_activations"] & ~self.kept)
             & ~(d["wide_starts"] & d["column_bits"].any())
             & ~(d["zigzag"] & d["map_base"].any())
             & d["map_entries"].any()

@@ -1,8 +1,10 @@
 """Block RAM and multiplier with the registers that they need to be fast."""
 
-from amaranth.hdl import Module, Signal, signed
-from amaranth.lib import memory, wiring
+from amaranth.hdl import Cat, Const, Module, Signal, signed
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
+
+from egret_hw.table_memory import table_memory
 
 __all__ = ["BlockRam", "Multiplier"]
 
@@ -20,14 +22,16 @@ class BlockRam(wiring.Component):
     depth : int
         Entries.
     granularity : int
-        Bits that are written together; a divisor of `width`.
+        Bits that are written or not by themselves; a divisor of `width`.
+    together : int
+        Entries that one write reaches; a power of two.
 
     Attributes
     ----------
-    write_enable : In(width // granularity)
+    write_enable : In(together * width // granularity)
         Parts to write.
     write_address, write_value : In
-        Where and what.
+        Where, in units of `together` entries, and what, the lowest entry in the lowest bits.
     enable : In(1)
         Advance the reading.
     address : In
@@ -36,16 +40,17 @@ class BlockRam(wiring.Component):
         The entry.
     """
 
-    def __init__(self, width: int, depth: int, granularity: int) -> None:
+    def __init__(self, width: int, depth: int, granularity: int, together: int = 1) -> None:
         self._width = width
         self._depth = depth
         self._granularity = granularity
+        self._together = together
         address_bits = max(1, (depth - 1).bit_length())
         super().__init__(
             {
-                "write_enable": In(width // granularity),
-                "write_address": In(address_bits),
-                "write_value": In(width),
+                "write_enable": In(together * width // granularity),
+                "write_address": In(max(1, (depth // together - 1).bit_length())),
+                "write_value": In(together * width),
                 "enable": In(1),
                 "address": In(address_bits),
                 "value": Out(width),
@@ -55,16 +60,19 @@ class BlockRam(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        m.submodules.entries = entries = memory.Memory(
-            shape=self._width, depth=self._depth, init=[]
-        )
+        m.submodules.entries = entries = table_memory(self._width, self._depth)
         whole = self._granularity == self._width
-        write = entries.write_port(granularity=None if whole else self._granularity)
+        # Ports whose addresses differ in constant low bits are one wide port of a block RAM.
+        low_bits = (self._together - 1).bit_length()
+        for entry in range(self._together):
+            write = entries.write_port(granularity=None if whole else self._granularity)
+            m.d.comb += [
+                write.en.eq(self.write_enable.word_select(entry, len(write.en))),
+                write.addr.eq(Cat(Const(entry, low_bits), self.write_address)),
+                write.data.eq(self.write_value.word_select(entry, self._width)),
+            ]
         read = entries.read_port()
         m.d.comb += [
-            write.en.eq(self.write_enable),
-            write.addr.eq(self.write_address),
-            write.data.eq(self.write_value),
             read.en.eq(self.enable),
             read.addr.eq(self.address),
         ]

@@ -5,7 +5,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.image_format import ErrorKind
-from egret.params import ACTIVATION_BITS, RESULT_BITS, AcceleratorParams
+from egret.params import RESULT_BITS, AcceleratorParams
 from egret_hw.accelerator import Accelerator
 from egret_hw.axi_lite import AxiLiteSlave, axi_lite_ports
 
@@ -55,7 +55,7 @@ class AcceleratorTop(wiring.Component):
                 "s_axis_weight_tlast": In(1),
                 "s_axis_act_tvalid": In(1),
                 "s_axis_act_tready": Out(1),
-                "s_axis_act_tdata": In(ACTIVATION_BITS * params.batch),
+                "s_axis_act_tdata": In(params.activation_bus_bits),
                 "s_axis_act_tlast": In(1),
                 "m_axis_out_tvalid": Out(1),
                 "m_axis_out_tready": In(1),

@@ -18,9 +18,10 @@ _SETTLE_CYCLES = 3
 class MatrixTracker(wiring.Component):
     """Give matrices their parity, bank and activation memory, and judge them in order.
 
-    Matrices alternate between two parities, so that one can be read while the one before it is
-    finished. A matrix is judged when its packet has passed, its activations have come and all its
-    sums are stored; then it is given to the finisher, and its parity is free again.
+    Matrices alternate between two parities, so that one can be read while the lanes still work on
+    the one before it. A matrix is judged when its packet has passed, its activations have come and
+    all its sums are stored; then it is given to the finisher, and its parity is free again. So a
+    third one may be with the finisher.
 
     Parameters
     ----------
@@ -42,7 +43,9 @@ class MatrixTracker(wiring.Component):
     cancel : In(1)
         Forget everything.
     in_flight : Out(2)
-        Matrices allocated and not retired.
+        Matrices allocated and not yet given to the finisher.
+    kept : Out(1)
+        The last matrix keeps its results.
     banks_in_use : Out(code_banks)
         Code banks that they use.
     matrices : Out(array of 2 matrix_layout)
@@ -55,7 +58,7 @@ class MatrixTracker(wiring.Component):
         The starts of the matrix with this parity have reached the lanes, in this cycle.
     go : Out(2)
         Starts and activations are in place.
-    load_start, load_columns, load_memory, load_idle, load_done, load_wrong, load_received
+    load_allow, load_memory, load_release, load_beats, load_ended
         The activation loader's ports.
     complete, beyond : In(2)
         From the row store, by parity.
@@ -67,21 +70,21 @@ class MatrixTracker(wiring.Component):
         `job` is to be done.
     job : Out(job_layout)
         For the finisher.
-    finished : In(1)
-        It has been.
+    finishing : In(1)
+        The finisher is at work.
     release : Out(2)
-        The matrix with this parity is retired.
+        The matrix with this parity is judged, and good.
     late, late_error, late_position
         A matrix turned out wrong.
-    retired : Out(1)
-        A good matrix is retired, in this cycle.
+    judged : Out(1)
+        A good matrix is judged, in this cycle.
     weights : Out(32)
         Its rows times its columns.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
         self.params = params
-        columns_bits = params.activation_depth.bit_length()
+        self._beats = params.activation_depth // params.activation_columns
         substream = max(1, (params.substreams - 1).bit_length())
         super().__init__(
             {
@@ -92,6 +95,7 @@ class MatrixTracker(wiring.Component):
                 "passed": In(1),
                 "cancel": In(1),
                 "in_flight": Out(2),
+                "kept": Out(1),
                 "banks_in_use": Out(params.code_banks),
                 "matrices": Out(data.ArrayLayout(matrix_layout(params), 2)),
                 "column_bits": Out(data.ArrayLayout(MATRIX_FIELDS["column_bits"].width, 2)),
@@ -99,13 +103,11 @@ class MatrixTracker(wiring.Component):
                 "row_banks": Out(2),
                 "placed": In(2),
                 "go": Out(2),
-                "load_start": Out(1),
-                "load_columns": Out(columns_bits),
+                "load_allow": Out(1),
                 "load_memory": Out(1),
-                "load_idle": In(1),
-                "load_done": In(1),
-                "load_wrong": In(1),
-                "load_received": In(columns_bits),
+                "load_release": Out(1),
+                "load_beats": In(range(self._beats + 1)),
+                "load_ended": In(1),
                 "complete": In(2),
                 "beyond": In(2),
                 "beyond_substream": In(data.ArrayLayout(substream, 2)),
@@ -113,12 +115,12 @@ class MatrixTracker(wiring.Component):
                 "bad_index": In(2 * params.substreams),
                 "finish": Out(1),
                 "job": Out(job_layout(params)),
-                "finished": In(1),
+                "finishing": In(1),
                 "release": Out(2),
                 "late": Out(1),
                 "late_error": Out(ErrorKind),
                 "late_position": Out(POSITION_BITS),
-                "retired": Out(1),
+                "judged": Out(1),
                 "weights": Out(32),
             }
         )
@@ -133,13 +135,11 @@ class MatrixTracker(wiring.Component):
         passed = Signal(2)
         placed = Signal(2)
         wanted = Signal(2)
-        loading = Signal(2)
-        loaded = Signal(2)
         wrong = Signal(2)
         more = Signal(2)
-        loads = Signal(2)
         keeps = Signal(2)
-        received = Array(Signal.like(self.load_received, name=f"received_{p}") for p in range(2))
+        needed = [Signal.like(self.load_beats, name=f"needed_{p}") for p in range(2)]
+        received = Array(Signal.like(self.load_beats, name=f"received_{p}") for p in range(2))
         jobs = Array(Signal(job_layout(params), name=f"job_{p}") for p in range(2))
         sizes = Array(Signal(32, name=f"size_{p}") for p in range(2))
         head = Signal()
@@ -159,6 +159,13 @@ class MatrixTracker(wiring.Component):
                 Cat(busy[p] & (self.matrices[p].code_bank == bank) for p in range(2)).any()
             )
 
+        # The job that the finisher has.
+        finishing = Signal(job_layout(params))
+        with m.If(self.finish):
+            m.d.sync += finishing.eq(self.job)
+        finishing_keep = self.finishing & finishing.keep_activations
+        bits = (params.activation_columns - 1).bit_length()
+
         for p in range(2):
             own = self.matrices[p]
             job = jobs[p]
@@ -168,11 +175,11 @@ class MatrixTracker(wiring.Component):
                     passed[p].eq(0),
                     placed[p].eq(0),
                     wanted[p].eq(header.load_activations),
-                    loaded[p].eq(0),
+                    needed[p].eq((header.columns + (params.activation_columns - 1)) >> bits),
                     wrong[p].eq(0),
                     more[p].eq(header.more),
-                    loads[p].eq(header.load_activations),
                     keeps[p].eq(header.keep_activations),
+                    self.kept.eq(header.keep_activations),
                     memory_now.eq(memory ^ header.keep_activations),
                     bank_now.eq(bank_now ^ ~header.more),
                     self.row_banks[p].eq(bank_now),
@@ -201,29 +208,45 @@ class MatrixTracker(wiring.Component):
                 m.d.sync += passed[p].eq(1)
             with m.If(self.placed[p]):
                 m.d.sync += placed[p].eq(1)
-            with m.If(self.load_done & loading[p]):
+            # The loader's packet belongs to the first matrix that wants one.
+            enough = self.load_beats == needed[p]
+            with m.If(wanted[p] & ((tail == p) | ~wanted[1 - p]) & (enough | self.load_ended)):
+                m.d.comb += self.load_release.eq(enough & self.load_ended)
                 m.d.sync += [
-                    loading[p].eq(0),
-                    loaded[p].eq(1),
-                    wrong[p].eq(self.load_wrong),
-                    received[p].eq(self.load_received),
+                    wanted[p].eq(0),
+                    wrong[p].eq(~(enough & self.load_ended)),
+                    received[p].eq(self.load_beats),
                 ]
-            # A matrix behind one that keeps its results waits for them, also to load: the memory
-            # that it loads is the one that the other still reads.
-            first = (tail == p) | ~keeps[1 - p]
-            ready = Mux(loads[p], loaded[p], first)
-            m.d.sync += self.go[p].eq(busy[p] & placed[p] & ready)
-            load = Signal(name=f"load_{p}")
-            m.d.comb += load.eq(busy[p] & wanted[p] & first & self.load_idle & ~loading.any())
-            with m.If(load & ((tail == p) | ~wanted[1 - p])):
-                m.d.comb += [
-                    self.load_start.eq(1),
-                    self.load_columns.eq(own.columns),
-                    self.load_memory.eq(own.memory),
-                ]
-                m.d.sync += [wanted[p].eq(0), loading[p].eq(1)]
+            # Results that are kept by the matrix before, and the row bank that is still read.
+            waits = ((tail != p) & keeps[1 - p]) | (
+                self.finishing
+                & (finishing.keep_activations | (finishing.bank == self.row_banks[p]))
+            )
+            m.d.sync += self.go[p].eq(busy[p] & placed[p] & ~wanted[p] & ~waits)
         with m.If(self.passed):
             m.d.sync += head.eq(~head)
+
+        # A packet may be taken ahead where no other matrix may come to write that memory, into the
+        # memory that the next matrix to load will get.
+        used = Cat(
+            busy[p] & ~wanted[p] & (self.matrices[p].memory == self.load_memory) for p in range(2)
+        )
+        m.d.comb += [
+            self.load_memory.eq(
+                Mux(
+                    wanted.any(),
+                    Mux(
+                        wanted.bit_select(tail, 1),
+                        Mux(tail, self.matrices[1].memory, self.matrices[0].memory),
+                        Mux(tail, self.matrices[0].memory, self.matrices[1].memory),
+                    ),
+                    ~memory_now,
+                )
+            ),
+            self.load_allow.eq(
+                ~used.any() & ~finishing_keep & (wanted.any() | ~((busy & keeps).any() | self.kept))
+            ),
+        ]
 
         # Judging: the lanes' errors are looked through one by one only where there are any.
         prefixes = [self.bad_prefix[p * substreams :][:substreams] for p in range(2)]
@@ -235,11 +258,11 @@ class MatrixTracker(wiring.Component):
         settle = Signal(range(_SETTLE_CYCLES + 1))
         substream = Signal(range(max(2, substreams)))
         retire = Signal()
-        mine = busy & passed & self.complete & (~loads | loaded)
+        mine = busy & passed & self.complete & ~wanted
         m.d.comb += [
             self.job.eq(jobs[tail]),
             self.weights.eq(sizes[tail]),
-            self.retired.eq(retire),
+            self.judged.eq(retire),
         ]
         with m.FSM():
             with m.State("Wait"):
@@ -271,9 +294,9 @@ class MatrixTracker(wiring.Component):
                 with m.Elif(more.bit_select(tail, 1)):
                     m.d.comb += retire.eq(1)
                     m.next = "Wait"
-                with m.Else():
-                    m.d.comb += self.finish.eq(~self.cancel)
-                    m.next = "Finish"
+                with m.Elif(~self.finishing):
+                    m.d.comb += [self.finish.eq(~self.cancel), retire.eq(1)]
+                    m.next = "Wait"
             with m.State("Search"):
                 here_index = bad_index.bit_select(substream, 1)
                 m.d.sync += substream.eq(substream + 1)
@@ -284,9 +307,6 @@ class MatrixTracker(wiring.Component):
                         self.late_position.eq(substream),
                     ]
                     m.next = "Wait"
-            with m.State("Finish"), m.If(self.finished):
-                m.d.comb += retire.eq(1)
-                m.next = "Wait"
         with m.If(retire):
             m.d.comb += self.release.eq(1 << tail)
             m.d.sync += [busy.bit_select(tail, 1).eq(0), tail.eq(~tail)]

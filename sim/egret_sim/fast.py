@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from egret.errors import EgretError
 from egret.files import write_text
-from egret.params import ACTIVATION_BITS, AcceleratorParams
+from egret.params import AcceleratorParams
 from egret_hw.rtl import LINT_WAIVERS, generate_verilog, top_name
 from egret_sim.runner import VERILATOR_FLAGS, build_folder, verilator_environment
 
@@ -42,7 +42,7 @@ class Phase:
     weights : sequence of bytes
         Packets for the weight stream, whole bus words each.
     activations : sequence of bytes
-        Packets for the activation stream: columns of `batch` bytes.
+        Packets for the activation stream: whole beats, see `AcceleratorParams.pad_activations`.
     results : int
         Packets that the output stream sends.
     matrices : int
@@ -216,7 +216,7 @@ class FastModel:
             A packet is not made of whole beats, or the program failed.
         """
         weight_bytes = self.params.bus_bits // 8
-        act_bytes = ACTIVATION_BITS * self.params.batch // 8
+        act_bytes = self.params.activation_bus_bits // 8
         thresholds = [round(256 * share) for share in pauses]
         sizes = [-(-size // _WORD_BYTES) for size in (weight_bytes, act_bytes)]
         job = [np.array([len(phases), seed, timeout, *sizes, *thresholds], np.uint32)]

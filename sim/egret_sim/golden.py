@@ -582,6 +582,7 @@ class GoldenAccelerator:
         self._codes: list[_Code | None] = [None] * self.params.code_banks
         # Entries of the map and of the bias memory that the last two matrices used.
         self._recent: deque[dict[str, range]] = deque(maxlen=2)
+        self._kept = False
         self._activations: np.ndarray | None = None
         self._sums: np.ndarray | None = None
         self.good_matrices = 0
@@ -601,8 +602,8 @@ class GoldenAccelerator:
             The packet's bus words up to and including the word with TLAST. Fewer words than
             the header says are TRUNCATED, more are OVERRUN.
         activations : np.ndarray, optional
-            One packet of the activation stream up to its TLAST: int8 of shape (n, B), n not
-            necessarily `columns`. Needed when the packet has `load_activations` and gets as far;
+            One packet of the activation stream up to its TLAST: int8 of shape (n, B), the last
+            column first, n not necessarily `columns`. Needed when the packet has `load_activations` and gets as far;
             refused when the packet is good and has not.
         ends_with_tlast : bool
             False when the last word of `packet` carries no TLAST either.
@@ -664,8 +665,12 @@ class GoldenAccelerator:
             if header_fault(packet, self.params) is not None:
                 return _Fault(ErrorKind.DESCRIPTOR, 0)
             fields = read_header(packet)
-            if fields["kind"] == PacketKind.MATRIX and self._codes[fields["code_bank"]] is None:
-                return _Fault(ErrorKind.DESCRIPTOR, 0)
+            if fields["kind"] == PacketKind.MATRIX:
+                again = not fields["load_activations"] and not self._kept
+                if self._codes[fields["code_bank"]] is None or (
+                    again and fields["keep_activations"]
+                ):
+                    return _Fault(ErrorKind.DESCRIPTOR, 0)
             total = _sections(fields, self.params).crc[1] // word
         if total is None or words < total:
             if not ends_with_tlast:
@@ -736,6 +741,7 @@ class GoldenAccelerator:
             results, quantised, streams = outcome.results, outcome.activations, outcome.streams
         else:
             results, quantised, streams = self._finish(sums, fields)
+        self._kept = bool(fields["keep_activations"])
         self.good_matrices += 1
         return Outcome(
             error=ErrorKind.NONE,
@@ -763,10 +769,14 @@ class GoldenAccelerator:
                 f"activations: found {activations.dtype} of shape {activations.shape}, expected "
                 f"int8 of shape (columns, {self.params.batch})"
             )
-        if len(activations) != columns:
-            # Noticed at TLAST when it comes early, else on the last column, where it is missing.
-            return _Fault(ErrorKind.ACTIVATIONS, min(len(activations), columns))
-        self._activations = activations.astype(np.int64)
+        each = self.params.activation_columns
+        beats, needed = -(-len(activations) // each), -(-columns // each)
+        if beats != needed:
+            # Noticed at TLAST when it comes early, else on the last beat, where it is missing.
+            return _Fault(ErrorKind.ACTIVATIONS, min(beats, needed))
+        padding = np.zeros((max(0, columns - len(activations)), self.params.batch), np.int8)
+        in_order = np.concatenate([activations, padding])[:columns]
+        self._activations = in_order[::-1].astype(np.int64)
         return None
 
     def _row_fault(self, matrix: _Matrix) -> _Fault | None:

@@ -194,7 +194,7 @@ def _simulate_some(
             if isinstance(packet, MatrixPacket) and packet.load_activations:
                 columns = slice(packet.first_column, packet.first_column + packet.columns)
                 taken = np.ascontiguousarray(vectors[:, columns].T)
-                steps.append(Step("activations", taken.tobytes()))
+                steps.append(Step("activations", params.pad_activations(taken.tobytes())))
             steps.append(Step("weights", packet.data))
             outcome = golden.run_packet(packet.data, taken)
             if outcome.error != ErrorKind.NONE:

@@ -310,9 +310,12 @@ def _tiles(
                 part = None
             # Tiles below each other read the same activations, unless others have replaced them.
             own["load_activations"] &= down.start == 0 or len(across) > 1
-            tiles.append(
-                _Tile(layer, name, values[down, place], down.start, place.start, own, part)
-            )
+            tile = values[down, place]
+            if flags["load_activations"]:
+                # The activation stream begins with the last column; turned around, a host sends
+                # its vector from the front.
+                tile = tile[:, ::-1]
+            tiles.append(_Tile(layer, name, tile, down.start, place.start, own, part))
     return tiles
 
 

@@ -88,6 +88,8 @@ class AcceleratorParams:
     activation_depth : int
         Longest activation vector that fits one of the two activation memories, so the
         largest number of columns, and of rows of a layer that feeds another. A power of two.
+    activation_columns : int
+        A: columns in a beat of the activation stream. 1, 2, 4, 8 or 16.
     row_depth : int
         Most rows of a matrix; at least `activation_depth`. A power of two.
     input_depth : int
@@ -117,6 +119,7 @@ class AcceleratorParams:
     map_depth: int = 1024
     weight_bits: int = 12
     activation_depth: int = 1024
+    activation_columns: int = 1
     row_depth: int = 1024
     input_depth: int = 16
     block_depth: int = 16
@@ -195,16 +198,16 @@ class AcceleratorParams:
             "a power of two, 16 to 16384",
         )
         require(
-            _is_power_of_two(self.row_depth)
-            and self.activation_depth <= self.row_depth <= 32768,
+            _is_power_of_two(self.row_depth) and self.activation_depth <= self.row_depth <= 32768,
             "row_depth",
             f"a power of two, at least activation_depth = {self.activation_depth}, at most 32768",
         )
+        require(
+            self.activation_columns in (1, 2, 4, 8, 16), "activation_columns", "1, 2, 4, 8 or 16"
+        )
         for depth in ("input_depth", "block_depth"):
             value = getattr(self, depth)
-            require(
-                _is_power_of_two(value) and 2 <= value <= 64, depth, "a power of two, 2 to 64"
-            )
+            require(_is_power_of_two(value) and 2 <= value <= 64, depth, "a power of two, 2 to 64")
         require(self.vendor in VENDORS, "vendor", f"one of {', '.join(VENDORS)}")
 
     @property
@@ -226,6 +229,16 @@ class AcceleratorParams:
     def beats_per_word(self) -> int:
         """Beats held in a bus word."""
         return self.bus_bits // self.beat_bits
+
+    @property
+    def activation_bus_bits(self) -> int:
+        """Width of the activation stream's data: A columns of B vectors."""
+        return ACTIVATION_BITS * self.batch * self.activation_columns
+
+    def pad_activations(self, packet: bytes) -> bytes:
+        """Return a packet for the activation stream, columns of B bytes, in whole beats."""
+        size = self.activation_bus_bits // 8
+        return packet.ljust(-(-len(packet) // size) * size, b"\0")
 
     @property
     def number_bits(self) -> int:
@@ -309,6 +322,7 @@ PRESETS: dict[str, AcceleratorParams] = {
             parser_cut=4,
             bus_bits=32,
             parser="microcode",
+            activation_columns=4,
             vendor="ecp5",
         ),
         AcceleratorParams(
@@ -318,6 +332,7 @@ PRESETS: dict[str, AcceleratorParams] = {
             parser_cut=4,
             bus_bits=64,
             parser="microcode",
+            activation_columns=8,
             vendor="ecp5",
         ),
         AcceleratorParams(
@@ -327,6 +342,7 @@ PRESETS: dict[str, AcceleratorParams] = {
             parser_cut=4,
             bus_bits=256,
             parser="microcode",
+            activation_columns=16,
             vendor="ecp5",
         ),
     )
