@@ -16,7 +16,7 @@ from egret.image_format import ErrorKind, PacketKind
 from egret.network import IntegerLayer, IntegerNetwork
 from egret.params import AcceleratorParams
 from egret.quantize import QuantizedTensor
-from egret_hw.driver import Driver, MemoryMapped, TransportTimeout, map_registers
+from egret_hw.driver import Driver, MemoryMapped, TransportTimeout, map_registers, read_image
 from egret_hw.registers import REGISTERS, register_named
 from egret_sim.golden import GoldenAccelerator, read_header, reference_forward
 
@@ -108,7 +108,11 @@ class GoldenTransport:
         vectors = None
         header = read_header(packet)
         if header["kind"] == PacketKind.MATRIX and header["load_activations"]:
-            vectors = np.frombuffer(self.activations.popleft(), np.int8).reshape(-1, params.batch)
+            data = self.activations.popleft()
+            beat, columns = params.activation_bus_bits // 8, header["columns"]
+            assert len(data) % beat == 0
+            assert columns * params.batch <= len(data) < columns * params.batch + beat
+            vectors = np.frombuffer(data, np.int8).reshape(-1, params.batch)[:columns]
         outcome = self.golden.run_packet(packet, vectors)
         if outcome.error is not ErrorKind.NONE:
             self._fail(outcome.error, outcome.position)
@@ -166,6 +170,13 @@ def test_any_number_of_inputs(count: int) -> None:
     for seed in (1, 2):
         inputs = inputs_for(made, count, seed)
         assert np.array_equal(driver.run(inputs), expected(made, inputs))
+
+
+def test_several_columns_in_a_beat() -> None:
+    made = network(41, 30, 5)
+    driver, _, _ = driven(made, dataclasses.replace(PARAMS, activation_columns=4))
+    inputs = inputs_for(made, 4)
+    assert np.array_equal(driver.run(inputs), expected(made, inputs))
 
 
 @pytest.mark.parametrize("emit", ["last", "all"])
@@ -341,6 +352,52 @@ def test_mapped_registers(tmp_path: Path) -> None:
     assert read(1024 + register_named("CYCLES").offset // 4) == driver.counters()["cycles"] == 0
     registers[register_named("CYCLES").offset // 4] = 77
     assert driver.counters()["cycles"] == 77
+
+
+def test_stored_images(tmp_path: Path) -> None:
+    made = network(40, 30, 5)
+    image = build_image(made, PARAMS)
+    (tmp_path / "model.bin").write_bytes(image.data)
+    (tmp_path / "model.json").write_text(image.listing)
+    stored = read_image(tmp_path / "model.bin", PARAMS)
+    assert [packet.data for packet in stored.setup] == [packet.data for packet in image.setup]
+    assert [packet.data for packet in stored.packets] == [packet.data for packet in image.packets]
+    driver = Driver(GoldenTransport(PARAMS))
+    driver.load(stored)
+    inputs = inputs_for(made, 4)
+    assert np.array_equal(driver.run(inputs), expected(made, inputs))
+
+
+@pytest.mark.parametrize(
+    ("binary", "listing", "message"),
+    [
+        (None, "{}", "model.bin: cannot be read: No such file or directory"),
+        (b"", None, "model.json: cannot be read: No such file or directory"),
+        (b"", "{", "model.json: not JSON: "),
+        (b"", "[]", "model.json: not a list of packets as `egret image` writes it"),
+        (b"", '{"bus_bits": 32}', "model.json: bus_bits: found 32, expected 64"),
+        (b"", '{"bus_bits": 64, "setup": []}', "model.json: not a list of packets"),
+        (
+            b"",
+            '{"bus_bits": 64, "setup": [], "packets": [{"first": "a", "words": 2}]}',
+            "model.json: not a list of packets",
+        ),
+        (
+            bytes(15),
+            '{"bus_bits": 64, "setup": [], "packets": [{"first": 0, "words": 2}]}',
+            "model.bin: found 15 bytes, expected those of the packets in model.json: 16",
+        ),
+    ],
+)
+def test_stored_images_that_are_none(
+    binary: bytes | None, listing: str | None, message: str, tmp_path: Path
+) -> None:
+    if binary is not None:
+        (tmp_path / "model.bin").write_bytes(binary)
+    if listing is not None:
+        (tmp_path / "model.json").write_text(listing)
+    with pytest.raises(EgretError, match=re.escape(message)):
+        read_image(tmp_path / "model.bin", PARAMS)
 
 
 def test_registers_that_cannot_be_mapped(tmp_path: Path) -> None:

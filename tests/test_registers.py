@@ -28,8 +28,8 @@ OFFSETS = """
     05c PAYLOAD_WORDS
     080 PARAM_LANES  084 PARAM_PARSER_BITS  088 PARAM_PARSER_CUT  08c PARAM_BUS_BITS
     090 PARAM_PARSER  094 PARAM_CODES  098 PARAM_SUFFIX_LIMIT  09c PARAM_BATCH  0a0 PARAM_MAP_DEPTH
-    0a4 PARAM_WEIGHT_BITS  0a8 PARAM_ACTIVATION_DEPTH  0ac PARAM_ROW_DEPTH  0b0 PARAM_INPUT_DEPTH
-    0b4 PARAM_BLOCK_DEPTH  0b8 PARAM_VENDOR
+    0a4 PARAM_WEIGHT_BITS  0a8 PARAM_ACTIVATION_DEPTH  0ac PARAM_ACTIVATION_COLUMNS
+    0b0 PARAM_ROW_DEPTH  0b4 PARAM_INPUT_DEPTH  0b8 PARAM_BLOCK_DEPTH  0bc PARAM_VENDOR
 """
 # No two numbers alike that could be mistaken for each other.
 ODD = AcceleratorParams(
@@ -44,6 +44,7 @@ ODD = AcceleratorParams(
     map_depth=64,
     weight_bits=7,
     activation_depth=128,
+    activation_columns=16,
     row_depth=2048,
     input_depth=4,
     block_depth=8,

@@ -4,11 +4,13 @@ A `Transport` is what leads to it: a simulation (`egret_sim.driver`), or a mappe
 and DMA engines (`MemoryMapped`).
 """
 
+import json
 import math
 import mmap
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -37,10 +39,13 @@ __all__ = [
     "Image",
     "MemoryMapped",
     "Packet",
+    "StoredImage",
+    "StoredPacket",
     "Streams",
     "Transport",
     "TransportTimeout",
     "map_registers",
+    "read_image",
 ]
 
 
@@ -83,7 +88,7 @@ class Streams(Protocol):
         """
 
     def send_activations(self, packet: bytes) -> None:
-        """Queue a packet for `s_axis_act`, likewise. `batch` bytes are a beat."""
+        """Queue a packet for `s_axis_act`, likewise; whole beats."""
 
     def receive(self, beats: int) -> NDArray[np.int32]:
         """Wait for the next packet of `m_axis_out` and return it.
@@ -175,6 +180,73 @@ def map_registers(path: str, address: int = 0) -> NDArray[np.uint32]:
     except (OSError, ValueError) as error:
         raise EgretError(f"{path}: cannot map the registers at {address:#x}: {error}") from error
     return np.frombuffer(page, np.uint32)
+
+
+@dataclass(frozen=True)
+class StoredPacket:
+    """Packet of a stored image: its bus words."""
+
+    data: bytes
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """Image read from files; attributes as in `Image`."""
+
+    params: AcceleratorParams
+    setup: tuple[StoredPacket, ...]
+    packets: tuple[StoredPacket, ...]
+
+
+def read_image(path: str | Path, params: AcceleratorParams) -> StoredImage:
+    """Read what `egret image` wrote.
+
+    Parameters
+    ----------
+    path : str or Path
+        The bytes (`.bin`); the list of packets lies beside them, as `.json`.
+    params : AcceleratorParams
+        What it was made for.
+
+    Returns
+    -------
+    StoredImage
+
+    Raises
+    ------
+    EgretError
+        A file is missing, or is none, or they do not belong together.
+    """
+    path = Path(path)
+    listing = path.with_suffix(".json")
+    try:
+        data = path.read_bytes()
+        found = json.loads(listing.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EgretError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise EgretError(f"{listing}: not JSON: {error}") from error
+    size = params.bus_bits // 8
+    try:
+        if found["bus_bits"] != params.bus_bits:
+            raise EgretError(
+                f"{listing}: bus_bits: found {found['bus_bits']}, expected {params.bus_bits}"
+            )
+        entries = found["setup"] + found["packets"]
+        places = [(int(entry["first"]), int(entry["words"])) for entry in entries]
+        setup = len(found["setup"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise EgretError(f"{listing}: not a list of packets as `egret image` writes it") from error
+    total = size * sum(words for _, words in places)
+    if total != len(data):
+        raise EgretError(
+            f"{path}: found {len(data)} bytes, expected those of the packets in {listing.name}: "
+            f"{total}"
+        )
+    packets = tuple(
+        StoredPacket(data[first * size : (first + words) * size]) for first, words in places
+    )
+    return StoredImage(params, packets[:setup], packets[setup:])
 
 
 @dataclass(frozen=True)
@@ -297,7 +369,7 @@ class Driver:
         word = bytes(self.params.bus_bits // 8)
         self._transport.send_weights(word)
         self._transport.send_weights(word)
-        self._transport.send_activations(bytes(self.params.batch))
+        self._transport.send_activations(bytes(self.params.activation_bus_bits // 8))
         self._transport.drain()
         self._order_reset()
         self._transport.drain()
@@ -389,7 +461,10 @@ class Driver:
         for step in steps:
             if step.columns:
                 columns = vectors[:, step.columns.start : step.columns.stop]
-                self._transport.send_activations(np.ascontiguousarray(columns.T).tobytes())
+                data = np.ascontiguousarray(columns.T).tobytes()
+                # The last beat is filled up.
+                data += bytes(-len(data) % (self.params.activation_bus_bits // 8))
+                self._transport.send_activations(data)
             self._send_weights(step.data)
 
     def _receive_pass(self, steps: list[_Step]) -> NDArray[np.int32]:
