@@ -40,6 +40,8 @@ __all__ = [
 
 _PATIENCE = 20_000
 """Cycles after which a run that waits for something is given up."""
+_QUIET = 100
+"""Cycles without an event after which nothing happens any more: longer than any pause."""
 
 
 @dataclass(frozen=True)
@@ -422,7 +424,8 @@ async def _play_finisher(ports: Ports, run: FinisherRun) -> FinisherSeen:
             pipe = [list(read) if read else None, pipe[0]]
             if walk.clear:
                 seen.clears.append((cycle, walk.row, walk.bank))
-                store[walk.row] = [0] * params.batch
+                if walk.row < len(store):
+                    store[walk.row] = [0] * params.batch
         seen.free_while_busy += busy and may_report
         if done:
             seen.done.append(cycle)
@@ -569,7 +572,7 @@ class ReaderRun:
     seed : int
         Seed.
     cycles : int
-        Cycles to play.
+        Most cycles to play; fewer where nothing happens any more.
     """
 
     params: AcceleratorParams
@@ -606,7 +609,7 @@ class ReaderCycle(NamedTuple):
     error: int
     position: int
     reading: int
-    wants: int
+    ready: int
     payload_word: int
 
 
@@ -626,11 +629,13 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
     ]
     answers = [pauses(run.answers, run.seed + number) for number in range(4, 8)]
     flying: deque[_Flight] = deque()
-    begun = parity = loaded = halted_for = 0
+    begun = parity = loaded = halted_for = quiet = 0
     wiping = rng.randint(1, 6)
     log = []
     await ports.reset()
     for cycle in range(run.cycles):
+        if quiet == _QUIET and cycle > max(run.clears, default=0):
+            break
         clear = cycle in run.clears or (run.recover >= 0 and halted_for > run.recover)
         halted_for = 0 if clear else halted_for
         may_allocate, may_load, may_send, sender_free = (not next(pause) for pause in answers)
@@ -666,12 +671,14 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
         await ports.settle()
         word = source.taken()
         section, body, payload = (sink.taken() for sink in sinks)
-        allocate, matrix, load_code, code = ports.read("allocate", "matrix", "load_code", "code")
+        allocate, load_code = ports.read("allocate", "load_code")
+        matrix = ports.read("matrix")[0] if allocate else -1
+        code = ports.read("code")[0] if load_code else -1
         passed, cancel, wipe, reject, halted = ports.read(
             "passed", "cancel", "wipe", "reject", "halted"
         )
-        error, position_seen, reading, wants, payload_word = ports.read(
-            "error", "position", "reading", "wants", "payload_word"
+        error, position_seen, reading, ready, payload_word = ports.read(
+            "error", "position", "reading", "i__ready", "payload_word"
         )
         taken = (-1 if one is None else one for one in (word, section, body, payload))
         log.append(
@@ -682,8 +689,8 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
                 next(taken),
                 next(taken),
                 next(taken),
-                matrix if allocate else -1,
-                code if load_code else -1,
+                matrix,
+                code,
                 passed,
                 retired,
                 late,
@@ -695,12 +702,14 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
                 error,
                 position_seen,
                 reading,
-                wants,
+                ready,
                 payload_word,
             )
         )
         wiping = (rng.randint(1, 6) if wiping == 0 else wiping - 1) if wipe else rng.randint(1, 6)
         halted_for += halted
+        happens = source.waiting or passed or retired or cancel or wipe or reject
+        quiet = 0 if happens else quiet + 1
         if allocate:
             flying.append(_Flight(begun))
             begun += 1

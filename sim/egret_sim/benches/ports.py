@@ -42,17 +42,23 @@ class Ports:
         self._dut = dut
         self._name = name
         self._driven: dict[str, int] = {}
+        self._handles: dict[str, Any] = {}
+
+    def _handle(self, port: str) -> Any:
+        if port not in self._handles:
+            self._handles[port] = getattr(self._dut, f"{self._name}__{port}")
+        return self._handles[port]
 
     def drive(self, **values: int) -> None:
         """Set inputs."""
         for port, value in values.items():
             if self._driven.get(port) != value:
-                getattr(self._dut, f"{self._name}__{port}").value = value
+                self._handle(port).value = value
                 self._driven[port] = value
 
     def read(self, *ports: str) -> tuple[int, ...]:
         """Return the unsigned values of ports."""
-        return tuple(int(getattr(self._dut, f"{self._name}__{port}").value) for port in ports)
+        return tuple(int(self._handle(port).value) for port in ports)
 
     async def settle(self) -> None:
         """Wait until the inputs have passed through the gates."""
