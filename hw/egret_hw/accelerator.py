@@ -272,7 +272,7 @@ class Accelerator(wiring.Component):
             ]
 
         lanes = [Lane(params) for _ in range(params.lanes)]
-        nodes = [ReadoutNode(params) for _ in range(params.lanes)]
+        nodes = [ReadoutNode(params, params.lanes - 1 - index) for index in range(params.lanes)]
         all_ready = Cat(*(lane.i.ready for lane in lanes)).all()
         beat = gearbox.o.payload
         m.d.comb += gearbox.o.ready.eq(all_ready)

@@ -33,8 +33,9 @@ def sums_layout(params: AcceleratorParams) -> data.StructLayout:
 class ReadoutNode(wiring.Component):
     """One link of the systolic read-out chain.
 
-    The sums of this lane and those of the lanes behind it take turns. A chain of registered links
-    replaces a multiplexer over all lanes, whose wires would set the clock.
+    A chain of registered links replaces a multiplexer over all lanes, whose wires would set the
+    clock. This lane takes one turn for each that all the lanes behind it had, so that no lane falls
+    behind the others, which get their bits together with it.
 
     Latency 1 cycle, throughput 1 row a cycle.
 
@@ -42,6 +43,8 @@ class ReadoutNode(wiring.Component):
     ----------
     params : AcceleratorParams
         Parameters.
+    lanes_behind : int
+        Lanes whose sums come from the link behind.
 
     Attributes
     ----------
@@ -53,8 +56,9 @@ class ReadoutNode(wiring.Component):
         Sums to the link before.
     """
 
-    def __init__(self, params: AcceleratorParams) -> None:
+    def __init__(self, params: AcceleratorParams, lanes_behind: int) -> None:
         self.params = params
+        self._lanes_behind = lanes_behind
         super().__init__(
             {
                 "lane": In(stream.Signature(sums_layout(params))),
@@ -68,8 +72,9 @@ class ReadoutNode(wiring.Component):
         m = Module()
         m.submodules.buffer = buffer = ElasticBuffer(sums_layout(self.params))
         wiring.connect(m, buffer.o, wiring.flipped(self.o))
-        prefer_lane = Signal()
-        with m.If(self.lane.valid & (prefer_lane | ~self.behind.valid)):
+        # Sums from behind that go first while both wait.
+        turns = Signal(range(self._lanes_behind + 1))
+        with m.If(self.lane.valid & ((turns == 0) | ~self.behind.valid)):
             m.d.comb += [
                 buffer.i.valid.eq(1),
                 buffer.i.payload.eq(self.lane.payload),
@@ -81,6 +86,8 @@ class ReadoutNode(wiring.Component):
                 buffer.i.payload.eq(self.behind.payload),
                 self.behind.ready.eq(buffer.i.ready),
             ]
-        with m.If(buffer.i.valid & buffer.i.ready):
-            m.d.sync += prefer_lane.eq(self.behind.ready)
+        with m.If(self.lane.valid & self.lane.ready):
+            m.d.sync += turns.eq(self._lanes_behind)
+        with m.Elif(self.behind.valid & self.behind.ready & (turns != 0)):
+            m.d.sync += turns.eq(turns - 1)
         return m

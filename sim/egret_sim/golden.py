@@ -603,8 +603,8 @@ class GoldenAccelerator:
             the header says are TRUNCATED, more are OVERRUN.
         activations : np.ndarray, optional
             One packet of the activation stream up to its TLAST: int8 of shape (n, B), the last
-            column first, n not necessarily `columns`. Needed when the packet has `load_activations` and gets as far;
-            refused when the packet is good and has not.
+            column first, n not necessarily `columns`. Needed when the packet has
+            `load_activations` and gets as far; refused when the packet is good and has not.
         ends_with_tlast : bool
             False when the last word of `packet` carries no TLAST either.
 

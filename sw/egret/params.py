@@ -189,7 +189,7 @@ class AcceleratorParams:
         require(
             self.map_depth <= 1 << self.suffix_limit,
             "map_depth",
-            f"at most 2**suffix_limit = {1 << self.suffix_limit}, so that every index has a codeword",
+            f"at most 2**suffix_limit = {1 << self.suffix_limit}: every index needs a codeword",
         )
         require(2 <= self.weight_bits <= 16, "weight_bits", "2 to 16")
         require(
