@@ -45,24 +45,21 @@ def constraints(params: AcceleratorParams, top: str, clock: float) -> tuple[str,
 _FILE_TYPES = {".lpf": "LPF", ".pcf": "PCF", ".xdc": "xdc", ".sdc": "SDC"}
 _SYNTHESIS = {
     "ecp5": """\
-    default_tool: trellis
-    tools:
-      trellis:
-        nextpnr_options:
-          [--85k, --package, CABGA756, --speed, "6", --out-of-context, --lpf-allow-unconstrained]
+    flow: trellis
+    flow_options:
+      nextpnr_options:
+        [--85k, --package, CABGA756, --speed, "6", --out-of-context, --lpf-allow-unconstrained]
 """,
     "ice40": """\
-    default_tool: icestorm
-    tools:
-      icestorm:
-        nextpnr_options: [--hx8k, --package, ct256, --pcf-allow-unconstrained]
+    flow: icestorm
+    flow_options:
+      nextpnr_options: [--hx8k, --package, ct256, --pcf-allow-unconstrained]
 """,
     "xilinx7": """\
-    default_tool: vivado
-    tools:
-      vivado:
-        part: xc7a100tcsg324-1
-        pnr: none
+    flow: vivado
+    flow_options:
+      part: xc7a100tcsg324-1
+      pnr: none
 """,
 }
 """The core alone, on a usual part of each family: its ports on any pads, not on a board's."""
@@ -119,11 +116,10 @@ targets:
     description: the Verilog through Verilator with all warnings
     filesets: [waivers, rtl]
     toplevel: {top}
-    default_tool: verilator
-    tools:
-      verilator:
-        mode: lint-only
-        verilator_options: [-Wall]
+    flow: lint
+    flow_options:
+      tool: verilator
+      verilator_options: [-Wall]
 """
     if params.vendor in _SYNTHESIS:
         text += f"""\
