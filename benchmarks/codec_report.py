@@ -28,6 +28,7 @@ __all__ = [
     "Speed",
     "draw",
     "format_results",
+    "format_table",
     "write_json",
 ]
 
@@ -210,7 +211,7 @@ class Results:
 # --- text --------------------------------------------------------------------------------------
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def format_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Lay out columns: the first to the left, the others to the right."""
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
@@ -236,7 +237,7 @@ def _verdicts(label: str, cases: Sequence[tuple[str, Sequence[Check]]]) -> str:
     for name, checks in cases:
         found = {check.limit: check.verdict for check in checks}
         rows.append([name, *(found.get(limit, "") for limit in limits)])
-    return _table([label, *limits], rows)
+    return format_table([label, *limits], rows)
 
 
 def _bits_table(label: str, cases: Sequence[tuple[str, Sizes]]) -> str:
@@ -246,7 +247,7 @@ def _bits_table(label: str, cases: Sequence[tuple[str, Sizes]]) -> str:
         [label, *(_number(sizes.per_weight(name), ".3f") for name in names)]
         for label, sizes in cases
     ]
-    return _table([label, *names], rows)
+    return format_table([label, *names], rows)
 
 
 def _format_networks(networks: Sequence[Sizes]) -> Iterable[str]:
@@ -293,7 +294,7 @@ def _format_files(networks: Sequence[Sizes]) -> Iterable[str]:
             ]
         )
     header = ("network", "payload", "kept", "index", "file", "overhead", "")
-    yield _table(header, rows)
+    yield format_table(header, rows)
     yield ""
 
 
@@ -309,7 +310,7 @@ def _format_speeds(speeds: Sequence[Speed]) -> Iterable[str]:
             found = {speed.codec: getattr(speed, title) for speed in group}
             zeros = f"{group[0].zeros / group[0].weights:.1%}"
             rows.append([name, zeros, *(_number(found.get(codec), ",.1f") for codec in codecs)])
-        yield _table([title, "zeros", *codecs], rows)
+        yield format_table([title, "zeros", *codecs], rows)
         yield ""
     yield _verdicts("limits", [(name, group[0].checks) for name, group in groups])
     yield ""
