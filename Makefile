@@ -10,7 +10,7 @@ PYTHON ?=
 TORCH_INDEX ?=
 # Worker processes of the tests: a number, or `auto` for one a core (eight at most).
 JOBS ?= auto
-# Checkpoints that `make bench-codec` measures besides what ships, and more of its options.
+# Checkpoints that `make bench-codec` and `bench-hw` measure besides what ships, and more options.
 WEIGHTS ?=
 BENCH_OPTIONS ?=
 # DeepCABAC's package. It asks for an older NumPy, so that it stays out of .venv.
@@ -37,7 +37,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test lint format rtl fuzz bench-digits bench-codec bench-synthesis clean distclean
+.PHONY: help venv compiler demo test lint format rtl fuzz bench-digits bench-codec bench-hw clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -50,6 +50,7 @@ help:
 	@echo '  fuzz          feed the reader of containers with damaged files, for SECONDS=60'
 	@echo '  bench-digits  the digits figures over five seeds'
 	@echo '  bench-codec   sizes and speeds of the codec beside other codecs'
+	@echo '  bench-hw      area, clock and cycles of the accelerator'
 	@echo '  venv          only make the environment .venv'
 	@echo '  clean         remove build/ and caches;  distclean: .venv too'
 	@echo
@@ -58,7 +59,7 @@ help:
 	@echo '                                  https://download.pytorch.org/whl/cpu'
 	@echo '           TORCH_INDEX=default    the build pip would choose (CUDA on Linux)'
 	@echo '           JOBS=2                 worker processes of the tests'
-	@echo '           WEIGHTS="a.th b.bin"   checkpoints for bench-codec, besides what ships'
+	@echo '           WEIGHTS="a.th b.bin"   checkpoints for bench-codec and bench-hw, besides what ships'
 
 venv: $(READY)
 	@echo 'egret: $(VENV) is up to date'
@@ -136,9 +137,9 @@ bench-codec: $(READY) $(NNCODEC_READY)
 	@echo 'egret: measuring the codec and its peers: several minutes'
 	@$(PY) -m benchmarks.codec $(WEIGHTS) $(BENCH_OPTIONS)
 
-bench-synthesis: $(READY)
-	@echo 'egret: synthesising the presets for ECP5: a few minutes, the first time more'
-	@$(PY) benchmarks/synthesis.py
+bench-hw: compiler $(READY)
+	@echo 'egret: placing, routing and simulating the accelerator: an hour or two the first time'
+	@$(PY) -m benchmarks.hardware $(WEIGHTS) $(BENCH_OPTIONS)
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis sim_build results.xml
