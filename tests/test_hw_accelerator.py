@@ -173,12 +173,12 @@ class Script:
             else:
                 assert not frame.error, f"{what}: found {found!r}"
                 np.testing.assert_array_equal(frame.values, expected, what)
+        last = self.frames[len(recording.frames) - 1][0] if recording.frames else "the start"
+        assert not recording.locked_up, f"after {last}: {recording.statuses[-1]}"
         for (what, status), seen in zip(self.statuses, recording.statuses, strict=False):
             assert {name: seen[name] for name in status} == status, what
             if not status["error"]:
                 assert seen["words"] + seen["stalls"] + seen["starved"] == seen["cycles"], what
-        last = self.frames[len(recording.frames) - 1][0] if recording.frames else "the start"
-        assert not recording.locked_up, f"after {last}: {recording.statuses[-1]}"
         assert len(recording.frames) == len(self.frames)
         assert len(recording.statuses) == len(self.statuses)
         return recording

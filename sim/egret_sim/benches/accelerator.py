@@ -79,7 +79,7 @@ class Job:
     seed : int
         Seed of the random pauses.
     timeout : int
-        Cycles that an "expect" waits for a frame, and a "sent" for all words to be taken, before
+        Cycles that an "expect" waits for a frame, and a "sent" for the next packet to begin, before
         they give up: a lock-up.
     """
 
@@ -224,12 +224,14 @@ class AcceleratorBench:
 
     async def sent(self) -> bool:
         """Wait until every word of the weight stream has been taken; return whether in time."""
-        waited = 0
+        left, waited = self.weights.count(), 0
         while not self.weights.idle():
             if waited >= self.job.timeout:
                 return False
             await ClockCycles(self.dut.aclk, 16)
             waited += 16
+            if self.weights.count() < left:
+                left, waited = self.weights.count(), 0
         return True
 
     async def expect(self, count: int) -> bool:
