@@ -109,7 +109,8 @@ def serial(
 
 
 def vector(*values: int) -> np.ndarray:
-    return np.array([[value] for value in values], dtype=np.int8)
+    """Return the activations of columns 0, 1 ... as they are sent: the last column first."""
+    return np.array([[value] for value in reversed(values)], dtype=np.int8)
 
 
 def test_packets_written_out_in_words() -> None:
@@ -373,7 +374,7 @@ def test_random_matrices(params: AcceleratorParams, kind: str) -> None:
             has_bias=1,
             bias_base=3,
         )
-        outcome = accelerator.run_packet(data, x)
+        outcome = accelerator.run_packet(data, x[::-1])
         assert outcome.error is ErrorKind.NONE, what
         expected = weights @ x.astype(int) + np.array(bias)[:, None]
         np.testing.assert_array_equal(outcome.results, expected, what)
@@ -388,7 +389,7 @@ def test_ranges_may_be_cut_anywhere() -> None:
     weights = np.arange(1, 16).reshape(3, 5)
     for places in ([0, 0, 0], [15, 15, 15], [1, 2, 3], [5, 10, 15], [3, 7, 14], [4, 6, 6]):
         data = matrix(params, weights, 16, ranges=cut(params, (3, 5), places))
-        outcome = ready(params, range(16)).run_packet(data, x)
+        outcome = ready(params, range(16)).run_packet(data, x[::-1])
         assert outcome.results.tolist() == (weights @ x).tolist(), places
 
 
@@ -506,7 +507,7 @@ def test_two_matrices_chain(batch: int) -> None:
     x = np.random.default_rng(1).integers(-20, 20, (3, batch), dtype=np.int8)
     accelerator = ready(params, table)
     one = accelerator.run_packet(
-        matrix(params, first, 3, keep_activations=1, emit_results=0, relu=1, shift=1), x
+        matrix(params, first, 3, keep_activations=1, emit_results=0, relu=1, shift=1), x[::-1]
     )
     assert one.streams == ()
     two = accelerator.run_packet(matrix(params, second, 3, load_activations=0))
@@ -521,6 +522,37 @@ def test_two_matrices_chain(batch: int) -> None:
     narrow = matrix(params, second[:, :2], 3, load_activations=0)
     with pytest.raises(FormatError, match="activations: found 3, expected one for each of 2"):
         accelerator.run_packet(narrow)
+
+
+def test_what_is_read_again_cannot_be_followed_by_results_that_are_kept() -> None:
+    fields = {"map_entries": 2, "load_activations": 0}
+    for kept in (0, 1):
+        accelerator = ready(SERIAL, [0, 3])
+        first = serial("010", (1, 1), map_entries=2, keep_activations=kept)
+        assert accelerator.run_packet(first, vector(2)).error is ErrorKind.NONE
+        again = serial("010", (1, 1), keep_activations=1, **fields)
+        if not kept:
+            assert failing(accelerator, again) == (ErrorKind.DESCRIPTOR, 0)
+            continue
+        assert accelerator.run_packet(again).results.tolist() == [[18]]
+        for expected in (54, 54):
+            assert accelerator.run_packet(serial("010", (1, 1), **fields)).results == expected
+        assert failing(accelerator, again) == (ErrorKind.DESCRIPTOR, 0)
+
+
+def test_several_columns_a_beat() -> None:
+    params = replace(SERIAL, activation_columns=4)
+    weights = np.arange(1, 8)[None]
+    data = matrix(params, weights, 8)
+    x = np.arange(1, 8, dtype=np.int8)[::-1, None]
+    outcome = ready(params, range(8)).run_packet(data, x)
+    assert outcome.results.tolist() == [[sum(n * n for n in range(1, 8))]]
+    # What fills the last beat is not told from columns.
+    outcome = ready(params, range(8)).run_packet(data, np.append(x, [[0]], axis=0).astype(np.int8))
+    assert outcome.results.tolist() == [[140]]
+    for columns, beats in ((1, 1), (4, 1), (9, 2), (12, 2), (30, 2)):
+        many = np.ones((columns, 1), np.int8)
+        assert failing(ready(params, range(8)), data, many) == (ErrorKind.ACTIVATIONS, beats)
 
 
 def test_without_relu_negative_activations_chain() -> None:
@@ -542,7 +574,7 @@ def test_more_adds_tiles_of_columns() -> None:
         data = matrix(
             SERIAL, weights[:, part], 5, more=not last, emit_results=last, has_bias=1, shift=7
         )
-        outcome = accelerator.run_packet(data, x[part])
+        outcome = accelerator.run_packet(data, x[part][::-1])
         assert outcome.error is ErrorKind.NONE
         assert outcome.weights == 96
         assert accelerator.good_matrices == tile + 1
@@ -551,7 +583,7 @@ def test_more_adds_tiles_of_columns() -> None:
     expected = weights @ x.astype(int) + np.arange(6)[:, None]
     np.testing.assert_array_equal(outcome.streams[0], expected)
     # The next matrix begins anew.
-    outcome = accelerator.run_packet(matrix(SERIAL, weights[:, :16], 5), x[:16])
+    outcome = accelerator.run_packet(matrix(SERIAL, weights[:, :16], 5), x[15::-1])
     np.testing.assert_array_equal(outcome.results, weights[:, :16] @ x[:16].astype(int))
 
 
@@ -1114,7 +1146,7 @@ def test_reference_forward_agrees_with_the_packets() -> None:
             multiplier=40000,
             shift=22,
         ),
-        inputs.T,
+        inputs.T[::-1],
     )
     two = accelerator.run_packet(matrix(params, second, 6, load_activations=0, emit_activations=1))
     assert [output.results.dtype for output in outputs] == [np.int32] * 2

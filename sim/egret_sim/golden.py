@@ -255,7 +255,7 @@ def _matrix_ranges(
 def header_fault(packet: bytes, params: AcceleratorParams) -> str | None:
     """Return what is wrong with the header that `packet` begins with.
 
-    Whether the code that a matrix asks for has been loaded is not looked at.
+    Whether a matrix fits what was before it, its code and its activations, is not looked at.
 
     Parameters
     ----------
@@ -582,6 +582,7 @@ class GoldenAccelerator:
         self._codes: list[_Code | None] = [None] * self.params.code_banks
         # Entries of the map and of the bias memory that the last two matrices used.
         self._recent: deque[dict[str, range]] = deque(maxlen=2)
+        # Whether the last matrix kept its results.
         self._kept = False
         self._activations: np.ndarray | None = None
         self._sums: np.ndarray | None = None
@@ -603,8 +604,9 @@ class GoldenAccelerator:
             the header says are TRUNCATED, more are OVERRUN.
         activations : np.ndarray, optional
             One packet of the activation stream up to its TLAST: int8 of shape (n, B), the last
-            column first, n not necessarily `columns`. Needed when the packet has
-            `load_activations` and gets as far; refused when the packet is good and has not.
+            column first, without the zeros that fill its last beat; n is not necessarily `columns`.
+            Needed when the packet has `load_activations` and gets as far; refused when the
+            packet is good and has not.
         ends_with_tlast : bool
             False when the last word of `packet` carries no TLAST either.
 
@@ -665,12 +667,8 @@ class GoldenAccelerator:
             if header_fault(packet, self.params) is not None:
                 return _Fault(ErrorKind.DESCRIPTOR, 0)
             fields = read_header(packet)
-            if fields["kind"] == PacketKind.MATRIX:
-                again = not fields["load_activations"] and not self._kept
-                if self._codes[fields["code_bank"]] is None or (
-                    again and fields["keep_activations"]
-                ):
-                    return _Fault(ErrorKind.DESCRIPTOR, 0)
+            if fields["kind"] == PacketKind.MATRIX and not self._can_run(fields):
+                return _Fault(ErrorKind.DESCRIPTOR, 0)
             total = _sections(fields, self.params).crc[1] // word
         if total is None or words < total:
             if not ends_with_tlast:
@@ -682,6 +680,13 @@ class GoldenAccelerator:
         if words > total or not ends_with_tlast:
             return _Fault(ErrorKind.OVERRUN, total - 1)
         return None
+
+    def _can_run(self, fields: Mapping[str, int]) -> bool:
+        """Return whether a matrix fits what was before it."""
+        reads_again = not fields["load_activations"] and not self._kept
+        return self._codes[fields["code_bank"]] is not None and not (
+            reads_again and fields["keep_activations"]
+        )
 
     def _load_table(self, packet: bytes, fields: Mapping[str, int]) -> None:
         span = _sections(fields, self.params).entries
@@ -769,14 +774,14 @@ class GoldenAccelerator:
                 f"activations: found {activations.dtype} of shape {activations.shape}, expected "
                 f"int8 of shape (columns, {self.params.batch})"
             )
-        each = self.params.activation_columns
-        beats, needed = -(-len(activations) // each), -(-columns // each)
+        in_beat = self.params.activation_columns
+        beats, needed = -(-len(activations) // in_beat), -(-columns // in_beat)
         if beats != needed:
             # Noticed at TLAST when it comes early, else on the last beat, where it is missing.
             return _Fault(ErrorKind.ACTIVATIONS, min(beats, needed))
-        padding = np.zeros((max(0, columns - len(activations)), self.params.batch), np.int8)
-        in_order = np.concatenate([activations, padding])[:columns]
-        self._activations = in_order[::-1].astype(np.int64)
+        received = np.zeros((beats * in_beat, self.params.batch), np.int64)
+        received[: len(activations)] = activations
+        self._activations = received[:columns][::-1]
         return None
 
     def _row_fault(self, matrix: _Matrix) -> _Fault | None:
