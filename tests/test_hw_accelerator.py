@@ -61,7 +61,7 @@ SETS = [
         block_depth=2,
     ),
     L4W4,
-    replace(L4W4, name="l4w4micro", parser="microcode"),
+    replace(L4W4, name="l4w4micro", parser="microcode", activation_columns=4),
     replace(
         L4W4,
         name="l2w4c2b3",
@@ -73,7 +73,15 @@ SETS = [
         block_depth=2,
     ),
     # A bus word is a beat, and a slot has every other one.
-    replace(L4W4, name="l4w8c2", parser_bits=8, parser="microcode", row_depth=128, input_depth=4),
+    replace(
+        L4W4,
+        name="l4w8c2",
+        parser_bits=8,
+        parser="microcode",
+        row_depth=128,
+        input_depth=4,
+        activation_columns=2,
+    ),
     replace(
         L4W4,
         name="l1w16c4",
@@ -81,6 +89,7 @@ SETS = [
         parser_bits=16,
         parser="microcode",
         weight_bits=16,
+        activation_columns=16,
         map_depth=16,
         suffix_limit=4,
     ),
@@ -92,6 +101,7 @@ SETS = [
         codes=("eg-k", "eg-table"),
         row_depth=256,
         block_depth=4,
+        activation_columns=8,
     ),
     replace(L4W4, name="l2w8c4", lanes=2, parser_bits=8, parser_cut=2, bus_bits=128, batch=2),
 ]
@@ -101,6 +111,11 @@ FAULTY = SETS[3]
 @lru_cache
 def verilog(params: AcceleratorParams) -> str:
     return generate_verilog(params)
+
+
+def activation_packet(params: AcceleratorParams, x: np.ndarray) -> bytes:
+    """Return the packet of activations of columns 0, 1 ..., of shape (columns, B)."""
+    return params.pad_activations(x[::-1].tobytes())
 
 
 class Script:
@@ -120,9 +135,10 @@ class Script:
         self.error = {"error": 0, "position": 0, "irq": 0}
 
     def send(self, what: str, packet: bytes, activations: np.ndarray | None = None) -> Outcome:
-        """Queue a packet, and note what follows from it."""
+        """Queue a packet, and note what follows from it; column 0 of activations is the first."""
         if activations is not None:
-            self.steps.append(Step("activations", activations.tobytes()))
+            self.steps.append(Step("activations", activation_packet(self.params, activations)))
+            activations = activations[::-1]
         self.steps.append(Step("weights", packet))
         outcome = self.golden.run_packet(packet, activations)
         if outcome.error is ErrorKind.NONE:
@@ -266,6 +282,7 @@ class Host:
         """Begin as after a reset."""
         self.codes: list[tuple[Code, int] | None] = [None] * self.params.code_banks
         self.held = np.zeros((0, self.params.batch), np.int8)
+        self.kept = False
         self.recent: list[dict[str, range]] = []
 
     def place(self, table: str, size: int, depth: int) -> int | None:
@@ -353,7 +370,8 @@ class Host:
             if ends:
                 fields = {
                     "load_activations": load,
-                    "keep_activations": keep,
+                    # What is read again cannot be followed by results that are kept.
+                    "keep_activations": keep and (load or self.kept),
                     "emit_results": emits & 1,
                     "emit_activations": emits >> 1,
                 }
@@ -420,7 +438,8 @@ class Host:
         assert outcome.error is ErrorKind.NONE, label
         assert outcome.non_zeros == np.count_nonzero(weights), label
         self.recent = [*self.recent[-1:], uses]
-        if fields.get("keep_activations"):
+        self.kept = bool(fields.get("keep_activations"))
+        if self.kept:
             self.held = outcome.activations
         return sums
 
@@ -566,9 +585,10 @@ def test_packer_against_golden_and_plain_integers(params: AcceleratorParams) -> 
                 if not isinstance(packet, MatrixPacket):
                     script.setup(packet.data)
                     continue
+                # The packer turns the columns around, for hosts that send them from the front.
                 taken = x[:, packet.first_column :][:, : packet.columns]
                 outcome = script.send(
-                    label, packet.data, taken.T.copy() if packet.load_activations else None
+                    label, packet.data, taken.T[::-1] if packet.load_activations else None
                 )
                 if outcome.streams:
                     expected = plain[packet.layer]
@@ -611,6 +631,9 @@ class Faults:
             params, other, good, code_bank=bank, map_entries=4, keep_activations=1,
             emit_activations=1, multiplier=40000, shift=17,
         )  # fmt: skip
+
+    def packet(self, x: np.ndarray) -> bytes:
+        return activation_packet(self.script.params, x)
 
     def vector(self, columns: int = 8) -> np.ndarray:
         shape = (columns, self.script.params.batch)
@@ -714,9 +737,10 @@ def test_wrong_lengths_are_errors(params: AcceleratorParams) -> None:
     faults.script.play()
 
 
-def test_wrong_numbers_of_activations_are_errors() -> None:
-    faults = Faults(seed=3)
-    for columns in (1, 7, 9, 30):
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_wrong_numbers_of_activations_are_errors(params: AcceleratorParams) -> None:
+    faults = Faults(params, seed=3)
+    for columns in (1, 4, 9, 30):
         faults.script.setup(*faults.setup)
         outcome = faults.fault(f"{columns} columns", faults.matrix, x=faults.vector(columns))
         assert outcome.error is ErrorKind.ACTIVATIONS
@@ -724,7 +748,7 @@ def test_wrong_numbers_of_activations_are_errors() -> None:
     damaged = bytearray(faults.matrix)
     damaged[-1] ^= 1
     for data in (faults.matrix[: -faults.word], faults.matrix + bytes(faults.word), bytes(damaged)):
-        for columns in (5, 20):
+        for columns in (3, 20):
             faults.script.setup(*faults.setup)
             faults.fault(f"{columns} columns too", data, x=faults.vector(columns))
     faults.script.play()
@@ -883,24 +907,24 @@ def test_reset_and_clear_in_any_cycle_of_a_matrix(what: str) -> None:
     golden = GoldenAccelerator(params)
     for packet in faults.setup:
         golden.run_packet(packet)
-    outcome = golden.run_packet(bytes(data), x)
+    outcome = golden.run_packet(bytes(data), x[::-1])
     golden.clear()
     for packet in faults.good_setup:
         golden.run_packet(packet)
-    good = golden.run_packet(faults.good, x)
+    good = golden.run_packet(faults.good, x[::-1])
     cycles = range(130)
     steps: list[Step] = []
     for cycle in cycles:
         steps += [Step("weights", packet) for packet in faults.setup]
         steps += [Step("sent"), Step("wait", count=100)]
         if with_activations:
-            steps.append(Step("activations", x.tobytes()))
+            steps.append(Step("activations", faults.packet(x)))
         steps += [Step("weights", bytes(data)), Step("wait", count=4 + cycle)]
         steps += [Step(what.split()[0])]
         # The rest of the packet passes, and results already accepted leave.
         steps += [Step("wait", count=100)]
         steps += [Step("weights", packet) for packet in faults.good_setup]
-        steps += [Step("weights", faults.good), Step("offer", x.tobytes())]
+        steps += [Step("weights", faults.good), Step("offer", faults.packet(x))]
         steps += [Step("wait", count=300), Step("status"), Step("clear")]
     steps.append(Step("expect", count=10**9))  # the frames that there are
     recording = play(params, steps, timeout=500)
@@ -956,12 +980,12 @@ def test_reset_and_clear_amid_everything(params: AcceleratorParams, step: str) -
     expected = [
         stream.ravel()
         for data, taken in packets
-        for stream in golden.run_packet(data, taken).streams
+        for stream in golden.run_packet(data, None if taken is None else taken[::-1]).streams
     ]
     golden.clear()
     for packet in faults.good_setup:
         golden.run_packet(packet)
-    good = golden.run_packet(faults.good, x)
+    good = golden.run_packet(faults.good, x[::-1])
     # Microcode takes a thousand cycles to make.
     span, stride, rest = (600, 3, 300) if params.parser == "logic" else (5500, 41, 1500)
     steps: list[Step] = []
@@ -969,13 +993,13 @@ def test_reset_and_clear_amid_everything(params: AcceleratorParams, step: str) -
     for cycle in cycles:
         for data, taken in packets:
             if taken is not None:
-                steps.append(Step("activations", taken.tobytes()))
+                steps.append(Step("activations", faults.packet(taken)))
             steps.append(Step("weights", data))
         steps += [Step("wait", count=cycle), Step("flush"), Step(step), Step("wait", count=200)]
         # Where a packet was about to begin it was an error, without its tables.
         steps += [Step("clear"), Step("wait", count=20)]
         steps += [Step("weights", packet) for packet in faults.good_setup]
-        steps += [Step("offer", x.tobytes()), Step("weights", faults.good)]
+        steps += [Step("offer", faults.packet(x)), Step("weights", faults.good)]
         steps += [Step("wait", count=rest), Step("status"), Step("clear")]
     steps.append(Step("expect", count=10**9))
     recording = play(params, steps, timeout=500)
@@ -1018,21 +1042,21 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
         golden.run_packet(packet)
     expected: list[np.ndarray] = []
     if before == "good matrix":
-        steps += [Step("activations", own.tobytes()), Step("weights", faults.matrix)]
-        expected += golden.run_packet(faults.matrix, own).streams
+        steps += [Step("activations", faults.packet(own)), Step("weights", faults.matrix)]
+        expected += golden.run_packet(faults.matrix, own[::-1]).streams
     if before == "waiting matrix":
         steps += [Step("weights", faults.matrix)]
     else:
         steps += [Step("weights", bytes(wrong)), Step("expect", count=len(expected) + 1)]
     steps += [
-        *(Step("activations", long.tobytes()), Step("wait", count=50), Step("clear")),
+        *(Step("activations", faults.packet(long)), Step("wait", count=50), Step("clear")),
         *(Step("weights", packet) for packet in faults.good_setup),
-        *(Step("weights", faults.good), Step("activations", others.tobytes())),
+        *(Step("weights", faults.good), Step("activations", faults.packet(others))),
     ]
     golden = GoldenAccelerator(FAULTY)
     for packet in faults.good_setup:
         golden.run_packet(packet)
-    expected += golden.run_packet(faults.good, others).streams
+    expected += golden.run_packet(faults.good, others[::-1]).streams
     frames = len(expected) + (before != "waiting matrix")
     recording = play(FAULTY, [*steps, Step("expect", count=frames), Step("status")], timeout=3000)
     assert not recording.locked_up
