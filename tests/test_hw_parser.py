@@ -308,16 +308,18 @@ class Pipeline:
     def __init__(self, slots: int) -> None:
         self.inside: list[tuple[int, int, int] | None] = [None] * (slots + 2)
         self._amid = False
+        self._drain = 0
 
     def enable(self, entering: tuple[int, int, int] | None, last: bool, drain: int) -> None:
         """Pass an enabled cycle; `last` when the last beat of a matrix enters."""
         waiting, *ring, _ = self.inside
         shown = ring[-1]
-        if waiting or not self._amid or drain or len(ring) == 1:
+        if waiting or not self._amid or self._drain or len(ring) == 1:
             ring = [waiting, *ring[:-1]]
         else:
             ring[-1] = None
         self.inside = [entering, *ring, shown]
+        self._drain = drain
         if entering:
             self._amid = not last
 

@@ -69,7 +69,7 @@ class MicrocodeParser(RingParser):
         m = Module()
         width, slots = self._width, self._slots
         valid = Signal(slots + 1)
-        moves = self._moves(m, valid[0])
+        moves = self._moves(m)
         step = Signal()
         m.d.comb += step.eq(self.enable & moves)
         tag_layout = data.StructLayout({"first": 1, "last": 1, "parity": 1, "bits": width})
@@ -214,23 +214,26 @@ class MicrocodeWriter(wiring.Component):
         )
         entering = Signal(stage_layout)
         named = data.View(machine.state_layout, address[_CUT:])
-        start = machine.restarted(m, settings, named)
+        start = machine.start_state(m, settings)
         m.d.sync += [
             entering.valid.eq(running),
             entering.address.eq(address),
             entering.state.eq(Mux(address[_CUT:] == _START, start, named)),
         ]
+        begun = machine.start_layout.const({})
         stages = [entering]
         for position in range(_CUT):
             before = stages[-1]
             bit = before.address[_CUT - 1 - position]
-            state, marks = machine.step(m, settings, before.state, bit, position)
+            state, (marks,) = machine.step(
+                m, settings, begun, before.state, Cat(bit), f"bit{position}"
+            )
             after = Signal(stage_layout, name=f"after{position}")
             m.d.sync += [
                 after.eq(before),
                 after.state.eq(state),
                 after.end[position].eq(marks.end),
-                after.event[position].eq(marks.event | marks.bad),
+                after.event[position].eq((marks.end & marks.event) | marks.bad),
             ]
             stages.append(after)
         word = Signal(_word_layout())

@@ -36,7 +36,7 @@ class Marks(NamedTuple):
     end : Value
         A codeword ends.
     event : Value
-        It does, and it is a level that must be multiplied.
+        If so, it is a level that must be multiplied.
     bad : Value
         Its prefix is too long.
     """
@@ -47,42 +47,50 @@ class Marks(NamedTuple):
 
 
 class Machine(Protocol):
-    """The state machine over single bits that a parser unrolls."""
+    """The state machine over bits that a parser unrolls."""
 
+    bits: int
+    """Bits that a step reads."""
     settings_layout: data.StructLayout
     """What the steps need of a code."""
+    start_layout: data.StructLayout
+    """What the first step of a substream needs besides; zeros in all others."""
     state_layout: data.StructLayout
     initial: Mapping[str, int]
-    """The state in which a substream restarts, as a register's reset."""
+    """State before a substream's first bit, as a register's reset."""
 
-    def settings(self, m: Module, bank: Value) -> Value:
+    def settings(self, m: Module, bank: Value) -> data.View:
         """Return the settings of the code in a bank."""
 
-    def restarted(self, m: Module, settings: data.View, state: data.View) -> data.View:
-        """Return the state before a substream's first bit, given `initial`."""
+    def start(self, settings: data.View) -> Value:
+        """Return what the first step of a substream needs."""
 
     def step(
-        self, m: Module, settings: data.View, state: data.View, bit: Value, position: int
-    ) -> tuple[data.View, Marks]:
-        """Add the gates that read a bit.
+        self,
+        m: Module,
+        settings: data.View,
+        start: data.View,
+        state: data.View,
+        bits: Value,
+        name: str,
+    ) -> tuple[data.View, list[Marks]]:
+        """Add the gates that read bits.
 
         Parameters
         ----------
         m : Module
             Where to.
-        settings : View
-            Of `settings_layout`.
-        state : View
-            Of `state_layout`: before the bit.
-        bit : Value
-            The bit.
-        position : int
-            Its place in the chain of steps.
+        settings, start, state : View
+            Of the layouts above; the state before the bits.
+        bits : Value
+            The bits, the first in time lowest.
+        name : str
+            Begins the names of the signals.
 
         Returns
         -------
-        View, Marks
-            The state after the bit, and what there is to say of it.
+        View, list of Marks
+            The state after the bits, and what there is to say of each.
         """
 
 
@@ -102,7 +110,9 @@ class OrderMachine:
         `code_layout` of each bank.
     """
 
+    bits = 1
     settings_layout = data.StructLayout({"order": _ORDER_BITS, "zero": 1, "dense": 1})
+    start_layout = data.StructLayout({})
     state_layout = data.StructLayout(
         {
             # Suffix bits are being read; they were when the count last changed.
@@ -130,23 +140,32 @@ class OrderMachine:
         self._suffix_limit = suffix_limit
         self._codes = codes
 
-    def settings(self, m: Module, bank: Value) -> Value:
+    def settings(self, m: Module, bank: Value) -> data.View:
         """Return the settings of the code in a bank."""
+        settings = Signal(self.settings_layout)
         code = self._codes[bank]
         order = code.level_order[:_ORDER_BITS]
-        return Cat(order, order == 0, code.dense)
+        m.d.comb += settings.eq(Cat(order, order == 0, code.dense))
+        return settings
 
-    def restarted(self, m: Module, settings: data.View, state: data.View) -> data.View:
-        """Return the state: a codeword has just ended in the initial one."""
-        return state
+    def start(self, settings: data.View) -> Value:
+        """Return nothing: in the initial state a codeword has just ended."""
+        return Const(0, 0)
 
     def step(
-        self, m: Module, settings: data.View, state: data.View, bit: Value, position: int
-    ) -> tuple[data.View, Marks]:
+        self,
+        m: Module,
+        settings: data.View,
+        start: data.View,
+        state: data.View,
+        bits: Value,
+        name: str,
+    ) -> tuple[data.View, list[Marks]]:
         """Add the gates that read a bit; see `Machine`."""
+        bit = bits[0]
 
-        def gate(name: str, value: Value) -> Value:
-            signal = Signal(value.shape(), name=f"bit{position}_{name}")
+        def gate(gate_name: str, value: Value) -> Value:
+            signal = Signal(value.shape(), name=f"{name}_{gate_name}")
             m.d.comb += signal.eq(value)
             return signal
 
@@ -167,7 +186,7 @@ class OrderMachine:
         too_long = ~state.suffix & (state.limit | state.bad)
 
         # The bit: the second level.
-        after = Signal(self.state_layout, name=f"bit{position}_state")
+        after = Signal(self.state_layout, name=f"{name}_state")
         suffix = state.suffix
         m.d.comb += [
             after.suffix.eq((suffix | bit) & ~ending),
@@ -183,7 +202,159 @@ class OrderMachine:
             after.limit.eq(count >= self._suffix_limit),
             after.bad.eq(state.bad | too_long),
         ]
-        return after, Marks(after.ended, after.ended & after.event, too_long & bit)
+        return after, [Marks(after.ended, after.event, too_long & bit)]
+
+
+class PairMachine:
+    """The steps of two bits for exp-Golomb codes alone: three levels of LUT4s.
+
+    The count is that of `OrderMachine`. A step adds up to 2 to it or subtracts as much, and looks
+    ahead: the flags say whether the first or the second bit of the next pair ends a codeword,
+    if it is no prefix zero. It leaves its result half done, so that no path has a fourth level:
+    `flip1` and `flip2` & `way` are still to be put into the count's upper bits, and where a
+    codeword has ended the order stands in for the bits from 1 on.
+
+    Parameters
+    ----------
+    suffix_limit : int
+        J.
+    codes : ArrayView
+        `code_layout` of each bank.
+    """
+
+    bits = 2
+    settings_layout = data.StructLayout(
+        {"order": _ORDER_BITS, "zero": 1, "one": 1, "two": 1, "dense": 1}
+    )
+    start_layout = data.StructLayout({"zero": 1, "one": 1, "dense": 1})
+    state_layout = data.StructLayout(
+        {
+            # Suffix bits are being read.
+            "suffix": 1,
+            # A codeword has ended among the two bits: the order is to be added.
+            "load": 1,
+            "count": _COUNT_BITS,
+            "flip1": 1,
+            "flip2": 1,
+            "way": 1,
+            # The next bit ends a codeword: one of the first two, and not `long`.
+            "next_suffix": 1,
+            "next_prefix": 1,
+            "long": 1,
+            # The bit behind it does: one of the first two, and `fits`.
+            "second_suffix": 1,
+            "second_prefix": 1,
+            "fits": 1,
+            # The index is not 0.
+            "event": 1,
+            # A prefix was too long.
+            "bad": 1,
+        }
+    )
+    initial: Mapping[str, int] = MappingProxyType({"load": 1})
+
+    def __init__(self, suffix_limit: int, codes: data.View) -> None:
+        self._suffix_limit = suffix_limit
+        self._codes = codes
+
+    def settings(self, m: Module, bank: Value) -> data.View:
+        """Return the settings of the code in a bank."""
+        settings = Signal(self.settings_layout)
+        code = self._codes[bank]
+        order = code.level_order[:_ORDER_BITS]
+        m.d.comb += [
+            settings.order.eq(order),
+            settings.zero.eq(order == 0),
+            settings.one.eq(order == 1),
+            settings.two.eq(order == 2),
+            settings.dense.eq(code.dense),
+        ]
+        return settings
+
+    def start(self, settings: data.View) -> Value:
+        """Return what the first step of a substream needs."""
+        return Cat(settings.zero, settings.one, settings.dense)
+
+    def step(
+        self,
+        m: Module,
+        settings: data.View,
+        start: data.View,
+        state: data.View,
+        bits: Value,
+        name: str,
+    ) -> tuple[data.View, list[Marks]]:
+        """Add the gates that read two bits; see `Machine`."""
+
+        def gate(gate_name: str, value: Value) -> Value:
+            signal = Signal(value.shape(), name=f"{name}_{gate_name}")
+            m.d.comb += signal.eq(value)
+            return signal
+
+        order, suffix = settings.order, state.suffix
+        # First level: what the step before has left.
+        count = gate(
+            "count",
+            Cat(
+                state.count[0] ^ (state.load & order[0]),
+                Mux(state.load, order[1], state.count[1]) ^ state.flip1,
+                Mux(state.load, order[2], state.count[2]) ^ state.flip2,
+                (~state.load & state.count[3]) ^ (state.flip2 & state.way),
+            ),
+        )
+        next_ends = (state.next_suffix | state.next_prefix) & ~state.long
+        next_ends = gate("next_ends", next_ends | start.zero)
+        second_ends = (state.second_suffix | state.second_prefix) & state.fits
+        second_ends = gate("second_ends", second_ends | start.one)
+        event = gate("event", state.event | start.dense)
+
+        # Second level. After `load`, what was counted does not matter.
+        one, two = bits[0], bits[1]
+        moving = gate("moving", suffix | one)
+        end0 = gate("end0", moving & next_ends)
+        load = gate("load", moving & (next_ends | second_ends))
+        flip1 = gate("flip1", suffix | Mux(one, ~count[0], count[0] | ~two))
+        event1 = gate("event1", event | (suffix == one) | (moving == two))
+        beyond = gate("beyond", state.bad | (count > self._suffix_limit))
+        at_limit = gate("at_limit", state.bad | (count >= self._suffix_limit))
+        event_loaded = settings.dense | (next_ends & ~two)
+        # The second bit is the first one of a codeword: a one bit begins the suffix.
+        next_loaded = Mux(next_ends, two & (settings.zero | settings.one), settings.zero)
+        second_loaded = Mux(next_ends, Mux(two, settings.two, settings.zero), settings.one)
+        next_prefix = Mux(one, count[1], two & ~count[1]) & ~count[0]
+        second_prefix = Mux(one, count[1], two & ~count[1]) & count[0]
+        fits = ~count[3] & ~state.bad & (count[2] == suffix)
+        second_suffix = suffix & ~count[0] & ~count[1]
+        end1 = gate("end1", load & (second_ends | (two & settings.zero)))
+
+        # Third level.
+        after = Signal(self.state_layout, name=f"{name}_state")
+        m.d.comb += [
+            after.suffix.eq(
+                Mux(load, next_ends & two & ~settings.zero, suffix | one | two),
+            ),
+            after.load.eq(load),
+            after.count[0].eq(Mux(load, end0 & ~two, count[0] ^ (~suffix & (one | two)))),
+            after.count[1:].eq(count[1:]),
+            after.flip1.eq(Mux(load, end0 & ~two & order[0], flip1)),
+            after.flip2.eq(
+                Mux(end0, ~two & order[0] & order[1], flip1 & (count[1] ^ moving)),
+            ),
+            after.way.eq(Mux(load, order[2], count[2] ^ moving)),
+            after.next_suffix.eq(Mux(load, next_loaded, suffix & count[0] & count[1])),
+            after.next_prefix.eq(~load & ~suffix & next_prefix),
+            after.long.eq(~load & (count[2] | count[3] | state.bad)),
+            after.second_suffix.eq(Mux(load, second_loaded, second_suffix)),
+            after.second_prefix.eq(~load & ~suffix & second_prefix),
+            after.fits.eq(load | fits),
+            after.event.eq(Mux(load, event_loaded, event1)),
+            after.bad.eq(beyond),
+        ]
+        marks = [
+            Marks(end0, event | (suffix == one), ~suffix & one & beyond),
+            Marks(end1, Mux(next_ends, settings.dense, event1), ~suffix & ~one & two & at_limit),
+        ]
+        return after, marks
 
 
 class TableMachine:
@@ -207,6 +378,7 @@ class TableMachine:
         `code_write_layout`. Entries behind a table's last class do not matter.
     """
 
+    bits = 1
     settings_layout = data.StructLayout(
         {
             "bank": 1,
@@ -230,6 +402,7 @@ class TableMachine:
             "suffix": 1,
         }
     )
+    start_layout = data.StructLayout({"first": 1})
     initial: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
@@ -258,8 +431,7 @@ class TableMachine:
             ]
         if not tables:
             return
-        written = Signal(self.settings_layout)
-        m.d.comb += written.eq(self.settings(m, write.bank))
+        written = self.settings(m, write.bank)
         for table in range(2):
             entries = table_memory(_SUFFIX_BITS, len(codes) * CLASSES)
             m.submodules[f"table{table}"] = entries
@@ -296,26 +468,43 @@ class TableMachine:
             read.append(port.data)
         return Mux(table, read[1], read[0])
 
-    def settings(self, m: Module, bank: Value) -> Value:
+    def settings(self, m: Module, bank: Value) -> data.View:
         """Return the settings of the code in a bank."""
-        return Mux(bank, self._banks[-1], self._banks[0]) if self._bank_bits else self._banks[0]
+        settings = Signal(self.settings_layout)
+        m.d.comb += settings.eq(
+            Mux(bank, self._banks[-1], self._banks[0]) if self._bank_bits else self._banks[0]
+        )
+        return settings
 
-    def restarted(self, m: Module, settings: data.View, state: data.View) -> data.View:
+    def start(self, settings: data.View) -> Value:
+        """Return what the first step of a substream needs."""
+        return Const(1, 1)
+
+    def start_state(self, m: Module, settings: data.View) -> data.View:
         """Return the state before a substream's first bit."""
-        start = Signal(self.state_layout)
+        state = Signal(self.state_layout)
         event = ~settings.run_form & settings.dense
-        m.d.comb += [start.event.eq(event), start.count.eq(settings.first[event])]
-        return start
+        m.d.comb += [state.event.eq(event), state.count.eq(settings.first[event])]
+        return state
 
     def step(
-        self, m: Module, settings: data.View, state: data.View, bit: Value, position: int
-    ) -> tuple[data.View, Marks]:
+        self,
+        m: Module,
+        settings: data.View,
+        start: data.View,
+        state: data.View,
+        bits: Value,
+        name: str,
+    ) -> tuple[data.View, list[Marks]]:
         """Add the gates that read a bit; see `Machine`."""
-        after = Signal(self.state_layout, name=f"bit{position}_state")
-        end = Signal(name=f"bit{position}_end")
-        event = Signal(name=f"bit{position}_event")
-        bad = Signal(name=f"bit{position}_bad")
-        last = Signal(name=f"bit{position}_last")
+        bit = bits[0]
+        begun, state = state, Signal(self.state_layout, name=f"{name}_begun")
+        m.d.comb += state.eq(Mux(start.first, self.start_state(m, settings), begun))
+        after = Signal(self.state_layout, name=f"{name}_state")
+        end = Signal(name=f"{name}_end")
+        event = Signal(name=f"{name}_event")
+        bad = Signal(name=f"{name}_bad")
+        last = Signal(name=f"{name}_last")
         table = state.event
         left = self._lookup(m, settings.bank, table, state.count)
         m.d.comb += [
@@ -347,7 +536,7 @@ class TableMachine:
                     )
                 ),
             ]
-        return after, Marks(end, end & event, bad)
+        return after, [Marks(end, event, bad)]
 
 
 class RingParser(wiring.Component):
@@ -419,17 +608,20 @@ class RingParser(wiring.Component):
             }
         )
 
-    def _moves(self, m: Module, waiting: Value) -> Value:
-        """Return whether the ring moves in an enabled cycle, given that bits wait before it."""
+    def _moves(self, m: Module) -> Value:
+        """Return whether the ring moves in an enabled cycle: when bits wait before it, or may."""
         if self._slots == 1:
             return Const(1, 1)
         amid = Signal()
-        with m.If(self.enable & self.i_valid):
-            m.d.sync += self.turn.eq(self.turn + 1)
-            m.d.sync += amid.eq(~(self.i_last & self.turn.all()))
-        with m.If(self.enable & self.o_valid):
-            m.d.sync += self.o_slot.eq(self.o_slot + 1)
-        return waiting | ~amid | self.drain
+        moves = Signal()
+        with m.If(self.enable):
+            m.d.sync += moves.eq(self.i_valid | ~amid | self.drain)
+            with m.If(self.i_valid):
+                m.d.sync += self.turn.eq(self.turn + 1)
+                m.d.sync += amid.eq(~(self.i_last & self.turn.all()))
+            with m.If(self.o_valid):
+                m.d.sync += self.o_slot.eq(self.o_slot + 1)
+        return moves
 
 
 class UnrolledParser(RingParser):
@@ -477,7 +669,8 @@ class UnrolledParser(RingParser):
         m = Module()
         machine: Machine
         if self._names == CODE_NAMES[:1]:
-            machine = OrderMachine(self._suffix_limit, self.codes)
+            kind = OrderMachine if self._cut % PairMachine.bits else PairMachine
+            machine = kind(self._suffix_limit, self.codes)
         else:
             banks = [self.codes[0], self.codes[1]]
             machine = TableMachine(m, self._names, self._suffix_limit, banks, self.code_write)
@@ -494,18 +687,21 @@ class UnrolledParser(RingParser):
             }
         )
         valid = Signal(self._slots + 1)
-        moves = self._moves(m, valid[0])
+        moves = self._moves(m)
         step = Signal()
         m.d.comb += step.eq(self.enable & moves)
         beat = Signal(beat_layout)
+        start = Signal(machine.start_layout)
+        settings = machine.settings(m, self.i_bank)
         with m.If(self.enable):
             m.d.sync += [
+                start.eq(Mux(self.i_first, machine.start(settings), 0)),
                 valid[0].eq(self.i_valid),
                 beat.first.eq(self.i_first),
                 beat.last.eq(self.i_last),
                 beat.parity.eq(self.i_parity),
                 beat.bits.eq(self.i_bits[::-1]),
-                beat.settings.eq(machine.settings(m, self.i_bank)),
+                beat.settings.eq(settings),
             ]
         with m.If(step):
             m.d.sync += valid[1:].eq(valid)
@@ -518,23 +714,20 @@ class UnrolledParser(RingParser):
             for index in range(self._slots)
         ]
         for index, held in enumerate(states):
-            state = states[index - 1]
-            if index == 0:
-                start = machine.restarted(m, beat.settings, state)
-                if start is not state:
-                    state = Signal(machine.state_layout, name="starting")
-                    m.d.comb += state.eq(Mux(beat.first, start, states[-1]))
             following = Signal(beat_layout, name=f"stage{index}_beat")
             found = Signal(beat_layout, name=f"stage{index}_found")
             m.d.comb += found.eq(beat)
-            for position in range(index * self._cut, (index + 1) * self._cut):
-                bit = beat.bits[position]
-                state, marks = machine.step(m, beat.settings, state, bit, position)
-                m.d.comb += [
-                    found.end[position].eq(marks.end),
-                    found.event[position].eq(marks.event),
-                    found.bad[position].eq(marks.bad),
-                ]
+            state = states[index - 1]
+            for position in range(index * self._cut, (index + 1) * self._cut, machine.bits):
+                bits = beat.bits[position : position + machine.bits]
+                state, marks = machine.step(m, beat.settings, start, state, bits, f"bit{position}")
+                start = machine.start_layout.const({})
+                for place, mark in enumerate(marks, position):
+                    m.d.comb += [
+                        found.end[place].eq(mark.end),
+                        found.event[place].eq(mark.event),
+                        found.bad[place].eq(mark.bad),
+                    ]
             with m.If(step):
                 m.d.sync += following.eq(found)
             with m.If(step & valid[0] if self._slots == 1 else step):
@@ -550,7 +743,7 @@ class UnrolledParser(RingParser):
                 self.o_parity.eq(beat.parity),
                 self.o_bits.eq(beat.bits),
                 self.o_end.eq(beat.end),
-                self.o_event.eq(beat.event | beat.bad),
+                self.o_event.eq((beat.end & beat.event) | beat.bad),
             ]
         return m
 
