@@ -120,7 +120,10 @@ class Run:
     bus_bits, macs : int
         Of the accelerator: bits of a bus word, weights multiplied a cycle at most.
     cycles : int
-        The hardware's own counter.
+        The hardware's own counter: for a network the cycles of a pass between others, for single
+        matrices from the first header to the last result.
+    alone : int
+        From the first header to the last result, with fill and drain.
     code_bits, multiplied : int
         Bits of codewords, and weights that are multiplied.
     roof : float
@@ -146,6 +149,7 @@ class Run:
     bus_bits: int
     macs: int
     cycles: int
+    alone: int
     code_bits: int
     multiplied: int
     roof: float
@@ -271,7 +275,7 @@ def _decoder_table(areas: Sequence[Area]) -> _Table:
 
 
 def _run_table(runs: Sequence[Run]) -> _Table:
-    header = ["matrices", "on", "codes", "zeros", "cycles", "roof", "ratio", "bus busy"]
+    header = ["matrices", "on", "codes", "zeros", "alone", "cycles", "roof", "ratio", "bus busy"]
     header += ["MACs busy", "balance", "columns", "rows"]
     header += ["bits", "int8 bits", "CSC bits", "int8 cycles", "CSC cycles", "limits"]
     rows = [
@@ -280,6 +284,7 @@ def _run_table(runs: Sequence[Run]) -> _Table:
             run.preset,
             run.codes,
             f"{run.zeros / run.weights:.0%}",
+            f"{run.alone:,}",
             f"{run.cycles:,}",
             f"{run.roof:,.0f}",
             f"{run.ratio:.3f}",

@@ -70,6 +70,7 @@ RUN = Run(
     bus_bits=64,
     macs=16,
     cycles=110,
+    alone=118,
     code_bits=6400,
     multiplied=100,
     roof=100.0,
