@@ -1,6 +1,7 @@
 """The components around the lanes, each alone: dealer, row store, finisher, loader, read-out."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,6 +50,7 @@ def make_params(name: str, **changes: Any) -> AcceleratorParams:
 
 ONE = make_params("one")
 MANY = make_params("many", lanes=2, parser_bits=8, parser_cut=2, bus_bits=64, batch=3)
+MANY = replace(MANY, activation_columns=4)
 WIDE = make_params("wide", lanes=16, parser_bits=4, parser_cut=2, bus_bits=256)
 PATTERNS = [(source, sink) for source in PAUSES for sink in PAUSES]
 INT32 = (-(2**31), 2**31 - 1)
@@ -268,19 +270,18 @@ FINISHER_RUNS = {name: make_finisher_runs(params) for name, params in FINISHERS.
 
 def make_loader_runs(params: AcceleratorParams) -> list[LoaderRun]:
     runs = []
-    last = 1 << 8 * params.batch
+    bits = 8 * params.batch * params.activation_columns
+    depth = params.activation_depth // params.activation_columns
     for seed, (source, cancels) in enumerate(
         (source, cancels) for source in PAUSES for cancels in (0.0, 0.02, 0.1)
     ):
         rng = random.Random(f"{params.name} {seed}")
-        packets, columns = [], []
-        for _ in range(80):
-            expected = rng.choice((1, 2, params.activation_depth, rng.randint(1, 16)))
-            beats = max(1, expected + rng.choice((0, 0, 0, -1, 1, rng.randint(-15, 15))))
-            columns.append(expected)
-            packets += [rng.getrandbits(8 * params.batch) for _ in range(beats)]
-            packets[-1] |= last
-        runs.append(LoaderRun(params, packets, columns, source, cancels, seed, 2500))
+        beats = []
+        for _ in range(120):
+            count = rng.choice((1, 2, depth, depth + rng.randint(1, 5), rng.randint(1, depth)))
+            beats += [rng.getrandbits(bits) for _ in range(count)]
+            beats[-1] |= 1 << bits
+        runs.append(LoaderRun(params, beats, source, cancels, seed, 2500))
     return runs
 
 
@@ -303,6 +304,8 @@ def make_node_runs() -> list[NodeRun]:
     return runs
 
 
+# Lanes behind each node.
+NODES = {"node_1": 1, "node_3": 3}
 NODE_RUNS = make_node_runs()
 
 
@@ -313,9 +316,10 @@ def seen() -> dict[str, Any]:
         **{name: RowStore(params) for name, params in STORES.items()},
         **{name: Finisher(params) for name, params in FINISHERS.items()},
         **{name: ActivationLoader(params) for name, params in LOADERS.items()},
-        "node": ReadoutNode(ONE),
+        **{name: ReadoutNode(ONE, behind) for name, behind in NODES.items()},
     }
-    jobs = {**DEALER_RUNS, **STORE_RUNS, **FINISHER_RUNS, **LOADER_RUNS, "node": NODE_RUNS}
+    jobs = {**DEALER_RUNS, **STORE_RUNS, **FINISHER_RUNS, **LOADER_RUNS}
+    jobs |= dict.fromkeys(NODES, NODE_RUNS)
     verilog = bank_verilog(members, "central")
     return run_bench(verilog, "central", "egret_sim.benches.central", jobs)
 
@@ -438,7 +442,7 @@ Numbers = tuple[int, ...]
 def finished(
     job: FinisherJob, biases: list[int], batch: int
 ) -> tuple[list[Numbers], list[Numbers]]:
-    """(data, last, user) of every beat, and (enable, memory, column - columns, vector, value)."""
+    """(data, last, user) of every beat, and (writes, memory, column - columns, vector, value)."""
     fields = job.job
     results, activations = [], []
     for row, sums in enumerate(job.sums):
@@ -459,7 +463,7 @@ def finished(
     if fields["keep_activations"]:
         for number, value in enumerate(activations):
             row, vector = divmod(number, batch)
-            writes.append((1 << vector, fields["memory"], row - fields["rows"], vector, value))
+            writes.append((1, fields["memory"], row - fields["rows"], vector, value))
     return beats, writes
 
 
@@ -486,9 +490,10 @@ def test_finisher(name: str, seen: dict[str, list[FinisherSeen]]) -> None:
         for _, bits in found.vectors:
             write = vector_write_layout(params).from_bits(bits)
             vector = write.enable.bit_length() - 1
-            address = write.address - params.activation_depth
-            value = write.activations[vector]
-            written.append((write.enable, write.memory, address, vector, value))
+            own = write.activations[vector]
+            place, vector = divmod(vector, params.batch)
+            column = write.address * params.activation_columns + place - params.activation_depth
+            written.append((write.enable.bit_count(), write.memory, column, vector, own))
         assert written == writes, where
         assert [(row, bank) for _, row, bank in found.clears] == clears, where
         # The last write follows in the cycle behind `done`.
@@ -520,66 +525,67 @@ def test_finisher_pace(name: str, seen: dict[str, list[FinisherSeen]]) -> None:
 def test_loader(name: str, seen: dict[str, list[list[LoaderCycle]]]) -> None:
     params = LOADERS[name]
     layout = vector_write_layout(params)
-    kinds: set[tuple[object, ...]] = set()
+    together = params.activation_columns
+    bits = 8 * params.batch * together
+    most = params.activation_depth // together
+    met = set()
     for run, log in zip(LOADER_RUNS[name], seen[name], strict=True):
-        # What is being loaded, as (columns, memory, received), and where the stream is.
-        load: tuple[int, int, int] | None = None
-        in_packet = discards = False
-        writes: list[int] = []
-        results: list[tuple[int, int]] = []
+        # What the loader is about, and the beats of its packet.
+        state, memory, beats, ended, in_packet = "idle", 0, 0, 0, False
+        write: int | None = None
         for number, cycle in enumerate(log):
             where = f"{name}, source {run.source}, {run.cancels=}, seed {run.seed}: cycle {number}"
-            if cycle.write & (1 << params.batch) - 1:
-                assert writes, where
-                assert cycle.write == writes[0], where
-            assert bool(cycle.write & (1 << params.batch) - 1) == bool(writes), where
-            assert cycle.done == bool(results), where
-            if results:
-                assert (cycle.wrong_length, cycle.received) == results[0], where
-            writes, results = [], []
-            assert cycle.idle == (load is None and not discards), where
-            assert cycle.ready == (
-                not cycle.cancel and bool(load is not None or discards or cycle.halted)
-            ), where
+            if write is None:
+                assert not cycle.write & (1 << params.batch * together) - 1, where
+            else:
+                assert cycle.write == write, where
+            assert (cycle.beats, cycle.ended) == (beats, ended), where
+            takes = state in ("load", "discard") or (state == "idle" and cycle.halted)
+            assert cycle.ready == (takes and not cycle.cancel), where
+            write = None
             if cycle.beat >= 0:
-                value, last = cycle.beat % 2 ** (8 * params.batch), cycle.beat >> 8 * params.batch
+                last = cycle.beat >> bits
                 in_packet = not last
-                if load is not None:
-                    columns, memory, received = load
-                    vectors = [
-                        signed(value >> 8 * vector & 255, 8) for vector in range(params.batch)
+                if state == "load":
+                    # Columns from the packet's last one downwards, the highest in the lowest bits.
+                    columns = [
+                        [
+                            signed(cycle.beat >> 8 * (params.batch * place + vector) & 255, 8)
+                            for vector in range(params.batch)
+                        ]
+                        for place in range(together)
                     ]
                     fields = {
-                        "enable": 2**params.batch - 1,
+                        "enable": 2 ** (params.batch * together) - 1,
                         "memory": memory,
-                        "address": (received - columns) % params.activation_depth,
-                        "activations": vectors,
+                        "address": most - 1 - beats,
+                        "activations": [one for own in reversed(columns) for one in own],
                     }
-                    writes = [layout.const(fields).as_bits()]
-                    received += 1
-                    load = (columns, memory, received)
-                    if last or received == columns:
-                        results = [(int(bool(last) != (received == columns)), received)]
-                        kinds.add((bool(last), received == columns))
-                        load = None
-                        discards = not last
-                elif discards:
-                    discards = not last
+                    write = layout.const(fields).as_bits()
+                    beats, ended = beats + 1, last
+                    if last or beats == most:
+                        state = "hold"
+                elif state == "discard" and last:
+                    state = "idle"
+            elif state == "hold" and cycle.release:
+                state, beats, ended = "idle", 0, 0
+            elif state == "idle" and cycle.allow and not cycle.halted:
+                state, memory = "load", cycle.memory
             if cycle.cancel:
-                kinds.add(("cancel", load is not None, in_packet))
-                load, discards = None, in_packet
-            if cycle.start:
-                load = (cycle.columns, cycle.memory, 0)
-    expected: set[tuple[object, ...]] = {(True, True), (True, False), (False, True)}
-    expected |= {("cancel", loads, inside) for loads in (True, False) for inside in (True, False)}
-    assert kinds == expected
+                met.add((state, in_packet))
+                state, beats, ended = "discard" if in_packet else "idle", 0, 0
+    assert met >= {("idle", False), ("idle", True), ("load", False), ("load", True)}
+    assert met >= {("hold", False), ("hold", True), ("discard", True)}
 
 
-def test_readout_node(seen: dict[str, list[list[int]]]) -> None:
-    for run, found in zip(NODE_RUNS, seen["node"], strict=True):
+@pytest.mark.parametrize("name", NODES)
+def test_readout_node(name: str, seen: dict[str, list[list[int]]]) -> None:
+    for run, found in zip(NODE_RUNS, seen[name], strict=True):
         where = f"source {run.source}, sink {run.sink}, seed {run.seed}"
         assert [one for one in found if not one & 1] == run.lane, where
         assert [one for one in found if one & 1] == run.behind, where
         if run.source == "none":
-            # While both wait they take turns.
-            assert [one & 1 for one in found[:80]] in ([0, 1] * 40, [1, 0] * 40), where
+            # While both wait the lane takes one turn for each that all lanes behind it had.
+            behind = [0] + [1] * NODES[name]
+            both = min(len(run.lane), len(run.behind) // NODES[name])
+            assert [one & 1 for one in found][: both * len(behind)] == behind * both, where

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import cocotb
 from amaranth.lib import data
 
-from egret.image_format import CODE_FIELDS
-from egret.params import ACTIVATION_BITS, RESULT_BITS, AcceleratorParams
+from egret.image_format import CODE_FIELDS, MATRIX_FIELDS
+from egret.params import RESULT_BITS, AcceleratorParams
 from egret_hw.dealer import bias_write_layout, start_layout
 from egret_hw.finisher import job_layout
 from egret_hw.packet_reader import fields_layout, section_layout
@@ -416,7 +416,7 @@ async def _play_finisher(ports: Ports, run: FinisherRun) -> FinisherSeen:
         beat = sink.taken()
         if beat is not None:
             seen.beats.append((cycle, beat))
-        if vector & (1 << params.batch) - 1:
+        if vector & (1 << params.batch * params.activation_columns) - 1:
             seen.vectors.append((cycle, vector))
         walk = walks.from_bits(walk_bits)
         if walk.active and walk.enable:
@@ -442,11 +442,10 @@ async def _play_finisher(ports: Ports, run: FinisherRun) -> FinisherSeen:
 
 @dataclass(frozen=True)
 class LoaderRun:
-    """Packets, columns that are asked for in turn, pauses, and how often things are cancelled."""
+    """Beats of packets, pauses, and how often things are cancelled."""
 
     params: AcceleratorParams
-    packets: list[int]
-    columns: list[int]
+    beats: list[int]
     source: str
     cancels: float
     seed: int
@@ -456,59 +455,46 @@ class LoaderRun:
 class LoaderCycle(NamedTuple):
     """A cycle as the rising edge sees it; `beat` is -1 where none is taken."""
 
-    start: int
-    columns: int
+    allow: int
     memory: int
+    release: int
     cancel: int
     halted: int
-    offered: int
     ready: int
     beat: int
     write: int
-    idle: int
-    done: int
-    wrong_length: int
-    received: int
+    beats: int
+    ended: int
 
 
 async def _play_loader(ports: Ports, run: LoaderRun) -> list[LoaderCycle]:
     params, rng = run.params, Random(run.seed)
-    bits = ACTIVATION_BITS * params.batch + 1
-    source = Source(ports, "i", bits, run.source, run.seed, run.packets)
-    columns = deque(run.columns)
+    depth = params.activation_depth // params.activation_columns
+    source = Source(ports, "i", params.activation_bus_bits + 1, run.source, run.seed, run.beats)
     log = []
-    # What is to come: ordinary cycles, then a cancel; with an error, halted up to another cancel.
+    # What is to come, as (cancel, halted): with an error, halted up to another cancel.
     plan: deque[tuple[int, int]] = deque()
-    ports.drive(start=0, cancel=0, halted=0, i__valid=0)
+    ports.drive(allow=0, release=0, cancel=0, halted=0, i__valid=0)
     await ports.reset()
     for _ in range(run.cycles):
-        if not plan and rng.random() < run.cancels:
+        beats, ended = ports.read("beats", "ended")
+        # A packet that is too long for the memory is never used.
+        stuck = beats == depth and not ended and rng.random() < 0.3
+        if not plan and (stuck or rng.random() < run.cancels):
             plan.append((1, 0))
             if rng.random() < 0.5:
                 plan.extend([(0, 0)] * rng.randrange(3) + [(0, 1)] * rng.randrange(12) + [(1, 1)])
-        busy = bool(plan)
         cancel, halted = plan.popleft() if plan else (0, 0)
-        (idle,) = ports.read("idle")
-        start = int(bool(columns) and not busy and idle and rng.random() < 0.4)
-        asked = columns.popleft() if start else rng.randint(1, params.activation_depth)
-        memory = rng.getrandbits(1)
-        offered = int(source.drive())
-        ports.drive(start=start, columns=asked, memory=memory, cancel=cancel, halted=halted)
+        allow, memory = int(rng.random() < 0.3), rng.getrandbits(1)
+        release = int(ended and rng.random() < 0.3)
+        source.drive()
+        ports.drive(allow=allow, memory=memory, release=release, cancel=cancel, halted=halted)
         await ports.settle()
-        (ready,) = ports.read("i__ready")
+        ready, write = ports.read("i__ready", "write")
         beat = source.taken()
+        taken = -1 if beat is None else beat
         log.append(
-            LoaderCycle(
-                start,
-                asked,
-                memory,
-                cancel,
-                halted,
-                offered,
-                ready,
-                -1 if beat is None else beat,
-                *ports.read("write", "idle", "done", "wrong_length", "received"),
-            )
+            LoaderCycle(allow, memory, release, cancel, halted, ready, taken, write, beats, ended)
         )
         await ports.step()
     return log
@@ -629,7 +615,7 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
     ]
     answers = [pauses(run.answers, run.seed + number) for number in range(4, 8)]
     flying: deque[_Flight] = deque()
-    begun = parity = loaded = halted_for = quiet = 0
+    begun = parity = loaded = kept = halted_for = quiet = 0
     wiping = rng.randint(1, 6)
     log = []
     await ports.reset()
@@ -657,6 +643,7 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
             parity=parity,
             may_load_code=int(may_load),
             banks_loaded=loaded,
+            kept=kept,
             may_send=int(may_send),
             in_flight=in_flight,
             late=late,
@@ -713,6 +700,7 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
         if allocate:
             flying.append(_Flight(begun))
             begun += 1
+            kept = int(fields_layout(MATRIX_FIELDS).from_bits(matrix).keep_activations)
         if load_code:
             bank = fields_layout(CODE_FIELDS).from_bits(code).bank
             loaded |= 1 << bank
@@ -724,7 +712,7 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
             parity ^= 1
         if cancel:
             flying.clear()
-            parity = loaded = 0
+            parity = loaded = kept = 0
         await ports.step()
     return log
 
