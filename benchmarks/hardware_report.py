@@ -42,6 +42,13 @@ RUN_PARTS = {
     "networks": "Whole networks, their matrices of 4,096 weights and more back to back",
     "singles": "Single matrices, from the first word to the last result",
 }
+_PICTURES = {
+    "parsers": "![Clock, and LUTs for a rate of codewords, of each parser and the textbook decoder]"
+    "(images/hardware-parsers.svg)",
+    "networks": "![Cycles over the roof for each network and share of zeros, beside plain int8 and "
+    "compressed sparse columns](images/hardware-cycles.svg)",
+}
+"""Charts that belong to a page's tables, where `draw` put them into the folder `images` beside it."""
 _CODEWORD_BITS = (1, 6)
 """Bits of a codeword for which decoders are set side by side: the shortest, and one of a dense
 network in int8."""
@@ -388,7 +395,8 @@ def write_page(figures: Figures, path: Path) -> list[str]:
         summary, *misses = _summary(_items(figures, part))
         notes = "\n".join([f"{summary}.", *(f"- {miss}" for miss in misses)])
         tools = "".join(f"\n\n{line}." for line in _tool_lines(figures, part))
-        body = f"<!-- {part} -->\n\n{tables}\n\n{notes}{tools}\n\n<!-- end -->"
+        picture = f"\n\n{_PICTURES[part]}" if part in _PICTURES else ""
+        body = f"<!-- {part} -->\n\n{tables}\n\n{notes}{tools}{picture}\n\n<!-- end -->"
         place = re.search(rf"<!-- {part} -->.*?<!-- end -->", text, re.DOTALL)
         if place is not None:
             text = text[: place.start()] + body + text[place.end() :]

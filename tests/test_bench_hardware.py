@@ -251,6 +251,7 @@ def test_the_page_gets_the_tables_that_were_measured(tmp_path: Path) -> None:
     assert "old" not in text
     assert "| eg-k, W = 8 | LFE5U | 8 | 1,200 | 150.0 |" in text
     assert "Limits: 1 of 2 reached." in text
+    assert "(images/hardware-parsers.svg)\n\n<!-- end -->" in text
     assert text.startswith("# Title\n\n<!-- parsers -->\n\n| design |")
     assert text.endswith("<!-- end -->\n\ntext\n\n<!-- lanes -->\nkept\n<!-- end -->\n")
     assert write_page(figures, page) == ["parsers"]
