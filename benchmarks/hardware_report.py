@@ -48,7 +48,7 @@ _PICTURES = {
     "networks": "![Cycles over the roof for each network and share of zeros, beside plain int8 and "
     "compressed sparse columns](images/hardware-cycles.svg)",
 }
-"""Charts that belong to a page's tables, where `draw` put them into the folder `images` beside it."""
+"""Charts that belong to a page's tables, in the folder `images` beside it."""
 _CODEWORD_BITS = (1, 6)
 """Bits of a codeword for which decoders are set side by side: the shortest, and one of a dense
 network in int8."""
