@@ -176,7 +176,7 @@ class Packet:
         return found
 
 
-def is_good(raw: int, params: AcceleratorParams, loaded: set[int]) -> bool:
+def is_good(raw: int, params: AcceleratorParams, loaded: set[int], *, kept: bool) -> bool:
     """Judge a header, as the words and the tables of the format's description do."""
     kind = raw >> 24 & 0xFF
     if raw & 0xFFFF != 0x4745 or raw >> 16 & 0xFF != 2 or kind not in KINDS:
@@ -201,6 +201,7 @@ def is_good(raw: int, params: AcceleratorParams, loaded: set[int]) -> bool:
         1 <= of["rows"] <= most_rows,
         1 <= of["columns"] <= params.activation_depth,
         not (of["more"] and sends),
+        not of["keep_activations"] or of["load_activations"] or kept,
         of["code_bank"] in loaded,
         not of["wide_starts"] or of["column_bits"] == 0,
         not of["zigzag"] or of["map_base"] == 0,
@@ -239,7 +240,7 @@ def expect(
     expected = Expected()
     events = expected.events
     loaded: set[int] = set()
-    number, parity = begun, 0
+    number, parity, kept = begun, 0, False
 
     def fail(kind: ErrorKind, position: int) -> Expected:
         # The error of a matrix before comes first.
@@ -256,7 +257,7 @@ def expect(
             return fail(ErrorKind.TRUNCATED, len(data) - 1)
         raw = sum(word << params.bus_bits * at for at, word in enumerate(data[:head]))
         raw &= (1 << 8 * header_bytes(kind)) - 1
-        if not is_good(raw, params, loaded):
+        if not is_good(raw, params, loaded, kept=kept):
             return fail(ErrorKind.DESCRIPTOR, 0)
         if len(data) == head:
             return fail(ErrorKind.TRUNCATED, head - 1)
@@ -274,6 +275,7 @@ def expect(
         }
         if kind == MATRIX:
             events.append(("matrix", of))
+            kept = bool(of["keep_activations"])
             number += 1
         if kind == CODE:
             events.append(("code", of))
@@ -350,15 +352,16 @@ def good_packets(params: AcceleratorParams, rng: random.Random) -> list[Packet]:
         packets += [Packet(load(kind, 0, depth)), Packet(load(kind, depth - count, count))]
         packets.append(Packet(load(kind, depth - 1, 1)))
     unit = payload_unit(params)
+    kept = 0
     for number in range(8):
         wide, zigzag, has_bias, more = (rng.getrandbits(1) for _ in range(4))
         entries = rng.randint(1, params.map_depth)
         rows = rng.choice((1, params.row_depth, rng.randint(1, params.row_depth)))
-        keep = int(not more and rows <= params.activation_depth and rng.random() < 0.5)
+        keep = int(not more and rows <= params.activation_depth and rng.random() < 0.7)
         changes = {
             "rows": rows,
             "columns": rng.choice((1, params.activation_depth)),
-            "load_activations": rng.getrandbits(1),
+            "load_activations": int(keep and not kept) or rng.getrandbits(1),
             "relu": rng.getrandbits(1),
             "keep_activations": keep,
             "emit_results": 0 if more else rng.getrandbits(1),
@@ -377,6 +380,7 @@ def good_packets(params: AcceleratorParams, rng: random.Random) -> list[Packet]:
             "payload_words": unit * (1, 2, 3, rng.randint(1, 8))[number % 4],
         }
         packets.append(Packet(matrix(params, **changes)))
+        kept = keep
     return packets
 
 
@@ -390,9 +394,14 @@ def broken_headers(params: AcceleratorParams) -> list[Packet]:
 
     packets = [
         *(of(rows=value) for value in (0, rows, rows + 1, 2**16 - 1)),
-        *(of(rows=value, keep_activations=1) for value in (columns, columns + 1)),
+        *(
+            of(rows=value, keep_activations=1, load_activations=1)
+            for value in (columns, columns + 1)
+        ),
+        of(keep_activations=1),
         *(of(columns=value) for value in (0, columns, columns + 1, 2**16 - 1)),
-        *(of(more=1, **{name: 1}) for name in ("keep_activations", "emit_results")),
+        of(more=1, keep_activations=1, load_activations=1),
+        of(more=1, emit_results=1),
         of(more=1, emit_activations=1),
         of(more=1, relu=1, has_bias=1, load_activations=1),
         of(wide_starts=1, column_bits=1),
@@ -498,9 +507,15 @@ def make_runs(params: AcceleratorParams) -> dict[str, list[tuple[ReaderRun, list
     add("pace", long, "none", "none", judging=0)
     # What is wrong, each behind a code and a good matrix, and cleared a few cycles later.
     setup = [Packet(code(params)), Packet(matrix(params))]
+    keeping = [{"keep_activations": 1, "load_activations": load} for load in (1, 0, 0)]
+    keeping += [{"load_activations": 1}, {"keep_activations": 1}]
     add(
         "headers",
-        [one for packet in broken_headers(params) for one in (setup[0], packet)],
+        [
+            # Results can be kept behind a matrix that keeps its own.
+            *(setup[0], *(Packet(matrix(params, **kept)) for kept in keeping)),
+            *(one for packet in broken_headers(params) for one in (setup[0], packet)),
+        ],
         "none",
         "none",
         recover=3,
@@ -545,7 +560,7 @@ def make_runs(params: AcceleratorParams) -> dict[str, list[tuple[ReaderRun, list
     # A clear in every cycle of a stretch that holds an error, and several of them.
     stretch = [*setup, Packet(load(BIAS, 0, 4)), Packet(matrix(params), extra=2), *setup, setup[1]]
     length = sum(len(packet.words(params, rng)) for packet in stretch)
-    for at in range(8, length + 50):
+    for at in range(8, length + 50, 1 if params.bus_bits in (32, 128) else 3):
         add("clears", stretch, "none", "none", clears=(at,), recover=11)
     for _ in range(30):
         clears = tuple(rng.sample(range(6 * length), 5))
