@@ -32,8 +32,8 @@ from egret.image_format import (
     Field,
     PacketKind,
 )
-from egret.image_plan import Histograms, MapUse, make_plan
-from egret.image_tables import place_tables
+from egret.image_plan import Histograms, MapUse, Plan, make_plan
+from egret.image_tables import Placement, Turn, place_tables
 from egret.network import IntegerNetwork
 from egret.params import ACTIVATION_BITS, BIAS_BITS, RESULT_BITS, AcceleratorParams
 from egret.prefix_code import PrefixCode
@@ -77,6 +77,8 @@ class MatrixPacket(Packet):
         Size of the matrix, or of the tile of one.
     first_row, first_column : int
         Where the tile lies in the layer's matrix.
+    is_spacer : bool
+        It changes nothing, and only gives a table time to be loaded.
     load_activations : bool
         It takes a packet of activations: the `columns` from `first_column` on.
     code : str
@@ -100,6 +102,7 @@ class MatrixPacket(Packet):
     columns: int
     first_row: int
     first_column: int
+    is_spacer: bool
     load_activations: bool
     code: str
     zigzag: bool
@@ -306,7 +309,7 @@ def _tiles(
             own = dict(flags)
             part = None if bias is None else bias[down]
             if place is not across[-1]:
-                own = {"load_activations": 1, "more": 1}
+                own = {"load_activations": 1, "keep_activations": 0, "more": 1}
                 part = None
             # Tiles below each other read the same activations, unless others have replaced them.
             own["load_activations"] &= down.start == 0 or len(across) > 1
@@ -435,27 +438,20 @@ def build_matrices(
     return _build(tiles, params, parse_codes(codes))
 
 
+# A spacer's indices, with its filler: those of the zigzag up to 1.
+_SPACER_INDICES = 4
+
+
 def _build(tiles: Sequence[_Tile], params: AcceleratorParams, codes: Codes) -> HardwareImage:
     group = [Histograms(tile.name, tile.values, params) for tile in tiles]
     plan = make_plan(group, codes, params)
+    turns, map_places, bias_places = _place(tiles, plan, params)
+    if any(turn.is_spacer for turn in turns) and any(
+        code.level.symbols < _SPACER_INDICES for code in plan.codes
+    ):
+        plan = make_plan(group, codes, params, indices=_SPACER_INDICES)
+        turns, map_places, bias_places = _place(tiles, plan, params)
     own = [None if use is None or use.key < 0 else use.numbers for use in plan.maps]
-    turns, (map_places, bias_places) = place_tables(
-        [tile.name for tile in tiles],
-        [
-            (
-                "map entries",
-                [0 if numbers is None else numbers.size for numbers in own],
-                plan.shared.size,
-                params.map_depth,
-            ),
-            (
-                "biases",
-                [0 if tile.bias is None else tile.bias.size for tile in tiles],
-                0,
-                2 * params.row_depth,
-            ),
-        ],
-    )
 
     def load_map(place: int) -> list[Packet]:
         numbers = own[place]
@@ -492,7 +488,9 @@ def _build(tiles: Sequence[_Tile], params: AcceleratorParams, codes: Codes) -> H
         setup += load_bias(place) if bias_places.stay else []
     packets: list[Packet] = []
     loaded = -1
-    waits = False
+    # The matrix packet before, and whether a spacer has taken the next matrix's activations.
+    before: _Tile | None = None
+    taken = False
     for turn in turns:
         place = turn.matrix
         tile, use, number = tiles[place], plan.maps[place], plan.numbers[place]
@@ -500,32 +498,68 @@ def _build(tiles: Sequence[_Tile], params: AcceleratorParams, codes: Codes) -> H
             packets.append(_code_packet(plan.codes[number], number % params.code_banks, params))
             loaded = number
         flags: dict[str, int] = dict(tile.flags)
-        # Of a matrix and the spacers before it, the first takes the activations.
-        flags["load_activations"] &= not waits
-        waits = turn.is_spacer
-        flags["code_bank"] = number % params.code_banks
+        flags["load_activations"] &= not taken
         if turn.is_spacer:
-            packets.append(_spacer(tile, plan.codes[number], flags, params))
-            continue
-        packets += [] if map_places.stay else load_map(place)
-        packets += [] if bias_places.stay else load_bias(place)
-        if tile.bias is not None:
-            flags["has_bias"] = 1
-            flags["bias_base"] = bias_places.bases[place]
-        if use is not None:
-            base = 0 if use.key < 0 else map_places.bases[place]
-            flags["map_base"] = base + use.first
-        packets.append(_matrix_packet(tile, use, plan.codes[number], flags, params))
+            tile, use = _spacer(tile, flags, before), None
+            taken |= bool(tile.flags["load_activations"])
+            flags = dict(tile.flags)
+        else:
+            taken = False
+            packets += [] if map_places.stay else load_map(place)
+            packets += [] if bias_places.stay else load_bias(place)
+            if tile.bias is not None:
+                flags["has_bias"] = 1
+                flags["bias_base"] = bias_places.bases[place]
+            if use is not None:
+                base = 0 if use.key < 0 else map_places.bases[place]
+                flags["map_base"] = base + use.first
+        flags["code_bank"] = number % params.code_banks
+        packet = _matrix_packet(tile, use, plan.codes[number], flags, params)
+        packets.append(replace(packet, is_spacer=turn.is_spacer))
+        before = replace(tile, flags=flags)
     return HardwareImage(params, tuple(setup), tuple(packets))
 
 
-def _spacer(
-    tile: _Tile, code: HardwareCode, flags: Mapping[str, int], params: AcceleratorParams
-) -> MatrixPacket:
-    """Make a matrix of zeros that uses no tables and adds nothing to the one behind it."""
-    kept = {name: flags[name] for name in ("load_activations", "code_bank")}
-    zeros = replace(tile, values=np.zeros_like(tile.values), bias=None)
-    return _matrix_packet(zeros, None, code, {**kept, "more": 1}, params)
+def _place(
+    tiles: Sequence[_Tile], plan: Plan, params: AcceleratorParams
+) -> tuple[list[Turn], Placement, Placement]:
+    turns, (map_places, bias_places) = place_tables(
+        [tile.name for tile in tiles],
+        [
+            (
+                "map entries",
+                [0 if use is None or use.key < 0 else use.numbers.size for use in plan.maps],
+                plan.shared.size,
+                params.map_depth,
+            ),
+            (
+                "biases",
+                [0 if tile.bias is None else tile.bias.size for tile in tiles],
+                0,
+                2 * params.row_depth,
+            ),
+        ],
+    )
+    return turns, map_places, bias_places
+
+
+def _spacer(tile: _Tile, flags: Mapping[str, int], before: _Tile | None) -> _Tile:
+    """Make a matrix that uses no tables and changes nothing, to stand before a tile."""
+    rows, columns = tile.values.shape
+    if before is not None and before.flags.get("more"):
+        # Zeros, added to the sums of the one before.
+        columns = before.values.shape[1]
+    elif flags["load_activations"] or (before is not None and before.flags["keep_activations"]):
+        # The activations times 1, which are kept.
+        own = {
+            "load_activations": flags["load_activations"],
+            "keep_activations": 1,
+            "multiplier": 1,
+        }
+        return replace(tile, values=np.eye(columns, dtype=np.int32), flags=own, bias=None)
+    # Zeros, to which the tile adds its sums: of the activations that it reads again.
+    own = {"load_activations": 0, "keep_activations": 0, "more": 1}
+    return replace(tile, values=np.zeros((rows, columns), np.int32), flags=own, bias=None)
 
 
 def _matrix_packet(
@@ -560,6 +594,7 @@ def _matrix_packet(
         columns=columns,
         first_row=tile.first_row,
         first_column=tile.first_column,
+        is_spacer=False,
         load_activations=bool(flags["load_activations"]),
         code=code.name,
         zigzag=use is None,

@@ -211,55 +211,55 @@ def make_substreams(
     """
     level_words, level_lengths = codewords(code.level, min(entries + 1, code.level.symbols))
     padding = [0]
-    fillers = 0
+    # Where the codewords of each weight that is not 0 begin and end, among all and in bits.
     if code.run is None:
         first = int(positions[0]) if positions.size else 0
         used = indices[first : int(positions[-1]) + 1] if positions.size else indices[:0]
         words, lengths = level_words[used], level_lengths[used]
-        ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        begins, ends = ends[positions - first], ends[positions - first + 1]
+        items = positions - first
+        item_ends = items + 1
+        bounds = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        begins, ends = bounds[items], bounds[item_ends]
+        # Where all weights are multiplied, those between two that are not 0 count too.
+        events = positions if code.dense else np.arange(positions.size)
         if code.level.order is None:
             padded = entries if code.dense else 0
             padding = _bit_list(int(level_words[padded]), int(level_lengths[padded]))
     else:
-        weights = positions.size
-        positions, places = _split_runs(positions, code.run.symbols - 1)
-        fillers = positions.size - weights
-        levels = np.full(positions.size, entries, np.int64)
-        levels[places] = indices[positions[places]]
-        runs = np.diff(positions, prepend=positions[:1] - 1) - 1
+        every, events = _split_runs(positions, code.run.symbols - 1)
+        levels = np.full(every.size, entries, np.int64)
+        levels[events] = indices[positions]
+        runs = np.diff(every, prepend=every[:1] - 1) - 1
         run_words, run_lengths = codewords(code.run, int(runs.max(initial=0)) + 1)
         words = np.stack((run_words[runs], level_words[levels]), 1).ravel()
         lengths = np.stack((run_lengths[runs], level_lengths[levels]), 1).ravel()
-        sums = np.cumsum(lengths, dtype=np.int64)
-        ends = sums[1::2]
+        items = 2 * events
+        item_ends = items + 2
+        bounds = np.cumsum(lengths, dtype=np.int64)
         # A piece begins at its first weight: with a run of none.
-        begins = sums[::2] - int(run_lengths[0])
+        begins, ends = bounds[items] - int(run_lengths[0]), bounds[items + 1]
         if code.run.order is None:
             padding = _bit_list(int(run_words[0]), int(run_lengths[0]))
             padding += _bit_list(int(level_words[entries]), int(level_lengths[entries]))
     rows = positions // columns
-    # Where all weights are multiplied, those between two that are not 0 count too.
-    works = rows + (positions if code.dense else np.arange(positions.size))
+    works = rows + events
     cuts = _balance(begins, ends, works, params.lanes, params.slots, params.parser_bits)
     firsts, lasts = cuts[:-1], cuts[1:]
     held = np.flatnonzero(lasts > firsts)
-    starts = np.zeros(params.substreams, np.int64)
-    bits = np.zeros(params.substreams, np.int64)
-    work = np.zeros(params.substreams, np.int64)
-    sums = np.zeros(params.substreams, np.int64)
-    starts[held] = positions[firsts[held]]
-    bits[held] = ends[lasts[held] - 1] - begins[firsts[held]]
-    work[held] = works[lasts[held] - 1] - works[firsts[held]] + 2
-    sums[held] = rows[lasts[held] - 1] - rows[firsts[held]] + 1
-    item_firsts, item_lasts = np.zeros_like(cuts[1:]), np.zeros_like(cuts[1:])
-    if code.run is None:
-        item_firsts[held] = positions[firsts[held]] - first
-        item_lasts[held] = positions[lasts[held] - 1] + 1 - first
-    else:
-        item_firsts[held], item_lasts[held] = 2 * firsts[held], 2 * lasts[held]
-        words[item_firsts[held]] = run_words[0]
-        lengths[item_firsts[held]] = run_lengths[0]
+    firsts, lasts = firsts[held], lasts[held] - 1
+    starts, bits, work, item_firsts, item_lasts = (
+        np.zeros(params.substreams, np.int64) for _ in range(5)
+    )
+    starts[held] = positions[firsts]
+    bits[held] = ends[lasts] - begins[firsts]
+    work[held] = works[lasts] - works[firsts] + 2
+    item_firsts[held], item_lasts[held] = items[firsts], item_ends[lasts]
+    fillers = 0
+    multiplied = int((events[lasts] - events[firsts] + 1).sum())
+    if code.run is not None:
+        words[items[firsts]] = run_words[0]
+        lengths[items[firsts]] = run_lengths[0]
+        fillers = multiplied - positions.size
     # As many beats as the longest takes, in whole words and in whole turns of the slots.
     beats = max(1, -(-int(bits.max()) // params.parser_bits)) * params.slots
     unit = max(params.beats_per_word, params.slots)
@@ -271,6 +271,6 @@ def make_substreams(
         bits=bits,
         work=work.reshape(params.lanes, params.slots).sum(axis=1),
         payload=_interleaved(table, params),
-        multiplied=int((work - sums).sum()) - fillers,
+        multiplied=multiplied - fillers,
         fillers=fillers,
     )

@@ -184,9 +184,14 @@ class _Planner:
     """Chooses for one group of matrices."""
 
     def __init__(
-        self, group: Sequence[Histograms], codes: Codes, params: AcceleratorParams
+        self,
+        group: Sequence[Histograms],
+        codes: Codes,
+        params: AcceleratorParams,
+        indices: int,
     ) -> None:
         self.group = group
+        self.indices = indices
         self.codes = codes
         self.params = params
         self.forms = _FORMS if "eg-run" in params.codes else _FORMS[:-1]
@@ -256,7 +261,8 @@ class _Planner:
         if not self.can(number, form, kind):
             return False
         needs_filler = code.run is not None or code.needs_filler
-        return self.levels(number, form, kind).size + needs_filler <= code.level.symbols
+        needed = max(self.levels(number, form, kind).size + needs_filler, self.indices)
+        return needed <= code.level.symbols
 
     def cost(self, number: int, code: HardwareCode, kind: int) -> tuple[float, int]:
         """Return the cycles of a matrix, and the bits of its codewords.
@@ -294,7 +300,7 @@ class _Planner:
                 continue
             levels = _summed([self.levels(number, form, kinds[number]) for number in numbers])
             # Behind the indices there is the filler.
-            filled = np.append(levels, 0)
+            filled = np.pad(levels, (0, max(1, self.indices - levels.size)))
             level_tables = [best_table(filled, limit)] if tables else []
             if form != _RUN:
                 level_codes = [best_golomb(levels, limit, self.codes.orders), *level_tables]
@@ -450,7 +456,9 @@ class _Planner:
         return total, [code for _, code in costs if code is not None], numbers
 
 
-def make_plan(group: Sequence[Histograms], codes: Codes, params: AcceleratorParams) -> Plan:
+def make_plan(
+    group: Sequence[Histograms], codes: Codes, params: AcceleratorParams, *, indices: int = 0
+) -> Plan:
     """Choose codes and value maps.
 
     Parameters
@@ -461,6 +469,8 @@ def make_plan(group: Sequence[Histograms], codes: Codes, params: AcceleratorPara
         Codes that may be used.
     params : AcceleratorParams
         The accelerator.
+    indices : int
+        Indices that every code has codewords for in any case.
 
     Returns
     -------
@@ -486,7 +496,7 @@ def make_plan(group: Sequence[Histograms], codes: Codes, params: AcceleratorPara
             f"codes: found none that parameter set {params.name} knows, expected some of "
             f"{', '.join(params.codes)}"
         )
-    planner = _Planner(group, allowed, params)
+    planner = _Planner(group, allowed, params, indices)
     for number, one in enumerate(group):
         if not any(
             planner.can(number, form, kind) for form in planner.forms for kind in (_ZIGZAG, _OWN)

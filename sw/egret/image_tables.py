@@ -3,7 +3,7 @@
 docs/format.md, chapter 2, "Activations and results": what a load packet writes must not be in use
 by the two matrices before it. Tables that do not fit all together take turns, each loaded before
 its matrix in every pass; where two matrices in between do not leave room, spacers are put in,
-matrices of zeros.
+matrices that change nothing.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Turn:
     matrix : int
         Number of the matrix.
     is_spacer : bool
-        It stands for a matrix of zeros of the same size, before that one.
+        It stands for one that changes nothing, before that one.
     """
 
     matrix: int
