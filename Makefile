@@ -37,7 +37,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test lint format rtl fuzz bench-digits bench-codec bench-hw clean distclean
+.PHONY: help venv compiler demo test lint format rtl diagrams fuzz bench-digits bench-codec bench-hw clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -47,6 +47,7 @@ help:
 	@echo '  lint          ruff (format and rules) and mypy'
 	@echo '  format        let ruff rewrite the sources'
 	@echo '  rtl           regenerate what is kept in hw/verilog, and docs/registers.md'
+	@echo '  diagrams      redraw the timing diagrams in docs/images from a simulation'
 	@echo '  fuzz          feed the reader of containers with damaged files, for SECONDS=60'
 	@echo '  bench-digits  the digits figures over five seeds'
 	@echo '  bench-codec   sizes and speeds of the codec beside other codecs'
@@ -107,6 +108,10 @@ format: $(READY)
 rtl: $(READY)
 	@echo 'egret: generating the Verilog of every preset: a minute or two'
 	@$(PY) hw/regenerate.py
+
+diagrams: $(READY)
+	@echo 'egret: simulating a small accelerator and drawing its timing: half a minute'
+	@$(PY) -m benchmarks.diagrams
 
 # First as plain Python, whose branches guide the fuzzer, then compiled, with bounds checked.
 fuzz: $(READY)

@@ -193,6 +193,8 @@ class Accelerator(wiring.Component):
                     code.bank[: (params.code_banks - 1).bit_length()], 1
                 )
             ),
+            # A third matrix, before the two that a load must spare, may be with the finisher.
+            reader.may_load_bias.eq(~finisher.busy),
             reader.banks_loaded.eq(loaded),
             # A code that has just been announced shows in `busy_coding` one cycle later.
             reader.may_send.eq(may_send & ~busy_coding),

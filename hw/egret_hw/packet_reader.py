@@ -111,6 +111,8 @@ class PacketReader(wiring.Component):
         A code begins.
     may_load_code : In(1)
         No matrix under way uses the bank `code.bank`.
+    may_load_bias : In(1)
+        The finisher does not read biases.
     banks_loaded : In(code_banks)
         Banks that hold a code.
     section : Out(stream of section_layout)
@@ -162,6 +164,7 @@ class PacketReader(wiring.Component):
                 "parity": In(1),
                 "load_code": Out(1),
                 "may_load_code": In(1),
+                "may_load_bias": In(1),
                 "banks_loaded": In(params.code_banks),
                 "section": Out(stream.Signature(section_layout())),
                 "words": Out(stream.Signature(params.bus_bits)),
@@ -346,7 +349,8 @@ class PacketReader(wiring.Component):
         with m.Elif(is_code):
             m.d.comb += allowed.eq(self.may_load_code & self.section.ready)
         with m.Else():
-            m.d.comb += allowed.eq(self.section.ready)
+            # Entries of the map or, wide, biases.
+            m.d.comb += allowed.eq(self.section.ready & (~section.wide | self.may_load_bias))
 
         # First and last beats of the slots: words at either end of the payload.
         edge = max(1, params.slots // params.beats_per_word)

@@ -642,6 +642,7 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
             may_allocate=int(may_allocate and in_flight < 2),
             parity=parity,
             may_load_code=int(may_load),
+            may_load_bias=int(may_load),
             banks_loaded=loaded,
             kept=kept,
             may_send=int(may_send),
