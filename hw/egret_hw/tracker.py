@@ -227,9 +227,14 @@ class MatrixTracker(wiring.Component):
             m.d.sync += head.eq(~head)
 
         # A packet may be taken ahead where no other matrix may come to write that memory, into the
-        # memory that the next matrix to load will get.
+        # memory that the next matrix to load will get. A matrix behind one that still waits for its
+        # packet is no obstacle: it reads what that packet brings.
         used = Cat(
-            busy[p] & ~wanted[p] & (self.matrices[p].memory == self.load_memory) for p in range(2)
+            busy[p]
+            & ~wanted[p]
+            & ~(wanted[1 - p] & (tail != p))
+            & (self.matrices[p].memory == self.load_memory)
+            for p in range(2)
         )
         m.d.comb += [
             self.load_memory.eq(
