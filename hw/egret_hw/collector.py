@@ -162,7 +162,6 @@ class Collector(wiring.Component):
         inside = [inside_number(bits, end, at) for at in range(1, width)]
         local_layout = data.StructLayout(
             {
-                "valid": 1,
                 "last": 1,
                 "parity": 1,
                 "run_form": 1,
@@ -175,7 +174,7 @@ class Collector(wiring.Component):
                 "tail": width - 1,
                 "hit": 1,
                 "run_first": 1,
-                "any_event": 1,
+                "passes": 1,
                 "before": width.bit_length(),
                 "after": max(width - 1 if runs else 0, (width - 1).bit_length()),
                 "lead": width.bit_length() if tables else 0,
@@ -189,7 +188,6 @@ class Collector(wiring.Component):
         any_event = event.any()
         hit = pick(first, [event[at] for at in places])
         m.d.comb += [
-            entering.valid.eq(self.i_valid),
             entering.last.eq(self.i_last),
             entering.parity.eq(self.i_parity),
             entering.run_form.eq(run_form),
@@ -199,9 +197,9 @@ class Collector(wiring.Component):
             entering.event.eq(event),
             entering.shift.eq(pick(first, [Const(width - 1 - at, 5) for at in places])),
             entering.closes.eq(end.any() | self.i_last),
+            entering.passes.eq(any_event | self.i_last),
             entering.hit.eq(hit),
             entering.run_first.eq(run_form & end.any() & ~hit),
-            entering.any_event.eq(any_event),
             entering.before.eq(Mux(run_form, 0, sum(counted))),
         ]
         if width > 1:
@@ -214,8 +212,8 @@ class Collector(wiring.Component):
                 final_run = [final[at] & behind_event[at - 1] for at in range(1, width)]
                 after = Mux(run_form, pick(final_run, inside), after)
             m.d.comb += [
-                entering.tail.eq(Mux(self.i_last, 0, tail)),
-                entering.after.eq(Mux(self.i_last, 0, after)),
+                entering.tail.eq(tail),
+                entering.after.eq(after),
             ]
         if tables:
             to_first = [~end[:at].any() for at in places]
@@ -226,11 +224,7 @@ class Collector(wiring.Component):
         if tables and width > 1:
             m.d.comb += [
                 entering.tail_lead.eq(
-                    Mux(
-                        self.i_last,
-                        0,
-                        leading_zeros([bits[at] for at in range(1, width)], behind_final),
-                    )
+                    leading_zeros([bits[at] for at in range(1, width)], behind_final)
                 ),
                 entering.tail_led.eq(entering.tail.any()),
             ]
@@ -243,17 +237,21 @@ class Collector(wiring.Component):
                     for at in range(1, width)
                 ]
                 m.d.comb += entering.after_class.eq(pick(final_run, zeros))
-        local = Signal(local_layout)
+        local = Signal(local_layout, reset_less=True)
+        valid = Signal(3)
         m.d.sync += self.bad.eq(0)
         with m.If(self.enable):
             m.d.sync += [
                 local.eq(entering),
+                valid.eq(Cat(self.i_valid, valid)),
                 self.bad.eq(self.i_valid & (self.i_event & ~end).any()),
                 self.bad_slot.eq(self.i_slot),
                 self.bad_parity.eq(self.i_parity),
             ]
 
         # Second stage: the open codeword. A shift in two steps aligns it, the second one behind.
+        # Here and below a register is cleared by a condition of its own, which is its reset and
+        # no logic.
         open_layout = data.StructLayout(
             {"carry": number_bits, "zeros": _ZEROS_BITS if tables else 0, "led": int(tables)}
         )
@@ -261,19 +259,31 @@ class Collector(wiring.Component):
         opened = ring[-1]
         joined = Cat(local.bits[::-1], opened.carry)
         zeros_now = Signal(_ZEROS_BITS)
-        kept = Signal(open_layout)
-        m.d.comb += kept.carry.eq(Mux(local.closes, local.tail, joined))
-        if tables:
-            m.d.comb += [
-                zeros_now.eq(opened.zeros + Mux(opened.led, 0, local.lead)),
-                kept.zeros.eq(Mux(local.closes, local.tail_lead, zeros_now)),
-                kept.led.eq(Mux(local.closes, local.tail_led, opened.led | local.led)),
-            ]
-        with m.If(self.enable & local.valid):
-            m.d.sync += ring[0].eq(kept)
+        tail_bits = min(width - 1, number_bits)
+        turn = Signal()
+        m.d.comb += turn.eq(self.enable & valid[0])
+        with m.If(turn):
             m.d.sync += [ring[index].eq(ring[index - 1]) for index in range(1, slots)]
-        aligned = Signal(data.StructLayout({**local_layout.members, "number": number_bits + 1}))
-        zeros = Signal(_ZEROS_BITS)
+            # Where no codeword ends, the tail is the whole block but its first bit.
+            m.d.sync += ring[0].carry.eq(Cat(local.tail, joined[width - 1 :]))
+        with m.If(turn & local.closes):
+            m.d.sync += ring[0].carry[tail_bits:].eq(0)
+        with m.If(turn & local.last):
+            m.d.sync += ring[0].carry[:tail_bits].eq(0)
+        if tables:
+            m.d.comb += zeros_now.eq(opened.zeros + Mux(opened.led, 0, local.lead))
+            with m.If(turn):
+                m.d.sync += [
+                    ring[0].zeros.eq(Mux(local.closes, local.tail_lead, zeros_now)),
+                    ring[0].led.eq(Mux(local.closes, local.tail_led, opened.led | local.led)),
+                ]
+            with m.If(turn & local.last):
+                m.d.sync += [ring[0].zeros.eq(0), ring[0].led.eq(0)]
+        aligned = Signal(
+            data.StructLayout({**local_layout.members, "number": number_bits + 1}),
+            reset_less=True,
+        )
+        zeros = Signal(_ZEROS_BITS, reset_less=True)
         coarse = Cat(Const(0, 1), local.shift[1:])
         with m.If(self.enable):
             m.d.sync += [aligned[name].eq(local[name]) for name in local_layout.members]
@@ -281,17 +291,25 @@ class Collector(wiring.Component):
         fine = aligned.shift[0] if width > 1 else Const(0, 1)
 
         # Third stage: the first codeword's number, and what it or the block's zeros add.
-        ready = Signal(data.StructLayout({**local_layout.members, "number": number_bits}))
-        number = Mux(fine, aligned.number[1:], aligned.number[:number_bits])
-        step = Signal(number_bits)
-        zeros_class = Signal(CLASS_BITS)
+        ready = Signal(
+            data.StructLayout({**local_layout.members, "number": number_bits}), reset_less=True
+        )
+        number = Signal(number_bits)
+        m.d.comb += number.eq(Mux(fine, aligned.number[1:], aligned.number[:number_bits]))
+        counted_bits = len(aligned.before)
+        low_step = Signal(counted_bits, reset_less=True)
+        high_step = Signal(number_bits - counted_bits, reset_less=True)
+        zeros_class = Signal(CLASS_BITS, reset_less=True)
         with m.If(self.enable):
             m.d.sync += [ready[name].eq(aligned[name]) for name in local_layout.members]
             m.d.sync += [
                 ready.number.eq(number),
-                step.eq(Mux(aligned.run_first, number, aligned.before)),
+                low_step.eq(Mux(aligned.run_first, number, aligned.before)),
+                high_step.eq(number[counted_bits:] if runs else 0),
                 zeros_class.eq(zeros[:CLASS_BITS] | zeros[CLASS_BITS].replicate(CLASS_BITS)),
             ]
+        with m.If(self.enable & ~aligned.run_first):
+            m.d.sync += high_step.eq(0)
 
         # Fourth stage: weights to skip.
         skip_layout = data.StructLayout(
@@ -300,36 +318,44 @@ class Collector(wiring.Component):
         skips = [Signal(skip_layout, name=f"skip_{index}") for index in range(slots)]
         skipped = skips[-1]
         total = Signal(skip_layout)
-        left = Signal(skip_layout)
         passes = Signal()
+        after_bits = len(ready.after)
         m.d.comb += [
-            total.skip.eq(skipped.skip + step),
+            total.skip.eq(skipped.skip + Cat(low_step, high_step)),
             # Too many for another block's: they go on ahead.
-            passes.eq(ready.any_event | ready.last | (skipped.skip[-1] & ~ready.run_form)),
-            left.skip.eq(Mux(passes, ready.after, total.skip)),
+            passes.eq(ready.passes | (skipped.skip[-1] & ~ready.run_form)),
         ]
-        if tables and runs:
-            m.d.comb += [
-                total.run_class.eq(Mux(ready.run_first, zeros_class, skipped.run_class)),
-                left.run_class.eq(Mux(passes, ready.after_class, total.run_class)),
-            ]
-        with m.If(self.enable & ready.valid):
-            m.d.sync += skips[0].eq(left)
+        turn_skips = Signal()
+        m.d.comb += turn_skips.eq(self.enable & valid[2])
+        with m.If(turn_skips):
             m.d.sync += [skips[index].eq(skips[index - 1]) for index in range(1, slots)]
+            m.d.sync += skips[0].skip.eq(
+                Cat(Mux(passes, ready.after, total.skip[:after_bits]), total.skip[after_bits:])
+            )
+        with m.If(turn_skips & passes):
+            m.d.sync += skips[0].skip[after_bits:].eq(0)
+        with m.If(turn_skips & ready.last):
+            m.d.sync += skips[0].skip[:after_bits].eq(0)
+        if tables and runs:
+            m.d.comb += total.run_class.eq(Mux(ready.run_first, zeros_class, skipped.run_class))
+            with m.If(turn_skips):
+                m.d.sync += skips[0].run_class.eq(Mux(passes, ready.after_class, total.run_class))
+        block = Signal(block_layout(params), reset_less=True)
+        m.d.comb += self.o.eq(block)
         with m.If(self.enable):
             m.d.sync += [
-                self.o_valid.eq(ready.valid & passes),
-                self.o.bits.eq(ready.bits[1:]),
-                self.o.end.eq(ready.end[:-1]),
-                self.o.event.eq(ready.event),
-                self.o.hit.eq(ready.hit),
-                self.o.number.eq(ready.number),
-                self.o.skip.eq(total.skip),
-                self.o.level_class.eq(zeros_class),
-                self.o.run_class.eq(total.run_class),
-                self.o.last.eq(ready.last),
-                self.o.parity.eq(ready.parity),
-                self.o.run_form.eq(ready.run_form),
-                self.o.slot.eq(ready.slot),
+                self.o_valid.eq(valid[2] & passes),
+                block.bits.eq(ready.bits[1:]),
+                block.end.eq(ready.end[:-1]),
+                block.event.eq(ready.event),
+                block.hit.eq(ready.hit),
+                block.number.eq(ready.number),
+                block.skip.eq(total.skip),
+                block.level_class.eq(zeros_class),
+                block.run_class.eq(total.run_class),
+                block.last.eq(ready.last),
+                block.parity.eq(ready.parity),
+                block.run_form.eq(ready.run_form),
+                block.slot.eq(ready.slot),
             ]
         return m

@@ -53,7 +53,7 @@ class Extractor(wiring.Component):
     i : In(stream of block_layout)
         Blocks.
     o : Out(stream of task_layout)
-        Tasks; not registered.
+        Tasks.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
@@ -72,46 +72,47 @@ class Extractor(wiring.Component):
         width = params.parser_bits
         runs = CODE_NAMES[1] in params.codes
         tables = CODE_NAMES[2] in params.codes
-        task = self.o.payload
+        block = self.i.payload
+        task = Signal(task_layout(params), reset_less=True)
 
-        # The block at work, its events not yet taken, and whether none has been.
-        block = Signal(block_layout(params))
-        held = Signal()
+        # Events of the block that have been taken.
+        taken = Signal(width)
         pending = Signal(width)
-        fresh = Signal()
         chosen = [pending[at] & ~pending[:at].any() for at in range(width)]
         more = Signal()
+        event = Signal()
+        take = Signal()
         m.d.comb += [
-            more.eq((pending & (pending - 1)).any()),
-            task.event.eq(pending.any()),
-            task.flush.eq(block.last & ~task.event),
-            self.o.valid.eq(held),
-            self.i.ready.eq(~held | (self.o.ready & ~Mux(block.last, task.event, more))),
-            task.parity.eq(block.parity),
-            task.slot.eq(block.slot),
+            pending.eq(block.event & ~taken),
+            event.eq(pending.any()),
+            more.eq(
+                Cat(pending[at] & pending[:at].any() for at in range(1, width)).any()
+                if width > 1
+                else 0
+            ),
+            take.eq(~self.o.valid | self.o.ready),
+            self.i.ready.eq(take & ~Mux(block.last, event, more)),
+            self.o.payload.eq(task),
         ]
-        with m.If(self.i.ready):
+        with m.If(take):
+            m.d.sync += self.o.valid.eq(self.i.valid)
+            with m.If(self.i.valid):
+                m.d.sync += taken.eq(Mux(self.i.ready, 0, taken | Cat(*chosen)))
             m.d.sync += [
-                held.eq(self.i.valid),
-                block.eq(self.i.payload),
-                pending.eq(self.i.payload.event),
-                fresh.eq(1),
-            ]
-        with m.Elif(self.o.ready):
-            m.d.sync += [
-                pending.eq(pending & ~Cat(*chosen)),
-                fresh.eq(0),
+                task.event.eq(event),
+                task.flush.eq(block.last & ~event),
+                task.parity.eq(block.parity),
+                task.slot.eq(block.slot),
             ]
 
-        # An event's number: the collector's, or that of a codeword inside the block.
+        # An event's number is the collector's, or that of a codeword inside the block, which is
+        # short: the bits above have a reset and no logic.
+        fresh = ~taken.any()
         whole = fresh & block.hit
         if width == 1:
-            m.d.comb += [
-                task.number.eq(block.number),
-                task.skip.eq(block.skip),
-                task.level_class.eq(block.level_class),
-                task.run_class.eq(block.run_class),
-            ]
+            with m.If(take):
+                m.d.sync += [task[name].eq(block[name]) for name in ("number", "skip")]
+                m.d.sync += [task[name].eq(block[name]) for name in ("level_class", "run_class")]
             return m
         bits, end = Cat(Const(0, 1), block.bits), Cat(block.end, Const(0, 1))
         inside = [inside_number(bits, end, at) for at in range(1, width)]
@@ -122,10 +123,6 @@ class Extractor(wiring.Component):
             )
             for at in range(1, width)
         ]
-        m.d.comb += task.number.eq(Mux(whole, block.number, pick(chosen[1:], inside)))
-        if tables:
-            m.d.comb += task.level_class.eq(Mux(whole, block.level_class, pick(chosen[1:], zeros)))
-
         # What lies between two events of a block: zeros, or the codeword of a run.
         between = [
             end[at] & ~block.event[at] & ~pending[: at + 1].any() for at in range(1, width - 1)
@@ -138,7 +135,17 @@ class Extractor(wiring.Component):
         skip = sum(since, Const(0, 1))
         if runs:
             skip = Mux(block.run_form, pick(since, inside[:-1]), skip)
-        m.d.comb += task.skip.eq(Mux(fresh, block.skip, skip))
+        choices = [("number", whole, pick(chosen[1:], inside)), ("skip", fresh, skip)]
+        if tables:
+            choices.append(("level_class", whole, pick(chosen[1:], zeros)))
         if tables and runs:
-            m.d.comb += task.run_class.eq(Mux(fresh, block.run_class, pick(since, zeros[:-1])))
+            choices.append(("run_class", fresh, pick(since, zeros[:-1])))
+        for name, outer, inner in choices:
+            low = min(len(inner), len(block[name]))
+            with m.If(take):
+                m.d.sync += task[name].eq(
+                    Cat(Mux(outer, block[name][:low], inner), block[name][low:])
+                )
+            with m.If(take & ~outer):
+                m.d.sync += task[name][low:].eq(0)
         return m

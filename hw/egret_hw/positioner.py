@@ -1,17 +1,14 @@
 """Positioner: finds the place of every event in its row, and where rows end."""
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.image_format import CLASSES
 from egret.params import CODE_NAMES, AcceleratorParams
 from egret_hw.extractor import task_layout
-from egret_hw.layouts import (
-    code_write_layout,
-    position_bits,
-    start_write_layout,
-)
+from egret_hw.layouts import code_write_layout, position_bits, start_write_layout
+from egret_hw.table_memory import table_memory
 
 __all__ = ["INDEX_BITS", "Positioner", "lane_settings_layout", "operation_layout"]
 
@@ -79,7 +76,7 @@ class Positioner(wiring.Component):
     Behind a matrix's last task each substream's next position is loaded from its start, which
     must not be written again before the sums of that last task have left the lane.
 
-    Latency 2 enabled cycles (3 with runs or tables), throughput 1 operation an enabled cycle.
+    Latency 2 enabled cycles, throughput 1 operation an enabled cycle.
 
     Parameters
     ----------
@@ -99,7 +96,7 @@ class Positioner(wiring.Component):
     go : In(2)
         The matrix with this parity may be worked on.
     i : In(stream of task_layout)
-        Tasks. Not registered.
+        Tasks.
     o : Out(operation_layout)
         What to do in this cycle, if enabled.
     """
@@ -130,75 +127,59 @@ class Positioner(wiring.Component):
         task = self.i.payload
         emitting = Signal()
         advance = Signal()
-        m.d.comb += advance.eq(self.enable & ~emitting)
 
-        # Starts wait until the matrix before is done.
+        # Starts wait until the matrix before is done. Behind them its tasks may come.
         starts = Array(Signal(bits, name=f"start_{slot}", reset_less=True) for slot in range(slots))
         placed = Signal()
         loading = Signal(init=1)
         load_slot = Signal((slots - 1).bit_length())
         load = Signal()
+        opened = Signal()
+        comes = Signal()
         last_slot = slots - 1
         written_slot = self.start_write.slot[: len(load_slot)]
-        comes = Signal()
+        m.d.comb += [
+            advance.eq(self.enable & ~emitting),
+            load.eq(loading & placed),
+            comes.eq(self.i.valid & opened),
+            self.i.ready.eq(advance & opened),
+        ]
         with m.If(self.start_write.enable & self.selected):
             m.d.sync += starts[written_slot].eq(self.start_write.position)
             with m.If(written_slot == last_slot):
                 m.d.sync += placed.eq(1)
-        m.d.comb += [
-            comes.eq(self.i.valid & self.i.ready),
-            load.eq(loading & placed),
-            self.i.ready.eq(advance & ~loading & self.go.bit_select(task.parity, 1)),
-        ]
-
-        # First stage: a task, or the load of a start.
-        taken = Signal(task_layout(params))
-        loads = Signal()
-        passes = Signal()
-        start = Signal(bits, reset_less=True)
+        with m.If(~loading & self.i.valid & self.go.bit_select(task.parity, 1)):
+            m.d.sync += opened.eq(1)
         with m.If(advance):
-            m.d.sync += [
-                taken.eq(task),
-                taken.event.eq(task.event & comes),
-                taken.flush.eq(task.flush & comes),
-                passes.eq(comes),
-                loads.eq(load),
-                start.eq(starts[load_slot]),
-            ]
-            with m.If(loading):
-                m.d.sync += taken.slot.eq(load_slot)
             with m.If(load):
                 m.d.sync += load_slot.eq(load_slot + 1)
                 with m.If(load_slot == last_slot):
                     m.d.sync += [loading.eq(0), placed.eq(0)]
             with m.If(comes & task.flush & (task.slot == last_slot)):
-                m.d.sync += loading.eq(1)
+                m.d.sync += [loading.eq(1), opened.eq(0)]
 
-        # Second stage: codewords become weights to skip, and indices.
-        placed_layout = data.StructLayout(
-            {
-                "passes": 1,
-                "event": 1,
-                "flush": 1,
-                "load": 1,
-                "index": INDEX_BITS,
-                "parity": 1,
-                "slot": (slots - 1).bit_length(),
-            }
+        # First stage: codewords become weights to skip, and indices.
+        marks_layout = data.StructLayout({"passes": 1, "event": 1, "flush": 1, "load": 1})
+        tag_layout = data.StructLayout(
+            {"index": INDEX_BITS, "parity": 1, "slot": (slots - 1).bit_length()}
         )
-        moved = Signal(placed_layout)
-        step = Signal(bits)
-        start_step = Signal(bits)
+        marks = Signal(marks_layout)
+        tag = Signal(tag_layout, reset_less=True)
+        step = Signal(bits, reset_less=True)
+        start = Signal(bits, reset_less=True)
         index = Signal(INDEX_BITS)
         length = Signal(bits)
-        m.d.comb += [index.eq(taken.number), length.eq(taken.skip)]
+        # The settings arrive one cycle behind the last start.
+        settle = Signal()
+        m.d.comb += settle.eq(marks.load & (tag.slot == 0))
+        m.d.comb += [index.eq(task.number), length.eq(task.skip)]
         if tables:
             bank = Signal()
-            with m.If(advance & loads):
+            with m.If(advance & settle):
                 m.d.sync += bank.eq(self.settings.bank)
             offsets = {}
             for name, is_run in (("level", 0), ("run", 1))[: 1 + runs]:
-                table = memory.Memory(shape=INDEX_BITS, depth=CLASSES * params.code_banks, init=[])
+                table = table_memory(INDEX_BITS, CLASSES * params.code_banks)
                 m.submodules[f"{name}_offsets"] = table
                 write, read = table.write_port(), table.read_port(domain="comb")
                 written = self.code_write
@@ -206,36 +187,38 @@ class Positioner(wiring.Component):
                     write.en.eq(written.enable & (written.run == is_run)),
                     write.addr.eq(Cat(written.number, written.bank)),
                     write.data.eq(written.offset),
-                    read.addr.eq(Cat(taken[f"{name}_class"], bank)),
+                    read.addr.eq(Cat(task[f"{name}_class"], bank)),
                 ]
                 offsets[name] = read.data
-            m.d.comb += index.eq(taken.number + offsets["level"])
+            m.d.comb += index.eq(task.number + offsets["level"])
             if runs:
-                m.d.comb += length.eq(taken.skip + offsets["run"].as_signed())
+                m.d.comb += length.eq(task.skip + offsets["run"].as_signed())
         elif runs:
-            run_offset = Signal(bits)
-            with m.If(advance & loads):
+            run_offset = Signal(bits, reset_less=True)
+            with m.If(advance & settle):
                 m.d.sync += run_offset.eq(self.settings.run_offset)
-            m.d.comb += length.eq(taken.skip + run_offset)
-        ahead = [
-            moved.passes.eq(passes & ~taken.flush),
-            moved.event.eq(taken.event),
-            moved.flush.eq(taken.flush),
-            moved.load.eq(loads),
-            moved.index.eq(index),
-            moved.parity.eq(taken.parity),
-            moved.slot.eq(taken.slot),
-            step.eq(Mux(loads, 0, length)),
-            start_step.eq(Mux(loads, start, 0)),
-        ]
-        if runs or tables:
-            with m.If(advance):
-                m.d.sync += ahead
-        else:
-            m.d.comb += ahead
+            m.d.comb += length.eq(task.skip + run_offset)
+        with m.If(advance):
+            m.d.sync += [
+                marks.passes.eq(comes & ~task.flush),
+                marks.event.eq(comes & task.event),
+                marks.flush.eq(comes & task.flush),
+                marks.load.eq(load),
+                tag.index.eq(index),
+                tag.parity.eq(task.parity),
+                tag.slot.eq(Mux(load, load_slot, task.slot)),
+                step.eq(length),
+                start.eq(starts[load_slot]),
+            ]
+        # Of step and start one is 0; resets cost no logic.
+        with m.If(advance & load):
+            m.d.sync += step.eq(0)
+        with m.If(advance & ~load):
+            m.d.sync += start.eq(0)
 
-        # Third stage: positions. A flushed one is -1, so that a start is loaded by adding it and 1.
-        at_work = Signal(placed_layout)
+        # Second stage: positions. A flushed one is -1: a start is loaded by adding it and 1.
+        working = Signal(marks_layout)
+        at_work = Signal(tag_layout, reset_less=True)
         columns = Signal(bits, reset_less=True)
         positions = Array(Signal(bits, name=f"position_{slot}", init=-1) for slot in range(slots))
         inside = Signal(init=1)
@@ -245,25 +228,25 @@ class Positioner(wiring.Component):
         carry = Signal()
         m.d.comb += [
             emitting.eq(~inside),
-            slot.eq(Mux(emitting, at_work.slot, moved.slot)),
-            carry.eq(emitting | moved.event | moved.load),
-            operand.eq(Mux(inside, step | start_step, ~columns)),
+            slot.eq(Mux(emitting, at_work.slot, tag.slot)),
+            carry.eq(emitting | marks.event | marks.load),
+            operand.eq(Mux(inside, step | start, ~columns)),
             # The carry into the sum costs no second adder.
             total.eq((Cat(1, positions[slot]) + Cat(carry, operand))[1:]),
         ]
-        with m.If(self.enable & (emitting | moved.passes | moved.load)):
+        with m.If(self.enable & (emitting | marks.passes | marks.load)):
             m.d.sync += [positions[slot].eq(total), inside.eq(total[-1])]
-        with m.If(advance & moved.flush):
+        with m.If(advance & marks.flush):
             m.d.sync += [positions[slot].eq(-1), inside.eq(1)]
         with m.If(advance):
-            m.d.sync += at_work.eq(moved)
-            with m.If(moved.load):
+            m.d.sync += [working.eq(marks), at_work.eq(tag)]
+            with m.If(settle):
                 m.d.sync += columns.eq(self.settings.columns)
         m.d.comb += [
-            self.o.load.eq(at_work.load & ~emitting),
-            self.o.multiply.eq(at_work.event & ~emitting),
-            self.o.emit.eq(at_work.flush | emitting),
-            self.o.last.eq(at_work.flush),
+            self.o.load.eq(working.load & (at_work.slot == 0) & ~emitting),
+            self.o.multiply.eq(working.event & ~emitting),
+            self.o.emit.eq(working.flush | emitting),
+            self.o.last.eq(working.flush),
             self.o.index.eq(at_work.index),
             self.o.column.eq(positions[at_work.slot]),
             self.o.parity.eq(at_work.parity),
