@@ -21,9 +21,15 @@ from egret_hw.table_memory import table_memory
 __all__ = ["MicrocodeParser", "MicrocodeWriter"]
 
 _CUT = 4
-_STATE_BITS = TableMachine.state_layout.size
-_START = 2**_STATE_BITS - 1
-"""Stands for the state before the first bit: no suffix is so long."""
+_COUNT_BITS = TableMachine.state_layout["count"].width
+_STATE_BITS = MICROCODE_ADDRESS_BITS - _CUT
+"""A word's state is the machine's but for `bad`. No suffix is as long as these stand for:"""
+_START = 0b111111
+"""The state before the first bit; all bits are set."""
+_TOO_LONG = 0b101111
+"""The prefix is too long."""
+_DEAD = 0b101110
+"""Nothing is read any more."""
 
 
 def _word_layout() -> data.StructLayout:
@@ -176,7 +182,6 @@ class MicrocodeWriter(wiring.Component):
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
-        self._suffix_limit = params.suffix_limit
         super().__init__(
             {
                 "start": In(1),
@@ -190,9 +195,9 @@ class MicrocodeWriter(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        machine = TableMachine(m, CODE_NAMES, self._suffix_limit, [self.settings], self.code_write)
+        machine = TableMachine(m, CODE_NAMES, [self.settings], self.code_write)
         settings = Signal(machine.settings_layout)
-        m.d.comb += settings.eq(machine.settings(m, Const(0, 1)))
+        m.d.sync += settings.eq(machine.settings(m, Const(0, 1)))
 
         running = Signal()
         address = Signal(MICROCODE_ADDRESS_BITS)
@@ -213,13 +218,17 @@ class MicrocodeWriter(wiring.Component):
             }
         )
         entering = Signal(stage_layout)
-        named = data.View(machine.state_layout, address[_CUT:])
-        start = machine.start_state(m, settings)
+        named = address[_CUT:]
         m.d.sync += [
             entering.valid.eq(running),
             entering.address.eq(address),
-            entering.state.eq(Mux(address[_CUT:] == _START, start, named)),
+            entering.state.eq(named),
         ]
+        with m.If(named == _START):
+            m.d.sync += entering.state.eq(Cat(Const(0, _COUNT_BITS), machine.start(settings)))
+        with m.If((named == _TOO_LONG) | (named == _DEAD)):
+            m.d.sync += entering.state.suffix.eq(named == _DEAD)
+            m.d.sync += entering.state.bad.eq(1)
         begun = machine.start_layout.const({})
         stages = [entering]
         for position in range(_CUT):
@@ -236,12 +245,19 @@ class MicrocodeWriter(wiring.Component):
                 after.event[position].eq((marks.end & marks.event) | marks.bad),
             ]
             stages.append(after)
+        found = stages[-1]
+        wrong = Mux(found.state.suffix, _DEAD, _TOO_LONG)
+        named = Mux(found.state.bad, wrong, found.state.as_value()[:_STATE_BITS])
         word = Signal(_word_layout())
+        m.d.sync += [
+            word.eq(Cat(named, found.end, found.event)),
+            self.microcode_write.enable.eq(found.valid),
+            self.microcode_write.address.eq(found.address),
+        ]
         m.d.comb += [
-            word.eq(Cat(stages[-1].state, stages[-1].end, stages[-1].event)),
-            self.microcode_write.enable.eq(stages[-1].valid),
-            self.microcode_write.address.eq(stages[-1].address),
             self.microcode_write.word.eq(word),
-            self.busy.eq(running | Cat(stage.valid for stage in stages).any()),
+            self.busy.eq(
+                running | Cat(stage.valid for stage in stages).any() | self.microcode_write.enable
+            ),
         ]
         return m

@@ -360,8 +360,9 @@ class PairMachine:
 class TableMachine:
     """The steps for all codes.
 
-    The count goes down through the prefix, from the zero bits that may come at most, and through
-    the suffix. In an exp-Golomb code one zero more may come than there are classes.
+    A count of the prefix's zeros addresses the table of suffix bits; what is read there is then
+    counted down, and 0 where the codeword ends. What the prefix may still do is asked where the
+    count is `last`.
 
     Parameters
     ----------
@@ -369,8 +370,6 @@ class TableMachine:
         Where the tables go.
     names : tuple of str
         Codes of `CODE_NAMES` that are possible.
-    suffix_limit : int
-        J.
     codes : sequence of View
         `code_layout` of each bank. All but the orders and offsets are in place before the code's
         entries are written.
@@ -384,108 +383,124 @@ class TableMachine:
             "bank": 1,
             "run_form": 1,
             "dense": 1,
-            # For the tables of runs and of levels; without `run_form` both are the levels'. The
-            # count before the first bit; the last class has no suffix.
-            "golomb": data.ArrayLayout(1, 2),
-            "first": data.ArrayLayout(_COUNT_BITS, 2),
+            # For the tables of runs and of levels; without `run_form` both are the levels'.
+            "last": data.ArrayLayout(_COUNT_BITS, 2),
+            # After `last` zeros the suffix of the last class begins.
+            "open": data.ArrayLayout(1, 2),
+            # The zero behind `last` zeros ends a codeword without a suffix.
             "bare": data.ArrayLayout(1, 2),
+            "order": data.ArrayLayout(_ORDER_BITS, 2),
         }
     )
+    start_layout = data.StructLayout({"event": 1})
     state_layout = data.StructLayout(
         {
-            # With `suffix`: bits left; 0: nothing is read any more, as a prefix was too long.
-            # Else: zero bits that may come until the last class; at 0 its suffix begins, and in
-            # an exp-Golomb code the prefix is too long.
+            # Zeros of the prefix, or bits of the suffix that are left.
             "count": _COUNT_BITS,
             # The codeword is known to be multiplied; in the run form it is a level.
             "event": 1,
+            # The suffix is being read.
             "suffix": 1,
+            # The prefix is too long; with `suffix`, nothing is read any more.
+            "bad": 1,
         }
     )
-    start_layout = data.StructLayout({"first": 1})
     initial: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
-        self,
-        m: Module,
-        names: tuple[str, ...],
-        suffix_limit: int,
-        codes: Sequence[data.View],
-        write: data.View,
+        self, m: Module, names: tuple[str, ...], codes: Sequence[data.View], write: data.View
     ) -> None:
-        self._suffix_limit = suffix_limit
         self._bank_bits = len(codes) - 1
         self._banks = [Signal(self.settings_layout, name=f"bank{n}") for n in range(len(codes))]
         self._memories: list[memory.Memory] = []
-        tables = CODE_NAMES[2] in names
+        self._runs = CODE_NAMES[1] in names
+        self._tables = CODE_NAMES[2] in names
         for number, (bank, code) in enumerate(zip(self._banks, codes, strict=True)):
-            runs = code.run_form if CODE_NAMES[1] in names else Const(0, 1)
+            runs = code.run_form if self._runs else Const(0, 1)
             golomb = Cat(Mux(runs, code.run_golomb, code.level_golomb), code.level_golomb)
-            last = [Mux(runs, code.run_last, code.level_last), code.level_last]
             m.d.comb += [
                 bank.bank.eq(number),
                 bank.run_form.eq(runs),
-                bank.dense.eq(code.dense),
-                bank.golomb.eq(golomb if tables else 3),
-                *(bank.first[n].eq(last[n] + bank.golomb[n]) for n in range(2)),
+                bank.dense.eq(code.dense & ~runs),
+                bank.last[0].eq(Mux(runs, code.run_last, code.level_last)),
+                bank.last[1].eq(code.level_last),
             ]
-        if not tables:
+            if self._tables:
+                m.d.comb += bank.open.eq(~golomb)
+            else:
+                m.d.comb += bank.order[0].eq(Mux(runs, code.run_order, code.level_order))
+                m.d.comb += bank.order[1].eq(code.level_order)
+        if not self._tables:
             return
-        written = self.settings(m, write.bank)
+        written = Signal(self.settings_layout)
+        m.d.comb += written.eq(self._chosen(write.bank))
         for table in range(2):
+            # One cycle late: the address reaches many memories.
+            held = Signal(
+                data.StructLayout(
+                    {"enable": 1, "bank": 1, "number": _COUNT_BITS, "left": _SUFFIX_BITS}
+                ),
+                name=f"write{table}",
+            )
             entries = table_memory(_SUFFIX_BITS, len(codes) * CLASSES)
             m.submodules[f"table{table}"] = entries
             self._memories.append(entries)
             port = entries.write_port()
-            count = Signal(_COUNT_BITS, name=f"count{table}")
             # Without the run form, the levels' entries go to both tables.
             wanted = ~write.run if table else write.run == written.run_form
+            last = (write.number == written.last[table]) & written.open[table]
+            m.d.sync += [
+                held.enable.eq(write.enable & wanted),
+                held.bank.eq(write.bank),
+                held.number.eq(write.number),
+                # The suffix of an open class begins at its first bit, not before.
+                held.left.eq(write.suffix_bits - last),
+            ]
             m.d.comb += [
-                count.eq(written.first[table] - write.number),
-                port.en.eq(write.enable & wanted),
-                port.addr.eq(self._address(write.bank, count)),
-                # The suffix of a last class begins at its first bit, not before.
-                port.data.eq(write.suffix_bits - ((count == 0) & ~written.golomb[table])),
+                port.en.eq(held.enable),
+                port.addr.eq(self._address(held.bank, held.number)),
+                port.data.eq(held.left),
             ]
             for number, bank in enumerate(self._banks):
-                chosen = port.en & ((write.bank == number) | (len(codes) == 1))
+                chosen = write.enable & wanted & ((write.bank == number) | (len(codes) == 1))
                 bare = Signal(name=f"bare{number}{table}")
-                m.d.comb += bank.bare[table].eq(bare & ~bank.golomb[table])
-                with m.If(chosen & (count == 0)):
+                m.d.comb += bank.bare[table].eq(bare & bank.open[table])
+                with m.If(chosen & last):
                     m.d.sync += bare.eq(write.suffix_bits == 0)
 
     def _address(self, bank: Value, count: Value) -> Value:
         return Cat(count, bank[: self._bank_bits])
 
-    def _lookup(self, m: Module, bank: Value, table: Value, count: Value) -> Value:
-        """Return the suffix bits behind a prefix; at count 0 one less."""
-        if not self._memories:
-            return (self._suffix_limit + 1 - count)[:_SUFFIX_BITS]
+    def _chosen(self, bank: Value) -> Value:
+        return Mux(bank, self._banks[-1], self._banks[0]) if self._bank_bits else self._banks[0]
+
+    def _lookup(self, m: Module, settings: data.View, table: Value, count: Value) -> Value:
+        """Return the suffix bits behind a prefix; behind an open one, one less."""
+        if not self._tables:
+            return (settings.order[table] + count)[:_SUFFIX_BITS]
         read = []
         for entries in self._memories:
             port = entries.read_port(domain="comb")
-            m.d.comb += port.addr.eq(self._address(bank, count))
+            m.d.comb += port.addr.eq(self._address(settings.bank, count))
             read.append(port.data)
         return Mux(table, read[1], read[0])
 
     def settings(self, m: Module, bank: Value) -> data.View:
         """Return the settings of the code in a bank."""
+        chosen = Signal(self.settings_layout)
         settings = Signal(self.settings_layout)
-        m.d.comb += settings.eq(
-            Mux(bank, self._banks[-1], self._banks[0]) if self._bank_bits else self._banks[0]
-        )
+        m.d.comb += [chosen.eq(self._chosen(bank)), settings.eq(chosen)]
+        for table in range(2):
+            # A last class without a suffix ends the class before it.
+            m.d.comb += [
+                settings.last[table].eq(chosen.last[table] - chosen.bare[table]),
+                settings.open[table].eq(chosen.open[table] & ~chosen.bare[table]),
+            ]
         return settings
 
     def start(self, settings: data.View) -> Value:
         """Return what the first step of a substream needs."""
-        return Const(1, 1)
-
-    def start_state(self, m: Module, settings: data.View) -> data.View:
-        """Return the state before a substream's first bit."""
-        state = Signal(self.state_layout)
-        event = ~settings.run_form & settings.dense
-        m.d.comb += [state.event.eq(event), state.count.eq(settings.first[event])]
-        return state
+        return settings.dense
 
     def step(
         self,
@@ -497,46 +512,40 @@ class TableMachine:
         name: str,
     ) -> tuple[data.View, list[Marks]]:
         """Add the gates that read a bit; see `Machine`."""
-        bit = bits[0]
-        begun, state = state, Signal(self.state_layout, name=f"{name}_begun")
-        m.d.comb += state.eq(Mux(start.first, self.start_state(m, settings), begun))
-        after = Signal(self.state_layout, name=f"{name}_state")
-        end = Signal(name=f"{name}_end")
-        event = Signal(name=f"{name}_event")
-        bad = Signal(name=f"{name}_bad")
-        last = Signal(name=f"{name}_last")
-        table = state.event
-        left = self._lookup(m, settings.bank, table, state.count)
-        m.d.comb += [
-            last.eq(state.suffix | ((state.count == 0) & ~settings.golomb[table])),
-            event.eq(state.event | (~settings.run_form & (bit == last))),
-        ]
-        with m.If(state.suffix):
-            m.d.comb += end.eq(state.count == 1)
-        with m.Elif((state.count == 0) & settings.golomb[table]):
-            m.d.comb += bad.eq(bit)
-        with m.Elif(bit | (state.count == 0)):
-            m.d.comb += end.eq(left == 0)
-        with m.Else():
-            m.d.comb += end.eq((state.count == 1) & settings.bare[table])
 
-        with m.If(end):
-            m.d.comb += after.event.eq(Mux(settings.run_form, ~state.event, settings.dense))
-            m.d.comb += after.count.eq(settings.first[after.event])
-        with m.Else():
-            down = state.suffix | ~(bit | last)
-            m.d.comb += [
-                after.event.eq(event),
-                after.suffix.eq(last | bit),
-                after.count.eq(
-                    Mux(
-                        down,
-                        Mux(state.count == 0, 0, state.count - 1),
-                        Mux(bad, 0, left),
-                    )
-                ),
-            ]
-        return after, [Marks(end, event, bad)]
+        def gate(gate_name: str, value: Value) -> Value:
+            signal = Signal(value.shape(), name=f"{name}_{gate_name}")
+            m.d.comb += signal.eq(value)
+            return signal
+
+        bit, count, suffix = bits[0], state.count, state.suffix
+        table = gate("table", state.event | start.event)
+        left = gate("left", self._lookup(m, settings, table, count))
+        empty = gate("empty", left == 0)
+        at_last = count == settings.last[table]
+        opens = gate("opens", at_last & settings.open[table])
+        closes = gate("closes", at_last & settings.bare[table])
+        exceeds = gate("exceeds", at_last & ~settings.open[table] & ~settings.bare[table])
+
+        # What is read from the table comes late; all else is prepared for it.
+        loads = gate("loads", ~suffix & ~state.bad & (bit | opens))
+        bare = gate("bare", closes & ~suffix & ~state.bad & ~bit)
+        ends = gate("ends", bare | (suffix & (count == 1) & ~state.bad))
+        event = gate("event", table | (~settings.run_form & (bit == (suffix | opens))))
+        fresh = gate("fresh", Mux(settings.run_form, ~table, settings.dense))
+        stays = gate("stays", (suffix | bit | opens) & ~ends)
+        event_before = gate("event_before", Mux(ends, fresh, event))
+        counted = gate("counted", Mux(suffix, count - 1, count + 1)[:_COUNT_BITS])
+
+        after = Signal(self.state_layout, name=f"{name}_state")
+        end = (loads & empty) | ends
+        m.d.comb += [
+            after.count.eq(Mux(loads, left, counted & ~bare.replicate(_COUNT_BITS))),
+            after.event.eq(Mux(loads & empty, fresh, event_before)),
+            after.suffix.eq(stays & ~(loads & empty)),
+            after.bad.eq(state.bad | (exceeds & ~suffix & ~bit)),
+        ]
+        return after, [Marks(end, event, state.bad & ~suffix & bit)]
 
 
 class RingParser(wiring.Component):
@@ -645,6 +654,8 @@ class UnrolledParser(RingParser):
         J, most suffix bits of a codeword.
     codes : tuple of str
         Codes that it knows, of `CODE_NAMES`.
+    banks : int
+        Codes that it holds at a time, 1 or 2.
 
     Attributes
     ----------
@@ -656,12 +667,15 @@ class UnrolledParser(RingParser):
         See `RingParser`.
     """
 
-    def __init__(self, width: int, cut: int, suffix_limit: int, codes: tuple[str, ...]) -> None:
+    def __init__(
+        self, width: int, cut: int, suffix_limit: int, codes: tuple[str, ...], banks: int = 2
+    ) -> None:
         if cut <= 0 or width % cut or width // cut & width // cut - 1:
             raise ValueError(f"cut must divide width = {width} by a power of two, not be {cut!r}")
         self._cut = cut
         self._suffix_limit = suffix_limit
         self._names = codes
+        self._banks = banks
         super().__init__(width, width // cut, {"code_write": In(code_write_layout())})
 
     def elaborate(self, platform: object) -> Module:
@@ -672,8 +686,8 @@ class UnrolledParser(RingParser):
             kind = OrderMachine if self._cut % PairMachine.bits else PairMachine
             machine = kind(self._suffix_limit, self.codes)
         else:
-            banks = [self.codes[0], self.codes[1]]
-            machine = TableMachine(m, self._names, self._suffix_limit, banks, self.code_write)
+            banks = [self.codes[bank] for bank in range(self._banks)]
+            machine = TableMachine(m, self._names, banks, self.code_write)
         beat_layout = data.StructLayout(
             {
                 "first": 1,
@@ -758,4 +772,10 @@ class Parser(UnrolledParser):
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
-        super().__init__(params.parser_bits, params.parser_cut, params.suffix_limit, params.codes)
+        super().__init__(
+            params.parser_bits,
+            params.parser_cut,
+            params.suffix_limit,
+            params.codes,
+            params.code_banks,
+        )
