@@ -525,7 +525,7 @@ def test_two_matrices_chain(batch: int) -> None:
 
 
 def test_what_is_read_again_cannot_be_followed_by_results_that_are_kept() -> None:
-    fields = {"map_entries": 2, "load_activations": 0}
+    fields: dict[str, Any] = {"map_entries": 2, "load_activations": 0}
     for kept in (0, 1):
         accelerator = ready(SERIAL, [0, 3])
         first = serial("010", (1, 1), map_entries=2, keep_activations=kept)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from egret.errors import EgretError
-from egret.params import ACTIVATION_BITS, MAX_ORDER, PRESETS, AcceleratorParams
+from egret.params import ACTIVATION_BITS, PRESETS, AcceleratorParams
 
 GOOD: dict[str, Any] = {
     "name": "unit",
@@ -59,17 +59,19 @@ def make(**changes: Any) -> AcceleratorParams:
         ("row_depth", {"row_depth": 512}),
         ("row_depth", {"row_depth": 1500}),
         ("row_depth", {"row_depth": 65536}),
-        (
-            "row_depth",
-            {
-                "lanes": 16,
-                "parser_bits": 16,
-                "parser_cut": 1,
-                "bus_bits": 256,
-                "activation_depth": 256,
-                "row_depth": 256,
-            },
-        ),
+        ("map_depth", {"map_depth": 4096}),
+        ("map_depth", {"map_depth": 256, "suffix_limit": 7}),
+        ("suffix_limit", {"suffix_limit": 3}),
+        ("suffix_limit", {"suffix_limit": 13}),
+        ("parser", {"parser": "table"}),
+        ("parser_cut", {"parser": "microcode", "parser_bits": 4, "parser_cut": 1}),
+        ("codes", {"codes": ("eg-run",)}),
+        ("codes", {"codes": ("eg-k", "huffman")}),
+        ("codes", {"codes": ("eg-k", "eg-k")}),
+        ("activation_columns", {"activation_columns": 3}),
+        ("input_depth", {"input_depth": 1}),
+        ("block_depth", {"block_depth": 12}),
+        ("vendor", {"vendor": "altera"}),
     ],
 )
 def test_refused_by_field_name(field: str, changes: dict[str, Any]) -> None:
@@ -87,7 +89,9 @@ def test_refused_by_field_name(field: str, changes: dict[str, Any]) -> None:
         {"parser_bits": 16, "parser_cut": 2, "bus_bits": 64},
         {"batch": 16},
         {"map_depth": 2},
-        {"map_depth": 4096},
+        {"map_depth": 2048, "suffix_limit": 11},
+        {"suffix_limit": 12},
+        {"map_depth": 16, "suffix_limit": 4},
         {"weight_bits": 2},
         {"weight_bits": 16},
         {"activation_depth": 16, "row_depth": 16},
@@ -106,11 +110,10 @@ def test_derived_one_slot() -> None:
     assert params.substreams == 4
     assert params.beat_bits == 16
     assert params.beats_per_word == 2
-    # The largest index 1023 at order 7: 1023 + 128 = 1151 has 11 bits, hence 10 of suffix.
     assert params.suffix_limit == 10
+    assert params.number_bits == 11
     # |w| <= 2^11, |x| <= 2^7, 2^10 columns: |sum| <= 2^28, one sign bit more, and 12 + 8 + 10.
     assert params.accumulator_bits == 30
-    assert params.row_slots == 512
 
 
 def test_derived_interleaved() -> None:
@@ -128,22 +131,22 @@ def test_derived_interleaved() -> None:
     assert params.substreams == 32
     assert params.beat_bits == 64
     assert params.beats_per_word == 2
-    # 15 + 128 = 143 has 8 bits.
-    assert params.suffix_limit == 7
     assert params.accumulator_bits == 5 + 8 + 6
-    assert params.row_slots == 16
 
 
-@pytest.mark.parametrize("depth", [2**n for n in range(1, 13)])
-def test_suffix_limit_admits_every_index(depth: int) -> None:
-    """The longest legal codeword just fits: its suffix has `suffix_limit` bits."""
-    limit = make(map_depth=depth).suffix_limit
-    longest = max(
-        len(f"{index + 2**order:b}") - 1
-        for order in range(MAX_ORDER + 1)
-        for index in (0, depth - 1)
-    )
-    assert limit == longest
+@pytest.mark.parametrize("limit", range(4, 13))
+def test_every_index_has_a_codeword(limit: int) -> None:
+    """Also in the lowest order, and for the filler behind the deepest map."""
+    depth = min(2048, 2**limit)
+    params = make(map_depth=depth, suffix_limit=limit)
+    assert depth + 1 < 2**params.number_bits
+
+
+def test_activations_are_filled_up_to_whole_beats() -> None:
+    params = make(batch=3, activation_columns=4)
+    assert params.activation_bus_bits == 96
+    assert params.pad_activations(bytes(range(12))) == bytes(range(12))
+    assert params.pad_activations(bytes(range(15))) == bytes(range(15)) + bytes(9)
 
 
 @pytest.mark.parametrize("weight_bits", [2, 12, 16])

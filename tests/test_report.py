@@ -72,7 +72,7 @@ def sample() -> ReportData:
             rows=rows,
             columns=columns,
             non_zeros=non_zeros,
-            order=0,
+            code="eg-table-run",
             map_entries=57,
             code_bits=weights + 4 * non_zeros,
             packet_bytes=(weights + 4 * non_zeros) // 8 + 900,
@@ -118,6 +118,7 @@ def sample() -> ReportData:
         ),
         histograms=(histogram("plain", 0.08, 1.7), histogram("rate-trained", 0.002, 0.42)),
         curves=(curve("plain", 1.9, 1.6), curve("rate-trained", 1.9, 0.3)),
+        image_bytes=9_000,
         layers=(
             layer("fc1", 256, 64, 4_000),
             layer("fc2", 128, 256, 3_000),
@@ -288,7 +289,7 @@ def test_tables_of_the_page(written: Path) -> None:
     ] in rows
     assert ["6,500", "6,500", "7.76", "28.6 %", "66.5 %"] in rows
     assert [
-        *("fc1", "256 × 64", "24.4 %", "0", "57", "1.98", "4,948", "2,048", "48.8 %"),
+        *("fc1", "256 × 64", "24.4 %", "eg-table-run", "57", "1.98", "4,948", "2,048", "48.8 %"),
     ] in rows
     assert ["fc1", "131,072", "52,000", "39,584", "4,096", "1,333", "1,000", "2,048"] in rows
     assert ["fc2", "results (int32)", "360", "46,080", "3"] in rows
@@ -306,7 +307,17 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
         encoding="utf-8"
     )
     rows = rows_of(page)
-    assert ["fc1", "256 × 64", "24.4 %", "0", "zigzag", "1.98", "4,948", "–", "–"] in rows
+    assert [
+        "fc1",
+        "256 × 64",
+        "24.4 %",
+        "eg-table-run",
+        "zigzag",
+        "1.98",
+        "4,948",
+        "–",
+        "–",
+    ] in rows
     assert "<dd>2020-02-02</dd>" in page
     assert "<code>a &lt;b&gt; &amp; c</code>" in page
 

@@ -126,21 +126,25 @@ def _layer_reports(
     network: IntegerNetwork, run: Simulation, params: AcceleratorParams
 ) -> tuple[LayerReport, ...]:
     reports = []
-    for layer, packet, trace in zip(network.layers, run.image.packets, run.layers, strict=True):
+    for number, (layer, trace) in enumerate(zip(network.layers, run.layers, strict=True)):
         weights = layer.weight.values
+        rows, columns = weights.shape
+        # More than one where the layer is tiled.
+        packets = [packet for packet in run.image.matrices if packet.layer == number]
+        first = packets[0]
         reports.append(
             LayerReport(
-                name=packet.name,
-                rows=packet.rows,
-                columns=packet.columns,
+                name=layer.name,
+                rows=rows,
+                columns=columns,
                 non_zeros=int(np.count_nonzero(weights)),
-                order=packet.order,
-                map_entries=0 if packet.zigzag else read_header(packet.data)["map_entries"],
-                code_bits=packet.code_bits,
-                packet_bytes=len(packet.data),
+                code=first.code,
+                map_entries=0 if first.zigzag else read_header(first.data)["map_entries"],
+                code_bits=sum(packet.code_bits for packet in packets),
+                packet_bytes=sum(len(packet.data) for packet in packets),
                 cycles=trace.cycles,
                 mac_cycles=trace.multiplies,
-                dense=dense_int8_cost(packet.rows, packet.columns, params.lanes),
+                dense=dense_int8_cost(rows, columns, params.lanes),
                 csc=csc_cost(weights, params.lanes),
             )
         )
@@ -269,6 +273,7 @@ def run_demo(
         sizes=tuple(_network_size(label, networks[label], paths[label]) for label in networks),
         histograms=tuple(_histogram(label, networks[label]) for label in networks),
         curves=tuple(_curve(label, trained[label]) for label in trained),
+        image_bytes=len(timed.image.data),
         layers=_layer_reports(network, timed, params),
         hardware=HardwareRun(
             params=params,

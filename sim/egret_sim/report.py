@@ -277,17 +277,17 @@ class LayerReport:
     name : str
         Name of the layer.
     rows, columns : int
-        Shape of its matrix as streamed, zero columns included.
+        Shape of its matrix.
     non_zeros : int
         Weights that are not 0.
-    order : int
-        Exp-Golomb order k in the hardware image.
+    code : str
+        Its code in the hardware image.
     map_entries : int
         Entries of its value map; 0 where values are the zigzag of the index.
     code_bits : int
         Codewords alone.
     packet_bytes : int
-        Its whole packet in the hardware image.
+        Its whole packet in the hardware image, without tables that stay.
     cycles : int or None
         Clock cycles of this layer, summed over all passes; None where not measured apart.
     mac_cycles : int or None
@@ -302,7 +302,7 @@ class LayerReport:
     rows: int
     columns: int
     non_zeros: int
-    order: int
+    code: str
     map_entries: int
     code_bits: int
     packet_bytes: int
@@ -414,6 +414,8 @@ class ReportData:
         One or more networks, in the order of `sizes`.
     curves : tuple of TrainingCurve
         Training of the same networks; one or more.
+    image_bytes : int
+        The whole hardware image, with tables that stay.
     layers : tuple of LayerReport
         Layers in the order in which they run.
     hardware : HardwareRun
@@ -430,6 +432,7 @@ class ReportData:
     sizes: tuple[NetworkSize, ...]
     histograms: tuple[WeightHistogram, ...]
     curves: tuple[TrainingCurve, ...]
+    image_bytes: int
     layers: tuple[LayerReport, ...]
     hardware: HardwareRun
     comparisons: tuple[Comparison, ...]
@@ -451,7 +454,7 @@ class ReportData:
             "mac_busy_percent": 100 * run.mac_cycles / (run.params.lanes * run.cycles),
             "bus_busy_percent": 100 * run.bus_words / run.cycles,
             "streamed_weights": weights,
-            "image_bytes": sum(layer.packet_bytes for layer in self.layers),
+            "image_bytes": self.image_bytes,
             "image_code_bits": sum(layer.code_bits for layer in self.layers),
             "dense_int8": _total([layer.dense for layer in self.layers]),
             "csc": _total([layer.csc for layer in self.layers]),
