@@ -292,6 +292,7 @@ class Accelerator(wiring.Component):
                 lane.vector_write.eq(vector_write),
                 lane.start_write.eq(start_write),
                 lane.selected.eq(start_lane == index),
+                lane.drain.eq(reader.settling),
                 lane.go.eq(tracker.go),
                 lane.clear_errors.eq(tracker.release),
                 lane.i.valid.eq(gearbox.o.valid & all_ready),

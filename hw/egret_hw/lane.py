@@ -118,6 +118,8 @@ class Lane(wiring.Component):
     start_write : In(start_write_layout)
         With `selected`, places a slot; all slots of a matrix are placed in order, after it is in
         `matrices`, and not before the matrix two before it has sent its last sums.
+    drain : In(1)
+        No more beats of the matrix under way will come: those of the one before must not wait.
     go : In(2)
         The matrix with this parity may be multiplied: its activations are in place.
     clear_errors : In(2)
@@ -144,6 +146,7 @@ class Lane(wiring.Component):
                 "vector_write": In(vector_write_layout(params)),
                 "start_write": In(start_write_layout(params)),
                 "selected": In(1),
+                "drain": In(1),
                 "go": In(2),
                 "clear_errors": In(2),
                 "o": Out(stream.Signature(lane_result_layout(params))),
@@ -189,6 +192,7 @@ class Lane(wiring.Component):
             mine.eq(parser.turn == turn if slots > 1 else 1),
             beats.o.ready.eq(enable & mine),
             parser.enable.eq(enable),
+            parser.drain.eq(self.drain),
             parser.codes.eq(self.codes),
             parser.i_valid.eq(beats.o.valid & mine),
             parser.i_first.eq(beat.first),

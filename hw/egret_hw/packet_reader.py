@@ -141,6 +141,8 @@ class PacketReader(wiring.Component):
         Bring the row memory to zeros. Held until `wiped`.
     wiped : In(1)
         That has been done.
+    settling : Out(1)
+        The packet under way is wrong, and those before it are being finished.
     halted : Out(1)
         The error state: every input is discarded until `clear`.
     error, position
@@ -181,6 +183,7 @@ class PacketReader(wiring.Component):
                 "cancel": Out(1),
                 "wipe": Out(1),
                 "wiped": In(1),
+                "settling": Out(1),
                 "halted": Out(1),
                 "error": Out(ErrorKind),
                 "position": Out(POSITION_BITS),
@@ -464,9 +467,11 @@ class PacketReader(wiring.Component):
                         m.d.comb += self.passed.eq(is_matrix)
                         m.d.sync += allocated.eq(0)
                         m.next = "Header"
-            with state("Settle"), m.If(self.in_flight == allocated):
-                # What was before the error is finished and sent.
-                m.next = "Abort"
+            with state("Settle"):
+                m.d.comb += self.settling.eq(1)
+                with m.If(self.in_flight == allocated):
+                    # What was before the error is finished and sent.
+                    m.next = "Abort"
             with state("Abort"):
                 m.d.comb += self.cancel.eq(1)
                 m.next = "Report"
