@@ -249,10 +249,10 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \$1 , \$125 , \$128 , \$129 , \$130 , \$132 , \$133 , \$2 , \$3 , \$4 , \$5 , \$7 , \$71 ,
     \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$8 , \$80 , \$85 , \$90 ;
   wire [1:0] \$10 , \$86 , \$91 ;
-  wire [10:0] \$100 , \$82 ;
+  wire [10:0] \$100 , \$159 , \$82 ;
   wire [11:0] \$101 ;
   wire [12:0] \$102 ;
-  wire [13:0] \$103 ;
+  wire [13:0] \$103 , \$160 ;
   wire [14:0] \$104 ;
   wire [15:0] \$105 ;
   wire [16:0] \$106 , \$83 ;
@@ -309,360 +309,392 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire activations__ready;
   wire activations__valid;
   wire allocate;
-  wire \allocate$79 ;
+  wire \allocate$81 ;
   wire allow;
   wire [127:0] bad_index;
-  wire [3:0] \bad_index$1000 ;
-  wire [3:0] \bad_index$1001 ;
-  wire [3:0] \bad_index$1002 ;
-  wire [3:0] \bad_index$1003 ;
-  wire [3:0] \bad_index$1004 ;
-  wire [3:0] \bad_index$1005 ;
-  wire [3:0] \bad_index$1006 ;
-  wire [3:0] \bad_index$1007 ;
-  wire [3:0] \bad_index$1008 ;
-  wire [3:0] \bad_index$1009 ;
-  wire [3:0] \bad_index$1010 ;
-  wire [3:0] \bad_index$979 ;
-  wire [3:0] \bad_index$980 ;
-  wire [3:0] \bad_index$981 ;
-  wire [3:0] \bad_index$982 ;
-  wire [3:0] \bad_index$983 ;
-  wire [3:0] \bad_index$984 ;
-  wire [3:0] \bad_index$985 ;
-  wire [3:0] \bad_index$986 ;
-  wire [3:0] \bad_index$987 ;
-  wire [3:0] \bad_index$988 ;
-  wire [3:0] \bad_index$989 ;
-  wire [3:0] \bad_index$990 ;
-  wire [3:0] \bad_index$991 ;
-  wire [3:0] \bad_index$992 ;
-  wire [3:0] \bad_index$993 ;
-  wire [3:0] \bad_index$994 ;
-  wire [3:0] \bad_index$995 ;
-  wire [3:0] \bad_index$996 ;
-  wire [3:0] \bad_index$997 ;
-  wire [3:0] \bad_index$998 ;
-  wire [3:0] \bad_index$999 ;
+  wire [3:0] \bad_index$1013 ;
+  wire [3:0] \bad_index$1014 ;
+  wire [3:0] \bad_index$1015 ;
+  wire [3:0] \bad_index$1016 ;
+  wire [3:0] \bad_index$1017 ;
+  wire [3:0] \bad_index$1018 ;
+  wire [3:0] \bad_index$1019 ;
+  wire [3:0] \bad_index$1020 ;
+  wire [3:0] \bad_index$1021 ;
+  wire [3:0] \bad_index$1022 ;
+  wire [3:0] \bad_index$1023 ;
+  wire [3:0] \bad_index$1024 ;
+  wire [3:0] \bad_index$1025 ;
+  wire [3:0] \bad_index$1026 ;
+  wire [3:0] \bad_index$1027 ;
+  wire [3:0] \bad_index$1028 ;
+  wire [3:0] \bad_index$1029 ;
+  wire [3:0] \bad_index$1030 ;
+  wire [3:0] \bad_index$1031 ;
+  wire [3:0] \bad_index$1032 ;
+  wire [3:0] \bad_index$1033 ;
+  wire [3:0] \bad_index$1034 ;
+  wire [3:0] \bad_index$1035 ;
+  wire [3:0] \bad_index$1036 ;
+  wire [3:0] \bad_index$1037 ;
+  wire [3:0] \bad_index$1038 ;
+  wire [3:0] \bad_index$1039 ;
+  wire [3:0] \bad_index$1040 ;
+  wire [3:0] \bad_index$1041 ;
+  wire [3:0] \bad_index$1042 ;
+  wire [3:0] \bad_index$1043 ;
+  wire [3:0] \bad_index$1044 ;
   wire [127:0] bad_prefix;
-  wire [3:0] \bad_prefix$946 ;
-  wire [3:0] \bad_prefix$947 ;
-  wire [3:0] \bad_prefix$948 ;
-  wire [3:0] \bad_prefix$949 ;
-  wire [3:0] \bad_prefix$950 ;
-  wire [3:0] \bad_prefix$951 ;
-  wire [3:0] \bad_prefix$952 ;
-  wire [3:0] \bad_prefix$953 ;
-  wire [3:0] \bad_prefix$954 ;
-  wire [3:0] \bad_prefix$955 ;
-  wire [3:0] \bad_prefix$956 ;
-  wire [3:0] \bad_prefix$957 ;
-  wire [3:0] \bad_prefix$958 ;
-  wire [3:0] \bad_prefix$959 ;
-  wire [3:0] \bad_prefix$960 ;
-  wire [3:0] \bad_prefix$961 ;
-  wire [3:0] \bad_prefix$962 ;
-  wire [3:0] \bad_prefix$963 ;
-  wire [3:0] \bad_prefix$964 ;
-  wire [3:0] \bad_prefix$965 ;
-  wire [3:0] \bad_prefix$966 ;
-  wire [3:0] \bad_prefix$967 ;
-  wire [3:0] \bad_prefix$968 ;
-  wire [3:0] \bad_prefix$969 ;
-  wire [3:0] \bad_prefix$970 ;
-  wire [3:0] \bad_prefix$971 ;
-  wire [3:0] \bad_prefix$972 ;
-  wire [3:0] \bad_prefix$973 ;
-  wire [3:0] \bad_prefix$974 ;
-  wire [3:0] \bad_prefix$975 ;
-  wire [3:0] \bad_prefix$976 ;
-  wire [3:0] \bad_prefix$977 ;
+  wire [3:0] \bad_prefix$1000 ;
+  wire [3:0] \bad_prefix$1001 ;
+  wire [3:0] \bad_prefix$1002 ;
+  wire [3:0] \bad_prefix$1003 ;
+  wire [3:0] \bad_prefix$1004 ;
+  wire [3:0] \bad_prefix$1005 ;
+  wire [3:0] \bad_prefix$1006 ;
+  wire [3:0] \bad_prefix$1007 ;
+  wire [3:0] \bad_prefix$1008 ;
+  wire [3:0] \bad_prefix$1009 ;
+  wire [3:0] \bad_prefix$1010 ;
+  wire [3:0] \bad_prefix$1011 ;
+  wire [3:0] \bad_prefix$980 ;
+  wire [3:0] \bad_prefix$981 ;
+  wire [3:0] \bad_prefix$982 ;
+  wire [3:0] \bad_prefix$983 ;
+  wire [3:0] \bad_prefix$984 ;
+  wire [3:0] \bad_prefix$985 ;
+  wire [3:0] \bad_prefix$986 ;
+  wire [3:0] \bad_prefix$987 ;
+  wire [3:0] \bad_prefix$988 ;
+  wire [3:0] \bad_prefix$989 ;
+  wire [3:0] \bad_prefix$990 ;
+  wire [3:0] \bad_prefix$991 ;
+  wire [3:0] \bad_prefix$992 ;
+  wire [3:0] \bad_prefix$993 ;
+  wire [3:0] \bad_prefix$994 ;
+  wire [3:0] \bad_prefix$995 ;
+  wire [3:0] \bad_prefix$996 ;
+  wire [3:0] \bad_prefix$997 ;
+  wire [3:0] \bad_prefix$998 ;
+  wire [3:0] \bad_prefix$999 ;
   wire [1:0] banks;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [6:0] beats;
   wire [37:0] behind__payload;
-  wire [37:0] \behind__payload$759 ;
-  wire [37:0] \behind__payload$765 ;
-  wire [37:0] \behind__payload$771 ;
-  wire [37:0] \behind__payload$777 ;
-  wire [37:0] \behind__payload$783 ;
-  wire [37:0] \behind__payload$789 ;
-  wire [37:0] \behind__payload$795 ;
-  wire [37:0] \behind__payload$801 ;
-  wire [37:0] \behind__payload$807 ;
-  wire [37:0] \behind__payload$813 ;
-  wire [37:0] \behind__payload$819 ;
-  wire [37:0] \behind__payload$825 ;
-  wire [37:0] \behind__payload$831 ;
-  wire [37:0] \behind__payload$837 ;
-  wire [37:0] \behind__payload$843 ;
-  wire [37:0] \behind__payload$849 ;
-  wire [37:0] \behind__payload$855 ;
-  wire [37:0] \behind__payload$861 ;
-  wire [37:0] \behind__payload$867 ;
-  wire [37:0] \behind__payload$873 ;
-  wire [37:0] \behind__payload$879 ;
-  wire [37:0] \behind__payload$885 ;
-  wire [37:0] \behind__payload$891 ;
-  wire [37:0] \behind__payload$897 ;
-  wire [37:0] \behind__payload$903 ;
-  wire [37:0] \behind__payload$909 ;
-  wire [37:0] \behind__payload$915 ;
-  wire [37:0] \behind__payload$921 ;
-  wire [37:0] \behind__payload$927 ;
-  wire [37:0] \behind__payload$933 ;
+  wire [37:0] \behind__payload$793 ;
+  wire [37:0] \behind__payload$799 ;
+  wire [37:0] \behind__payload$805 ;
+  wire [37:0] \behind__payload$811 ;
+  wire [37:0] \behind__payload$817 ;
+  wire [37:0] \behind__payload$823 ;
+  wire [37:0] \behind__payload$829 ;
+  wire [37:0] \behind__payload$835 ;
+  wire [37:0] \behind__payload$841 ;
+  wire [37:0] \behind__payload$847 ;
+  wire [37:0] \behind__payload$853 ;
+  wire [37:0] \behind__payload$859 ;
+  wire [37:0] \behind__payload$865 ;
+  wire [37:0] \behind__payload$871 ;
+  wire [37:0] \behind__payload$877 ;
+  wire [37:0] \behind__payload$883 ;
+  wire [37:0] \behind__payload$889 ;
+  wire [37:0] \behind__payload$895 ;
+  wire [37:0] \behind__payload$901 ;
+  wire [37:0] \behind__payload$907 ;
+  wire [37:0] \behind__payload$913 ;
+  wire [37:0] \behind__payload$919 ;
+  wire [37:0] \behind__payload$925 ;
+  wire [37:0] \behind__payload$931 ;
+  wire [37:0] \behind__payload$937 ;
+  wire [37:0] \behind__payload$943 ;
+  wire [37:0] \behind__payload$949 ;
+  wire [37:0] \behind__payload$955 ;
+  wire [37:0] \behind__payload$961 ;
+  wire [37:0] \behind__payload$967 ;
   wire behind__ready;
-  wire \behind__ready$762 ;
-  wire \behind__ready$768 ;
-  wire \behind__ready$774 ;
-  wire \behind__ready$780 ;
-  wire \behind__ready$786 ;
-  wire \behind__ready$792 ;
-  wire \behind__ready$798 ;
-  wire \behind__ready$804 ;
-  wire \behind__ready$810 ;
-  wire \behind__ready$816 ;
-  wire \behind__ready$822 ;
-  wire \behind__ready$828 ;
-  wire \behind__ready$834 ;
-  wire \behind__ready$840 ;
-  wire \behind__ready$846 ;
-  wire \behind__ready$852 ;
-  wire \behind__ready$858 ;
-  wire \behind__ready$864 ;
-  wire \behind__ready$870 ;
-  wire \behind__ready$876 ;
-  wire \behind__ready$882 ;
-  wire \behind__ready$888 ;
-  wire \behind__ready$894 ;
-  wire \behind__ready$900 ;
-  wire \behind__ready$906 ;
-  wire \behind__ready$912 ;
-  wire \behind__ready$918 ;
-  wire \behind__ready$924 ;
-  wire \behind__ready$930 ;
-  wire \behind__ready$936 ;
+  wire \behind__ready$796 ;
+  wire \behind__ready$802 ;
+  wire \behind__ready$808 ;
+  wire \behind__ready$814 ;
+  wire \behind__ready$820 ;
+  wire \behind__ready$826 ;
+  wire \behind__ready$832 ;
+  wire \behind__ready$838 ;
+  wire \behind__ready$844 ;
+  wire \behind__ready$850 ;
+  wire \behind__ready$856 ;
+  wire \behind__ready$862 ;
+  wire \behind__ready$868 ;
+  wire \behind__ready$874 ;
+  wire \behind__ready$880 ;
+  wire \behind__ready$886 ;
+  wire \behind__ready$892 ;
+  wire \behind__ready$898 ;
+  wire \behind__ready$904 ;
+  wire \behind__ready$910 ;
+  wire \behind__ready$916 ;
+  wire \behind__ready$922 ;
+  wire \behind__ready$928 ;
+  wire \behind__ready$934 ;
+  wire \behind__ready$940 ;
+  wire \behind__ready$946 ;
+  wire \behind__ready$952 ;
+  wire \behind__ready$958 ;
+  wire \behind__ready$964 ;
+  wire \behind__ready$970 ;
   wire behind__valid;
-  wire \behind__valid$763 ;
-  wire \behind__valid$769 ;
-  wire \behind__valid$775 ;
-  wire \behind__valid$781 ;
-  wire \behind__valid$787 ;
-  wire \behind__valid$793 ;
-  wire \behind__valid$799 ;
-  wire \behind__valid$805 ;
-  wire \behind__valid$811 ;
-  wire \behind__valid$817 ;
-  wire \behind__valid$823 ;
-  wire \behind__valid$829 ;
-  wire \behind__valid$835 ;
-  wire \behind__valid$841 ;
-  wire \behind__valid$847 ;
-  wire \behind__valid$853 ;
-  wire \behind__valid$859 ;
-  wire \behind__valid$865 ;
-  wire \behind__valid$871 ;
-  wire \behind__valid$877 ;
-  wire \behind__valid$883 ;
-  wire \behind__valid$889 ;
-  wire \behind__valid$895 ;
-  wire \behind__valid$901 ;
-  wire \behind__valid$907 ;
-  wire \behind__valid$913 ;
-  wire \behind__valid$919 ;
-  wire \behind__valid$925 ;
-  wire \behind__valid$931 ;
-  wire \behind__valid$937 ;
+  wire \behind__valid$797 ;
+  wire \behind__valid$803 ;
+  wire \behind__valid$809 ;
+  wire \behind__valid$815 ;
+  wire \behind__valid$821 ;
+  wire \behind__valid$827 ;
+  wire \behind__valid$833 ;
+  wire \behind__valid$839 ;
+  wire \behind__valid$845 ;
+  wire \behind__valid$851 ;
+  wire \behind__valid$857 ;
+  wire \behind__valid$863 ;
+  wire \behind__valid$869 ;
+  wire \behind__valid$875 ;
+  wire \behind__valid$881 ;
+  wire \behind__valid$887 ;
+  wire \behind__valid$893 ;
+  wire \behind__valid$899 ;
+  wire \behind__valid$905 ;
+  wire \behind__valid$911 ;
+  wire \behind__valid$917 ;
+  wire \behind__valid$923 ;
+  wire \behind__valid$929 ;
+  wire \behind__valid$935 ;
+  wire \behind__valid$941 ;
+  wire \behind__valid$947 ;
+  wire \behind__valid$953 ;
+  wire \behind__valid$959 ;
+  wire \behind__valid$965 ;
+  wire \behind__valid$971 ;
   wire [1:0] beyond;
-  wire [1:0] \beyond$93 ;
+  wire [1:0] \beyond$95 ;
   wire [11:0] beyond_substream;
-  wire [11:0] \beyond_substream$95 ;
+  wire [11:0] \beyond_substream$97 ;
   wire [43:0] bias_write;
-  wire [43:0] \bias_write$129 ;
+  wire [43:0] \bias_write$130 ;
   wire busy;
-  wire \busy$97 ;
+  wire \busy$61 ;
   wire busy_coding;
   wire cancel;
-  wire \cancel$104 ;
-  wire \cancel$117 ;
-  wire \cancel$85 ;
+  wire \cancel$105 ;
+  wire \cancel$118 ;
+  wire \cancel$87 ;
   input clear;
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$204 ;
-  wire [1:0] \clear_errors$222 ;
-  wire [1:0] \clear_errors$240 ;
-  wire [1:0] \clear_errors$258 ;
-  wire [1:0] \clear_errors$276 ;
-  wire [1:0] \clear_errors$294 ;
-  wire [1:0] \clear_errors$312 ;
-  wire [1:0] \clear_errors$330 ;
-  wire [1:0] \clear_errors$348 ;
-  wire [1:0] \clear_errors$366 ;
-  wire [1:0] \clear_errors$384 ;
-  wire [1:0] \clear_errors$402 ;
-  wire [1:0] \clear_errors$420 ;
-  wire [1:0] \clear_errors$438 ;
-  wire [1:0] \clear_errors$456 ;
+  wire [1:0] \clear_errors$208 ;
+  wire [1:0] \clear_errors$227 ;
+  wire [1:0] \clear_errors$246 ;
+  wire [1:0] \clear_errors$265 ;
+  wire [1:0] \clear_errors$284 ;
+  wire [1:0] \clear_errors$303 ;
+  wire [1:0] \clear_errors$322 ;
+  wire [1:0] \clear_errors$341 ;
+  wire [1:0] \clear_errors$360 ;
+  wire [1:0] \clear_errors$379 ;
+  wire [1:0] \clear_errors$398 ;
+  wire [1:0] \clear_errors$417 ;
+  wire [1:0] \clear_errors$436 ;
+  wire [1:0] \clear_errors$455 ;
   wire [1:0] \clear_errors$474 ;
-  wire [1:0] \clear_errors$492 ;
-  wire [1:0] \clear_errors$510 ;
-  wire [1:0] \clear_errors$528 ;
-  wire [1:0] \clear_errors$546 ;
-  wire [1:0] \clear_errors$564 ;
-  wire [1:0] \clear_errors$582 ;
-  wire [1:0] \clear_errors$600 ;
-  wire [1:0] \clear_errors$618 ;
-  wire [1:0] \clear_errors$636 ;
-  wire [1:0] \clear_errors$654 ;
-  wire [1:0] \clear_errors$672 ;
-  wire [1:0] \clear_errors$690 ;
-  wire [1:0] \clear_errors$708 ;
-  wire [1:0] \clear_errors$726 ;
-  wire [1:0] \clear_errors$744 ;
+  wire [1:0] \clear_errors$493 ;
+  wire [1:0] \clear_errors$512 ;
+  wire [1:0] \clear_errors$531 ;
+  wire [1:0] \clear_errors$550 ;
+  wire [1:0] \clear_errors$569 ;
+  wire [1:0] \clear_errors$588 ;
+  wire [1:0] \clear_errors$607 ;
+  wire [1:0] \clear_errors$626 ;
+  wire [1:0] \clear_errors$645 ;
+  wire [1:0] \clear_errors$664 ;
+  wire [1:0] \clear_errors$683 ;
+  wire [1:0] \clear_errors$702 ;
+  wire [1:0] \clear_errors$721 ;
+  wire [1:0] \clear_errors$740 ;
+  wire [1:0] \clear_errors$759 ;
+  wire [1:0] \clear_errors$778 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$170  = 23'h000000;
+  reg [22:0] \code_write$171  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$171 ;
+  wire [22:0] \code_write$172 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$197 ;
+  wire [22:0] \code_write$200 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$215 ;
+  wire [22:0] \code_write$219 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$233 ;
+  wire [22:0] \code_write$238 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$251 ;
+  wire [22:0] \code_write$257 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$269 ;
+  wire [22:0] \code_write$276 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$287 ;
+  wire [22:0] \code_write$295 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$305 ;
+  wire [22:0] \code_write$314 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$323 ;
+  wire [22:0] \code_write$333 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$341 ;
+  wire [22:0] \code_write$352 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$359 ;
+  wire [22:0] \code_write$371 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$377 ;
+  wire [22:0] \code_write$390 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$395 ;
+  wire [22:0] \code_write$409 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$413 ;
+  wire [22:0] \code_write$428 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$431 ;
+  wire [22:0] \code_write$447 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$449 ;
-  (* init = 23'h000000 *)
-  wire [22:0] \code_write$467 ;
+  wire [22:0] \code_write$466 ;
   wire [22:0] \code_write$48 ;
   (* init = 23'h000000 *)
   wire [22:0] \code_write$485 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$503 ;
+  wire [22:0] \code_write$504 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$521 ;
+  wire [22:0] \code_write$523 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$539 ;
+  wire [22:0] \code_write$542 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$557 ;
+  wire [22:0] \code_write$561 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$575 ;
+  wire [22:0] \code_write$580 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$593 ;
+  wire [22:0] \code_write$599 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$611 ;
+  wire [22:0] \code_write$618 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$629 ;
+  wire [22:0] \code_write$637 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$647 ;
+  wire [22:0] \code_write$656 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$665 ;
+  wire [22:0] \code_write$675 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$683 ;
+  wire [22:0] \code_write$694 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$701 ;
+  wire [22:0] \code_write$713 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$719 ;
+  wire [22:0] \code_write$732 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$737 ;
+  wire [22:0] \code_write$751 ;
+  (* init = 23'h000000 *)
+  wire [22:0] \code_write$770 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$167 ;
+  wire [87:0] \codes$168 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$195 ;
+  wire [87:0] \codes$198 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$213 ;
+  wire [87:0] \codes$217 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$231 ;
+  wire [87:0] \codes$236 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$249 ;
+  wire [87:0] \codes$255 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$267 ;
+  wire [87:0] \codes$274 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$285 ;
+  wire [87:0] \codes$293 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$303 ;
+  wire [87:0] \codes$312 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$321 ;
+  wire [87:0] \codes$331 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$339 ;
+  wire [87:0] \codes$350 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$357 ;
+  wire [87:0] \codes$369 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$375 ;
+  wire [87:0] \codes$388 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$393 ;
+  wire [87:0] \codes$407 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$411 ;
+  wire [87:0] \codes$426 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$429 ;
+  wire [87:0] \codes$445 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$447 ;
-  (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$465 ;
+  wire [87:0] \codes$464 ;
   (* init = 88'h0000000000000000000000 *)
   wire [87:0] \codes$483 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$501 ;
+  wire [87:0] \codes$502 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$519 ;
+  wire [87:0] \codes$521 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$537 ;
+  wire [87:0] \codes$540 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$555 ;
+  wire [87:0] \codes$559 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$573 ;
+  wire [87:0] \codes$578 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$591 ;
+  wire [87:0] \codes$597 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$609 ;
+  wire [87:0] \codes$616 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$627 ;
+  wire [87:0] \codes$635 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$645 ;
+  wire [87:0] \codes$654 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$663 ;
+  wire [87:0] \codes$673 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$681 ;
+  wire [87:0] \codes$692 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$699 ;
+  wire [87:0] \codes$711 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$717 ;
+  wire [87:0] \codes$730 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$735 ;
+  wire [87:0] \codes$749 ;
+  (* init = 88'h0000000000000000000000 *)
+  wire [87:0] \codes$768 ;
   wire coding;
   wire [7:0] column_bits;
-  wire [7:0] \column_bits$108 ;
+  wire [7:0] \column_bits$109 ;
   wire [1:0] complete;
-  wire [1:0] \complete$91 ;
+  wire [1:0] \complete$93 ;
   reg [31:0] cycles = 32'd0;
+  wire drain;
+  wire \drain$206 ;
+  wire \drain$225 ;
+  wire \drain$244 ;
+  wire \drain$263 ;
+  wire \drain$282 ;
+  wire \drain$301 ;
+  wire \drain$320 ;
+  wire \drain$339 ;
+  wire \drain$358 ;
+  wire \drain$377 ;
+  wire \drain$396 ;
+  wire \drain$415 ;
+  wire \drain$434 ;
+  wire \drain$453 ;
+  wire \drain$472 ;
+  wire \drain$491 ;
+  wire \drain$510 ;
+  wire \drain$529 ;
+  wire \drain$548 ;
+  wire \drain$567 ;
+  wire \drain$586 ;
+  wire \drain$605 ;
+  wire \drain$624 ;
+  wire \drain$643 ;
+  wire \drain$662 ;
+  wire \drain$681 ;
+  wire \drain$700 ;
+  wire \drain$719 ;
+  wire \drain$738 ;
+  wire \drain$757 ;
+  wire \drain$776 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -679,82 +711,81 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$183 ;
-  wire [1:0] \go$203 ;
-  wire [1:0] \go$221 ;
-  wire [1:0] \go$239 ;
-  wire [1:0] \go$257 ;
-  wire [1:0] \go$275 ;
-  wire [1:0] \go$293 ;
-  wire [1:0] \go$311 ;
-  wire [1:0] \go$329 ;
-  wire [1:0] \go$347 ;
-  wire [1:0] \go$365 ;
-  wire [1:0] \go$383 ;
-  wire [1:0] \go$401 ;
-  wire [1:0] \go$419 ;
-  wire [1:0] \go$437 ;
-  wire [1:0] \go$455 ;
+  wire [1:0] \go$186 ;
+  wire [1:0] \go$207 ;
+  wire [1:0] \go$226 ;
+  wire [1:0] \go$245 ;
+  wire [1:0] \go$264 ;
+  wire [1:0] \go$283 ;
+  wire [1:0] \go$302 ;
+  wire [1:0] \go$321 ;
+  wire [1:0] \go$340 ;
+  wire [1:0] \go$359 ;
+  wire [1:0] \go$378 ;
+  wire [1:0] \go$397 ;
+  wire [1:0] \go$416 ;
+  wire [1:0] \go$435 ;
+  wire [1:0] \go$454 ;
   wire [1:0] \go$473 ;
-  wire [1:0] \go$491 ;
-  wire [1:0] \go$509 ;
-  wire [1:0] \go$527 ;
-  wire [1:0] \go$545 ;
-  wire [1:0] \go$563 ;
-  wire [1:0] \go$581 ;
-  wire [1:0] \go$599 ;
-  wire [1:0] \go$617 ;
-  wire [1:0] \go$635 ;
-  wire [1:0] \go$653 ;
-  wire [1:0] \go$671 ;
-  wire [1:0] \go$689 ;
-  wire [1:0] \go$707 ;
-  wire [1:0] \go$725 ;
-  wire [1:0] \go$743 ;
+  wire [1:0] \go$492 ;
+  wire [1:0] \go$511 ;
+  wire [1:0] \go$530 ;
+  wire [1:0] \go$549 ;
+  wire [1:0] \go$568 ;
+  wire [1:0] \go$587 ;
+  wire [1:0] \go$606 ;
+  wire [1:0] \go$625 ;
+  wire [1:0] \go$644 ;
+  wire [1:0] \go$663 ;
+  wire [1:0] \go$682 ;
+  wire [1:0] \go$701 ;
+  wire [1:0] \go$720 ;
+  wire [1:0] \go$739 ;
+  wire [1:0] \go$758 ;
+  wire [1:0] \go$777 ;
   wire halted;
-  wire \halted$106 ;
+  wire \halted$107 ;
   wire [179:0] header;
   input [256:0] i__payload;
   wire [256:0] i__payload;
   input [128:0] \i__payload$12 ;
   wire [128:0] \i__payload$12 ;
-  wire [10:0] \i__payload$187 ;
-  wire [10:0] \i__payload$206 ;
-  wire [10:0] \i__payload$224 ;
-  wire [10:0] \i__payload$242 ;
-  wire [10:0] \i__payload$260 ;
-  wire [10:0] \i__payload$278 ;
-  wire [10:0] \i__payload$296 ;
+  wire [10:0] \i__payload$190 ;
+  wire [10:0] \i__payload$210 ;
+  wire [10:0] \i__payload$229 ;
+  wire [10:0] \i__payload$248 ;
+  wire [10:0] \i__payload$267 ;
+  wire [10:0] \i__payload$286 ;
   wire [258:0] \i__payload$30 ;
-  wire [10:0] \i__payload$314 ;
-  wire [10:0] \i__payload$332 ;
-  wire [10:0] \i__payload$350 ;
-  wire [10:0] \i__payload$368 ;
-  wire [10:0] \i__payload$386 ;
-  wire [10:0] \i__payload$404 ;
-  wire [10:0] \i__payload$422 ;
-  wire [10:0] \i__payload$440 ;
-  wire [10:0] \i__payload$458 ;
+  wire [10:0] \i__payload$305 ;
+  wire [10:0] \i__payload$324 ;
+  wire [10:0] \i__payload$343 ;
+  wire [10:0] \i__payload$362 ;
+  wire [10:0] \i__payload$381 ;
+  wire [10:0] \i__payload$400 ;
+  wire [10:0] \i__payload$419 ;
+  wire [10:0] \i__payload$438 ;
+  wire [10:0] \i__payload$457 ;
   wire [10:0] \i__payload$476 ;
-  wire [10:0] \i__payload$494 ;
-  wire [10:0] \i__payload$512 ;
-  wire [10:0] \i__payload$530 ;
-  wire [10:0] \i__payload$548 ;
-  wire [10:0] \i__payload$566 ;
-  wire [10:0] \i__payload$584 ;
+  wire [10:0] \i__payload$495 ;
+  wire [10:0] \i__payload$514 ;
+  wire [10:0] \i__payload$533 ;
+  wire [10:0] \i__payload$552 ;
+  wire [10:0] \i__payload$571 ;
+  wire [10:0] \i__payload$590 ;
   wire [256:0] \i__payload$6 ;
-  wire [10:0] \i__payload$602 ;
-  wire [10:0] \i__payload$620 ;
-  wire [10:0] \i__payload$638 ;
-  wire [10:0] \i__payload$656 ;
-  wire [10:0] \i__payload$674 ;
-  wire [10:0] \i__payload$692 ;
-  wire [10:0] \i__payload$710 ;
-  wire [10:0] \i__payload$728 ;
-  wire [10:0] \i__payload$746 ;
-  wire [37:0] \i__payload$939 ;
+  wire [10:0] \i__payload$609 ;
+  wire [10:0] \i__payload$628 ;
+  wire [10:0] \i__payload$647 ;
+  wire [10:0] \i__payload$666 ;
+  wire [10:0] \i__payload$685 ;
+  wire [10:0] \i__payload$704 ;
+  wire [10:0] \i__payload$723 ;
+  wire [10:0] \i__payload$742 ;
+  wire [10:0] \i__payload$761 ;
+  wire [10:0] \i__payload$780 ;
+  wire [37:0] \i__payload$973 ;
   wire i__ready;
-  wire \i__ready$135 ;
   wire \i__ready$136 ;
   wire \i__ready$137 ;
   wire \i__ready$138 ;
@@ -787,55 +818,56 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \i__ready$164 ;
   wire \i__ready$165 ;
   wire \i__ready$166 ;
+  wire \i__ready$167 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
-  wire \i__ready$942 ;
+  wire \i__ready$976 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$185 ;
-  wire \i__valid$205 ;
-  wire \i__valid$223 ;
-  wire \i__valid$241 ;
-  wire \i__valid$259 ;
-  wire \i__valid$277 ;
-  wire \i__valid$295 ;
-  wire \i__valid$313 ;
-  wire \i__valid$331 ;
+  wire \i__valid$188 ;
+  wire \i__valid$209 ;
+  wire \i__valid$228 ;
+  wire \i__valid$247 ;
+  wire \i__valid$266 ;
+  wire \i__valid$285 ;
+  wire \i__valid$304 ;
+  wire \i__valid$323 ;
   wire \i__valid$34 ;
-  wire \i__valid$349 ;
-  wire \i__valid$367 ;
-  wire \i__valid$385 ;
-  wire \i__valid$403 ;
-  wire \i__valid$421 ;
-  wire \i__valid$439 ;
-  wire \i__valid$457 ;
+  wire \i__valid$342 ;
+  wire \i__valid$361 ;
+  wire \i__valid$380 ;
+  wire \i__valid$399 ;
+  wire \i__valid$418 ;
+  wire \i__valid$437 ;
+  wire \i__valid$456 ;
   wire \i__valid$475 ;
-  wire \i__valid$493 ;
-  wire \i__valid$511 ;
-  wire \i__valid$529 ;
-  wire \i__valid$547 ;
-  wire \i__valid$565 ;
-  wire \i__valid$583 ;
-  wire \i__valid$601 ;
-  wire \i__valid$619 ;
-  wire \i__valid$637 ;
-  wire \i__valid$655 ;
-  wire \i__valid$673 ;
-  wire \i__valid$691 ;
-  wire \i__valid$709 ;
-  wire \i__valid$727 ;
-  wire \i__valid$745 ;
-  wire \i__valid$943 ;
+  wire \i__valid$494 ;
+  wire \i__valid$513 ;
+  wire \i__valid$532 ;
+  wire \i__valid$551 ;
+  wire \i__valid$570 ;
+  wire \i__valid$589 ;
+  wire \i__valid$608 ;
+  wire \i__valid$627 ;
+  wire \i__valid$646 ;
+  wire \i__valid$665 ;
+  wire \i__valid$684 ;
+  wire \i__valid$703 ;
+  wire \i__valid$722 ;
+  wire \i__valid$741 ;
+  wire \i__valid$760 ;
+  wire \i__valid$779 ;
+  wire \i__valid$977 ;
   wire [1:0] in_flight;
-  wire [1:0] \in_flight$67 ;
+  wire [1:0] \in_flight$69 ;
   wire [50:0] job;
-  wire [50:0] \job$125 ;
+  wire [50:0] \job$126 ;
   wire judged;
   wire kept;
-  wire \kept$65 ;
+  wire \kept$67 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -848,103 +880,103 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
   wire [37:0] lane__payload;
-  wire [37:0] \lane__payload$209 ;
-  wire [37:0] \lane__payload$227 ;
-  wire [37:0] \lane__payload$245 ;
-  wire [37:0] \lane__payload$263 ;
-  wire [37:0] \lane__payload$281 ;
-  wire [37:0] \lane__payload$299 ;
-  wire [37:0] \lane__payload$317 ;
-  wire [37:0] \lane__payload$335 ;
-  wire [37:0] \lane__payload$353 ;
-  wire [37:0] \lane__payload$371 ;
-  wire [37:0] \lane__payload$389 ;
-  wire [37:0] \lane__payload$407 ;
-  wire [37:0] \lane__payload$425 ;
-  wire [37:0] \lane__payload$443 ;
-  wire [37:0] \lane__payload$461 ;
+  wire [37:0] \lane__payload$213 ;
+  wire [37:0] \lane__payload$232 ;
+  wire [37:0] \lane__payload$251 ;
+  wire [37:0] \lane__payload$270 ;
+  wire [37:0] \lane__payload$289 ;
+  wire [37:0] \lane__payload$308 ;
+  wire [37:0] \lane__payload$327 ;
+  wire [37:0] \lane__payload$346 ;
+  wire [37:0] \lane__payload$365 ;
+  wire [37:0] \lane__payload$384 ;
+  wire [37:0] \lane__payload$403 ;
+  wire [37:0] \lane__payload$422 ;
+  wire [37:0] \lane__payload$441 ;
+  wire [37:0] \lane__payload$460 ;
   wire [37:0] \lane__payload$479 ;
-  wire [37:0] \lane__payload$497 ;
-  wire [37:0] \lane__payload$515 ;
-  wire [37:0] \lane__payload$533 ;
-  wire [37:0] \lane__payload$551 ;
-  wire [37:0] \lane__payload$569 ;
-  wire [37:0] \lane__payload$587 ;
-  wire [37:0] \lane__payload$605 ;
-  wire [37:0] \lane__payload$623 ;
-  wire [37:0] \lane__payload$641 ;
-  wire [37:0] \lane__payload$659 ;
-  wire [37:0] \lane__payload$677 ;
-  wire [37:0] \lane__payload$695 ;
-  wire [37:0] \lane__payload$713 ;
-  wire [37:0] \lane__payload$731 ;
-  wire [37:0] \lane__payload$749 ;
+  wire [37:0] \lane__payload$498 ;
+  wire [37:0] \lane__payload$517 ;
+  wire [37:0] \lane__payload$536 ;
+  wire [37:0] \lane__payload$555 ;
+  wire [37:0] \lane__payload$574 ;
+  wire [37:0] \lane__payload$593 ;
+  wire [37:0] \lane__payload$612 ;
+  wire [37:0] \lane__payload$631 ;
+  wire [37:0] \lane__payload$650 ;
+  wire [37:0] \lane__payload$669 ;
+  wire [37:0] \lane__payload$688 ;
+  wire [37:0] \lane__payload$707 ;
+  wire [37:0] \lane__payload$726 ;
+  wire [37:0] \lane__payload$745 ;
+  wire [37:0] \lane__payload$764 ;
+  wire [37:0] \lane__payload$783 ;
   wire lane__ready;
-  wire \lane__ready$212 ;
-  wire \lane__ready$230 ;
-  wire \lane__ready$248 ;
-  wire \lane__ready$266 ;
-  wire \lane__ready$284 ;
-  wire \lane__ready$302 ;
-  wire \lane__ready$320 ;
-  wire \lane__ready$338 ;
-  wire \lane__ready$356 ;
-  wire \lane__ready$374 ;
-  wire \lane__ready$392 ;
-  wire \lane__ready$410 ;
-  wire \lane__ready$428 ;
-  wire \lane__ready$446 ;
-  wire \lane__ready$464 ;
+  wire \lane__ready$216 ;
+  wire \lane__ready$235 ;
+  wire \lane__ready$254 ;
+  wire \lane__ready$273 ;
+  wire \lane__ready$292 ;
+  wire \lane__ready$311 ;
+  wire \lane__ready$330 ;
+  wire \lane__ready$349 ;
+  wire \lane__ready$368 ;
+  wire \lane__ready$387 ;
+  wire \lane__ready$406 ;
+  wire \lane__ready$425 ;
+  wire \lane__ready$444 ;
+  wire \lane__ready$463 ;
   wire \lane__ready$482 ;
-  wire \lane__ready$500 ;
-  wire \lane__ready$518 ;
-  wire \lane__ready$536 ;
-  wire \lane__ready$554 ;
-  wire \lane__ready$572 ;
-  wire \lane__ready$590 ;
-  wire \lane__ready$608 ;
-  wire \lane__ready$626 ;
-  wire \lane__ready$644 ;
-  wire \lane__ready$662 ;
-  wire \lane__ready$680 ;
-  wire \lane__ready$698 ;
-  wire \lane__ready$716 ;
-  wire \lane__ready$734 ;
-  wire \lane__ready$752 ;
+  wire \lane__ready$501 ;
+  wire \lane__ready$520 ;
+  wire \lane__ready$539 ;
+  wire \lane__ready$558 ;
+  wire \lane__ready$577 ;
+  wire \lane__ready$596 ;
+  wire \lane__ready$615 ;
+  wire \lane__ready$634 ;
+  wire \lane__ready$653 ;
+  wire \lane__ready$672 ;
+  wire \lane__ready$691 ;
+  wire \lane__ready$710 ;
+  wire \lane__ready$729 ;
+  wire \lane__ready$748 ;
+  wire \lane__ready$767 ;
+  wire \lane__ready$786 ;
   wire lane__valid;
-  wire \lane__valid$207 ;
-  wire \lane__valid$225 ;
-  wire \lane__valid$243 ;
-  wire \lane__valid$261 ;
-  wire \lane__valid$279 ;
-  wire \lane__valid$297 ;
-  wire \lane__valid$315 ;
-  wire \lane__valid$333 ;
-  wire \lane__valid$351 ;
-  wire \lane__valid$369 ;
-  wire \lane__valid$387 ;
-  wire \lane__valid$405 ;
-  wire \lane__valid$423 ;
-  wire \lane__valid$441 ;
-  wire \lane__valid$459 ;
+  wire \lane__valid$211 ;
+  wire \lane__valid$230 ;
+  wire \lane__valid$249 ;
+  wire \lane__valid$268 ;
+  wire \lane__valid$287 ;
+  wire \lane__valid$306 ;
+  wire \lane__valid$325 ;
+  wire \lane__valid$344 ;
+  wire \lane__valid$363 ;
+  wire \lane__valid$382 ;
+  wire \lane__valid$401 ;
+  wire \lane__valid$420 ;
+  wire \lane__valid$439 ;
+  wire \lane__valid$458 ;
   wire \lane__valid$477 ;
-  wire \lane__valid$495 ;
-  wire \lane__valid$513 ;
-  wire \lane__valid$531 ;
-  wire \lane__valid$549 ;
-  wire \lane__valid$567 ;
-  wire \lane__valid$585 ;
-  wire \lane__valid$603 ;
-  wire \lane__valid$621 ;
-  wire \lane__valid$639 ;
-  wire \lane__valid$657 ;
-  wire \lane__valid$675 ;
-  wire \lane__valid$693 ;
-  wire \lane__valid$711 ;
-  wire \lane__valid$729 ;
-  wire \lane__valid$747 ;
+  wire \lane__valid$496 ;
+  wire \lane__valid$515 ;
+  wire \lane__valid$534 ;
+  wire \lane__valid$553 ;
+  wire \lane__valid$572 ;
+  wire \lane__valid$591 ;
+  wire \lane__valid$610 ;
+  wire \lane__valid$629 ;
+  wire \lane__valid$648 ;
+  wire \lane__valid$667 ;
+  wire \lane__valid$686 ;
+  wire \lane__valid$705 ;
+  wire \lane__valid$724 ;
+  wire \lane__valid$743 ;
+  wire \lane__valid$762 ;
+  wire \lane__valid$781 ;
   wire late;
-  wire \late$69 ;
+  wire \late$71 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -966,9 +998,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  wire [3:0] \late_error$71 ;
+  wire [3:0] \late_error$73 ;
   wire [31:0] late_position;
-  wire [31:0] \late_position$73 ;
+  wire [31:0] \late_position$75 ;
   wire load_allow;
   wire [6:0] load_beats;
   wire load_code;
@@ -978,421 +1010,422 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* init = 1'h0 *)
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
-  wire [26:0] \map_write$1031 ;
+  wire [26:0] \map_write$1065 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$175 ;
+  wire [26:0] \map_write$176 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$199 ;
+  wire [26:0] \map_write$202 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$217 ;
+  wire [26:0] \map_write$221 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$235 ;
+  wire [26:0] \map_write$240 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$253 ;
+  wire [26:0] \map_write$259 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$271 ;
+  wire [26:0] \map_write$278 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$289 ;
+  wire [26:0] \map_write$297 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$307 ;
+  wire [26:0] \map_write$316 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$325 ;
+  wire [26:0] \map_write$335 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$343 ;
+  wire [26:0] \map_write$354 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$361 ;
+  wire [26:0] \map_write$373 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$379 ;
+  wire [26:0] \map_write$392 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$397 ;
+  wire [26:0] \map_write$411 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$415 ;
+  wire [26:0] \map_write$430 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$433 ;
+  wire [26:0] \map_write$449 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$451 ;
-  (* init = 27'h0000000 *)
-  wire [26:0] \map_write$469 ;
+  wire [26:0] \map_write$468 ;
   (* init = 27'h0000000 *)
   wire [26:0] \map_write$487 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$505 ;
+  wire [26:0] \map_write$506 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$523 ;
+  wire [26:0] \map_write$525 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$541 ;
+  wire [26:0] \map_write$544 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$559 ;
+  wire [26:0] \map_write$563 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$577 ;
+  wire [26:0] \map_write$582 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$595 ;
+  wire [26:0] \map_write$601 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$613 ;
+  wire [26:0] \map_write$620 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$631 ;
+  wire [26:0] \map_write$639 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$649 ;
+  wire [26:0] \map_write$658 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$667 ;
+  wire [26:0] \map_write$677 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$685 ;
+  wire [26:0] \map_write$696 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$703 ;
+  wire [26:0] \map_write$715 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$721 ;
+  wire [26:0] \map_write$734 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$739 ;
+  wire [26:0] \map_write$753 ;
+  (* init = 27'h0000000 *)
+  wire [26:0] \map_write$772 ;
   wire [69:0] matrices;
-  reg [31:0] \matrices$1017  = 32'd0;
-  wire [69:0] \matrices$169 ;
-  wire [69:0] \matrices$196 ;
-  wire [69:0] \matrices$214 ;
-  wire [69:0] \matrices$232 ;
-  wire [69:0] \matrices$250 ;
-  wire [69:0] \matrices$268 ;
-  wire [69:0] \matrices$286 ;
-  wire [69:0] \matrices$304 ;
-  wire [69:0] \matrices$322 ;
-  wire [69:0] \matrices$340 ;
-  wire [69:0] \matrices$358 ;
-  wire [69:0] \matrices$376 ;
-  wire [69:0] \matrices$394 ;
-  wire [69:0] \matrices$412 ;
-  wire [69:0] \matrices$430 ;
-  wire [69:0] \matrices$448 ;
-  wire [69:0] \matrices$466 ;
+  reg [31:0] \matrices$1051  = 32'd0;
+  wire [69:0] \matrices$170 ;
+  wire [69:0] \matrices$199 ;
+  wire [69:0] \matrices$218 ;
+  wire [69:0] \matrices$237 ;
+  wire [69:0] \matrices$256 ;
+  wire [69:0] \matrices$275 ;
+  wire [69:0] \matrices$294 ;
+  wire [69:0] \matrices$313 ;
+  wire [69:0] \matrices$332 ;
+  wire [69:0] \matrices$351 ;
+  wire [69:0] \matrices$370 ;
+  wire [69:0] \matrices$389 ;
+  wire [69:0] \matrices$408 ;
+  wire [69:0] \matrices$427 ;
+  wire [69:0] \matrices$446 ;
+  wire [69:0] \matrices$465 ;
   wire [69:0] \matrices$484 ;
-  wire [69:0] \matrices$502 ;
-  wire [69:0] \matrices$520 ;
-  wire [69:0] \matrices$538 ;
-  wire [69:0] \matrices$556 ;
-  wire [69:0] \matrices$574 ;
-  wire [69:0] \matrices$592 ;
-  wire [69:0] \matrices$610 ;
-  wire [69:0] \matrices$628 ;
-  wire [69:0] \matrices$646 ;
-  wire [69:0] \matrices$664 ;
-  wire [69:0] \matrices$682 ;
-  wire [69:0] \matrices$700 ;
-  wire [69:0] \matrices$718 ;
-  wire [69:0] \matrices$736 ;
+  wire [69:0] \matrices$503 ;
+  wire [69:0] \matrices$522 ;
+  wire [69:0] \matrices$541 ;
+  wire [69:0] \matrices$560 ;
+  wire [69:0] \matrices$579 ;
+  wire [69:0] \matrices$598 ;
+  wire [69:0] \matrices$617 ;
+  wire [69:0] \matrices$636 ;
+  wire [69:0] \matrices$655 ;
+  wire [69:0] \matrices$674 ;
+  wire [69:0] \matrices$693 ;
+  wire [69:0] \matrices$712 ;
+  wire [69:0] \matrices$731 ;
+  wire [69:0] \matrices$750 ;
+  wire [69:0] \matrices$769 ;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
   wire may_allocate;
   wire \may_allocate$54 ;
+  wire may_load_bias;
   wire may_load_code;
   wire may_report;
   wire may_send;
-  reg \may_send$63  = 1'h0;
+  reg \may_send$65  = 1'h0;
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
-  wire [28:0] \microcode_write$1027 ;
+  wire [28:0] \microcode_write$1061 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$173 ;
+  wire [28:0] \microcode_write$174 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$198 ;
+  wire [28:0] \microcode_write$201 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$216 ;
+  wire [28:0] \microcode_write$220 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$234 ;
+  wire [28:0] \microcode_write$239 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$252 ;
+  wire [28:0] \microcode_write$258 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$270 ;
+  wire [28:0] \microcode_write$277 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$288 ;
+  wire [28:0] \microcode_write$296 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$306 ;
+  wire [28:0] \microcode_write$315 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$324 ;
+  wire [28:0] \microcode_write$334 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$342 ;
+  wire [28:0] \microcode_write$353 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$360 ;
+  wire [28:0] \microcode_write$372 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$378 ;
+  wire [28:0] \microcode_write$391 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$396 ;
+  wire [28:0] \microcode_write$410 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$414 ;
+  wire [28:0] \microcode_write$429 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$432 ;
+  wire [28:0] \microcode_write$448 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$450 ;
-  (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$468 ;
+  wire [28:0] \microcode_write$467 ;
   (* init = 29'h00000000 *)
   wire [28:0] \microcode_write$486 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$504 ;
+  wire [28:0] \microcode_write$505 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$522 ;
+  wire [28:0] \microcode_write$524 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$540 ;
+  wire [28:0] \microcode_write$543 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$558 ;
+  wire [28:0] \microcode_write$562 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$576 ;
+  wire [28:0] \microcode_write$581 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$594 ;
+  wire [28:0] \microcode_write$600 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$612 ;
+  wire [28:0] \microcode_write$619 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$630 ;
+  wire [28:0] \microcode_write$638 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$648 ;
+  wire [28:0] \microcode_write$657 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$666 ;
+  wire [28:0] \microcode_write$676 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$684 ;
+  wire [28:0] \microcode_write$695 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$702 ;
+  wire [28:0] \microcode_write$714 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$720 ;
+  wire [28:0] \microcode_write$733 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$738 ;
+  wire [28:0] \microcode_write$752 ;
+  (* init = 29'h00000000 *)
+  wire [28:0] \microcode_write$771 ;
   reg [5:0] multiplied = 6'h00;
   reg [31:0] multiplies = 32'd0;
   wire multiply;
-  wire \multiply$1036 ;
-  wire \multiply$1037 ;
-  wire \multiply$1038 ;
-  wire \multiply$1039 ;
-  wire \multiply$1040 ;
-  wire \multiply$1041 ;
-  wire \multiply$1042 ;
-  wire \multiply$1043 ;
-  wire \multiply$1044 ;
-  wire \multiply$1045 ;
-  wire \multiply$1046 ;
-  wire \multiply$1047 ;
-  wire \multiply$1048 ;
-  wire \multiply$1049 ;
-  wire \multiply$1050 ;
-  wire \multiply$1051 ;
-  wire \multiply$1052 ;
-  wire \multiply$1053 ;
-  wire \multiply$1054 ;
-  wire \multiply$1055 ;
-  wire \multiply$1056 ;
-  wire \multiply$1057 ;
-  wire \multiply$1058 ;
-  wire \multiply$1059 ;
-  wire \multiply$1060 ;
-  wire \multiply$1061 ;
-  wire \multiply$1062 ;
-  wire \multiply$1063 ;
-  wire \multiply$1064 ;
-  wire \multiply$1065 ;
-  wire \multiply$1066 ;
+  wire \multiply$1070 ;
+  wire \multiply$1071 ;
+  wire \multiply$1072 ;
+  wire \multiply$1073 ;
+  wire \multiply$1074 ;
+  wire \multiply$1075 ;
+  wire \multiply$1076 ;
+  wire \multiply$1077 ;
+  wire \multiply$1078 ;
+  wire \multiply$1079 ;
+  wire \multiply$1080 ;
+  wire \multiply$1081 ;
+  wire \multiply$1082 ;
+  wire \multiply$1083 ;
+  wire \multiply$1084 ;
+  wire \multiply$1085 ;
+  wire \multiply$1086 ;
+  wire \multiply$1087 ;
+  wire \multiply$1088 ;
+  wire \multiply$1089 ;
+  wire \multiply$1090 ;
+  wire \multiply$1091 ;
+  wire \multiply$1092 ;
+  wire \multiply$1093 ;
+  wire \multiply$1094 ;
+  wire \multiply$1095 ;
+  wire \multiply$1096 ;
+  wire \multiply$1097 ;
+  wire \multiply$1098 ;
+  wire \multiply$1099 ;
+  wire \multiply$1100 ;
   wire [256:0] o__payload;
-  wire [258:0] \o__payload$188 ;
-  wire [32:0] \o__payload$192 ;
-  wire [32:0] \o__payload$210 ;
-  wire [32:0] \o__payload$228 ;
-  wire [32:0] \o__payload$246 ;
-  wire [32:0] \o__payload$264 ;
-  wire [32:0] \o__payload$282 ;
-  wire [32:0] \o__payload$300 ;
-  wire [32:0] \o__payload$318 ;
-  wire [32:0] \o__payload$336 ;
-  wire [32:0] \o__payload$354 ;
+  wire [258:0] \o__payload$191 ;
+  wire [32:0] \o__payload$195 ;
+  wire [32:0] \o__payload$214 ;
+  wire [32:0] \o__payload$233 ;
+  wire [32:0] \o__payload$252 ;
+  wire [32:0] \o__payload$271 ;
+  wire [32:0] \o__payload$290 ;
+  wire [32:0] \o__payload$309 ;
+  wire [32:0] \o__payload$328 ;
+  wire [32:0] \o__payload$347 ;
+  wire [32:0] \o__payload$366 ;
   wire [33:0] \o__payload$37 ;
-  wire [32:0] \o__payload$372 ;
-  wire [32:0] \o__payload$390 ;
-  wire [32:0] \o__payload$408 ;
-  wire [32:0] \o__payload$426 ;
-  wire [32:0] \o__payload$444 ;
-  wire [32:0] \o__payload$462 ;
+  wire [32:0] \o__payload$385 ;
+  wire [32:0] \o__payload$404 ;
+  wire [32:0] \o__payload$423 ;
+  wire [32:0] \o__payload$442 ;
+  wire [32:0] \o__payload$461 ;
   wire [32:0] \o__payload$480 ;
-  wire [32:0] \o__payload$498 ;
-  wire [32:0] \o__payload$516 ;
-  wire [32:0] \o__payload$534 ;
-  wire [32:0] \o__payload$552 ;
-  wire [32:0] \o__payload$570 ;
-  wire [32:0] \o__payload$588 ;
-  wire [32:0] \o__payload$606 ;
-  wire [32:0] \o__payload$624 ;
-  wire [32:0] \o__payload$642 ;
-  wire [32:0] \o__payload$660 ;
-  wire [32:0] \o__payload$678 ;
-  wire [32:0] \o__payload$696 ;
-  wire [32:0] \o__payload$714 ;
-  wire [32:0] \o__payload$732 ;
-  wire [32:0] \o__payload$750 ;
-  wire [37:0] \o__payload$754 ;
-  wire [37:0] \o__payload$760 ;
-  wire [37:0] \o__payload$766 ;
-  wire [37:0] \o__payload$772 ;
-  wire [37:0] \o__payload$778 ;
-  wire [37:0] \o__payload$784 ;
-  wire [37:0] \o__payload$790 ;
-  wire [37:0] \o__payload$796 ;
-  wire [37:0] \o__payload$802 ;
-  wire [37:0] \o__payload$808 ;
-  wire [37:0] \o__payload$814 ;
-  wire [37:0] \o__payload$820 ;
-  wire [37:0] \o__payload$826 ;
-  wire [37:0] \o__payload$832 ;
-  wire [37:0] \o__payload$838 ;
-  wire [37:0] \o__payload$844 ;
-  wire [37:0] \o__payload$850 ;
-  wire [37:0] \o__payload$856 ;
-  wire [37:0] \o__payload$862 ;
-  wire [37:0] \o__payload$868 ;
-  wire [37:0] \o__payload$874 ;
-  wire [37:0] \o__payload$880 ;
-  wire [37:0] \o__payload$886 ;
-  wire [37:0] \o__payload$892 ;
-  wire [37:0] \o__payload$898 ;
-  wire [37:0] \o__payload$904 ;
-  wire [37:0] \o__payload$910 ;
-  wire [37:0] \o__payload$916 ;
-  wire [37:0] \o__payload$922 ;
-  wire [37:0] \o__payload$928 ;
-  wire [37:0] \o__payload$934 ;
-  wire [37:0] \o__payload$940 ;
+  wire [32:0] \o__payload$499 ;
+  wire [32:0] \o__payload$518 ;
+  wire [32:0] \o__payload$537 ;
+  wire [32:0] \o__payload$556 ;
+  wire [32:0] \o__payload$575 ;
+  wire [32:0] \o__payload$594 ;
+  wire [32:0] \o__payload$613 ;
+  wire [32:0] \o__payload$632 ;
+  wire [32:0] \o__payload$651 ;
+  wire [32:0] \o__payload$670 ;
+  wire [32:0] \o__payload$689 ;
+  wire [32:0] \o__payload$708 ;
+  wire [32:0] \o__payload$727 ;
+  wire [32:0] \o__payload$746 ;
+  wire [32:0] \o__payload$765 ;
+  wire [32:0] \o__payload$784 ;
+  wire [37:0] \o__payload$788 ;
+  wire [37:0] \o__payload$794 ;
+  wire [37:0] \o__payload$800 ;
+  wire [37:0] \o__payload$806 ;
+  wire [37:0] \o__payload$812 ;
+  wire [37:0] \o__payload$818 ;
+  wire [37:0] \o__payload$824 ;
+  wire [37:0] \o__payload$830 ;
+  wire [37:0] \o__payload$836 ;
+  wire [37:0] \o__payload$842 ;
+  wire [37:0] \o__payload$848 ;
+  wire [37:0] \o__payload$854 ;
+  wire [37:0] \o__payload$860 ;
+  wire [37:0] \o__payload$866 ;
+  wire [37:0] \o__payload$872 ;
+  wire [37:0] \o__payload$878 ;
+  wire [37:0] \o__payload$884 ;
+  wire [37:0] \o__payload$890 ;
+  wire [37:0] \o__payload$896 ;
+  wire [37:0] \o__payload$902 ;
+  wire [37:0] \o__payload$908 ;
+  wire [37:0] \o__payload$914 ;
+  wire [37:0] \o__payload$920 ;
+  wire [37:0] \o__payload$926 ;
+  wire [37:0] \o__payload$932 ;
+  wire [37:0] \o__payload$938 ;
+  wire [37:0] \o__payload$944 ;
+  wire [37:0] \o__payload$950 ;
+  wire [37:0] \o__payload$956 ;
+  wire [37:0] \o__payload$962 ;
+  wire [37:0] \o__payload$968 ;
+  wire [37:0] \o__payload$974 ;
   wire o__ready;
-  wire \o__ready$134 ;
-  wire \o__ready$193 ;
-  wire \o__ready$211 ;
-  wire \o__ready$229 ;
-  wire \o__ready$247 ;
-  wire \o__ready$265 ;
-  wire \o__ready$283 ;
-  wire \o__ready$301 ;
-  wire \o__ready$319 ;
-  wire \o__ready$337 ;
-  wire \o__ready$355 ;
-  wire \o__ready$373 ;
+  wire \o__ready$135 ;
+  wire \o__ready$196 ;
+  wire \o__ready$215 ;
+  wire \o__ready$234 ;
+  wire \o__ready$253 ;
+  wire \o__ready$272 ;
+  wire \o__ready$291 ;
+  wire \o__ready$310 ;
+  wire \o__ready$329 ;
+  wire \o__ready$348 ;
+  wire \o__ready$367 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
-  wire \o__ready$391 ;
-  wire \o__ready$409 ;
-  wire \o__ready$427 ;
-  wire \o__ready$445 ;
-  wire \o__ready$463 ;
+  wire \o__ready$386 ;
+  wire \o__ready$405 ;
+  wire \o__ready$424 ;
+  wire \o__ready$443 ;
+  wire \o__ready$462 ;
   wire \o__ready$481 ;
-  wire \o__ready$499 ;
-  wire \o__ready$517 ;
-  wire \o__ready$535 ;
-  wire \o__ready$553 ;
-  wire \o__ready$571 ;
-  wire \o__ready$589 ;
-  wire \o__ready$607 ;
-  wire \o__ready$625 ;
-  wire \o__ready$643 ;
-  wire \o__ready$661 ;
-  wire \o__ready$679 ;
-  wire \o__ready$697 ;
-  wire \o__ready$715 ;
-  wire \o__ready$733 ;
-  wire \o__ready$751 ;
-  wire \o__ready$755 ;
-  wire \o__ready$761 ;
-  wire \o__ready$767 ;
-  wire \o__ready$773 ;
-  wire \o__ready$779 ;
+  wire \o__ready$500 ;
+  wire \o__ready$519 ;
+  wire \o__ready$538 ;
+  wire \o__ready$557 ;
+  wire \o__ready$576 ;
+  wire \o__ready$595 ;
+  wire \o__ready$614 ;
+  wire \o__ready$633 ;
+  wire \o__ready$652 ;
+  wire \o__ready$671 ;
+  wire \o__ready$690 ;
+  wire \o__ready$709 ;
+  wire \o__ready$728 ;
+  wire \o__ready$747 ;
+  wire \o__ready$766 ;
   wire \o__ready$785 ;
-  wire \o__ready$791 ;
-  wire \o__ready$797 ;
-  wire \o__ready$803 ;
-  wire \o__ready$809 ;
-  wire \o__ready$815 ;
-  wire \o__ready$821 ;
-  wire \o__ready$827 ;
-  wire \o__ready$833 ;
-  wire \o__ready$839 ;
-  wire \o__ready$845 ;
-  wire \o__ready$851 ;
-  wire \o__ready$857 ;
-  wire \o__ready$863 ;
-  wire \o__ready$869 ;
-  wire \o__ready$875 ;
-  wire \o__ready$881 ;
-  wire \o__ready$887 ;
-  wire \o__ready$893 ;
-  wire \o__ready$899 ;
-  wire \o__ready$905 ;
-  wire \o__ready$911 ;
-  wire \o__ready$917 ;
-  wire \o__ready$923 ;
-  wire \o__ready$929 ;
-  wire \o__ready$935 ;
-  wire \o__ready$941 ;
+  wire \o__ready$789 ;
+  wire \o__ready$795 ;
+  wire \o__ready$801 ;
+  wire \o__ready$807 ;
+  wire \o__ready$813 ;
+  wire \o__ready$819 ;
+  wire \o__ready$825 ;
+  wire \o__ready$831 ;
+  wire \o__ready$837 ;
+  wire \o__ready$843 ;
+  wire \o__ready$849 ;
+  wire \o__ready$855 ;
+  wire \o__ready$861 ;
+  wire \o__ready$867 ;
+  wire \o__ready$873 ;
+  wire \o__ready$879 ;
+  wire \o__ready$885 ;
+  wire \o__ready$891 ;
+  wire \o__ready$897 ;
+  wire \o__ready$903 ;
+  wire \o__ready$909 ;
+  wire \o__ready$915 ;
+  wire \o__ready$921 ;
+  wire \o__ready$927 ;
+  wire \o__ready$933 ;
+  wire \o__ready$939 ;
+  wire \o__ready$945 ;
+  wire \o__ready$951 ;
+  wire \o__ready$957 ;
+  wire \o__ready$963 ;
+  wire \o__ready$969 ;
+  wire \o__ready$975 ;
   wire o__valid;
-  wire \o__valid$186 ;
-  wire \o__valid$190 ;
-  wire \o__valid$208 ;
-  wire \o__valid$226 ;
-  wire \o__valid$244 ;
-  wire \o__valid$262 ;
-  wire \o__valid$280 ;
-  wire \o__valid$298 ;
-  wire \o__valid$316 ;
-  wire \o__valid$334 ;
-  wire \o__valid$352 ;
-  wire \o__valid$370 ;
-  wire \o__valid$388 ;
-  wire \o__valid$406 ;
+  wire \o__valid$189 ;
+  wire \o__valid$193 ;
+  wire \o__valid$212 ;
+  wire \o__valid$231 ;
+  wire \o__valid$250 ;
+  wire \o__valid$269 ;
+  wire \o__valid$288 ;
+  wire \o__valid$307 ;
+  wire \o__valid$326 ;
+  wire \o__valid$345 ;
+  wire \o__valid$364 ;
+  wire \o__valid$383 ;
+  wire \o__valid$402 ;
   wire \o__valid$41 ;
-  wire \o__valid$424 ;
-  wire \o__valid$442 ;
-  wire \o__valid$460 ;
+  wire \o__valid$421 ;
+  wire \o__valid$440 ;
+  wire \o__valid$459 ;
   wire \o__valid$478 ;
-  wire \o__valid$496 ;
-  wire \o__valid$514 ;
-  wire \o__valid$532 ;
-  wire \o__valid$550 ;
-  wire \o__valid$568 ;
-  wire \o__valid$586 ;
-  wire \o__valid$604 ;
-  wire \o__valid$622 ;
-  wire \o__valid$640 ;
-  wire \o__valid$658 ;
-  wire \o__valid$676 ;
-  wire \o__valid$694 ;
-  wire \o__valid$712 ;
-  wire \o__valid$730 ;
-  wire \o__valid$748 ;
-  wire \o__valid$758 ;
-  wire \o__valid$764 ;
-  wire \o__valid$770 ;
-  wire \o__valid$776 ;
+  wire \o__valid$497 ;
+  wire \o__valid$516 ;
+  wire \o__valid$535 ;
+  wire \o__valid$554 ;
+  wire \o__valid$573 ;
+  wire \o__valid$592 ;
+  wire \o__valid$611 ;
+  wire \o__valid$630 ;
+  wire \o__valid$649 ;
+  wire \o__valid$668 ;
+  wire \o__valid$687 ;
+  wire \o__valid$706 ;
+  wire \o__valid$725 ;
+  wire \o__valid$744 ;
+  wire \o__valid$763 ;
   wire \o__valid$782 ;
-  wire \o__valid$788 ;
-  wire \o__valid$794 ;
-  wire \o__valid$800 ;
-  wire \o__valid$806 ;
-  wire \o__valid$812 ;
-  wire \o__valid$818 ;
-  wire \o__valid$824 ;
-  wire \o__valid$830 ;
-  wire \o__valid$836 ;
-  wire \o__valid$842 ;
-  wire \o__valid$848 ;
-  wire \o__valid$854 ;
-  wire \o__valid$860 ;
-  wire \o__valid$866 ;
-  wire \o__valid$872 ;
-  wire \o__valid$878 ;
-  wire \o__valid$884 ;
-  wire \o__valid$890 ;
-  wire \o__valid$896 ;
-  wire \o__valid$902 ;
-  wire \o__valid$908 ;
-  wire \o__valid$914 ;
-  wire \o__valid$920 ;
-  wire \o__valid$926 ;
-  wire \o__valid$932 ;
-  wire \o__valid$938 ;
-  wire \o__valid$944 ;
+  wire \o__valid$792 ;
+  wire \o__valid$798 ;
+  wire \o__valid$804 ;
+  wire \o__valid$810 ;
+  wire \o__valid$816 ;
+  wire \o__valid$822 ;
+  wire \o__valid$828 ;
+  wire \o__valid$834 ;
+  wire \o__valid$840 ;
+  wire \o__valid$846 ;
+  wire \o__valid$852 ;
+  wire \o__valid$858 ;
+  wire \o__valid$864 ;
+  wire \o__valid$870 ;
+  wire \o__valid$876 ;
+  wire \o__valid$882 ;
+  wire \o__valid$888 ;
+  wire \o__valid$894 ;
+  wire \o__valid$900 ;
+  wire \o__valid$906 ;
+  wire \o__valid$912 ;
+  wire \o__valid$918 ;
+  wire \o__valid$924 ;
+  wire \o__valid$930 ;
+  wire \o__valid$936 ;
+  wire \o__valid$942 ;
+  wire \o__valid$948 ;
+  wire \o__valid$954 ;
+  wire \o__valid$960 ;
+  wire \o__valid$966 ;
+  wire \o__valid$972 ;
+  wire \o__valid$978 ;
   wire parity;
   wire \parity$56 ;
   wire passed;
-  wire \passed$83 ;
+  wire \passed$85 ;
   wire [258:0] payload__payload;
   wire payload__ready;
   wire payload__valid;
@@ -1403,8 +1436,8 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire reading;
   wire reject;
   wire \release ;
-  wire [1:0] \release$115 ;
   wire [1:0] \release$116 ;
+  wire [1:0] \release$117 ;
   wire report;
   output [33:0] results__payload;
   wire [33:0] results__payload;
@@ -1413,7 +1446,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire results__valid;
   wire [1:0] row_banks;
   wire [21:0] rows;
-  wire [21:0] \rows$112 ;
+  wire [21:0] \rows$113 ;
   input rst;
   wire rst;
   wire running;
@@ -1424,194 +1457,195 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$202 ;
-  wire \selected$220 ;
-  wire \selected$238 ;
-  wire \selected$256 ;
-  wire \selected$274 ;
-  wire \selected$292 ;
-  wire \selected$310 ;
-  wire \selected$328 ;
-  wire \selected$346 ;
-  wire \selected$364 ;
-  wire \selected$382 ;
-  wire \selected$400 ;
-  wire \selected$418 ;
-  wire \selected$436 ;
-  wire \selected$454 ;
-  wire \selected$472 ;
+  wire \selected$205 ;
+  wire \selected$224 ;
+  wire \selected$243 ;
+  wire \selected$262 ;
+  wire \selected$281 ;
+  wire \selected$300 ;
+  wire \selected$319 ;
+  wire \selected$338 ;
+  wire \selected$357 ;
+  wire \selected$376 ;
+  wire \selected$395 ;
+  wire \selected$414 ;
+  wire \selected$433 ;
+  wire \selected$452 ;
+  wire \selected$471 ;
   wire \selected$490 ;
-  wire \selected$508 ;
-  wire \selected$526 ;
-  wire \selected$544 ;
-  wire \selected$562 ;
-  wire \selected$580 ;
-  wire \selected$598 ;
-  wire \selected$616 ;
-  wire \selected$634 ;
-  wire \selected$652 ;
-  wire \selected$670 ;
-  wire \selected$688 ;
-  wire \selected$706 ;
-  wire \selected$724 ;
-  wire \selected$742 ;
+  wire \selected$509 ;
+  wire \selected$528 ;
+  wire \selected$547 ;
+  wire \selected$566 ;
+  wire \selected$585 ;
+  wire \selected$604 ;
+  wire \selected$623 ;
+  wire \selected$642 ;
+  wire \selected$661 ;
+  wire \selected$680 ;
+  wire \selected$699 ;
+  wire \selected$718 ;
+  wire \selected$737 ;
+  wire \selected$756 ;
+  wire \selected$775 ;
   wire sender_busy;
   wire [43:0] settings;
+  wire settling;
   reg [31:0] stalls = 32'd0;
   wire start;
-  wire [40:0] \start$109 ;
   wire [40:0] \start$110 ;
-  wire \start$122 ;
+  wire [40:0] \start$111 ;
+  wire \start$123 ;
   reg [4:0] start_lane = 5'h00;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$179 ;
+  wire [15:0] \start_write$180 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$201 ;
+  wire [15:0] \start_write$204 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$219 ;
+  wire [15:0] \start_write$223 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$237 ;
+  wire [15:0] \start_write$242 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$255 ;
+  wire [15:0] \start_write$261 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$273 ;
+  wire [15:0] \start_write$280 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$291 ;
+  wire [15:0] \start_write$299 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$309 ;
+  wire [15:0] \start_write$318 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$327 ;
+  wire [15:0] \start_write$337 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$345 ;
+  wire [15:0] \start_write$356 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$363 ;
+  wire [15:0] \start_write$375 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$381 ;
+  wire [15:0] \start_write$394 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$399 ;
+  wire [15:0] \start_write$413 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$417 ;
+  wire [15:0] \start_write$432 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$435 ;
+  wire [15:0] \start_write$451 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$453 ;
-  (* init = 16'h0000 *)
-  wire [15:0] \start_write$471 ;
+  wire [15:0] \start_write$470 ;
   (* init = 16'h0000 *)
   wire [15:0] \start_write$489 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$507 ;
+  wire [15:0] \start_write$508 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$525 ;
+  wire [15:0] \start_write$527 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$543 ;
+  wire [15:0] \start_write$546 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$561 ;
+  wire [15:0] \start_write$565 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$579 ;
+  wire [15:0] \start_write$584 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$597 ;
+  wire [15:0] \start_write$603 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$615 ;
+  wire [15:0] \start_write$622 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$633 ;
+  wire [15:0] \start_write$641 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$651 ;
+  wire [15:0] \start_write$660 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$669 ;
+  wire [15:0] \start_write$679 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$687 ;
+  wire [15:0] \start_write$698 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$705 ;
+  wire [15:0] \start_write$717 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$723 ;
+  wire [15:0] \start_write$736 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$741 ;
+  wire [15:0] \start_write$755 ;
+  (* init = 16'h0000 *)
+  wire [15:0] \start_write$774 ;
   reg [31:0] starved = 32'd0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
-  wire [31:0] \sums$127 ;
+  wire [31:0] \sums$128 ;
   reg [150:0] vector_write = 151'h00000000000000000000000000000000000000;
-  wire [150:0] \vector_write$1030 ;
+  wire [150:0] \vector_write$1064 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$177 ;
+  wire [150:0] \vector_write$178 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$200 ;
+  wire [150:0] \vector_write$203 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$218 ;
+  wire [150:0] \vector_write$222 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$236 ;
+  wire [150:0] \vector_write$241 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$254 ;
+  wire [150:0] \vector_write$260 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$272 ;
+  wire [150:0] \vector_write$279 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$290 ;
+  wire [150:0] \vector_write$298 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$308 ;
+  wire [150:0] \vector_write$317 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$326 ;
+  wire [150:0] \vector_write$336 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$344 ;
+  wire [150:0] \vector_write$355 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$362 ;
+  wire [150:0] \vector_write$374 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$380 ;
+  wire [150:0] \vector_write$393 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$398 ;
+  wire [150:0] \vector_write$412 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$416 ;
+  wire [150:0] \vector_write$431 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$434 ;
+  wire [150:0] \vector_write$450 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$452 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$470 ;
+  wire [150:0] \vector_write$469 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
   wire [150:0] \vector_write$488 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$506 ;
+  wire [150:0] \vector_write$507 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$524 ;
+  wire [150:0] \vector_write$526 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$542 ;
+  wire [150:0] \vector_write$545 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$560 ;
+  wire [150:0] \vector_write$564 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$578 ;
+  wire [150:0] \vector_write$583 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$596 ;
+  wire [150:0] \vector_write$602 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$614 ;
+  wire [150:0] \vector_write$621 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$632 ;
+  wire [150:0] \vector_write$640 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$650 ;
+  wire [150:0] \vector_write$659 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$668 ;
+  wire [150:0] \vector_write$678 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$686 ;
+  wire [150:0] \vector_write$697 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$704 ;
+  wire [150:0] \vector_write$716 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$722 ;
+  wire [150:0] \vector_write$735 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$740 ;
+  wire [150:0] \vector_write$754 ;
+  (* init = 151'h00000000000000000000000000000000000000 *)
+  wire [150:0] \vector_write$773 ;
   wire [13:0] walk;
-  wire [13:0] \walk$119 ;
+  wire [13:0] \walk$120 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$1068 ;
+  wire [31:0] \weights$1102 ;
   wire [256:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
   wire wipe;
-  wire \wipe$121 ;
+  wire \wipe$122 ;
   wire wiped;
-  wire \wiped$77 ;
+  wire \wiped$79 ;
   reg [31:0] words = 32'd0;
   wire [255:0] words__payload;
   wire [255:0] \words__payload$25 ;
@@ -1627,77 +1661,78 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$3  = ~ busy_coding;
   assign \$5  = ~ \$4 ;
   assign may_load_code = \$3  & \$5 ;
-  assign may_send = \may_send$63  & \$3 ;
+  assign may_load_bias = ~ \busy$61 ;
+  assign may_send = \may_send$65  & \$3 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$134  = & { \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136 , \i__ready$135  };
+  assign \o__ready$135  = & { \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
   assign selected = ! start_lane;
-  assign \$7  = & { \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136 , \i__ready$135  };
-  assign \i__valid$185  = \o__valid$186  & \$7 ;
-  assign \selected$202  = start_lane == 1'h1;
-  assign \i__valid$205  = \o__valid$186  & \$7 ;
-  assign \selected$220  = start_lane == 2'h2;
-  assign \i__valid$223  = \o__valid$186  & \$7 ;
-  assign \selected$238  = start_lane == 2'h3;
-  assign \i__valid$241  = \o__valid$186  & \$7 ;
-  assign \selected$256  = start_lane == 3'h4;
-  assign \i__valid$259  = \o__valid$186  & \$7 ;
-  assign \selected$274  = start_lane == 3'h5;
-  assign \i__valid$277  = \o__valid$186  & \$7 ;
-  assign \selected$292  = start_lane == 3'h6;
-  assign \i__valid$295  = \o__valid$186  & \$7 ;
-  assign \selected$310  = start_lane == 3'h7;
-  assign \i__valid$313  = \o__valid$186  & \$7 ;
-  assign \selected$328  = start_lane == 4'h8;
-  assign \i__valid$331  = \o__valid$186  & \$7 ;
-  assign \selected$346  = start_lane == 4'h9;
-  assign \i__valid$349  = \o__valid$186  & \$7 ;
-  assign \selected$364  = start_lane == 4'ha;
-  assign \i__valid$367  = \o__valid$186  & \$7 ;
-  assign \selected$382  = start_lane == 4'hb;
-  assign \i__valid$385  = \o__valid$186  & \$7 ;
-  assign \selected$400  = start_lane == 4'hc;
-  assign \i__valid$403  = \o__valid$186  & \$7 ;
-  assign \selected$418  = start_lane == 4'hd;
-  assign \i__valid$421  = \o__valid$186  & \$7 ;
-  assign \selected$436  = start_lane == 4'he;
-  assign \i__valid$439  = \o__valid$186  & \$7 ;
-  assign \selected$454  = start_lane == 4'hf;
-  assign \i__valid$457  = \o__valid$186  & \$7 ;
-  assign \selected$472  = start_lane == 5'h10;
-  assign \i__valid$475  = \o__valid$186  & \$7 ;
-  assign \selected$490  = start_lane == 5'h11;
-  assign \i__valid$493  = \o__valid$186  & \$7 ;
-  assign \selected$508  = start_lane == 5'h12;
-  assign \i__valid$511  = \o__valid$186  & \$7 ;
-  assign \selected$526  = start_lane == 5'h13;
-  assign \i__valid$529  = \o__valid$186  & \$7 ;
-  assign \selected$544  = start_lane == 5'h14;
-  assign \i__valid$547  = \o__valid$186  & \$7 ;
-  assign \selected$562  = start_lane == 5'h15;
-  assign \i__valid$565  = \o__valid$186  & \$7 ;
-  assign \selected$580  = start_lane == 5'h16;
-  assign \i__valid$583  = \o__valid$186  & \$7 ;
-  assign \selected$598  = start_lane == 5'h17;
-  assign \i__valid$601  = \o__valid$186  & \$7 ;
-  assign \selected$616  = start_lane == 5'h18;
-  assign \i__valid$619  = \o__valid$186  & \$7 ;
-  assign \selected$634  = start_lane == 5'h19;
-  assign \i__valid$637  = \o__valid$186  & \$7 ;
-  assign \selected$652  = start_lane == 5'h1a;
-  assign \i__valid$655  = \o__valid$186  & \$7 ;
-  assign \selected$670  = start_lane == 5'h1b;
-  assign \i__valid$673  = \o__valid$186  & \$7 ;
-  assign \selected$688  = start_lane == 5'h1c;
-  assign \i__valid$691  = \o__valid$186  & \$7 ;
-  assign \selected$706  = start_lane == 5'h1d;
-  assign \i__valid$709  = \o__valid$186  & \$7 ;
-  assign \selected$724  = start_lane == 5'h1e;
-  assign \i__valid$727  = \o__valid$186  & \$7 ;
-  assign \selected$742  = start_lane == 5'h1f;
-  assign \i__valid$745  = \o__valid$186  & \$7 ;
+  assign \$7  = & { \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
+  assign \i__valid$188  = \o__valid$189  & \$7 ;
+  assign \selected$205  = start_lane == 1'h1;
+  assign \i__valid$209  = \o__valid$189  & \$7 ;
+  assign \selected$224  = start_lane == 2'h2;
+  assign \i__valid$228  = \o__valid$189  & \$7 ;
+  assign \selected$243  = start_lane == 2'h3;
+  assign \i__valid$247  = \o__valid$189  & \$7 ;
+  assign \selected$262  = start_lane == 3'h4;
+  assign \i__valid$266  = \o__valid$189  & \$7 ;
+  assign \selected$281  = start_lane == 3'h5;
+  assign \i__valid$285  = \o__valid$189  & \$7 ;
+  assign \selected$300  = start_lane == 3'h6;
+  assign \i__valid$304  = \o__valid$189  & \$7 ;
+  assign \selected$319  = start_lane == 3'h7;
+  assign \i__valid$323  = \o__valid$189  & \$7 ;
+  assign \selected$338  = start_lane == 4'h8;
+  assign \i__valid$342  = \o__valid$189  & \$7 ;
+  assign \selected$357  = start_lane == 4'h9;
+  assign \i__valid$361  = \o__valid$189  & \$7 ;
+  assign \selected$376  = start_lane == 4'ha;
+  assign \i__valid$380  = \o__valid$189  & \$7 ;
+  assign \selected$395  = start_lane == 4'hb;
+  assign \i__valid$399  = \o__valid$189  & \$7 ;
+  assign \selected$414  = start_lane == 4'hc;
+  assign \i__valid$418  = \o__valid$189  & \$7 ;
+  assign \selected$433  = start_lane == 4'hd;
+  assign \i__valid$437  = \o__valid$189  & \$7 ;
+  assign \selected$452  = start_lane == 4'he;
+  assign \i__valid$456  = \o__valid$189  & \$7 ;
+  assign \selected$471  = start_lane == 4'hf;
+  assign \i__valid$475  = \o__valid$189  & \$7 ;
+  assign \selected$490  = start_lane == 5'h10;
+  assign \i__valid$494  = \o__valid$189  & \$7 ;
+  assign \selected$509  = start_lane == 5'h11;
+  assign \i__valid$513  = \o__valid$189  & \$7 ;
+  assign \selected$528  = start_lane == 5'h12;
+  assign \i__valid$532  = \o__valid$189  & \$7 ;
+  assign \selected$547  = start_lane == 5'h13;
+  assign \i__valid$551  = \o__valid$189  & \$7 ;
+  assign \selected$566  = start_lane == 5'h14;
+  assign \i__valid$570  = \o__valid$189  & \$7 ;
+  assign \selected$585  = start_lane == 5'h15;
+  assign \i__valid$589  = \o__valid$189  & \$7 ;
+  assign \selected$604  = start_lane == 5'h16;
+  assign \i__valid$608  = \o__valid$189  & \$7 ;
+  assign \selected$623  = start_lane == 5'h17;
+  assign \i__valid$627  = \o__valid$189  & \$7 ;
+  assign \selected$642  = start_lane == 5'h18;
+  assign \i__valid$646  = \o__valid$189  & \$7 ;
+  assign \selected$661  = start_lane == 5'h19;
+  assign \i__valid$665  = \o__valid$189  & \$7 ;
+  assign \selected$680  = start_lane == 5'h1a;
+  assign \i__valid$684  = \o__valid$189  & \$7 ;
+  assign \selected$699  = start_lane == 5'h1b;
+  assign \i__valid$703  = \o__valid$189  & \$7 ;
+  assign \selected$718  = start_lane == 5'h1c;
+  assign \i__valid$722  = \o__valid$189  & \$7 ;
+  assign \selected$737  = start_lane == 5'h1d;
+  assign \i__valid$741  = \o__valid$189  & \$7 ;
+  assign \selected$756  = start_lane == 5'h1e;
+  assign \i__valid$760  = \o__valid$189  & \$7 ;
+  assign \selected$775  = start_lane == 5'h1f;
+  assign \i__valid$779  = \o__valid$189  & \$7 ;
   assign \$71  = | in_flight;
   assign \$72  = reading | \$71 ;
-  assign running = \$72  | finishing;
+  assign running = \$72  | \busy$61 ;
   assign \$73  = ! code[32];
   assign \$74  = load_code & \$73 ;
   assign \$75  = ! code_write[1];
@@ -1705,48 +1740,48 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$77  = ! code_write[6:3];
   assign \$78  = \$76  & \$77 ;
   assign \$80  = | write[15:0];
-  assign \$81  = \$80  ? write : \vector_write$1030 ;
-  assign \$82  = \start$109 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$83  = \start$109 [39:24] - \$82 ;
+  assign \$81  = \$80  ? write : \vector_write$1064 ;
+  assign \$82  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
+  assign \$83  = \start$110 [39:24] - \$82 ;
   assign \$84  = $signed(\$83 ) - $signed(2'h1);
-  assign \$85  = \start$109 [0] & \start$109 [40];
+  assign \$85  = \start$110 [0] & \start$110 [40];
   assign \$86  = 1'h1 << start_write[1];
   assign \$87  = code_write[1] ? codes[87:44] : codes[43:0];
   assign \$89  = code_write[2] ? \$87 [11:8] : \$87 [7:4];
   assign \$90  = code_write[6:3] > \$89 ;
   assign \$91  = 1'h0 + multiply;
-  assign \$92  = \$91  + \multiply$1036 ;
-  assign \$93  = \$92  + \multiply$1037 ;
-  assign \$94  = \$93  + \multiply$1038 ;
-  assign \$95  = \$94  + \multiply$1039 ;
-  assign \$96  = \$95  + \multiply$1040 ;
-  assign \$97  = \$96  + \multiply$1041 ;
-  assign \$98  = \$97  + \multiply$1042 ;
-  assign \$99  = \$98  + \multiply$1043 ;
-  assign \$100  = \$99  + \multiply$1044 ;
-  assign \$101  = \$100  + \multiply$1045 ;
-  assign \$102  = \$101  + \multiply$1046 ;
-  assign \$103  = \$102  + \multiply$1047 ;
-  assign \$104  = \$103  + \multiply$1048 ;
-  assign \$105  = \$104  + \multiply$1049 ;
-  assign \$106  = \$105  + \multiply$1050 ;
-  assign \$107  = \$106  + \multiply$1051 ;
-  assign \$108  = \$107  + \multiply$1052 ;
-  assign \$109  = \$108  + \multiply$1053 ;
-  assign \$110  = \$109  + \multiply$1054 ;
-  assign \$111  = \$110  + \multiply$1055 ;
-  assign \$112  = \$111  + \multiply$1056 ;
-  assign \$113  = \$112  + \multiply$1057 ;
-  assign \$114  = \$113  + \multiply$1058 ;
-  assign \$115  = \$114  + \multiply$1059 ;
-  assign \$116  = \$115  + \multiply$1060 ;
-  assign \$117  = \$116  + \multiply$1061 ;
-  assign \$118  = \$117  + \multiply$1062 ;
-  assign \$119  = \$118  + \multiply$1063 ;
-  assign \$120  = \$119  + \multiply$1064 ;
-  assign \$121  = \$120  + \multiply$1065 ;
-  assign \$122  = \$121  + \multiply$1066 ;
-  assign \$123  = \matrices$1017  + matrix_done;
+  assign \$92  = \$91  + \multiply$1070 ;
+  assign \$93  = \$92  + \multiply$1071 ;
+  assign \$94  = \$93  + \multiply$1072 ;
+  assign \$95  = \$94  + \multiply$1073 ;
+  assign \$96  = \$95  + \multiply$1074 ;
+  assign \$97  = \$96  + \multiply$1075 ;
+  assign \$98  = \$97  + \multiply$1076 ;
+  assign \$99  = \$98  + \multiply$1077 ;
+  assign \$100  = \$99  + \multiply$1078 ;
+  assign \$101  = \$100  + \multiply$1079 ;
+  assign \$102  = \$101  + \multiply$1080 ;
+  assign \$103  = \$102  + \multiply$1081 ;
+  assign \$104  = \$103  + \multiply$1082 ;
+  assign \$105  = \$104  + \multiply$1083 ;
+  assign \$106  = \$105  + \multiply$1084 ;
+  assign \$107  = \$106  + \multiply$1085 ;
+  assign \$108  = \$107  + \multiply$1086 ;
+  assign \$109  = \$108  + \multiply$1087 ;
+  assign \$110  = \$109  + \multiply$1088 ;
+  assign \$111  = \$110  + \multiply$1089 ;
+  assign \$112  = \$111  + \multiply$1090 ;
+  assign \$113  = \$112  + \multiply$1091 ;
+  assign \$114  = \$113  + \multiply$1092 ;
+  assign \$115  = \$114  + \multiply$1093 ;
+  assign \$116  = \$115  + \multiply$1094 ;
+  assign \$117  = \$116  + \multiply$1095 ;
+  assign \$118  = \$117  + \multiply$1096 ;
+  assign \$119  = \$118  + \multiply$1097 ;
+  assign \$120  = \$119  + \multiply$1098 ;
+  assign \$121  = \$120  + \multiply$1099 ;
+  assign \$122  = \$121  + \multiply$1100 ;
+  assign \$123  = \matrices$1051  + matrix_done;
   assign \$124  = cycles + running;
   assign \$125  = \i__valid$10  & o__ready;
   assign \$126  = words + \$125 ;
@@ -1759,7 +1794,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$133  = running & \$132 ;
   assign \$134  = starved + \$133 ;
   assign \$135  = multiplies + multiplied;
-  assign \$136  = matrix_done ? \weights$1068  : 32'd0;
+  assign \$136  = matrix_done ? \weights$1102  : 32'd0;
   assign \$137  = weights + \$136 ;
   always @(posedge clk)
     was_coding <= \$138 ;
@@ -1770,13 +1805,13 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     codes <= \$141 ;
   always @(posedge clk)
-    \may_send$63  <= \$142 ;
+    \may_send$65  <= \$142 ;
   always @(posedge clk)
     vector_write <= \$143 ;
   always @(posedge clk)
     map_write <= \$144 ;
   always @(posedge clk)
-    \code_write$170  <= \$145 ;
+    \code_write$171  <= \$145 ;
   always @(posedge clk)
     start_write <= \$146 ;
   always @(posedge clk)
@@ -1788,7 +1823,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     multiplied <= \$150 ;
   always @(posedge clk)
-    \matrices$1017  <= \$151 ;
+    \matrices$1051  <= \$151 ;
   always @(posedge clk)
     cycles <= \$152 ;
   always @(posedge clk)
@@ -1810,10 +1845,10 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$1031 ),
+    .map_write(\map_write$1065 ),
     .rst(rst),
     .section__ready(section__ready),
-    .start(\start$109 ),
+    .start(\start$110 ),
     .w_data(\i__payload$6 [255:0]),
     .\w_data$6 (section__payload),
     .w_en(words__valid),
@@ -1822,7 +1857,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   );
   egret_l_onchip_core_finisher  finisher (
     .bias_write(bias_write),
-    .busy(finishing),
+    .busy(\busy$61 ),
     .clk(clk),
     .\job$52 (job),
     .kind(kind),
@@ -1832,9 +1867,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .o__valid(results__valid),
     .report(report),
     .rst(rst),
-    .start(\start$122 ),
+    .start(\start$123 ),
     .sums(sums),
-    .vector_write(\vector_write$1030 ),
+    .vector_write(\vector_write$1064 ),
     .walk(walk)
   );
   egret_l_onchip_core_gearbox  gearbox (
@@ -1843,776 +1878,808 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$188 ),
-    .o__ready(\o__ready$134 ),
-    .o__valid(\o__valid$186 ),
+    .o__payload(\o__payload$191 ),
+    .o__ready(\o__ready$135 ),
+    .o__valid(\o__valid$189 ),
     .rst(rst)
   );
   egret_l_onchip_core_lane  lane_0 (
-    .bad_index(\bad_index$979 ),
-    .bad_prefix(\bad_prefix$946 ),
+    .bad_index(\bad_index$1013 ),
+    .bad_prefix(\bad_prefix$980 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$187 ),
-    .\i__ready$40 (\i__ready$135 ),
-    .\i__valid$42 (\i__valid$185 ),
+    .\i__payload$40 (\i__payload$190 ),
+    .\i__ready$42 (\i__ready$136 ),
+    .\i__valid$44 (\i__valid$188 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$56 (\o__payload$192 ),
-    .\o__ready$58 (\o__ready$193 ),
-    .\o__valid$60 (lane__valid),
+    .\o__payload$58 (\o__payload$195 ),
+    .\o__ready$60 (\o__ready$196 ),
+    .\o__valid$62 (lane__valid),
     .rst(rst),
     .selected(selected),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_1 (
-    .bad_index(\bad_index$980 ),
-    .bad_prefix(\bad_prefix$947 ),
+    .bad_index(\bad_index$1014 ),
+    .bad_prefix(\bad_prefix$981 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$206 ),
-    .\i__ready$40 (\i__ready$136 ),
-    .\i__valid$42 (\i__valid$205 ),
+    .\i__payload$40 (\i__payload$210 ),
+    .\i__ready$42 (\i__ready$137 ),
+    .\i__valid$44 (\i__valid$209 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1036 ),
-    .\o__payload$56 (\o__payload$210 ),
-    .\o__ready$58 (\o__ready$211 ),
-    .\o__valid$60 (\lane__valid$207 ),
+    .multiply(\multiply$1070 ),
+    .\o__payload$58 (\o__payload$214 ),
+    .\o__ready$60 (\o__ready$215 ),
+    .\o__valid$62 (\lane__valid$211 ),
     .rst(rst),
-    .selected(\selected$202 ),
+    .selected(\selected$205 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_10 (
-    .bad_index(\bad_index$989 ),
-    .bad_prefix(\bad_prefix$956 ),
+    .bad_index(\bad_index$1023 ),
+    .bad_prefix(\bad_prefix$990 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$368 ),
-    .\i__ready$40 (\i__ready$145 ),
-    .\i__valid$42 (\i__valid$367 ),
+    .\i__payload$40 (\i__payload$381 ),
+    .\i__ready$42 (\i__ready$146 ),
+    .\i__valid$44 (\i__valid$380 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1045 ),
-    .\o__payload$56 (\o__payload$372 ),
-    .\o__ready$58 (\o__ready$373 ),
-    .\o__valid$60 (\lane__valid$369 ),
+    .multiply(\multiply$1079 ),
+    .\o__payload$58 (\o__payload$385 ),
+    .\o__ready$60 (\o__ready$386 ),
+    .\o__valid$62 (\lane__valid$382 ),
     .rst(rst),
-    .selected(\selected$364 ),
+    .selected(\selected$376 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_11 (
-    .bad_index(\bad_index$990 ),
-    .bad_prefix(\bad_prefix$957 ),
+    .bad_index(\bad_index$1024 ),
+    .bad_prefix(\bad_prefix$991 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$386 ),
-    .\i__ready$40 (\i__ready$146 ),
-    .\i__valid$42 (\i__valid$385 ),
+    .\i__payload$40 (\i__payload$400 ),
+    .\i__ready$42 (\i__ready$147 ),
+    .\i__valid$44 (\i__valid$399 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1046 ),
-    .\o__payload$56 (\o__payload$390 ),
-    .\o__ready$58 (\o__ready$391 ),
-    .\o__valid$60 (\lane__valid$387 ),
+    .multiply(\multiply$1080 ),
+    .\o__payload$58 (\o__payload$404 ),
+    .\o__ready$60 (\o__ready$405 ),
+    .\o__valid$62 (\lane__valid$401 ),
     .rst(rst),
-    .selected(\selected$382 ),
+    .selected(\selected$395 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_12 (
-    .bad_index(\bad_index$991 ),
-    .bad_prefix(\bad_prefix$958 ),
+    .bad_index(\bad_index$1025 ),
+    .bad_prefix(\bad_prefix$992 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$404 ),
-    .\i__ready$40 (\i__ready$147 ),
-    .\i__valid$42 (\i__valid$403 ),
+    .\i__payload$40 (\i__payload$419 ),
+    .\i__ready$42 (\i__ready$148 ),
+    .\i__valid$44 (\i__valid$418 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1047 ),
-    .\o__payload$56 (\o__payload$408 ),
-    .\o__ready$58 (\o__ready$409 ),
-    .\o__valid$60 (\lane__valid$405 ),
+    .multiply(\multiply$1081 ),
+    .\o__payload$58 (\o__payload$423 ),
+    .\o__ready$60 (\o__ready$424 ),
+    .\o__valid$62 (\lane__valid$420 ),
     .rst(rst),
-    .selected(\selected$400 ),
+    .selected(\selected$414 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_13 (
-    .bad_index(\bad_index$992 ),
-    .bad_prefix(\bad_prefix$959 ),
+    .bad_index(\bad_index$1026 ),
+    .bad_prefix(\bad_prefix$993 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$422 ),
-    .\i__ready$40 (\i__ready$148 ),
-    .\i__valid$42 (\i__valid$421 ),
+    .\i__payload$40 (\i__payload$438 ),
+    .\i__ready$42 (\i__ready$149 ),
+    .\i__valid$44 (\i__valid$437 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1048 ),
-    .\o__payload$56 (\o__payload$426 ),
-    .\o__ready$58 (\o__ready$427 ),
-    .\o__valid$60 (\lane__valid$423 ),
+    .multiply(\multiply$1082 ),
+    .\o__payload$58 (\o__payload$442 ),
+    .\o__ready$60 (\o__ready$443 ),
+    .\o__valid$62 (\lane__valid$439 ),
     .rst(rst),
-    .selected(\selected$418 ),
+    .selected(\selected$433 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_14 (
-    .bad_index(\bad_index$993 ),
-    .bad_prefix(\bad_prefix$960 ),
+    .bad_index(\bad_index$1027 ),
+    .bad_prefix(\bad_prefix$994 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$440 ),
-    .\i__ready$40 (\i__ready$149 ),
-    .\i__valid$42 (\i__valid$439 ),
+    .\i__payload$40 (\i__payload$457 ),
+    .\i__ready$42 (\i__ready$150 ),
+    .\i__valid$44 (\i__valid$456 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1049 ),
-    .\o__payload$56 (\o__payload$444 ),
-    .\o__ready$58 (\o__ready$445 ),
-    .\o__valid$60 (\lane__valid$441 ),
+    .multiply(\multiply$1083 ),
+    .\o__payload$58 (\o__payload$461 ),
+    .\o__ready$60 (\o__ready$462 ),
+    .\o__valid$62 (\lane__valid$458 ),
     .rst(rst),
-    .selected(\selected$436 ),
+    .selected(\selected$452 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_15 (
-    .bad_index(\bad_index$994 ),
-    .bad_prefix(\bad_prefix$961 ),
+    .bad_index(\bad_index$1028 ),
+    .bad_prefix(\bad_prefix$995 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$458 ),
-    .\i__ready$40 (\i__ready$150 ),
-    .\i__valid$42 (\i__valid$457 ),
+    .\i__payload$40 (\i__payload$476 ),
+    .\i__ready$42 (\i__ready$151 ),
+    .\i__valid$44 (\i__valid$475 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1050 ),
-    .\o__payload$56 (\o__payload$462 ),
-    .\o__ready$58 (\o__ready$463 ),
-    .\o__valid$60 (\lane__valid$459 ),
+    .multiply(\multiply$1084 ),
+    .\o__payload$58 (\o__payload$480 ),
+    .\o__ready$60 (\o__ready$481 ),
+    .\o__valid$62 (\lane__valid$477 ),
     .rst(rst),
-    .selected(\selected$454 ),
+    .selected(\selected$471 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_16 (
-    .bad_index(\bad_index$995 ),
-    .bad_prefix(\bad_prefix$962 ),
+    .bad_index(\bad_index$1029 ),
+    .bad_prefix(\bad_prefix$996 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$476 ),
-    .\i__ready$40 (\i__ready$151 ),
-    .\i__valid$42 (\i__valid$475 ),
+    .\i__payload$40 (\i__payload$495 ),
+    .\i__ready$42 (\i__ready$152 ),
+    .\i__valid$44 (\i__valid$494 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1051 ),
-    .\o__payload$56 (\o__payload$480 ),
-    .\o__ready$58 (\o__ready$481 ),
-    .\o__valid$60 (\lane__valid$477 ),
-    .rst(rst),
-    .selected(\selected$472 ),
-    .start_write(start_write),
-    .vector_write(vector_write)
-  );
-  egret_l_onchip_core_lane  lane_17 (
-    .bad_index(\bad_index$996 ),
-    .bad_prefix(\bad_prefix$963 ),
-    .cancel(cancel),
-    .clear_errors(\release$115 ),
-    .clk(clk),
-    .code_write(\code_write$170 ),
-    .codes(codes),
-    .go(go),
-    .\i__payload$38 (\i__payload$494 ),
-    .\i__ready$40 (\i__ready$152 ),
-    .\i__valid$42 (\i__valid$493 ),
-    .map_write(map_write),
-    .matrices(matrices),
-    .microcode_write(microcode_write),
-    .multiply(\multiply$1052 ),
-    .\o__payload$56 (\o__payload$498 ),
-    .\o__ready$58 (\o__ready$499 ),
-    .\o__valid$60 (\lane__valid$495 ),
+    .multiply(\multiply$1085 ),
+    .\o__payload$58 (\o__payload$499 ),
+    .\o__ready$60 (\o__ready$500 ),
+    .\o__valid$62 (\lane__valid$496 ),
     .rst(rst),
     .selected(\selected$490 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_l_onchip_core_lane  lane_18 (
-    .bad_index(\bad_index$997 ),
-    .bad_prefix(\bad_prefix$964 ),
+  egret_l_onchip_core_lane  lane_17 (
+    .bad_index(\bad_index$1030 ),
+    .bad_prefix(\bad_prefix$997 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$512 ),
-    .\i__ready$40 (\i__ready$153 ),
-    .\i__valid$42 (\i__valid$511 ),
+    .\i__payload$40 (\i__payload$514 ),
+    .\i__ready$42 (\i__ready$153 ),
+    .\i__valid$44 (\i__valid$513 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1053 ),
-    .\o__payload$56 (\o__payload$516 ),
-    .\o__ready$58 (\o__ready$517 ),
-    .\o__valid$60 (\lane__valid$513 ),
+    .multiply(\multiply$1086 ),
+    .\o__payload$58 (\o__payload$518 ),
+    .\o__ready$60 (\o__ready$519 ),
+    .\o__valid$62 (\lane__valid$515 ),
     .rst(rst),
-    .selected(\selected$508 ),
+    .selected(\selected$509 ),
+    .start_write(start_write),
+    .vector_write(vector_write)
+  );
+  egret_l_onchip_core_lane  lane_18 (
+    .bad_index(\bad_index$1031 ),
+    .bad_prefix(\bad_prefix$998 ),
+    .cancel(cancel),
+    .clear_errors(\release$116 ),
+    .clk(clk),
+    .code_write(\code_write$171 ),
+    .codes(codes),
+    .drain(drain),
+    .go(go),
+    .\i__payload$40 (\i__payload$533 ),
+    .\i__ready$42 (\i__ready$154 ),
+    .\i__valid$44 (\i__valid$532 ),
+    .map_write(map_write),
+    .matrices(matrices),
+    .microcode_write(microcode_write),
+    .multiply(\multiply$1087 ),
+    .\o__payload$58 (\o__payload$537 ),
+    .\o__ready$60 (\o__ready$538 ),
+    .\o__valid$62 (\lane__valid$534 ),
+    .rst(rst),
+    .selected(\selected$528 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_19 (
-    .bad_index(\bad_index$998 ),
-    .bad_prefix(\bad_prefix$965 ),
+    .bad_index(\bad_index$1032 ),
+    .bad_prefix(\bad_prefix$999 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$530 ),
-    .\i__ready$40 (\i__ready$154 ),
-    .\i__valid$42 (\i__valid$529 ),
+    .\i__payload$40 (\i__payload$552 ),
+    .\i__ready$42 (\i__ready$155 ),
+    .\i__valid$44 (\i__valid$551 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1054 ),
-    .\o__payload$56 (\o__payload$534 ),
-    .\o__ready$58 (\o__ready$535 ),
-    .\o__valid$60 (\lane__valid$531 ),
+    .multiply(\multiply$1088 ),
+    .\o__payload$58 (\o__payload$556 ),
+    .\o__ready$60 (\o__ready$557 ),
+    .\o__valid$62 (\lane__valid$553 ),
     .rst(rst),
-    .selected(\selected$526 ),
+    .selected(\selected$547 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_2 (
-    .bad_index(\bad_index$981 ),
-    .bad_prefix(\bad_prefix$948 ),
+    .bad_index(\bad_index$1015 ),
+    .bad_prefix(\bad_prefix$982 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$224 ),
-    .\i__ready$40 (\i__ready$137 ),
-    .\i__valid$42 (\i__valid$223 ),
+    .\i__payload$40 (\i__payload$229 ),
+    .\i__ready$42 (\i__ready$138 ),
+    .\i__valid$44 (\i__valid$228 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1037 ),
-    .\o__payload$56 (\o__payload$228 ),
-    .\o__ready$58 (\o__ready$229 ),
-    .\o__valid$60 (\lane__valid$225 ),
+    .multiply(\multiply$1071 ),
+    .\o__payload$58 (\o__payload$233 ),
+    .\o__ready$60 (\o__ready$234 ),
+    .\o__valid$62 (\lane__valid$230 ),
     .rst(rst),
-    .selected(\selected$220 ),
+    .selected(\selected$224 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_20 (
-    .bad_index(\bad_index$999 ),
-    .bad_prefix(\bad_prefix$966 ),
+    .bad_index(\bad_index$1033 ),
+    .bad_prefix(\bad_prefix$1000 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$548 ),
-    .\i__ready$40 (\i__ready$155 ),
-    .\i__valid$42 (\i__valid$547 ),
+    .\i__payload$40 (\i__payload$571 ),
+    .\i__ready$42 (\i__ready$156 ),
+    .\i__valid$44 (\i__valid$570 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1055 ),
-    .\o__payload$56 (\o__payload$552 ),
-    .\o__ready$58 (\o__ready$553 ),
-    .\o__valid$60 (\lane__valid$549 ),
+    .multiply(\multiply$1089 ),
+    .\o__payload$58 (\o__payload$575 ),
+    .\o__ready$60 (\o__ready$576 ),
+    .\o__valid$62 (\lane__valid$572 ),
     .rst(rst),
-    .selected(\selected$544 ),
+    .selected(\selected$566 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_21 (
-    .bad_index(\bad_index$1000 ),
-    .bad_prefix(\bad_prefix$967 ),
+    .bad_index(\bad_index$1034 ),
+    .bad_prefix(\bad_prefix$1001 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$566 ),
-    .\i__ready$40 (\i__ready$156 ),
-    .\i__valid$42 (\i__valid$565 ),
+    .\i__payload$40 (\i__payload$590 ),
+    .\i__ready$42 (\i__ready$157 ),
+    .\i__valid$44 (\i__valid$589 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1056 ),
-    .\o__payload$56 (\o__payload$570 ),
-    .\o__ready$58 (\o__ready$571 ),
-    .\o__valid$60 (\lane__valid$567 ),
+    .multiply(\multiply$1090 ),
+    .\o__payload$58 (\o__payload$594 ),
+    .\o__ready$60 (\o__ready$595 ),
+    .\o__valid$62 (\lane__valid$591 ),
     .rst(rst),
-    .selected(\selected$562 ),
+    .selected(\selected$585 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_22 (
-    .bad_index(\bad_index$1001 ),
-    .bad_prefix(\bad_prefix$968 ),
+    .bad_index(\bad_index$1035 ),
+    .bad_prefix(\bad_prefix$1002 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$584 ),
-    .\i__ready$40 (\i__ready$157 ),
-    .\i__valid$42 (\i__valid$583 ),
+    .\i__payload$40 (\i__payload$609 ),
+    .\i__ready$42 (\i__ready$158 ),
+    .\i__valid$44 (\i__valid$608 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1057 ),
-    .\o__payload$56 (\o__payload$588 ),
-    .\o__ready$58 (\o__ready$589 ),
-    .\o__valid$60 (\lane__valid$585 ),
+    .multiply(\multiply$1091 ),
+    .\o__payload$58 (\o__payload$613 ),
+    .\o__ready$60 (\o__ready$614 ),
+    .\o__valid$62 (\lane__valid$610 ),
     .rst(rst),
-    .selected(\selected$580 ),
+    .selected(\selected$604 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_23 (
-    .bad_index(\bad_index$1002 ),
-    .bad_prefix(\bad_prefix$969 ),
+    .bad_index(\bad_index$1036 ),
+    .bad_prefix(\bad_prefix$1003 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$602 ),
-    .\i__ready$40 (\i__ready$158 ),
-    .\i__valid$42 (\i__valid$601 ),
+    .\i__payload$40 (\i__payload$628 ),
+    .\i__ready$42 (\i__ready$159 ),
+    .\i__valid$44 (\i__valid$627 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1058 ),
-    .\o__payload$56 (\o__payload$606 ),
-    .\o__ready$58 (\o__ready$607 ),
-    .\o__valid$60 (\lane__valid$603 ),
+    .multiply(\multiply$1092 ),
+    .\o__payload$58 (\o__payload$632 ),
+    .\o__ready$60 (\o__ready$633 ),
+    .\o__valid$62 (\lane__valid$629 ),
     .rst(rst),
-    .selected(\selected$598 ),
+    .selected(\selected$623 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_24 (
-    .bad_index(\bad_index$1003 ),
-    .bad_prefix(\bad_prefix$970 ),
+    .bad_index(\bad_index$1037 ),
+    .bad_prefix(\bad_prefix$1004 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$620 ),
-    .\i__ready$40 (\i__ready$159 ),
-    .\i__valid$42 (\i__valid$619 ),
+    .\i__payload$40 (\i__payload$647 ),
+    .\i__ready$42 (\i__ready$160 ),
+    .\i__valid$44 (\i__valid$646 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1059 ),
-    .\o__payload$56 (\o__payload$624 ),
-    .\o__ready$58 (\o__ready$625 ),
-    .\o__valid$60 (\lane__valid$621 ),
+    .multiply(\multiply$1093 ),
+    .\o__payload$58 (\o__payload$651 ),
+    .\o__ready$60 (\o__ready$652 ),
+    .\o__valid$62 (\lane__valid$648 ),
     .rst(rst),
-    .selected(\selected$616 ),
+    .selected(\selected$642 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_25 (
-    .bad_index(\bad_index$1004 ),
-    .bad_prefix(\bad_prefix$971 ),
+    .bad_index(\bad_index$1038 ),
+    .bad_prefix(\bad_prefix$1005 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$638 ),
-    .\i__ready$40 (\i__ready$160 ),
-    .\i__valid$42 (\i__valid$637 ),
+    .\i__payload$40 (\i__payload$666 ),
+    .\i__ready$42 (\i__ready$161 ),
+    .\i__valid$44 (\i__valid$665 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1060 ),
-    .\o__payload$56 (\o__payload$642 ),
-    .\o__ready$58 (\o__ready$643 ),
-    .\o__valid$60 (\lane__valid$639 ),
+    .multiply(\multiply$1094 ),
+    .\o__payload$58 (\o__payload$670 ),
+    .\o__ready$60 (\o__ready$671 ),
+    .\o__valid$62 (\lane__valid$667 ),
     .rst(rst),
-    .selected(\selected$634 ),
+    .selected(\selected$661 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_26 (
-    .bad_index(\bad_index$1005 ),
-    .bad_prefix(\bad_prefix$972 ),
+    .bad_index(\bad_index$1039 ),
+    .bad_prefix(\bad_prefix$1006 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$656 ),
-    .\i__ready$40 (\i__ready$161 ),
-    .\i__valid$42 (\i__valid$655 ),
+    .\i__payload$40 (\i__payload$685 ),
+    .\i__ready$42 (\i__ready$162 ),
+    .\i__valid$44 (\i__valid$684 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1061 ),
-    .\o__payload$56 (\o__payload$660 ),
-    .\o__ready$58 (\o__ready$661 ),
-    .\o__valid$60 (\lane__valid$657 ),
+    .multiply(\multiply$1095 ),
+    .\o__payload$58 (\o__payload$689 ),
+    .\o__ready$60 (\o__ready$690 ),
+    .\o__valid$62 (\lane__valid$686 ),
     .rst(rst),
-    .selected(\selected$652 ),
+    .selected(\selected$680 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_27 (
-    .bad_index(\bad_index$1006 ),
-    .bad_prefix(\bad_prefix$973 ),
+    .bad_index(\bad_index$1040 ),
+    .bad_prefix(\bad_prefix$1007 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$674 ),
-    .\i__ready$40 (\i__ready$162 ),
-    .\i__valid$42 (\i__valid$673 ),
+    .\i__payload$40 (\i__payload$704 ),
+    .\i__ready$42 (\i__ready$163 ),
+    .\i__valid$44 (\i__valid$703 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1062 ),
-    .\o__payload$56 (\o__payload$678 ),
-    .\o__ready$58 (\o__ready$679 ),
-    .\o__valid$60 (\lane__valid$675 ),
+    .multiply(\multiply$1096 ),
+    .\o__payload$58 (\o__payload$708 ),
+    .\o__ready$60 (\o__ready$709 ),
+    .\o__valid$62 (\lane__valid$705 ),
     .rst(rst),
-    .selected(\selected$670 ),
+    .selected(\selected$699 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_28 (
-    .bad_index(\bad_index$1007 ),
-    .bad_prefix(\bad_prefix$974 ),
+    .bad_index(\bad_index$1041 ),
+    .bad_prefix(\bad_prefix$1008 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$692 ),
-    .\i__ready$40 (\i__ready$163 ),
-    .\i__valid$42 (\i__valid$691 ),
+    .\i__payload$40 (\i__payload$723 ),
+    .\i__ready$42 (\i__ready$164 ),
+    .\i__valid$44 (\i__valid$722 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1063 ),
-    .\o__payload$56 (\o__payload$696 ),
-    .\o__ready$58 (\o__ready$697 ),
-    .\o__valid$60 (\lane__valid$693 ),
+    .multiply(\multiply$1097 ),
+    .\o__payload$58 (\o__payload$727 ),
+    .\o__ready$60 (\o__ready$728 ),
+    .\o__valid$62 (\lane__valid$724 ),
     .rst(rst),
-    .selected(\selected$688 ),
+    .selected(\selected$718 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_29 (
-    .bad_index(\bad_index$1008 ),
-    .bad_prefix(\bad_prefix$975 ),
+    .bad_index(\bad_index$1042 ),
+    .bad_prefix(\bad_prefix$1009 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$710 ),
-    .\i__ready$40 (\i__ready$164 ),
-    .\i__valid$42 (\i__valid$709 ),
+    .\i__payload$40 (\i__payload$742 ),
+    .\i__ready$42 (\i__ready$165 ),
+    .\i__valid$44 (\i__valid$741 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1064 ),
-    .\o__payload$56 (\o__payload$714 ),
-    .\o__ready$58 (\o__ready$715 ),
-    .\o__valid$60 (\lane__valid$711 ),
+    .multiply(\multiply$1098 ),
+    .\o__payload$58 (\o__payload$746 ),
+    .\o__ready$60 (\o__ready$747 ),
+    .\o__valid$62 (\lane__valid$743 ),
     .rst(rst),
-    .selected(\selected$706 ),
+    .selected(\selected$737 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_3 (
-    .bad_index(\bad_index$982 ),
-    .bad_prefix(\bad_prefix$949 ),
+    .bad_index(\bad_index$1016 ),
+    .bad_prefix(\bad_prefix$983 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$242 ),
-    .\i__ready$40 (\i__ready$138 ),
-    .\i__valid$42 (\i__valid$241 ),
+    .\i__payload$40 (\i__payload$248 ),
+    .\i__ready$42 (\i__ready$139 ),
+    .\i__valid$44 (\i__valid$247 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1038 ),
-    .\o__payload$56 (\o__payload$246 ),
-    .\o__ready$58 (\o__ready$247 ),
-    .\o__valid$60 (\lane__valid$243 ),
+    .multiply(\multiply$1072 ),
+    .\o__payload$58 (\o__payload$252 ),
+    .\o__ready$60 (\o__ready$253 ),
+    .\o__valid$62 (\lane__valid$249 ),
     .rst(rst),
-    .selected(\selected$238 ),
+    .selected(\selected$243 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_30 (
-    .bad_index(\bad_index$1009 ),
-    .bad_prefix(\bad_prefix$976 ),
+    .bad_index(\bad_index$1043 ),
+    .bad_prefix(\bad_prefix$1010 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$728 ),
-    .\i__ready$40 (\i__ready$165 ),
-    .\i__valid$42 (\i__valid$727 ),
+    .\i__payload$40 (\i__payload$761 ),
+    .\i__ready$42 (\i__ready$166 ),
+    .\i__valid$44 (\i__valid$760 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1065 ),
-    .\o__payload$56 (\o__payload$732 ),
-    .\o__ready$58 (\o__ready$733 ),
-    .\o__valid$60 (\lane__valid$729 ),
+    .multiply(\multiply$1099 ),
+    .\o__payload$58 (\o__payload$765 ),
+    .\o__ready$60 (\o__ready$766 ),
+    .\o__valid$62 (\lane__valid$762 ),
     .rst(rst),
-    .selected(\selected$724 ),
+    .selected(\selected$756 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_31 (
-    .bad_index(\bad_index$1010 ),
-    .bad_prefix(\bad_prefix$977 ),
+    .bad_index(\bad_index$1044 ),
+    .bad_prefix(\bad_prefix$1011 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$746 ),
-    .\i__ready$40 (\i__ready$166 ),
-    .\i__valid$42 (\i__valid$745 ),
+    .\i__payload$40 (\i__payload$780 ),
+    .\i__ready$42 (\i__ready$167 ),
+    .\i__valid$44 (\i__valid$779 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1066 ),
-    .\o__payload$56 (\o__payload$750 ),
-    .\o__ready$58 (\o__ready$751 ),
-    .\o__valid$60 (\lane__valid$747 ),
+    .multiply(\multiply$1100 ),
+    .\o__payload$58 (\o__payload$784 ),
+    .\o__ready$60 (\o__ready$785 ),
+    .\o__valid$62 (\lane__valid$781 ),
     .rst(rst),
-    .selected(\selected$742 ),
+    .selected(\selected$775 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_4 (
-    .bad_index(\bad_index$983 ),
-    .bad_prefix(\bad_prefix$950 ),
+    .bad_index(\bad_index$1017 ),
+    .bad_prefix(\bad_prefix$984 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$260 ),
-    .\i__ready$40 (\i__ready$139 ),
-    .\i__valid$42 (\i__valid$259 ),
+    .\i__payload$40 (\i__payload$267 ),
+    .\i__ready$42 (\i__ready$140 ),
+    .\i__valid$44 (\i__valid$266 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1039 ),
-    .\o__payload$56 (\o__payload$264 ),
-    .\o__ready$58 (\o__ready$265 ),
-    .\o__valid$60 (\lane__valid$261 ),
+    .multiply(\multiply$1073 ),
+    .\o__payload$58 (\o__payload$271 ),
+    .\o__ready$60 (\o__ready$272 ),
+    .\o__valid$62 (\lane__valid$268 ),
     .rst(rst),
-    .selected(\selected$256 ),
+    .selected(\selected$262 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_5 (
-    .bad_index(\bad_index$984 ),
-    .bad_prefix(\bad_prefix$951 ),
+    .bad_index(\bad_index$1018 ),
+    .bad_prefix(\bad_prefix$985 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$278 ),
-    .\i__ready$40 (\i__ready$140 ),
-    .\i__valid$42 (\i__valid$277 ),
+    .\i__payload$40 (\i__payload$286 ),
+    .\i__ready$42 (\i__ready$141 ),
+    .\i__valid$44 (\i__valid$285 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1040 ),
-    .\o__payload$56 (\o__payload$282 ),
-    .\o__ready$58 (\o__ready$283 ),
-    .\o__valid$60 (\lane__valid$279 ),
+    .multiply(\multiply$1074 ),
+    .\o__payload$58 (\o__payload$290 ),
+    .\o__ready$60 (\o__ready$291 ),
+    .\o__valid$62 (\lane__valid$287 ),
     .rst(rst),
-    .selected(\selected$274 ),
+    .selected(\selected$281 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_6 (
-    .bad_index(\bad_index$985 ),
-    .bad_prefix(\bad_prefix$952 ),
+    .bad_index(\bad_index$1019 ),
+    .bad_prefix(\bad_prefix$986 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$296 ),
-    .\i__ready$40 (\i__ready$141 ),
-    .\i__valid$42 (\i__valid$295 ),
+    .\i__payload$40 (\i__payload$305 ),
+    .\i__ready$42 (\i__ready$142 ),
+    .\i__valid$44 (\i__valid$304 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1041 ),
-    .\o__payload$56 (\o__payload$300 ),
-    .\o__ready$58 (\o__ready$301 ),
-    .\o__valid$60 (\lane__valid$297 ),
+    .multiply(\multiply$1075 ),
+    .\o__payload$58 (\o__payload$309 ),
+    .\o__ready$60 (\o__ready$310 ),
+    .\o__valid$62 (\lane__valid$306 ),
     .rst(rst),
-    .selected(\selected$292 ),
+    .selected(\selected$300 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_7 (
-    .bad_index(\bad_index$986 ),
-    .bad_prefix(\bad_prefix$953 ),
+    .bad_index(\bad_index$1020 ),
+    .bad_prefix(\bad_prefix$987 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$314 ),
-    .\i__ready$40 (\i__ready$142 ),
-    .\i__valid$42 (\i__valid$313 ),
+    .\i__payload$40 (\i__payload$324 ),
+    .\i__ready$42 (\i__ready$143 ),
+    .\i__valid$44 (\i__valid$323 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1042 ),
-    .\o__payload$56 (\o__payload$318 ),
-    .\o__ready$58 (\o__ready$319 ),
-    .\o__valid$60 (\lane__valid$315 ),
+    .multiply(\multiply$1076 ),
+    .\o__payload$58 (\o__payload$328 ),
+    .\o__ready$60 (\o__ready$329 ),
+    .\o__valid$62 (\lane__valid$325 ),
     .rst(rst),
-    .selected(\selected$310 ),
+    .selected(\selected$319 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_8 (
-    .bad_index(\bad_index$987 ),
-    .bad_prefix(\bad_prefix$954 ),
+    .bad_index(\bad_index$1021 ),
+    .bad_prefix(\bad_prefix$988 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$332 ),
-    .\i__ready$40 (\i__ready$143 ),
-    .\i__valid$42 (\i__valid$331 ),
+    .\i__payload$40 (\i__payload$343 ),
+    .\i__ready$42 (\i__ready$144 ),
+    .\i__valid$44 (\i__valid$342 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1043 ),
-    .\o__payload$56 (\o__payload$336 ),
-    .\o__ready$58 (\o__ready$337 ),
-    .\o__valid$60 (\lane__valid$333 ),
+    .multiply(\multiply$1077 ),
+    .\o__payload$58 (\o__payload$347 ),
+    .\o__ready$60 (\o__ready$348 ),
+    .\o__valid$62 (\lane__valid$344 ),
     .rst(rst),
-    .selected(\selected$328 ),
+    .selected(\selected$338 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_9 (
-    .bad_index(\bad_index$988 ),
-    .bad_prefix(\bad_prefix$955 ),
+    .bad_index(\bad_index$1022 ),
+    .bad_prefix(\bad_prefix$989 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$170 ),
+    .code_write(\code_write$171 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$350 ),
-    .\i__ready$40 (\i__ready$144 ),
-    .\i__valid$42 (\i__valid$349 ),
+    .\i__payload$40 (\i__payload$362 ),
+    .\i__ready$42 (\i__ready$145 ),
+    .\i__valid$44 (\i__valid$361 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1044 ),
-    .\o__payload$56 (\o__payload$354 ),
-    .\o__ready$58 (\o__ready$355 ),
-    .\o__valid$60 (\lane__valid$351 ),
+    .multiply(\multiply$1078 ),
+    .\o__payload$58 (\o__payload$366 ),
+    .\o__ready$60 (\o__ready$367 ),
+    .\o__valid$62 (\lane__valid$363 ),
     .rst(rst),
-    .selected(\selected$346 ),
+    .selected(\selected$357 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
@@ -2651,6 +2718,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .load_code(load_code),
     .matrix(header),
     .may_allocate(may_allocate),
+    .may_load_bias(may_load_bias),
     .may_load_code(may_load_code),
     .may_send(may_send),
     .parity(parity),
@@ -2667,6 +2735,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .section__ready(section__ready),
     .section__valid(section__valid),
     .sender_busy(sender_busy),
+    .settling(drain),
     .wipe(wipe),
     .wiped(wiped),
     .words__ready(words__ready),
@@ -2674,447 +2743,447 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   );
   egret_l_onchip_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$755 ),
+    .behind__ready(\o__ready$789 ),
     .behind__valid(behind__valid),
     .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$193 ),
+    .lane__ready(\o__ready$196 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$939 ),
-    .o__ready(\o__ready$941 ),
-    .o__valid(\i__valid$943 ),
+    .o__payload(\i__payload$973 ),
+    .o__ready(\o__ready$975 ),
+    .o__valid(\i__valid$977 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$759 ),
-    .behind__ready(\o__ready$761 ),
-    .behind__valid(\behind__valid$763 ),
+    .behind__payload(\behind__payload$793 ),
+    .behind__ready(\o__ready$795 ),
+    .behind__valid(\behind__valid$797 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$209 ),
-    .lane__ready(\o__ready$211 ),
-    .lane__valid(\lane__valid$207 ),
+    .lane__payload(\lane__payload$213 ),
+    .lane__ready(\o__ready$215 ),
+    .lane__valid(\lane__valid$211 ),
     .o__payload(behind__payload),
-    .o__ready(\o__ready$755 ),
+    .o__ready(\o__ready$789 ),
     .o__valid(behind__valid),
     .rst(rst)
   );
   egret_l_onchip_core_readout_10  readout_10 (
-    .behind__payload(\behind__payload$813 ),
-    .behind__ready(\o__ready$815 ),
-    .behind__valid(\behind__valid$817 ),
+    .behind__payload(\behind__payload$847 ),
+    .behind__ready(\o__ready$849 ),
+    .behind__valid(\behind__valid$851 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$371 ),
-    .lane__ready(\o__ready$373 ),
-    .lane__valid(\lane__valid$369 ),
-    .o__payload(\behind__payload$807 ),
-    .o__ready(\o__ready$809 ),
-    .o__valid(\behind__valid$811 ),
+    .lane__payload(\lane__payload$384 ),
+    .lane__ready(\o__ready$386 ),
+    .lane__valid(\lane__valid$382 ),
+    .o__payload(\behind__payload$841 ),
+    .o__ready(\o__ready$843 ),
+    .o__valid(\behind__valid$845 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_11  readout_11 (
-    .behind__payload(\behind__payload$819 ),
-    .behind__ready(\o__ready$821 ),
-    .behind__valid(\behind__valid$823 ),
+    .behind__payload(\behind__payload$853 ),
+    .behind__ready(\o__ready$855 ),
+    .behind__valid(\behind__valid$857 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$389 ),
-    .lane__ready(\o__ready$391 ),
-    .lane__valid(\lane__valid$387 ),
-    .o__payload(\behind__payload$813 ),
-    .o__ready(\o__ready$815 ),
-    .o__valid(\behind__valid$817 ),
+    .lane__payload(\lane__payload$403 ),
+    .lane__ready(\o__ready$405 ),
+    .lane__valid(\lane__valid$401 ),
+    .o__payload(\behind__payload$847 ),
+    .o__ready(\o__ready$849 ),
+    .o__valid(\behind__valid$851 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_12  readout_12 (
-    .behind__payload(\behind__payload$825 ),
-    .behind__ready(\o__ready$827 ),
-    .behind__valid(\behind__valid$829 ),
+    .behind__payload(\behind__payload$859 ),
+    .behind__ready(\o__ready$861 ),
+    .behind__valid(\behind__valid$863 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$407 ),
-    .lane__ready(\o__ready$409 ),
-    .lane__valid(\lane__valid$405 ),
-    .o__payload(\behind__payload$819 ),
-    .o__ready(\o__ready$821 ),
-    .o__valid(\behind__valid$823 ),
+    .lane__payload(\lane__payload$422 ),
+    .lane__ready(\o__ready$424 ),
+    .lane__valid(\lane__valid$420 ),
+    .o__payload(\behind__payload$853 ),
+    .o__ready(\o__ready$855 ),
+    .o__valid(\behind__valid$857 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_13  readout_13 (
-    .behind__payload(\behind__payload$831 ),
-    .behind__ready(\o__ready$833 ),
-    .behind__valid(\behind__valid$835 ),
+    .behind__payload(\behind__payload$865 ),
+    .behind__ready(\o__ready$867 ),
+    .behind__valid(\behind__valid$869 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$425 ),
-    .lane__ready(\o__ready$427 ),
-    .lane__valid(\lane__valid$423 ),
-    .o__payload(\behind__payload$825 ),
-    .o__ready(\o__ready$827 ),
-    .o__valid(\behind__valid$829 ),
+    .lane__payload(\lane__payload$441 ),
+    .lane__ready(\o__ready$443 ),
+    .lane__valid(\lane__valid$439 ),
+    .o__payload(\behind__payload$859 ),
+    .o__ready(\o__ready$861 ),
+    .o__valid(\behind__valid$863 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_14  readout_14 (
-    .behind__payload(\behind__payload$837 ),
-    .behind__ready(\o__ready$839 ),
-    .behind__valid(\behind__valid$841 ),
+    .behind__payload(\behind__payload$871 ),
+    .behind__ready(\o__ready$873 ),
+    .behind__valid(\behind__valid$875 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$443 ),
-    .lane__ready(\o__ready$445 ),
-    .lane__valid(\lane__valid$441 ),
-    .o__payload(\behind__payload$831 ),
-    .o__ready(\o__ready$833 ),
-    .o__valid(\behind__valid$835 ),
+    .lane__payload(\lane__payload$460 ),
+    .lane__ready(\o__ready$462 ),
+    .lane__valid(\lane__valid$458 ),
+    .o__payload(\behind__payload$865 ),
+    .o__ready(\o__ready$867 ),
+    .o__valid(\behind__valid$869 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_15  readout_15 (
-    .behind__payload(\behind__payload$843 ),
-    .behind__ready(\o__ready$845 ),
-    .behind__valid(\behind__valid$847 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$461 ),
-    .lane__ready(\o__ready$463 ),
-    .lane__valid(\lane__valid$459 ),
-    .o__payload(\behind__payload$837 ),
-    .o__ready(\o__ready$839 ),
-    .o__valid(\behind__valid$841 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_16  readout_16 (
-    .behind__payload(\behind__payload$849 ),
-    .behind__ready(\o__ready$851 ),
-    .behind__valid(\behind__valid$853 ),
+    .behind__payload(\behind__payload$877 ),
+    .behind__ready(\o__ready$879 ),
+    .behind__valid(\behind__valid$881 ),
     .cancel(cancel),
     .clk(clk),
     .lane__payload(\lane__payload$479 ),
     .lane__ready(\o__ready$481 ),
     .lane__valid(\lane__valid$477 ),
-    .o__payload(\behind__payload$843 ),
-    .o__ready(\o__ready$845 ),
-    .o__valid(\behind__valid$847 ),
+    .o__payload(\behind__payload$871 ),
+    .o__ready(\o__ready$873 ),
+    .o__valid(\behind__valid$875 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_16  readout_16 (
+    .behind__payload(\behind__payload$883 ),
+    .behind__ready(\o__ready$885 ),
+    .behind__valid(\behind__valid$887 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$498 ),
+    .lane__ready(\o__ready$500 ),
+    .lane__valid(\lane__valid$496 ),
+    .o__payload(\behind__payload$877 ),
+    .o__ready(\o__ready$879 ),
+    .o__valid(\behind__valid$881 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_17  readout_17 (
-    .behind__payload(\behind__payload$855 ),
-    .behind__ready(\o__ready$857 ),
-    .behind__valid(\behind__valid$859 ),
+    .behind__payload(\behind__payload$889 ),
+    .behind__ready(\o__ready$891 ),
+    .behind__valid(\behind__valid$893 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$497 ),
-    .lane__ready(\o__ready$499 ),
-    .lane__valid(\lane__valid$495 ),
-    .o__payload(\behind__payload$849 ),
-    .o__ready(\o__ready$851 ),
-    .o__valid(\behind__valid$853 ),
+    .lane__payload(\lane__payload$517 ),
+    .lane__ready(\o__ready$519 ),
+    .lane__valid(\lane__valid$515 ),
+    .o__payload(\behind__payload$883 ),
+    .o__ready(\o__ready$885 ),
+    .o__valid(\behind__valid$887 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_18  readout_18 (
-    .behind__payload(\behind__payload$861 ),
-    .behind__ready(\o__ready$863 ),
-    .behind__valid(\behind__valid$865 ),
+    .behind__payload(\behind__payload$895 ),
+    .behind__ready(\o__ready$897 ),
+    .behind__valid(\behind__valid$899 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$515 ),
-    .lane__ready(\o__ready$517 ),
-    .lane__valid(\lane__valid$513 ),
-    .o__payload(\behind__payload$855 ),
-    .o__ready(\o__ready$857 ),
-    .o__valid(\behind__valid$859 ),
+    .lane__payload(\lane__payload$536 ),
+    .lane__ready(\o__ready$538 ),
+    .lane__valid(\lane__valid$534 ),
+    .o__payload(\behind__payload$889 ),
+    .o__ready(\o__ready$891 ),
+    .o__valid(\behind__valid$893 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_19  readout_19 (
-    .behind__payload(\behind__payload$867 ),
-    .behind__ready(\o__ready$869 ),
-    .behind__valid(\behind__valid$871 ),
+    .behind__payload(\behind__payload$901 ),
+    .behind__ready(\o__ready$903 ),
+    .behind__valid(\behind__valid$905 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$533 ),
-    .lane__ready(\o__ready$535 ),
-    .lane__valid(\lane__valid$531 ),
-    .o__payload(\behind__payload$861 ),
-    .o__ready(\o__ready$863 ),
-    .o__valid(\behind__valid$865 ),
+    .lane__payload(\lane__payload$555 ),
+    .lane__ready(\o__ready$557 ),
+    .lane__valid(\lane__valid$553 ),
+    .o__payload(\behind__payload$895 ),
+    .o__ready(\o__ready$897 ),
+    .o__valid(\behind__valid$899 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_2  readout_2 (
-    .behind__payload(\behind__payload$765 ),
-    .behind__ready(\o__ready$767 ),
-    .behind__valid(\behind__valid$769 ),
+    .behind__payload(\behind__payload$799 ),
+    .behind__ready(\o__ready$801 ),
+    .behind__valid(\behind__valid$803 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$227 ),
-    .lane__ready(\o__ready$229 ),
-    .lane__valid(\lane__valid$225 ),
-    .o__payload(\behind__payload$759 ),
-    .o__ready(\o__ready$761 ),
-    .o__valid(\behind__valid$763 ),
+    .lane__payload(\lane__payload$232 ),
+    .lane__ready(\o__ready$234 ),
+    .lane__valid(\lane__valid$230 ),
+    .o__payload(\behind__payload$793 ),
+    .o__ready(\o__ready$795 ),
+    .o__valid(\behind__valid$797 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_20  readout_20 (
-    .behind__payload(\behind__payload$873 ),
-    .behind__ready(\o__ready$875 ),
-    .behind__valid(\behind__valid$877 ),
+    .behind__payload(\behind__payload$907 ),
+    .behind__ready(\o__ready$909 ),
+    .behind__valid(\behind__valid$911 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$551 ),
-    .lane__ready(\o__ready$553 ),
-    .lane__valid(\lane__valid$549 ),
-    .o__payload(\behind__payload$867 ),
-    .o__ready(\o__ready$869 ),
-    .o__valid(\behind__valid$871 ),
+    .lane__payload(\lane__payload$574 ),
+    .lane__ready(\o__ready$576 ),
+    .lane__valid(\lane__valid$572 ),
+    .o__payload(\behind__payload$901 ),
+    .o__ready(\o__ready$903 ),
+    .o__valid(\behind__valid$905 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_21  readout_21 (
-    .behind__payload(\behind__payload$879 ),
-    .behind__ready(\o__ready$881 ),
-    .behind__valid(\behind__valid$883 ),
+    .behind__payload(\behind__payload$913 ),
+    .behind__ready(\o__ready$915 ),
+    .behind__valid(\behind__valid$917 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$569 ),
-    .lane__ready(\o__ready$571 ),
-    .lane__valid(\lane__valid$567 ),
-    .o__payload(\behind__payload$873 ),
-    .o__ready(\o__ready$875 ),
-    .o__valid(\behind__valid$877 ),
+    .lane__payload(\lane__payload$593 ),
+    .lane__ready(\o__ready$595 ),
+    .lane__valid(\lane__valid$591 ),
+    .o__payload(\behind__payload$907 ),
+    .o__ready(\o__ready$909 ),
+    .o__valid(\behind__valid$911 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_22  readout_22 (
-    .behind__payload(\behind__payload$885 ),
-    .behind__ready(\o__ready$887 ),
-    .behind__valid(\behind__valid$889 ),
+    .behind__payload(\behind__payload$919 ),
+    .behind__ready(\o__ready$921 ),
+    .behind__valid(\behind__valid$923 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$587 ),
-    .lane__ready(\o__ready$589 ),
-    .lane__valid(\lane__valid$585 ),
-    .o__payload(\behind__payload$879 ),
-    .o__ready(\o__ready$881 ),
-    .o__valid(\behind__valid$883 ),
+    .lane__payload(\lane__payload$612 ),
+    .lane__ready(\o__ready$614 ),
+    .lane__valid(\lane__valid$610 ),
+    .o__payload(\behind__payload$913 ),
+    .o__ready(\o__ready$915 ),
+    .o__valid(\behind__valid$917 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_23  readout_23 (
-    .behind__payload(\behind__payload$891 ),
-    .behind__ready(\o__ready$893 ),
-    .behind__valid(\behind__valid$895 ),
+    .behind__payload(\behind__payload$925 ),
+    .behind__ready(\o__ready$927 ),
+    .behind__valid(\behind__valid$929 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$605 ),
-    .lane__ready(\o__ready$607 ),
-    .lane__valid(\lane__valid$603 ),
-    .o__payload(\behind__payload$885 ),
-    .o__ready(\o__ready$887 ),
-    .o__valid(\behind__valid$889 ),
+    .lane__payload(\lane__payload$631 ),
+    .lane__ready(\o__ready$633 ),
+    .lane__valid(\lane__valid$629 ),
+    .o__payload(\behind__payload$919 ),
+    .o__ready(\o__ready$921 ),
+    .o__valid(\behind__valid$923 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_24  readout_24 (
-    .behind__payload(\behind__payload$897 ),
-    .behind__ready(\o__ready$899 ),
-    .behind__valid(\behind__valid$901 ),
+    .behind__payload(\behind__payload$931 ),
+    .behind__ready(\o__ready$933 ),
+    .behind__valid(\behind__valid$935 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$623 ),
-    .lane__ready(\o__ready$625 ),
-    .lane__valid(\lane__valid$621 ),
-    .o__payload(\behind__payload$891 ),
-    .o__ready(\o__ready$893 ),
-    .o__valid(\behind__valid$895 ),
+    .lane__payload(\lane__payload$650 ),
+    .lane__ready(\o__ready$652 ),
+    .lane__valid(\lane__valid$648 ),
+    .o__payload(\behind__payload$925 ),
+    .o__ready(\o__ready$927 ),
+    .o__valid(\behind__valid$929 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_25  readout_25 (
-    .behind__payload(\behind__payload$903 ),
-    .behind__ready(\o__ready$905 ),
-    .behind__valid(\behind__valid$907 ),
+    .behind__payload(\behind__payload$937 ),
+    .behind__ready(\o__ready$939 ),
+    .behind__valid(\behind__valid$941 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$641 ),
-    .lane__ready(\o__ready$643 ),
-    .lane__valid(\lane__valid$639 ),
-    .o__payload(\behind__payload$897 ),
-    .o__ready(\o__ready$899 ),
-    .o__valid(\behind__valid$901 ),
+    .lane__payload(\lane__payload$669 ),
+    .lane__ready(\o__ready$671 ),
+    .lane__valid(\lane__valid$667 ),
+    .o__payload(\behind__payload$931 ),
+    .o__ready(\o__ready$933 ),
+    .o__valid(\behind__valid$935 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_26  readout_26 (
-    .behind__payload(\behind__payload$909 ),
-    .behind__ready(\o__ready$911 ),
-    .behind__valid(\behind__valid$913 ),
+    .behind__payload(\behind__payload$943 ),
+    .behind__ready(\o__ready$945 ),
+    .behind__valid(\behind__valid$947 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$659 ),
-    .lane__ready(\o__ready$661 ),
-    .lane__valid(\lane__valid$657 ),
-    .o__payload(\behind__payload$903 ),
-    .o__ready(\o__ready$905 ),
-    .o__valid(\behind__valid$907 ),
+    .lane__payload(\lane__payload$688 ),
+    .lane__ready(\o__ready$690 ),
+    .lane__valid(\lane__valid$686 ),
+    .o__payload(\behind__payload$937 ),
+    .o__ready(\o__ready$939 ),
+    .o__valid(\behind__valid$941 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_27  readout_27 (
-    .behind__payload(\behind__payload$915 ),
-    .behind__ready(\o__ready$917 ),
-    .behind__valid(\behind__valid$919 ),
+    .behind__payload(\behind__payload$949 ),
+    .behind__ready(\o__ready$951 ),
+    .behind__valid(\behind__valid$953 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$677 ),
-    .lane__ready(\o__ready$679 ),
-    .lane__valid(\lane__valid$675 ),
-    .o__payload(\behind__payload$909 ),
-    .o__ready(\o__ready$911 ),
-    .o__valid(\behind__valid$913 ),
+    .lane__payload(\lane__payload$707 ),
+    .lane__ready(\o__ready$709 ),
+    .lane__valid(\lane__valid$705 ),
+    .o__payload(\behind__payload$943 ),
+    .o__ready(\o__ready$945 ),
+    .o__valid(\behind__valid$947 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_28  readout_28 (
-    .behind__payload(\behind__payload$921 ),
-    .behind__ready(\o__ready$923 ),
-    .behind__valid(\behind__valid$925 ),
+    .behind__payload(\behind__payload$955 ),
+    .behind__ready(\o__ready$957 ),
+    .behind__valid(\behind__valid$959 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$695 ),
-    .lane__ready(\o__ready$697 ),
-    .lane__valid(\lane__valid$693 ),
-    .o__payload(\behind__payload$915 ),
-    .o__ready(\o__ready$917 ),
-    .o__valid(\behind__valid$919 ),
+    .lane__payload(\lane__payload$726 ),
+    .lane__ready(\o__ready$728 ),
+    .lane__valid(\lane__valid$724 ),
+    .o__payload(\behind__payload$949 ),
+    .o__ready(\o__ready$951 ),
+    .o__valid(\behind__valid$953 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_29  readout_29 (
-    .behind__payload(\behind__payload$927 ),
-    .behind__ready(\o__ready$929 ),
-    .behind__valid(\behind__valid$931 ),
+    .behind__payload(\behind__payload$961 ),
+    .behind__ready(\o__ready$963 ),
+    .behind__valid(\behind__valid$965 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$713 ),
-    .lane__ready(\o__ready$715 ),
-    .lane__valid(\lane__valid$711 ),
-    .o__payload(\behind__payload$921 ),
-    .o__ready(\o__ready$923 ),
-    .o__valid(\behind__valid$925 ),
+    .lane__payload(\lane__payload$745 ),
+    .lane__ready(\o__ready$747 ),
+    .lane__valid(\lane__valid$743 ),
+    .o__payload(\behind__payload$955 ),
+    .o__ready(\o__ready$957 ),
+    .o__valid(\behind__valid$959 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_3  readout_3 (
-    .behind__payload(\behind__payload$771 ),
-    .behind__ready(\o__ready$773 ),
-    .behind__valid(\behind__valid$775 ),
+    .behind__payload(\behind__payload$805 ),
+    .behind__ready(\o__ready$807 ),
+    .behind__valid(\behind__valid$809 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$245 ),
-    .lane__ready(\o__ready$247 ),
-    .lane__valid(\lane__valid$243 ),
-    .o__payload(\behind__payload$765 ),
-    .o__ready(\o__ready$767 ),
-    .o__valid(\behind__valid$769 ),
+    .lane__payload(\lane__payload$251 ),
+    .lane__ready(\o__ready$253 ),
+    .lane__valid(\lane__valid$249 ),
+    .o__payload(\behind__payload$799 ),
+    .o__ready(\o__ready$801 ),
+    .o__valid(\behind__valid$803 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_30  readout_30 (
-    .behind__payload(\behind__payload$933 ),
-    .behind__ready(\o__ready$935 ),
-    .behind__valid(\behind__valid$937 ),
+    .behind__payload(\behind__payload$967 ),
+    .behind__ready(\o__ready$969 ),
+    .behind__valid(\behind__valid$971 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$731 ),
-    .lane__ready(\o__ready$733 ),
-    .lane__valid(\lane__valid$729 ),
-    .o__payload(\behind__payload$927 ),
-    .o__ready(\o__ready$929 ),
-    .o__valid(\behind__valid$931 ),
+    .lane__payload(\lane__payload$764 ),
+    .lane__ready(\o__ready$766 ),
+    .lane__valid(\lane__valid$762 ),
+    .o__payload(\behind__payload$961 ),
+    .o__ready(\o__ready$963 ),
+    .o__valid(\behind__valid$965 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_31  readout_31 (
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$749 ),
-    .lane__ready(\o__ready$751 ),
-    .lane__valid(\lane__valid$747 ),
-    .o__payload(\behind__payload$933 ),
-    .o__ready(\o__ready$935 ),
-    .o__valid(\behind__valid$937 ),
+    .lane__payload(\lane__payload$783 ),
+    .lane__ready(\o__ready$785 ),
+    .lane__valid(\lane__valid$781 ),
+    .o__payload(\behind__payload$967 ),
+    .o__ready(\o__ready$969 ),
+    .o__valid(\behind__valid$971 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_4  readout_4 (
-    .behind__payload(\behind__payload$777 ),
-    .behind__ready(\o__ready$779 ),
-    .behind__valid(\behind__valid$781 ),
+    .behind__payload(\behind__payload$811 ),
+    .behind__ready(\o__ready$813 ),
+    .behind__valid(\behind__valid$815 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$263 ),
-    .lane__ready(\o__ready$265 ),
-    .lane__valid(\lane__valid$261 ),
-    .o__payload(\behind__payload$771 ),
-    .o__ready(\o__ready$773 ),
-    .o__valid(\behind__valid$775 ),
+    .lane__payload(\lane__payload$270 ),
+    .lane__ready(\o__ready$272 ),
+    .lane__valid(\lane__valid$268 ),
+    .o__payload(\behind__payload$805 ),
+    .o__ready(\o__ready$807 ),
+    .o__valid(\behind__valid$809 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_5  readout_5 (
-    .behind__payload(\behind__payload$783 ),
-    .behind__ready(\o__ready$785 ),
-    .behind__valid(\behind__valid$787 ),
+    .behind__payload(\behind__payload$817 ),
+    .behind__ready(\o__ready$819 ),
+    .behind__valid(\behind__valid$821 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$281 ),
-    .lane__ready(\o__ready$283 ),
-    .lane__valid(\lane__valid$279 ),
-    .o__payload(\behind__payload$777 ),
-    .o__ready(\o__ready$779 ),
-    .o__valid(\behind__valid$781 ),
+    .lane__payload(\lane__payload$289 ),
+    .lane__ready(\o__ready$291 ),
+    .lane__valid(\lane__valid$287 ),
+    .o__payload(\behind__payload$811 ),
+    .o__ready(\o__ready$813 ),
+    .o__valid(\behind__valid$815 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_6  readout_6 (
-    .behind__payload(\behind__payload$789 ),
-    .behind__ready(\o__ready$791 ),
-    .behind__valid(\behind__valid$793 ),
+    .behind__payload(\behind__payload$823 ),
+    .behind__ready(\o__ready$825 ),
+    .behind__valid(\behind__valid$827 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$299 ),
-    .lane__ready(\o__ready$301 ),
-    .lane__valid(\lane__valid$297 ),
-    .o__payload(\behind__payload$783 ),
-    .o__ready(\o__ready$785 ),
-    .o__valid(\behind__valid$787 ),
+    .lane__payload(\lane__payload$308 ),
+    .lane__ready(\o__ready$310 ),
+    .lane__valid(\lane__valid$306 ),
+    .o__payload(\behind__payload$817 ),
+    .o__ready(\o__ready$819 ),
+    .o__valid(\behind__valid$821 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_7  readout_7 (
-    .behind__payload(\behind__payload$795 ),
-    .behind__ready(\o__ready$797 ),
-    .behind__valid(\behind__valid$799 ),
+    .behind__payload(\behind__payload$829 ),
+    .behind__ready(\o__ready$831 ),
+    .behind__valid(\behind__valid$833 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$317 ),
-    .lane__ready(\o__ready$319 ),
-    .lane__valid(\lane__valid$315 ),
-    .o__payload(\behind__payload$789 ),
-    .o__ready(\o__ready$791 ),
-    .o__valid(\behind__valid$793 ),
+    .lane__payload(\lane__payload$327 ),
+    .lane__ready(\o__ready$329 ),
+    .lane__valid(\lane__valid$325 ),
+    .o__payload(\behind__payload$823 ),
+    .o__ready(\o__ready$825 ),
+    .o__valid(\behind__valid$827 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_8  readout_8 (
-    .behind__payload(\behind__payload$801 ),
-    .behind__ready(\o__ready$803 ),
-    .behind__valid(\behind__valid$805 ),
+    .behind__payload(\behind__payload$835 ),
+    .behind__ready(\o__ready$837 ),
+    .behind__valid(\behind__valid$839 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$335 ),
-    .lane__ready(\o__ready$337 ),
-    .lane__valid(\lane__valid$333 ),
-    .o__payload(\behind__payload$795 ),
-    .o__ready(\o__ready$797 ),
-    .o__valid(\behind__valid$799 ),
+    .lane__payload(\lane__payload$346 ),
+    .lane__ready(\o__ready$348 ),
+    .lane__valid(\lane__valid$344 ),
+    .o__payload(\behind__payload$829 ),
+    .o__ready(\o__ready$831 ),
+    .o__valid(\behind__valid$833 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_9  readout_9 (
-    .behind__payload(\behind__payload$807 ),
-    .behind__ready(\o__ready$809 ),
-    .behind__valid(\behind__valid$811 ),
+    .behind__payload(\behind__payload$841 ),
+    .behind__ready(\o__ready$843 ),
+    .behind__valid(\behind__valid$845 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$353 ),
-    .lane__ready(\o__ready$355 ),
-    .lane__valid(\lane__valid$351 ),
-    .o__payload(\behind__payload$801 ),
-    .o__ready(\o__ready$803 ),
-    .o__valid(\behind__valid$805 ),
+    .lane__payload(\lane__payload$365 ),
+    .lane__ready(\o__ready$367 ),
+    .lane__valid(\lane__valid$363 ),
+    .o__payload(\behind__payload$835 ),
+    .o__ready(\o__ready$837 ),
+    .o__valid(\behind__valid$839 ),
     .rst(rst)
   );
   egret_l_onchip_core_store  store (
@@ -3124,13 +3193,13 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$939 ),
-    .i__ready(\o__ready$941 ),
-    .i__valid(\i__valid$943 ),
-    .\release (\release$115 ),
+    .i__payload(\i__payload$973 ),
+    .i__ready(\o__ready$975 ),
+    .i__valid(\i__valid$977 ),
+    .\release (\release$116 ),
     .rows(rows),
     .rst(rst),
-    .start(\start$109 ),
+    .start(\start$110 ),
     .sums(sums),
     .walk(walk),
     .wipe(wipe),
@@ -3145,8 +3214,8 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .clk(clk),
     .column_bits(column_bits),
     .complete(complete),
-    .finish(\start$122 ),
-    .finishing(finishing),
+    .finish(\start$123 ),
+    .finishing(\busy$61 ),
     .go(go),
     .header(header),
     .in_flight(in_flight),
@@ -3166,75 +3235,75 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .parity(parity),
     .\passed$57 (passed),
     .\placed$58 (placed),
-    .port_0 (\bad_prefix$946 ),
-    .port_1 (\bad_index$979 ),
-    .port_2 (\bad_prefix$947 ),
-    .port_3 (\bad_index$980 ),
-    .port_4 (\bad_prefix$948 ),
-    .port_5 (\bad_index$981 ),
-    .port_6 (\bad_prefix$949 ),
-    .port_7 (\bad_index$982 ),
-    .port_8 (\bad_prefix$950 ),
-    .port_9 (\bad_index$983 ),
-    .port_10 (\bad_prefix$951 ),
-    .port_11 (\bad_index$984 ),
-    .port_12 (\bad_prefix$952 ),
-    .port_13 (\bad_index$985 ),
-    .port_14 (\bad_prefix$953 ),
-    .port_15 (\bad_index$986 ),
-    .port_16 (\bad_prefix$954 ),
-    .port_17 (\bad_index$987 ),
-    .port_18 (\bad_prefix$955 ),
-    .port_19 (\bad_index$988 ),
-    .port_20 (\bad_prefix$956 ),
-    .port_21 (\bad_index$989 ),
-    .port_22 (\bad_prefix$957 ),
-    .port_23 (\bad_index$990 ),
-    .port_24 (\bad_prefix$958 ),
-    .port_25 (\bad_index$991 ),
-    .port_26 (\bad_prefix$959 ),
-    .port_27 (\bad_index$992 ),
-    .port_28 (\bad_prefix$960 ),
-    .port_29 (\bad_index$993 ),
-    .port_30 (\bad_prefix$961 ),
-    .port_31 (\bad_index$994 ),
-    .port_32 (\bad_prefix$962 ),
-    .port_33 (\bad_index$995 ),
-    .port_34 (\bad_prefix$963 ),
-    .port_35 (\bad_index$996 ),
-    .port_36 (\bad_prefix$964 ),
-    .port_37 (\bad_index$997 ),
-    .port_38 (\bad_prefix$965 ),
-    .port_39 (\bad_index$998 ),
-    .port_40 (\bad_prefix$966 ),
-    .port_41 (\bad_index$999 ),
-    .port_42 (\bad_prefix$967 ),
-    .port_43 (\bad_index$1000 ),
-    .port_44 (\bad_prefix$968 ),
-    .port_45 (\bad_index$1001 ),
-    .port_46 (\bad_prefix$969 ),
-    .port_47 (\bad_index$1002 ),
-    .port_48 (\bad_prefix$970 ),
-    .port_49 (\bad_index$1003 ),
-    .port_50 (\bad_prefix$971 ),
-    .port_51 (\bad_index$1004 ),
-    .port_52 (\bad_prefix$972 ),
-    .port_53 (\bad_index$1005 ),
-    .port_54 (\bad_prefix$973 ),
-    .port_55 (\bad_index$1006 ),
-    .port_56 (\bad_prefix$974 ),
-    .port_57 (\bad_index$1007 ),
-    .port_58 (\bad_prefix$975 ),
-    .port_59 (\bad_index$1008 ),
-    .port_60 (\bad_prefix$976 ),
-    .port_61 (\bad_index$1009 ),
-    .port_62 (\bad_prefix$977 ),
-    .port_63 (\bad_index$1010 ),
-    .\release (\release$115 ),
+    .port_0 (\bad_prefix$980 ),
+    .port_1 (\bad_index$1013 ),
+    .port_2 (\bad_prefix$981 ),
+    .port_3 (\bad_index$1014 ),
+    .port_4 (\bad_prefix$982 ),
+    .port_5 (\bad_index$1015 ),
+    .port_6 (\bad_prefix$983 ),
+    .port_7 (\bad_index$1016 ),
+    .port_8 (\bad_prefix$984 ),
+    .port_9 (\bad_index$1017 ),
+    .port_10 (\bad_prefix$985 ),
+    .port_11 (\bad_index$1018 ),
+    .port_12 (\bad_prefix$986 ),
+    .port_13 (\bad_index$1019 ),
+    .port_14 (\bad_prefix$987 ),
+    .port_15 (\bad_index$1020 ),
+    .port_16 (\bad_prefix$988 ),
+    .port_17 (\bad_index$1021 ),
+    .port_18 (\bad_prefix$989 ),
+    .port_19 (\bad_index$1022 ),
+    .port_20 (\bad_prefix$990 ),
+    .port_21 (\bad_index$1023 ),
+    .port_22 (\bad_prefix$991 ),
+    .port_23 (\bad_index$1024 ),
+    .port_24 (\bad_prefix$992 ),
+    .port_25 (\bad_index$1025 ),
+    .port_26 (\bad_prefix$993 ),
+    .port_27 (\bad_index$1026 ),
+    .port_28 (\bad_prefix$994 ),
+    .port_29 (\bad_index$1027 ),
+    .port_30 (\bad_prefix$995 ),
+    .port_31 (\bad_index$1028 ),
+    .port_32 (\bad_prefix$996 ),
+    .port_33 (\bad_index$1029 ),
+    .port_34 (\bad_prefix$997 ),
+    .port_35 (\bad_index$1030 ),
+    .port_36 (\bad_prefix$998 ),
+    .port_37 (\bad_index$1031 ),
+    .port_38 (\bad_prefix$999 ),
+    .port_39 (\bad_index$1032 ),
+    .port_40 (\bad_prefix$1000 ),
+    .port_41 (\bad_index$1033 ),
+    .port_42 (\bad_prefix$1001 ),
+    .port_43 (\bad_index$1034 ),
+    .port_44 (\bad_prefix$1002 ),
+    .port_45 (\bad_index$1035 ),
+    .port_46 (\bad_prefix$1003 ),
+    .port_47 (\bad_index$1036 ),
+    .port_48 (\bad_prefix$1004 ),
+    .port_49 (\bad_index$1037 ),
+    .port_50 (\bad_prefix$1005 ),
+    .port_51 (\bad_index$1038 ),
+    .port_52 (\bad_prefix$1006 ),
+    .port_53 (\bad_index$1039 ),
+    .port_54 (\bad_prefix$1007 ),
+    .port_55 (\bad_index$1040 ),
+    .port_56 (\bad_prefix$1008 ),
+    .port_57 (\bad_index$1041 ),
+    .port_58 (\bad_prefix$1009 ),
+    .port_59 (\bad_index$1042 ),
+    .port_60 (\bad_prefix$1010 ),
+    .port_61 (\bad_index$1043 ),
+    .port_62 (\bad_prefix$1011 ),
+    .port_63 (\bad_index$1044 ),
+    .\release (\release$116 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$1068 )
+    .weights(\weights$1102 )
   );
   egret_l_onchip_core_weights_in  weights_in (
     .clk(clk),
@@ -3251,10 +3320,11 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .microcode_write(\microcode_write$1027 ),
+    .port_0 (\$159 ),
     .rst(rst),
     .settings(codes[43:0]),
-    .\start$63 (start)
+    .start(start),
+    .word(\$160 )
   );
   always @* begin
     if (time_zero ) begin end
@@ -3265,7 +3335,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$139  = \microcode_write$1027 ;
+    \$139  = { 4'h0, \$160 , \$159  };
     if (rst) begin
       \$139  = 29'h00000000;
     end
@@ -3324,7 +3394,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$144  = \map_write$1031 ;
+    \$144  = \map_write$1065 ;
     if (rst) begin
       \$144  = 27'h0000000;
     end
@@ -3333,8 +3403,8 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     if (time_zero ) begin end
     \$145  = code_write;
     if (\$90 ) begin
-      \$145 [10:7] = \code_write$170 [10:7];
-      \$145 [22:11] = \code_write$170 [22:11];
+      \$145 [10:7] = \code_write$171 [10:7];
+      \$145 [22:11] = \code_write$171 [22:11];
     end
     if (rst) begin
       \$145  = 23'h000000;
@@ -3342,9 +3412,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$146 [0] = \start$109 [0];
-    \$146 [1] = \start$109 [1];
-    \$146 [2] = \start$109 [2];
+    \$146 [0] = \start$110 [0];
+    \$146 [1] = \start$110 [1];
+    \$146 [2] = \start$110 [2];
     \$146 [15:3] = \$84 [12:0];
     if (rst) begin
       \$146  = 16'h0000;
@@ -3352,7 +3422,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$147  = \start$109 [7:3];
+    \$147  = \start$110 [7:3];
     if (rst) begin
       \$147  = 5'h00;
     end
@@ -3492,492 +3562,525 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \may_allocate$54  = may_allocate;
   assign \parity$56  = parity;
   assign loaded = banks_loaded;
-  assign \kept$65  = kept;
-  assign \in_flight$67  = in_flight;
-  assign \late$69  = late;
-  assign \late_error$71  = late_error;
-  assign \late_position$73  = late_position;
-  assign \wiped$77  = wiped;
-  assign \allocate$79  = allocate;
+  assign \kept$67  = kept;
+  assign \in_flight$69  = in_flight;
+  assign \late$71  = late;
+  assign \late_error$73  = late_error;
+  assign \late_position$75  = late_position;
+  assign \wiped$79  = wiped;
+  assign \allocate$81  = allocate;
   assign matrix = header;
-  assign \passed$83  = passed;
-  assign \cancel$85  = cancel;
+  assign \passed$85  = passed;
+  assign \cancel$87  = cancel;
   assign beats = load_beats;
   assign ended = load_ended;
-  assign \complete$91  = complete;
-  assign \beyond$93  = beyond;
-  assign \beyond_substream$95  = beyond_substream;
-  assign \busy$97  = finishing;
+  assign \complete$93  = complete;
+  assign \beyond$95  = beyond;
+  assign \beyond_substream$97  = beyond_substream;
+  assign finishing = \busy$61 ;
   assign load_allow = allow;
   assign load_memory = memory;
   assign load_release = \release ;
-  assign \cancel$104  = cancel;
-  assign \halted$106  = halted;
-  assign \column_bits$108  = column_bits;
-  assign \start$110  = \start$109 ;
-  assign \rows$112  = rows;
+  assign \cancel$105  = cancel;
+  assign \halted$107  = halted;
+  assign \column_bits$109  = column_bits;
+  assign \start$111  = \start$110 ;
+  assign \rows$113  = rows;
   assign row_banks = banks;
-  assign \release$116  = \release$115 ;
-  assign \cancel$117  = cancel;
-  assign \walk$119  = walk;
-  assign \wipe$121  = wipe;
-  assign finish = \start$122 ;
-  assign \job$125  = job;
-  assign \sums$127  = sums;
-  assign \bias_write$129  = bias_write;
+  assign \release$117  = \release$116 ;
+  assign \cancel$118  = cancel;
+  assign \walk$120  = walk;
+  assign \wipe$122  = wipe;
+  assign finish = \start$123 ;
+  assign \job$126  = job;
+  assign \sums$128  = sums;
+  assign \bias_write$130  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$167  = codes;
-  assign \matrices$169  = matrices;
-  assign \code_write$171  = \code_write$170 ;
-  assign \microcode_write$173  = microcode_write;
-  assign \map_write$175  = map_write;
-  assign \vector_write$177  = vector_write;
-  assign \start_write$179  = start_write;
-  assign \go$183  = go;
-  assign clear_errors = \release$115 ;
-  assign \o__valid$190  = lane__valid;
-  assign lane__ready = \o__ready$193 ;
-  assign \codes$195  = codes;
-  assign \matrices$196  = matrices;
-  assign \code_write$197  = \code_write$170 ;
-  assign \microcode_write$198  = microcode_write;
-  assign \map_write$199  = map_write;
-  assign \vector_write$200  = vector_write;
-  assign \start_write$201  = start_write;
-  assign \go$203  = go;
-  assign \clear_errors$204  = \release$115 ;
-  assign \o__valid$208  = \lane__valid$207 ;
-  assign \lane__ready$212  = \o__ready$211 ;
-  assign \codes$213  = codes;
-  assign \matrices$214  = matrices;
-  assign \code_write$215  = \code_write$170 ;
-  assign \microcode_write$216  = microcode_write;
-  assign \map_write$217  = map_write;
-  assign \vector_write$218  = vector_write;
-  assign \start_write$219  = start_write;
-  assign \go$221  = go;
-  assign \clear_errors$222  = \release$115 ;
-  assign \o__valid$226  = \lane__valid$225 ;
-  assign \lane__ready$230  = \o__ready$229 ;
-  assign \codes$231  = codes;
-  assign \matrices$232  = matrices;
-  assign \code_write$233  = \code_write$170 ;
-  assign \microcode_write$234  = microcode_write;
-  assign \map_write$235  = map_write;
-  assign \vector_write$236  = vector_write;
-  assign \start_write$237  = start_write;
-  assign \go$239  = go;
-  assign \clear_errors$240  = \release$115 ;
-  assign \o__valid$244  = \lane__valid$243 ;
-  assign \lane__ready$248  = \o__ready$247 ;
-  assign \codes$249  = codes;
-  assign \matrices$250  = matrices;
-  assign \code_write$251  = \code_write$170 ;
-  assign \microcode_write$252  = microcode_write;
-  assign \map_write$253  = map_write;
-  assign \vector_write$254  = vector_write;
-  assign \start_write$255  = start_write;
-  assign \go$257  = go;
-  assign \clear_errors$258  = \release$115 ;
-  assign \o__valid$262  = \lane__valid$261 ;
-  assign \lane__ready$266  = \o__ready$265 ;
-  assign \codes$267  = codes;
-  assign \matrices$268  = matrices;
-  assign \code_write$269  = \code_write$170 ;
-  assign \microcode_write$270  = microcode_write;
-  assign \map_write$271  = map_write;
-  assign \vector_write$272  = vector_write;
-  assign \start_write$273  = start_write;
-  assign \go$275  = go;
-  assign \clear_errors$276  = \release$115 ;
-  assign \o__valid$280  = \lane__valid$279 ;
-  assign \lane__ready$284  = \o__ready$283 ;
-  assign \codes$285  = codes;
-  assign \matrices$286  = matrices;
-  assign \code_write$287  = \code_write$170 ;
-  assign \microcode_write$288  = microcode_write;
-  assign \map_write$289  = map_write;
-  assign \vector_write$290  = vector_write;
-  assign \start_write$291  = start_write;
-  assign \go$293  = go;
-  assign \clear_errors$294  = \release$115 ;
-  assign \o__valid$298  = \lane__valid$297 ;
-  assign \lane__ready$302  = \o__ready$301 ;
-  assign \codes$303  = codes;
-  assign \matrices$304  = matrices;
-  assign \code_write$305  = \code_write$170 ;
-  assign \microcode_write$306  = microcode_write;
-  assign \map_write$307  = map_write;
-  assign \vector_write$308  = vector_write;
-  assign \start_write$309  = start_write;
-  assign \go$311  = go;
-  assign \clear_errors$312  = \release$115 ;
-  assign \o__valid$316  = \lane__valid$315 ;
-  assign \lane__ready$320  = \o__ready$319 ;
-  assign \codes$321  = codes;
-  assign \matrices$322  = matrices;
-  assign \code_write$323  = \code_write$170 ;
-  assign \microcode_write$324  = microcode_write;
-  assign \map_write$325  = map_write;
-  assign \vector_write$326  = vector_write;
-  assign \start_write$327  = start_write;
-  assign \go$329  = go;
-  assign \clear_errors$330  = \release$115 ;
-  assign \o__valid$334  = \lane__valid$333 ;
-  assign \lane__ready$338  = \o__ready$337 ;
-  assign \codes$339  = codes;
-  assign \matrices$340  = matrices;
-  assign \code_write$341  = \code_write$170 ;
-  assign \microcode_write$342  = microcode_write;
-  assign \map_write$343  = map_write;
-  assign \vector_write$344  = vector_write;
-  assign \start_write$345  = start_write;
-  assign \go$347  = go;
-  assign \clear_errors$348  = \release$115 ;
-  assign \o__valid$352  = \lane__valid$351 ;
-  assign \lane__ready$356  = \o__ready$355 ;
-  assign \codes$357  = codes;
-  assign \matrices$358  = matrices;
-  assign \code_write$359  = \code_write$170 ;
-  assign \microcode_write$360  = microcode_write;
-  assign \map_write$361  = map_write;
-  assign \vector_write$362  = vector_write;
-  assign \start_write$363  = start_write;
-  assign \go$365  = go;
-  assign \clear_errors$366  = \release$115 ;
-  assign \o__valid$370  = \lane__valid$369 ;
-  assign \lane__ready$374  = \o__ready$373 ;
-  assign \codes$375  = codes;
-  assign \matrices$376  = matrices;
-  assign \code_write$377  = \code_write$170 ;
-  assign \microcode_write$378  = microcode_write;
-  assign \map_write$379  = map_write;
-  assign \vector_write$380  = vector_write;
-  assign \start_write$381  = start_write;
-  assign \go$383  = go;
-  assign \clear_errors$384  = \release$115 ;
-  assign \o__valid$388  = \lane__valid$387 ;
-  assign \lane__ready$392  = \o__ready$391 ;
-  assign \codes$393  = codes;
-  assign \matrices$394  = matrices;
-  assign \code_write$395  = \code_write$170 ;
-  assign \microcode_write$396  = microcode_write;
-  assign \map_write$397  = map_write;
-  assign \vector_write$398  = vector_write;
-  assign \start_write$399  = start_write;
-  assign \go$401  = go;
-  assign \clear_errors$402  = \release$115 ;
-  assign \o__valid$406  = \lane__valid$405 ;
-  assign \lane__ready$410  = \o__ready$409 ;
-  assign \codes$411  = codes;
-  assign \matrices$412  = matrices;
-  assign \code_write$413  = \code_write$170 ;
-  assign \microcode_write$414  = microcode_write;
-  assign \map_write$415  = map_write;
-  assign \vector_write$416  = vector_write;
-  assign \start_write$417  = start_write;
-  assign \go$419  = go;
-  assign \clear_errors$420  = \release$115 ;
-  assign \o__valid$424  = \lane__valid$423 ;
-  assign \lane__ready$428  = \o__ready$427 ;
-  assign \codes$429  = codes;
-  assign \matrices$430  = matrices;
-  assign \code_write$431  = \code_write$170 ;
-  assign \microcode_write$432  = microcode_write;
-  assign \map_write$433  = map_write;
-  assign \vector_write$434  = vector_write;
-  assign \start_write$435  = start_write;
-  assign \go$437  = go;
-  assign \clear_errors$438  = \release$115 ;
-  assign \o__valid$442  = \lane__valid$441 ;
-  assign \lane__ready$446  = \o__ready$445 ;
-  assign \codes$447  = codes;
-  assign \matrices$448  = matrices;
-  assign \code_write$449  = \code_write$170 ;
-  assign \microcode_write$450  = microcode_write;
-  assign \map_write$451  = map_write;
-  assign \vector_write$452  = vector_write;
-  assign \start_write$453  = start_write;
-  assign \go$455  = go;
-  assign \clear_errors$456  = \release$115 ;
-  assign \o__valid$460  = \lane__valid$459 ;
-  assign \lane__ready$464  = \o__ready$463 ;
-  assign \codes$465  = codes;
-  assign \matrices$466  = matrices;
-  assign \code_write$467  = \code_write$170 ;
-  assign \microcode_write$468  = microcode_write;
-  assign \map_write$469  = map_write;
-  assign \vector_write$470  = vector_write;
-  assign \start_write$471  = start_write;
+  assign \codes$168  = codes;
+  assign \matrices$170  = matrices;
+  assign \code_write$172  = \code_write$171 ;
+  assign \microcode_write$174  = microcode_write;
+  assign \map_write$176  = map_write;
+  assign \vector_write$178  = vector_write;
+  assign \start_write$180  = start_write;
+  assign settling = drain;
+  assign \go$186  = go;
+  assign clear_errors = \release$116 ;
+  assign \o__valid$193  = lane__valid;
+  assign lane__ready = \o__ready$196 ;
+  assign \codes$198  = codes;
+  assign \matrices$199  = matrices;
+  assign \code_write$200  = \code_write$171 ;
+  assign \microcode_write$201  = microcode_write;
+  assign \map_write$202  = map_write;
+  assign \vector_write$203  = vector_write;
+  assign \start_write$204  = start_write;
+  assign \drain$206  = drain;
+  assign \go$207  = go;
+  assign \clear_errors$208  = \release$116 ;
+  assign \o__valid$212  = \lane__valid$211 ;
+  assign \lane__ready$216  = \o__ready$215 ;
+  assign \codes$217  = codes;
+  assign \matrices$218  = matrices;
+  assign \code_write$219  = \code_write$171 ;
+  assign \microcode_write$220  = microcode_write;
+  assign \map_write$221  = map_write;
+  assign \vector_write$222  = vector_write;
+  assign \start_write$223  = start_write;
+  assign \drain$225  = drain;
+  assign \go$226  = go;
+  assign \clear_errors$227  = \release$116 ;
+  assign \o__valid$231  = \lane__valid$230 ;
+  assign \lane__ready$235  = \o__ready$234 ;
+  assign \codes$236  = codes;
+  assign \matrices$237  = matrices;
+  assign \code_write$238  = \code_write$171 ;
+  assign \microcode_write$239  = microcode_write;
+  assign \map_write$240  = map_write;
+  assign \vector_write$241  = vector_write;
+  assign \start_write$242  = start_write;
+  assign \drain$244  = drain;
+  assign \go$245  = go;
+  assign \clear_errors$246  = \release$116 ;
+  assign \o__valid$250  = \lane__valid$249 ;
+  assign \lane__ready$254  = \o__ready$253 ;
+  assign \codes$255  = codes;
+  assign \matrices$256  = matrices;
+  assign \code_write$257  = \code_write$171 ;
+  assign \microcode_write$258  = microcode_write;
+  assign \map_write$259  = map_write;
+  assign \vector_write$260  = vector_write;
+  assign \start_write$261  = start_write;
+  assign \drain$263  = drain;
+  assign \go$264  = go;
+  assign \clear_errors$265  = \release$116 ;
+  assign \o__valid$269  = \lane__valid$268 ;
+  assign \lane__ready$273  = \o__ready$272 ;
+  assign \codes$274  = codes;
+  assign \matrices$275  = matrices;
+  assign \code_write$276  = \code_write$171 ;
+  assign \microcode_write$277  = microcode_write;
+  assign \map_write$278  = map_write;
+  assign \vector_write$279  = vector_write;
+  assign \start_write$280  = start_write;
+  assign \drain$282  = drain;
+  assign \go$283  = go;
+  assign \clear_errors$284  = \release$116 ;
+  assign \o__valid$288  = \lane__valid$287 ;
+  assign \lane__ready$292  = \o__ready$291 ;
+  assign \codes$293  = codes;
+  assign \matrices$294  = matrices;
+  assign \code_write$295  = \code_write$171 ;
+  assign \microcode_write$296  = microcode_write;
+  assign \map_write$297  = map_write;
+  assign \vector_write$298  = vector_write;
+  assign \start_write$299  = start_write;
+  assign \drain$301  = drain;
+  assign \go$302  = go;
+  assign \clear_errors$303  = \release$116 ;
+  assign \o__valid$307  = \lane__valid$306 ;
+  assign \lane__ready$311  = \o__ready$310 ;
+  assign \codes$312  = codes;
+  assign \matrices$313  = matrices;
+  assign \code_write$314  = \code_write$171 ;
+  assign \microcode_write$315  = microcode_write;
+  assign \map_write$316  = map_write;
+  assign \vector_write$317  = vector_write;
+  assign \start_write$318  = start_write;
+  assign \drain$320  = drain;
+  assign \go$321  = go;
+  assign \clear_errors$322  = \release$116 ;
+  assign \o__valid$326  = \lane__valid$325 ;
+  assign \lane__ready$330  = \o__ready$329 ;
+  assign \codes$331  = codes;
+  assign \matrices$332  = matrices;
+  assign \code_write$333  = \code_write$171 ;
+  assign \microcode_write$334  = microcode_write;
+  assign \map_write$335  = map_write;
+  assign \vector_write$336  = vector_write;
+  assign \start_write$337  = start_write;
+  assign \drain$339  = drain;
+  assign \go$340  = go;
+  assign \clear_errors$341  = \release$116 ;
+  assign \o__valid$345  = \lane__valid$344 ;
+  assign \lane__ready$349  = \o__ready$348 ;
+  assign \codes$350  = codes;
+  assign \matrices$351  = matrices;
+  assign \code_write$352  = \code_write$171 ;
+  assign \microcode_write$353  = microcode_write;
+  assign \map_write$354  = map_write;
+  assign \vector_write$355  = vector_write;
+  assign \start_write$356  = start_write;
+  assign \drain$358  = drain;
+  assign \go$359  = go;
+  assign \clear_errors$360  = \release$116 ;
+  assign \o__valid$364  = \lane__valid$363 ;
+  assign \lane__ready$368  = \o__ready$367 ;
+  assign \codes$369  = codes;
+  assign \matrices$370  = matrices;
+  assign \code_write$371  = \code_write$171 ;
+  assign \microcode_write$372  = microcode_write;
+  assign \map_write$373  = map_write;
+  assign \vector_write$374  = vector_write;
+  assign \start_write$375  = start_write;
+  assign \drain$377  = drain;
+  assign \go$378  = go;
+  assign \clear_errors$379  = \release$116 ;
+  assign \o__valid$383  = \lane__valid$382 ;
+  assign \lane__ready$387  = \o__ready$386 ;
+  assign \codes$388  = codes;
+  assign \matrices$389  = matrices;
+  assign \code_write$390  = \code_write$171 ;
+  assign \microcode_write$391  = microcode_write;
+  assign \map_write$392  = map_write;
+  assign \vector_write$393  = vector_write;
+  assign \start_write$394  = start_write;
+  assign \drain$396  = drain;
+  assign \go$397  = go;
+  assign \clear_errors$398  = \release$116 ;
+  assign \o__valid$402  = \lane__valid$401 ;
+  assign \lane__ready$406  = \o__ready$405 ;
+  assign \codes$407  = codes;
+  assign \matrices$408  = matrices;
+  assign \code_write$409  = \code_write$171 ;
+  assign \microcode_write$410  = microcode_write;
+  assign \map_write$411  = map_write;
+  assign \vector_write$412  = vector_write;
+  assign \start_write$413  = start_write;
+  assign \drain$415  = drain;
+  assign \go$416  = go;
+  assign \clear_errors$417  = \release$116 ;
+  assign \o__valid$421  = \lane__valid$420 ;
+  assign \lane__ready$425  = \o__ready$424 ;
+  assign \codes$426  = codes;
+  assign \matrices$427  = matrices;
+  assign \code_write$428  = \code_write$171 ;
+  assign \microcode_write$429  = microcode_write;
+  assign \map_write$430  = map_write;
+  assign \vector_write$431  = vector_write;
+  assign \start_write$432  = start_write;
+  assign \drain$434  = drain;
+  assign \go$435  = go;
+  assign \clear_errors$436  = \release$116 ;
+  assign \o__valid$440  = \lane__valid$439 ;
+  assign \lane__ready$444  = \o__ready$443 ;
+  assign \codes$445  = codes;
+  assign \matrices$446  = matrices;
+  assign \code_write$447  = \code_write$171 ;
+  assign \microcode_write$448  = microcode_write;
+  assign \map_write$449  = map_write;
+  assign \vector_write$450  = vector_write;
+  assign \start_write$451  = start_write;
+  assign \drain$453  = drain;
+  assign \go$454  = go;
+  assign \clear_errors$455  = \release$116 ;
+  assign \o__valid$459  = \lane__valid$458 ;
+  assign \lane__ready$463  = \o__ready$462 ;
+  assign \codes$464  = codes;
+  assign \matrices$465  = matrices;
+  assign \code_write$466  = \code_write$171 ;
+  assign \microcode_write$467  = microcode_write;
+  assign \map_write$468  = map_write;
+  assign \vector_write$469  = vector_write;
+  assign \start_write$470  = start_write;
+  assign \drain$472  = drain;
   assign \go$473  = go;
-  assign \clear_errors$474  = \release$115 ;
+  assign \clear_errors$474  = \release$116 ;
   assign \o__valid$478  = \lane__valid$477 ;
   assign \lane__ready$482  = \o__ready$481 ;
   assign \codes$483  = codes;
   assign \matrices$484  = matrices;
-  assign \code_write$485  = \code_write$170 ;
+  assign \code_write$485  = \code_write$171 ;
   assign \microcode_write$486  = microcode_write;
   assign \map_write$487  = map_write;
   assign \vector_write$488  = vector_write;
   assign \start_write$489  = start_write;
-  assign \go$491  = go;
-  assign \clear_errors$492  = \release$115 ;
-  assign \o__valid$496  = \lane__valid$495 ;
-  assign \lane__ready$500  = \o__ready$499 ;
-  assign \codes$501  = codes;
-  assign \matrices$502  = matrices;
-  assign \code_write$503  = \code_write$170 ;
-  assign \microcode_write$504  = microcode_write;
-  assign \map_write$505  = map_write;
-  assign \vector_write$506  = vector_write;
-  assign \start_write$507  = start_write;
-  assign \go$509  = go;
-  assign \clear_errors$510  = \release$115 ;
-  assign \o__valid$514  = \lane__valid$513 ;
-  assign \lane__ready$518  = \o__ready$517 ;
-  assign \codes$519  = codes;
-  assign \matrices$520  = matrices;
-  assign \code_write$521  = \code_write$170 ;
-  assign \microcode_write$522  = microcode_write;
-  assign \map_write$523  = map_write;
-  assign \vector_write$524  = vector_write;
-  assign \start_write$525  = start_write;
-  assign \go$527  = go;
-  assign \clear_errors$528  = \release$115 ;
-  assign \o__valid$532  = \lane__valid$531 ;
-  assign \lane__ready$536  = \o__ready$535 ;
-  assign \codes$537  = codes;
-  assign \matrices$538  = matrices;
-  assign \code_write$539  = \code_write$170 ;
-  assign \microcode_write$540  = microcode_write;
-  assign \map_write$541  = map_write;
-  assign \vector_write$542  = vector_write;
-  assign \start_write$543  = start_write;
-  assign \go$545  = go;
-  assign \clear_errors$546  = \release$115 ;
-  assign \o__valid$550  = \lane__valid$549 ;
-  assign \lane__ready$554  = \o__ready$553 ;
-  assign \codes$555  = codes;
-  assign \matrices$556  = matrices;
-  assign \code_write$557  = \code_write$170 ;
-  assign \microcode_write$558  = microcode_write;
-  assign \map_write$559  = map_write;
-  assign \vector_write$560  = vector_write;
-  assign \start_write$561  = start_write;
-  assign \go$563  = go;
-  assign \clear_errors$564  = \release$115 ;
-  assign \o__valid$568  = \lane__valid$567 ;
-  assign \lane__ready$572  = \o__ready$571 ;
-  assign \codes$573  = codes;
-  assign \matrices$574  = matrices;
-  assign \code_write$575  = \code_write$170 ;
-  assign \microcode_write$576  = microcode_write;
-  assign \map_write$577  = map_write;
-  assign \vector_write$578  = vector_write;
-  assign \start_write$579  = start_write;
-  assign \go$581  = go;
-  assign \clear_errors$582  = \release$115 ;
-  assign \o__valid$586  = \lane__valid$585 ;
-  assign \lane__ready$590  = \o__ready$589 ;
-  assign \codes$591  = codes;
-  assign \matrices$592  = matrices;
-  assign \code_write$593  = \code_write$170 ;
-  assign \microcode_write$594  = microcode_write;
-  assign \map_write$595  = map_write;
-  assign \vector_write$596  = vector_write;
-  assign \start_write$597  = start_write;
-  assign \go$599  = go;
-  assign \clear_errors$600  = \release$115 ;
-  assign \o__valid$604  = \lane__valid$603 ;
-  assign \lane__ready$608  = \o__ready$607 ;
-  assign \codes$609  = codes;
-  assign \matrices$610  = matrices;
-  assign \code_write$611  = \code_write$170 ;
-  assign \microcode_write$612  = microcode_write;
-  assign \map_write$613  = map_write;
-  assign \vector_write$614  = vector_write;
-  assign \start_write$615  = start_write;
-  assign \go$617  = go;
-  assign \clear_errors$618  = \release$115 ;
-  assign \o__valid$622  = \lane__valid$621 ;
-  assign \lane__ready$626  = \o__ready$625 ;
-  assign \codes$627  = codes;
-  assign \matrices$628  = matrices;
-  assign \code_write$629  = \code_write$170 ;
-  assign \microcode_write$630  = microcode_write;
-  assign \map_write$631  = map_write;
-  assign \vector_write$632  = vector_write;
-  assign \start_write$633  = start_write;
-  assign \go$635  = go;
-  assign \clear_errors$636  = \release$115 ;
-  assign \o__valid$640  = \lane__valid$639 ;
-  assign \lane__ready$644  = \o__ready$643 ;
-  assign \codes$645  = codes;
-  assign \matrices$646  = matrices;
-  assign \code_write$647  = \code_write$170 ;
-  assign \microcode_write$648  = microcode_write;
-  assign \map_write$649  = map_write;
-  assign \vector_write$650  = vector_write;
-  assign \start_write$651  = start_write;
-  assign \go$653  = go;
-  assign \clear_errors$654  = \release$115 ;
-  assign \o__valid$658  = \lane__valid$657 ;
-  assign \lane__ready$662  = \o__ready$661 ;
-  assign \codes$663  = codes;
-  assign \matrices$664  = matrices;
-  assign \code_write$665  = \code_write$170 ;
-  assign \microcode_write$666  = microcode_write;
-  assign \map_write$667  = map_write;
-  assign \vector_write$668  = vector_write;
-  assign \start_write$669  = start_write;
-  assign \go$671  = go;
-  assign \clear_errors$672  = \release$115 ;
-  assign \o__valid$676  = \lane__valid$675 ;
-  assign \lane__ready$680  = \o__ready$679 ;
-  assign \codes$681  = codes;
-  assign \matrices$682  = matrices;
-  assign \code_write$683  = \code_write$170 ;
-  assign \microcode_write$684  = microcode_write;
-  assign \map_write$685  = map_write;
-  assign \vector_write$686  = vector_write;
-  assign \start_write$687  = start_write;
-  assign \go$689  = go;
-  assign \clear_errors$690  = \release$115 ;
-  assign \o__valid$694  = \lane__valid$693 ;
-  assign \lane__ready$698  = \o__ready$697 ;
-  assign \codes$699  = codes;
-  assign \matrices$700  = matrices;
-  assign \code_write$701  = \code_write$170 ;
-  assign \microcode_write$702  = microcode_write;
-  assign \map_write$703  = map_write;
-  assign \vector_write$704  = vector_write;
-  assign \start_write$705  = start_write;
-  assign \go$707  = go;
-  assign \clear_errors$708  = \release$115 ;
-  assign \o__valid$712  = \lane__valid$711 ;
-  assign \lane__ready$716  = \o__ready$715 ;
-  assign \codes$717  = codes;
-  assign \matrices$718  = matrices;
-  assign \code_write$719  = \code_write$170 ;
-  assign \microcode_write$720  = microcode_write;
-  assign \map_write$721  = map_write;
-  assign \vector_write$722  = vector_write;
-  assign \start_write$723  = start_write;
-  assign \go$725  = go;
-  assign \clear_errors$726  = \release$115 ;
-  assign \o__valid$730  = \lane__valid$729 ;
-  assign \lane__ready$734  = \o__ready$733 ;
-  assign \codes$735  = codes;
-  assign \matrices$736  = matrices;
-  assign \code_write$737  = \code_write$170 ;
-  assign \microcode_write$738  = microcode_write;
-  assign \map_write$739  = map_write;
-  assign \vector_write$740  = vector_write;
-  assign \start_write$741  = start_write;
-  assign \go$743  = go;
-  assign \clear_errors$744  = \release$115 ;
-  assign \o__valid$748  = \lane__valid$747 ;
-  assign \lane__ready$752  = \o__ready$751 ;
-  assign \o__payload$754  = behind__payload;
-  assign behind__ready = \o__ready$755 ;
-  assign \o__valid$758  = behind__valid;
-  assign \o__payload$760  = \behind__payload$759 ;
-  assign \behind__ready$762  = \o__ready$761 ;
-  assign \o__valid$764  = \behind__valid$763 ;
-  assign \o__payload$766  = \behind__payload$765 ;
-  assign \behind__ready$768  = \o__ready$767 ;
-  assign \o__valid$770  = \behind__valid$769 ;
-  assign \o__payload$772  = \behind__payload$771 ;
-  assign \behind__ready$774  = \o__ready$773 ;
-  assign \o__valid$776  = \behind__valid$775 ;
-  assign \o__payload$778  = \behind__payload$777 ;
-  assign \behind__ready$780  = \o__ready$779 ;
-  assign \o__valid$782  = \behind__valid$781 ;
-  assign \o__payload$784  = \behind__payload$783 ;
-  assign \behind__ready$786  = \o__ready$785 ;
-  assign \o__valid$788  = \behind__valid$787 ;
-  assign \o__payload$790  = \behind__payload$789 ;
-  assign \behind__ready$792  = \o__ready$791 ;
-  assign \o__valid$794  = \behind__valid$793 ;
-  assign \o__payload$796  = \behind__payload$795 ;
-  assign \behind__ready$798  = \o__ready$797 ;
-  assign \o__valid$800  = \behind__valid$799 ;
-  assign \o__payload$802  = \behind__payload$801 ;
-  assign \behind__ready$804  = \o__ready$803 ;
-  assign \o__valid$806  = \behind__valid$805 ;
-  assign \o__payload$808  = \behind__payload$807 ;
-  assign \behind__ready$810  = \o__ready$809 ;
-  assign \o__valid$812  = \behind__valid$811 ;
-  assign \o__payload$814  = \behind__payload$813 ;
-  assign \behind__ready$816  = \o__ready$815 ;
-  assign \o__valid$818  = \behind__valid$817 ;
-  assign \o__payload$820  = \behind__payload$819 ;
-  assign \behind__ready$822  = \o__ready$821 ;
-  assign \o__valid$824  = \behind__valid$823 ;
-  assign \o__payload$826  = \behind__payload$825 ;
-  assign \behind__ready$828  = \o__ready$827 ;
-  assign \o__valid$830  = \behind__valid$829 ;
-  assign \o__payload$832  = \behind__payload$831 ;
-  assign \behind__ready$834  = \o__ready$833 ;
-  assign \o__valid$836  = \behind__valid$835 ;
-  assign \o__payload$838  = \behind__payload$837 ;
-  assign \behind__ready$840  = \o__ready$839 ;
-  assign \o__valid$842  = \behind__valid$841 ;
-  assign \o__payload$844  = \behind__payload$843 ;
-  assign \behind__ready$846  = \o__ready$845 ;
-  assign \o__valid$848  = \behind__valid$847 ;
-  assign \o__payload$850  = \behind__payload$849 ;
-  assign \behind__ready$852  = \o__ready$851 ;
-  assign \o__valid$854  = \behind__valid$853 ;
-  assign \o__payload$856  = \behind__payload$855 ;
-  assign \behind__ready$858  = \o__ready$857 ;
-  assign \o__valid$860  = \behind__valid$859 ;
-  assign \o__payload$862  = \behind__payload$861 ;
-  assign \behind__ready$864  = \o__ready$863 ;
-  assign \o__valid$866  = \behind__valid$865 ;
-  assign \o__payload$868  = \behind__payload$867 ;
-  assign \behind__ready$870  = \o__ready$869 ;
-  assign \o__valid$872  = \behind__valid$871 ;
-  assign \o__payload$874  = \behind__payload$873 ;
-  assign \behind__ready$876  = \o__ready$875 ;
-  assign \o__valid$878  = \behind__valid$877 ;
-  assign \o__payload$880  = \behind__payload$879 ;
-  assign \behind__ready$882  = \o__ready$881 ;
-  assign \o__valid$884  = \behind__valid$883 ;
-  assign \o__payload$886  = \behind__payload$885 ;
-  assign \behind__ready$888  = \o__ready$887 ;
-  assign \o__valid$890  = \behind__valid$889 ;
-  assign \o__payload$892  = \behind__payload$891 ;
-  assign \behind__ready$894  = \o__ready$893 ;
-  assign \o__valid$896  = \behind__valid$895 ;
-  assign \o__payload$898  = \behind__payload$897 ;
-  assign \behind__ready$900  = \o__ready$899 ;
-  assign \o__valid$902  = \behind__valid$901 ;
-  assign \o__payload$904  = \behind__payload$903 ;
-  assign \behind__ready$906  = \o__ready$905 ;
-  assign \o__valid$908  = \behind__valid$907 ;
-  assign \o__payload$910  = \behind__payload$909 ;
-  assign \behind__ready$912  = \o__ready$911 ;
-  assign \o__valid$914  = \behind__valid$913 ;
-  assign \o__payload$916  = \behind__payload$915 ;
-  assign \behind__ready$918  = \o__ready$917 ;
-  assign \o__valid$920  = \behind__valid$919 ;
-  assign \o__payload$922  = \behind__payload$921 ;
-  assign \behind__ready$924  = \o__ready$923 ;
-  assign \o__valid$926  = \behind__valid$925 ;
-  assign \o__payload$928  = \behind__payload$927 ;
-  assign \behind__ready$930  = \o__ready$929 ;
-  assign \o__valid$932  = \behind__valid$931 ;
-  assign \o__payload$934  = \behind__payload$933 ;
-  assign \behind__ready$936  = \o__ready$935 ;
-  assign \o__valid$938  = \behind__valid$937 ;
-  assign \o__payload$940  = \i__payload$939 ;
-  assign \i__ready$942  = \o__ready$941 ;
-  assign \o__valid$944  = \i__valid$943 ;
-  assign bad_prefix = { \bad_prefix$977 [3:2], \bad_prefix$976 [3:2], \bad_prefix$975 [3:2], \bad_prefix$974 [3:2], \bad_prefix$973 [3:2], \bad_prefix$972 [3:2], \bad_prefix$971 [3:2], \bad_prefix$970 [3:2], \bad_prefix$969 [3:2], \bad_prefix$968 [3:2], \bad_prefix$967 [3:2], \bad_prefix$966 [3:2], \bad_prefix$965 [3:2], \bad_prefix$964 [3:2], \bad_prefix$963 [3:2], \bad_prefix$962 [3:2], \bad_prefix$961 [3:2], \bad_prefix$960 [3:2], \bad_prefix$959 [3:2], \bad_prefix$958 [3:2], \bad_prefix$957 [3:2], \bad_prefix$956 [3:2], \bad_prefix$955 [3:2], \bad_prefix$954 [3:2], \bad_prefix$953 [3:2], \bad_prefix$952 [3:2], \bad_prefix$951 [3:2], \bad_prefix$950 [3:2], \bad_prefix$949 [3:2], \bad_prefix$948 [3:2], \bad_prefix$947 [3:2], \bad_prefix$946 [3:2], \bad_prefix$977 [1:0], \bad_prefix$976 [1:0], \bad_prefix$975 [1:0], \bad_prefix$974 [1:0], \bad_prefix$973 [1:0], \bad_prefix$972 [1:0], \bad_prefix$971 [1:0], \bad_prefix$970 [1:0], \bad_prefix$969 [1:0], \bad_prefix$968 [1:0], \bad_prefix$967 [1:0], \bad_prefix$966 [1:0], \bad_prefix$965 [1:0], \bad_prefix$964 [1:0], \bad_prefix$963 [1:0], \bad_prefix$962 [1:0], \bad_prefix$961 [1:0], \bad_prefix$960 [1:0], \bad_prefix$959 [1:0], \bad_prefix$958 [1:0], \bad_prefix$957 [1:0], \bad_prefix$956 [1:0], \bad_prefix$955 [1:0], \bad_prefix$954 [1:0], \bad_prefix$953 [1:0], \bad_prefix$952 [1:0], \bad_prefix$951 [1:0], \bad_prefix$950 [1:0], \bad_prefix$949 [1:0], \bad_prefix$948 [1:0], \bad_prefix$947 [1:0], \bad_prefix$946 [1:0] };
-  assign bad_index = { \bad_index$1010 [3:2], \bad_index$1009 [3:2], \bad_index$1008 [3:2], \bad_index$1007 [3:2], \bad_index$1006 [3:2], \bad_index$1005 [3:2], \bad_index$1004 [3:2], \bad_index$1003 [3:2], \bad_index$1002 [3:2], \bad_index$1001 [3:2], \bad_index$1000 [3:2], \bad_index$999 [3:2], \bad_index$998 [3:2], \bad_index$997 [3:2], \bad_index$996 [3:2], \bad_index$995 [3:2], \bad_index$994 [3:2], \bad_index$993 [3:2], \bad_index$992 [3:2], \bad_index$991 [3:2], \bad_index$990 [3:2], \bad_index$989 [3:2], \bad_index$988 [3:2], \bad_index$987 [3:2], \bad_index$986 [3:2], \bad_index$985 [3:2], \bad_index$984 [3:2], \bad_index$983 [3:2], \bad_index$982 [3:2], \bad_index$981 [3:2], \bad_index$980 [3:2], \bad_index$979 [3:2], \bad_index$1010 [1:0], \bad_index$1009 [1:0], \bad_index$1008 [1:0], \bad_index$1007 [1:0], \bad_index$1006 [1:0], \bad_index$1005 [1:0], \bad_index$1004 [1:0], \bad_index$1003 [1:0], \bad_index$1002 [1:0], \bad_index$1001 [1:0], \bad_index$1000 [1:0], \bad_index$999 [1:0], \bad_index$998 [1:0], \bad_index$997 [1:0], \bad_index$996 [1:0], \bad_index$995 [1:0], \bad_index$994 [1:0], \bad_index$993 [1:0], \bad_index$992 [1:0], \bad_index$991 [1:0], \bad_index$990 [1:0], \bad_index$989 [1:0], \bad_index$988 [1:0], \bad_index$987 [1:0], \bad_index$986 [1:0], \bad_index$985 [1:0], \bad_index$984 [1:0], \bad_index$983 [1:0], \bad_index$982 [1:0], \bad_index$981 [1:0], \bad_index$980 [1:0], \bad_index$979 [1:0] };
+  assign \drain$491  = drain;
+  assign \go$492  = go;
+  assign \clear_errors$493  = \release$116 ;
+  assign \o__valid$497  = \lane__valid$496 ;
+  assign \lane__ready$501  = \o__ready$500 ;
+  assign \codes$502  = codes;
+  assign \matrices$503  = matrices;
+  assign \code_write$504  = \code_write$171 ;
+  assign \microcode_write$505  = microcode_write;
+  assign \map_write$506  = map_write;
+  assign \vector_write$507  = vector_write;
+  assign \start_write$508  = start_write;
+  assign \drain$510  = drain;
+  assign \go$511  = go;
+  assign \clear_errors$512  = \release$116 ;
+  assign \o__valid$516  = \lane__valid$515 ;
+  assign \lane__ready$520  = \o__ready$519 ;
+  assign \codes$521  = codes;
+  assign \matrices$522  = matrices;
+  assign \code_write$523  = \code_write$171 ;
+  assign \microcode_write$524  = microcode_write;
+  assign \map_write$525  = map_write;
+  assign \vector_write$526  = vector_write;
+  assign \start_write$527  = start_write;
+  assign \drain$529  = drain;
+  assign \go$530  = go;
+  assign \clear_errors$531  = \release$116 ;
+  assign \o__valid$535  = \lane__valid$534 ;
+  assign \lane__ready$539  = \o__ready$538 ;
+  assign \codes$540  = codes;
+  assign \matrices$541  = matrices;
+  assign \code_write$542  = \code_write$171 ;
+  assign \microcode_write$543  = microcode_write;
+  assign \map_write$544  = map_write;
+  assign \vector_write$545  = vector_write;
+  assign \start_write$546  = start_write;
+  assign \drain$548  = drain;
+  assign \go$549  = go;
+  assign \clear_errors$550  = \release$116 ;
+  assign \o__valid$554  = \lane__valid$553 ;
+  assign \lane__ready$558  = \o__ready$557 ;
+  assign \codes$559  = codes;
+  assign \matrices$560  = matrices;
+  assign \code_write$561  = \code_write$171 ;
+  assign \microcode_write$562  = microcode_write;
+  assign \map_write$563  = map_write;
+  assign \vector_write$564  = vector_write;
+  assign \start_write$565  = start_write;
+  assign \drain$567  = drain;
+  assign \go$568  = go;
+  assign \clear_errors$569  = \release$116 ;
+  assign \o__valid$573  = \lane__valid$572 ;
+  assign \lane__ready$577  = \o__ready$576 ;
+  assign \codes$578  = codes;
+  assign \matrices$579  = matrices;
+  assign \code_write$580  = \code_write$171 ;
+  assign \microcode_write$581  = microcode_write;
+  assign \map_write$582  = map_write;
+  assign \vector_write$583  = vector_write;
+  assign \start_write$584  = start_write;
+  assign \drain$586  = drain;
+  assign \go$587  = go;
+  assign \clear_errors$588  = \release$116 ;
+  assign \o__valid$592  = \lane__valid$591 ;
+  assign \lane__ready$596  = \o__ready$595 ;
+  assign \codes$597  = codes;
+  assign \matrices$598  = matrices;
+  assign \code_write$599  = \code_write$171 ;
+  assign \microcode_write$600  = microcode_write;
+  assign \map_write$601  = map_write;
+  assign \vector_write$602  = vector_write;
+  assign \start_write$603  = start_write;
+  assign \drain$605  = drain;
+  assign \go$606  = go;
+  assign \clear_errors$607  = \release$116 ;
+  assign \o__valid$611  = \lane__valid$610 ;
+  assign \lane__ready$615  = \o__ready$614 ;
+  assign \codes$616  = codes;
+  assign \matrices$617  = matrices;
+  assign \code_write$618  = \code_write$171 ;
+  assign \microcode_write$619  = microcode_write;
+  assign \map_write$620  = map_write;
+  assign \vector_write$621  = vector_write;
+  assign \start_write$622  = start_write;
+  assign \drain$624  = drain;
+  assign \go$625  = go;
+  assign \clear_errors$626  = \release$116 ;
+  assign \o__valid$630  = \lane__valid$629 ;
+  assign \lane__ready$634  = \o__ready$633 ;
+  assign \codes$635  = codes;
+  assign \matrices$636  = matrices;
+  assign \code_write$637  = \code_write$171 ;
+  assign \microcode_write$638  = microcode_write;
+  assign \map_write$639  = map_write;
+  assign \vector_write$640  = vector_write;
+  assign \start_write$641  = start_write;
+  assign \drain$643  = drain;
+  assign \go$644  = go;
+  assign \clear_errors$645  = \release$116 ;
+  assign \o__valid$649  = \lane__valid$648 ;
+  assign \lane__ready$653  = \o__ready$652 ;
+  assign \codes$654  = codes;
+  assign \matrices$655  = matrices;
+  assign \code_write$656  = \code_write$171 ;
+  assign \microcode_write$657  = microcode_write;
+  assign \map_write$658  = map_write;
+  assign \vector_write$659  = vector_write;
+  assign \start_write$660  = start_write;
+  assign \drain$662  = drain;
+  assign \go$663  = go;
+  assign \clear_errors$664  = \release$116 ;
+  assign \o__valid$668  = \lane__valid$667 ;
+  assign \lane__ready$672  = \o__ready$671 ;
+  assign \codes$673  = codes;
+  assign \matrices$674  = matrices;
+  assign \code_write$675  = \code_write$171 ;
+  assign \microcode_write$676  = microcode_write;
+  assign \map_write$677  = map_write;
+  assign \vector_write$678  = vector_write;
+  assign \start_write$679  = start_write;
+  assign \drain$681  = drain;
+  assign \go$682  = go;
+  assign \clear_errors$683  = \release$116 ;
+  assign \o__valid$687  = \lane__valid$686 ;
+  assign \lane__ready$691  = \o__ready$690 ;
+  assign \codes$692  = codes;
+  assign \matrices$693  = matrices;
+  assign \code_write$694  = \code_write$171 ;
+  assign \microcode_write$695  = microcode_write;
+  assign \map_write$696  = map_write;
+  assign \vector_write$697  = vector_write;
+  assign \start_write$698  = start_write;
+  assign \drain$700  = drain;
+  assign \go$701  = go;
+  assign \clear_errors$702  = \release$116 ;
+  assign \o__valid$706  = \lane__valid$705 ;
+  assign \lane__ready$710  = \o__ready$709 ;
+  assign \codes$711  = codes;
+  assign \matrices$712  = matrices;
+  assign \code_write$713  = \code_write$171 ;
+  assign \microcode_write$714  = microcode_write;
+  assign \map_write$715  = map_write;
+  assign \vector_write$716  = vector_write;
+  assign \start_write$717  = start_write;
+  assign \drain$719  = drain;
+  assign \go$720  = go;
+  assign \clear_errors$721  = \release$116 ;
+  assign \o__valid$725  = \lane__valid$724 ;
+  assign \lane__ready$729  = \o__ready$728 ;
+  assign \codes$730  = codes;
+  assign \matrices$731  = matrices;
+  assign \code_write$732  = \code_write$171 ;
+  assign \microcode_write$733  = microcode_write;
+  assign \map_write$734  = map_write;
+  assign \vector_write$735  = vector_write;
+  assign \start_write$736  = start_write;
+  assign \drain$738  = drain;
+  assign \go$739  = go;
+  assign \clear_errors$740  = \release$116 ;
+  assign \o__valid$744  = \lane__valid$743 ;
+  assign \lane__ready$748  = \o__ready$747 ;
+  assign \codes$749  = codes;
+  assign \matrices$750  = matrices;
+  assign \code_write$751  = \code_write$171 ;
+  assign \microcode_write$752  = microcode_write;
+  assign \map_write$753  = map_write;
+  assign \vector_write$754  = vector_write;
+  assign \start_write$755  = start_write;
+  assign \drain$757  = drain;
+  assign \go$758  = go;
+  assign \clear_errors$759  = \release$116 ;
+  assign \o__valid$763  = \lane__valid$762 ;
+  assign \lane__ready$767  = \o__ready$766 ;
+  assign \codes$768  = codes;
+  assign \matrices$769  = matrices;
+  assign \code_write$770  = \code_write$171 ;
+  assign \microcode_write$771  = microcode_write;
+  assign \map_write$772  = map_write;
+  assign \vector_write$773  = vector_write;
+  assign \start_write$774  = start_write;
+  assign \drain$776  = drain;
+  assign \go$777  = go;
+  assign \clear_errors$778  = \release$116 ;
+  assign \o__valid$782  = \lane__valid$781 ;
+  assign \lane__ready$786  = \o__ready$785 ;
+  assign \o__payload$788  = behind__payload;
+  assign behind__ready = \o__ready$789 ;
+  assign \o__valid$792  = behind__valid;
+  assign \o__payload$794  = \behind__payload$793 ;
+  assign \behind__ready$796  = \o__ready$795 ;
+  assign \o__valid$798  = \behind__valid$797 ;
+  assign \o__payload$800  = \behind__payload$799 ;
+  assign \behind__ready$802  = \o__ready$801 ;
+  assign \o__valid$804  = \behind__valid$803 ;
+  assign \o__payload$806  = \behind__payload$805 ;
+  assign \behind__ready$808  = \o__ready$807 ;
+  assign \o__valid$810  = \behind__valid$809 ;
+  assign \o__payload$812  = \behind__payload$811 ;
+  assign \behind__ready$814  = \o__ready$813 ;
+  assign \o__valid$816  = \behind__valid$815 ;
+  assign \o__payload$818  = \behind__payload$817 ;
+  assign \behind__ready$820  = \o__ready$819 ;
+  assign \o__valid$822  = \behind__valid$821 ;
+  assign \o__payload$824  = \behind__payload$823 ;
+  assign \behind__ready$826  = \o__ready$825 ;
+  assign \o__valid$828  = \behind__valid$827 ;
+  assign \o__payload$830  = \behind__payload$829 ;
+  assign \behind__ready$832  = \o__ready$831 ;
+  assign \o__valid$834  = \behind__valid$833 ;
+  assign \o__payload$836  = \behind__payload$835 ;
+  assign \behind__ready$838  = \o__ready$837 ;
+  assign \o__valid$840  = \behind__valid$839 ;
+  assign \o__payload$842  = \behind__payload$841 ;
+  assign \behind__ready$844  = \o__ready$843 ;
+  assign \o__valid$846  = \behind__valid$845 ;
+  assign \o__payload$848  = \behind__payload$847 ;
+  assign \behind__ready$850  = \o__ready$849 ;
+  assign \o__valid$852  = \behind__valid$851 ;
+  assign \o__payload$854  = \behind__payload$853 ;
+  assign \behind__ready$856  = \o__ready$855 ;
+  assign \o__valid$858  = \behind__valid$857 ;
+  assign \o__payload$860  = \behind__payload$859 ;
+  assign \behind__ready$862  = \o__ready$861 ;
+  assign \o__valid$864  = \behind__valid$863 ;
+  assign \o__payload$866  = \behind__payload$865 ;
+  assign \behind__ready$868  = \o__ready$867 ;
+  assign \o__valid$870  = \behind__valid$869 ;
+  assign \o__payload$872  = \behind__payload$871 ;
+  assign \behind__ready$874  = \o__ready$873 ;
+  assign \o__valid$876  = \behind__valid$875 ;
+  assign \o__payload$878  = \behind__payload$877 ;
+  assign \behind__ready$880  = \o__ready$879 ;
+  assign \o__valid$882  = \behind__valid$881 ;
+  assign \o__payload$884  = \behind__payload$883 ;
+  assign \behind__ready$886  = \o__ready$885 ;
+  assign \o__valid$888  = \behind__valid$887 ;
+  assign \o__payload$890  = \behind__payload$889 ;
+  assign \behind__ready$892  = \o__ready$891 ;
+  assign \o__valid$894  = \behind__valid$893 ;
+  assign \o__payload$896  = \behind__payload$895 ;
+  assign \behind__ready$898  = \o__ready$897 ;
+  assign \o__valid$900  = \behind__valid$899 ;
+  assign \o__payload$902  = \behind__payload$901 ;
+  assign \behind__ready$904  = \o__ready$903 ;
+  assign \o__valid$906  = \behind__valid$905 ;
+  assign \o__payload$908  = \behind__payload$907 ;
+  assign \behind__ready$910  = \o__ready$909 ;
+  assign \o__valid$912  = \behind__valid$911 ;
+  assign \o__payload$914  = \behind__payload$913 ;
+  assign \behind__ready$916  = \o__ready$915 ;
+  assign \o__valid$918  = \behind__valid$917 ;
+  assign \o__payload$920  = \behind__payload$919 ;
+  assign \behind__ready$922  = \o__ready$921 ;
+  assign \o__valid$924  = \behind__valid$923 ;
+  assign \o__payload$926  = \behind__payload$925 ;
+  assign \behind__ready$928  = \o__ready$927 ;
+  assign \o__valid$930  = \behind__valid$929 ;
+  assign \o__payload$932  = \behind__payload$931 ;
+  assign \behind__ready$934  = \o__ready$933 ;
+  assign \o__valid$936  = \behind__valid$935 ;
+  assign \o__payload$938  = \behind__payload$937 ;
+  assign \behind__ready$940  = \o__ready$939 ;
+  assign \o__valid$942  = \behind__valid$941 ;
+  assign \o__payload$944  = \behind__payload$943 ;
+  assign \behind__ready$946  = \o__ready$945 ;
+  assign \o__valid$948  = \behind__valid$947 ;
+  assign \o__payload$950  = \behind__payload$949 ;
+  assign \behind__ready$952  = \o__ready$951 ;
+  assign \o__valid$954  = \behind__valid$953 ;
+  assign \o__payload$956  = \behind__payload$955 ;
+  assign \behind__ready$958  = \o__ready$957 ;
+  assign \o__valid$960  = \behind__valid$959 ;
+  assign \o__payload$962  = \behind__payload$961 ;
+  assign \behind__ready$964  = \o__ready$963 ;
+  assign \o__valid$966  = \behind__valid$965 ;
+  assign \o__payload$968  = \behind__payload$967 ;
+  assign \behind__ready$970  = \o__ready$969 ;
+  assign \o__valid$972  = \behind__valid$971 ;
+  assign \o__payload$974  = \i__payload$973 ;
+  assign \i__ready$976  = \o__ready$975 ;
+  assign \o__valid$978  = \i__valid$977 ;
+  assign bad_prefix = { \bad_prefix$1011 [3:2], \bad_prefix$1010 [3:2], \bad_prefix$1009 [3:2], \bad_prefix$1008 [3:2], \bad_prefix$1007 [3:2], \bad_prefix$1006 [3:2], \bad_prefix$1005 [3:2], \bad_prefix$1004 [3:2], \bad_prefix$1003 [3:2], \bad_prefix$1002 [3:2], \bad_prefix$1001 [3:2], \bad_prefix$1000 [3:2], \bad_prefix$999 [3:2], \bad_prefix$998 [3:2], \bad_prefix$997 [3:2], \bad_prefix$996 [3:2], \bad_prefix$995 [3:2], \bad_prefix$994 [3:2], \bad_prefix$993 [3:2], \bad_prefix$992 [3:2], \bad_prefix$991 [3:2], \bad_prefix$990 [3:2], \bad_prefix$989 [3:2], \bad_prefix$988 [3:2], \bad_prefix$987 [3:2], \bad_prefix$986 [3:2], \bad_prefix$985 [3:2], \bad_prefix$984 [3:2], \bad_prefix$983 [3:2], \bad_prefix$982 [3:2], \bad_prefix$981 [3:2], \bad_prefix$980 [3:2], \bad_prefix$1011 [1:0], \bad_prefix$1010 [1:0], \bad_prefix$1009 [1:0], \bad_prefix$1008 [1:0], \bad_prefix$1007 [1:0], \bad_prefix$1006 [1:0], \bad_prefix$1005 [1:0], \bad_prefix$1004 [1:0], \bad_prefix$1003 [1:0], \bad_prefix$1002 [1:0], \bad_prefix$1001 [1:0], \bad_prefix$1000 [1:0], \bad_prefix$999 [1:0], \bad_prefix$998 [1:0], \bad_prefix$997 [1:0], \bad_prefix$996 [1:0], \bad_prefix$995 [1:0], \bad_prefix$994 [1:0], \bad_prefix$993 [1:0], \bad_prefix$992 [1:0], \bad_prefix$991 [1:0], \bad_prefix$990 [1:0], \bad_prefix$989 [1:0], \bad_prefix$988 [1:0], \bad_prefix$987 [1:0], \bad_prefix$986 [1:0], \bad_prefix$985 [1:0], \bad_prefix$984 [1:0], \bad_prefix$983 [1:0], \bad_prefix$982 [1:0], \bad_prefix$981 [1:0], \bad_prefix$980 [1:0] };
+  assign bad_index = { \bad_index$1044 [3:2], \bad_index$1043 [3:2], \bad_index$1042 [3:2], \bad_index$1041 [3:2], \bad_index$1040 [3:2], \bad_index$1039 [3:2], \bad_index$1038 [3:2], \bad_index$1037 [3:2], \bad_index$1036 [3:2], \bad_index$1035 [3:2], \bad_index$1034 [3:2], \bad_index$1033 [3:2], \bad_index$1032 [3:2], \bad_index$1031 [3:2], \bad_index$1030 [3:2], \bad_index$1029 [3:2], \bad_index$1028 [3:2], \bad_index$1027 [3:2], \bad_index$1026 [3:2], \bad_index$1025 [3:2], \bad_index$1024 [3:2], \bad_index$1023 [3:2], \bad_index$1022 [3:2], \bad_index$1021 [3:2], \bad_index$1020 [3:2], \bad_index$1019 [3:2], \bad_index$1018 [3:2], \bad_index$1017 [3:2], \bad_index$1016 [3:2], \bad_index$1015 [3:2], \bad_index$1014 [3:2], \bad_index$1013 [3:2], \bad_index$1044 [1:0], \bad_index$1043 [1:0], \bad_index$1042 [1:0], \bad_index$1041 [1:0], \bad_index$1040 [1:0], \bad_index$1039 [1:0], \bad_index$1038 [1:0], \bad_index$1037 [1:0], \bad_index$1036 [1:0], \bad_index$1035 [1:0], \bad_index$1034 [1:0], \bad_index$1033 [1:0], \bad_index$1032 [1:0], \bad_index$1031 [1:0], \bad_index$1030 [1:0], \bad_index$1029 [1:0], \bad_index$1028 [1:0], \bad_index$1027 [1:0], \bad_index$1026 [1:0], \bad_index$1025 [1:0], \bad_index$1024 [1:0], \bad_index$1023 [1:0], \bad_index$1022 [1:0], \bad_index$1021 [1:0], \bad_index$1020 [1:0], \bad_index$1019 [1:0], \bad_index$1018 [1:0], \bad_index$1017 [1:0], \bad_index$1016 [1:0], \bad_index$1015 [1:0], \bad_index$1014 [1:0], \bad_index$1013 [1:0] };
   assign judged = matrix_done;
+  assign \microcode_write$1061  = { 4'h0, \$160 , \$159  };
   assign status[291:260] = weights;
   assign status[259:228] = multiplies;
   assign status[227:196] = starved;
@@ -3985,328 +4088,328 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign status[163:132] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$1017 ;
+  assign status[67:36] = \matrices$1051 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$749 [37:8] = \o__payload$750 [32:3];
-  assign \lane__payload$749 [7] = \o__payload$750 [2];
-  assign \lane__payload$749 [6:1] = \$70 ;
-  assign \lane__payload$749 [0] = \o__payload$750 [0];
-  assign \i__payload$746 [10] = \o__payload$188 [258];
-  assign \i__payload$746 [9] = \o__payload$188 [257];
-  assign \i__payload$746 [8] = \o__payload$188 [256];
-  assign \i__payload$746 [7:0] = \o__payload$188 [255:248];
-  assign \lane__payload$731 [37:8] = \o__payload$732 [32:3];
-  assign \lane__payload$731 [7] = \o__payload$732 [2];
-  assign \lane__payload$731 [6:1] = \$68 ;
-  assign \lane__payload$731 [0] = \o__payload$732 [0];
-  assign \i__payload$728 [10] = \o__payload$188 [258];
-  assign \i__payload$728 [9] = \o__payload$188 [257];
-  assign \i__payload$728 [8] = \o__payload$188 [256];
-  assign \i__payload$728 [7:0] = \o__payload$188 [247:240];
-  assign \lane__payload$713 [37:8] = \o__payload$714 [32:3];
-  assign \lane__payload$713 [7] = \o__payload$714 [2];
-  assign \lane__payload$713 [6:1] = \$66 ;
-  assign \lane__payload$713 [0] = \o__payload$714 [0];
-  assign \i__payload$710 [10] = \o__payload$188 [258];
-  assign \i__payload$710 [9] = \o__payload$188 [257];
-  assign \i__payload$710 [8] = \o__payload$188 [256];
-  assign \i__payload$710 [7:0] = \o__payload$188 [239:232];
-  assign \lane__payload$695 [37:8] = \o__payload$696 [32:3];
-  assign \lane__payload$695 [7] = \o__payload$696 [2];
-  assign \lane__payload$695 [6:1] = \$64 ;
-  assign \lane__payload$695 [0] = \o__payload$696 [0];
-  assign \i__payload$692 [10] = \o__payload$188 [258];
-  assign \i__payload$692 [9] = \o__payload$188 [257];
-  assign \i__payload$692 [8] = \o__payload$188 [256];
-  assign \i__payload$692 [7:0] = \o__payload$188 [231:224];
-  assign \lane__payload$677 [37:8] = \o__payload$678 [32:3];
-  assign \lane__payload$677 [7] = \o__payload$678 [2];
-  assign \lane__payload$677 [6:1] = \$62 ;
-  assign \lane__payload$677 [0] = \o__payload$678 [0];
-  assign \i__payload$674 [10] = \o__payload$188 [258];
-  assign \i__payload$674 [9] = \o__payload$188 [257];
-  assign \i__payload$674 [8] = \o__payload$188 [256];
-  assign \i__payload$674 [7:0] = \o__payload$188 [223:216];
-  assign \lane__payload$659 [37:8] = \o__payload$660 [32:3];
-  assign \lane__payload$659 [7] = \o__payload$660 [2];
-  assign \lane__payload$659 [6:1] = \$60 ;
-  assign \lane__payload$659 [0] = \o__payload$660 [0];
-  assign \i__payload$656 [10] = \o__payload$188 [258];
-  assign \i__payload$656 [9] = \o__payload$188 [257];
-  assign \i__payload$656 [8] = \o__payload$188 [256];
-  assign \i__payload$656 [7:0] = \o__payload$188 [215:208];
-  assign \lane__payload$641 [37:8] = \o__payload$642 [32:3];
-  assign \lane__payload$641 [7] = \o__payload$642 [2];
-  assign \lane__payload$641 [6:1] = \$58 ;
-  assign \lane__payload$641 [0] = \o__payload$642 [0];
-  assign \i__payload$638 [10] = \o__payload$188 [258];
-  assign \i__payload$638 [9] = \o__payload$188 [257];
-  assign \i__payload$638 [8] = \o__payload$188 [256];
-  assign \i__payload$638 [7:0] = \o__payload$188 [207:200];
-  assign \lane__payload$623 [37:8] = \o__payload$624 [32:3];
-  assign \lane__payload$623 [7] = \o__payload$624 [2];
-  assign \lane__payload$623 [6:1] = \$56 ;
-  assign \lane__payload$623 [0] = \o__payload$624 [0];
-  assign \i__payload$620 [10] = \o__payload$188 [258];
-  assign \i__payload$620 [9] = \o__payload$188 [257];
-  assign \i__payload$620 [8] = \o__payload$188 [256];
-  assign \i__payload$620 [7:0] = \o__payload$188 [199:192];
-  assign \lane__payload$605 [37:8] = \o__payload$606 [32:3];
-  assign \lane__payload$605 [7] = \o__payload$606 [2];
-  assign \lane__payload$605 [6:1] = \$54 ;
-  assign \lane__payload$605 [0] = \o__payload$606 [0];
-  assign \i__payload$602 [10] = \o__payload$188 [258];
-  assign \i__payload$602 [9] = \o__payload$188 [257];
-  assign \i__payload$602 [8] = \o__payload$188 [256];
-  assign \i__payload$602 [7:0] = \o__payload$188 [191:184];
-  assign \lane__payload$587 [37:8] = \o__payload$588 [32:3];
-  assign \lane__payload$587 [7] = \o__payload$588 [2];
-  assign \lane__payload$587 [6:1] = \$52 ;
-  assign \lane__payload$587 [0] = \o__payload$588 [0];
-  assign \i__payload$584 [10] = \o__payload$188 [258];
-  assign \i__payload$584 [9] = \o__payload$188 [257];
-  assign \i__payload$584 [8] = \o__payload$188 [256];
-  assign \i__payload$584 [7:0] = \o__payload$188 [183:176];
-  assign \lane__payload$569 [37:8] = \o__payload$570 [32:3];
-  assign \lane__payload$569 [7] = \o__payload$570 [2];
-  assign \lane__payload$569 [6:1] = \$50 ;
-  assign \lane__payload$569 [0] = \o__payload$570 [0];
-  assign \i__payload$566 [10] = \o__payload$188 [258];
-  assign \i__payload$566 [9] = \o__payload$188 [257];
-  assign \i__payload$566 [8] = \o__payload$188 [256];
-  assign \i__payload$566 [7:0] = \o__payload$188 [175:168];
-  assign \lane__payload$551 [37:8] = \o__payload$552 [32:3];
-  assign \lane__payload$551 [7] = \o__payload$552 [2];
-  assign \lane__payload$551 [6:1] = \$48 ;
-  assign \lane__payload$551 [0] = \o__payload$552 [0];
-  assign \i__payload$548 [10] = \o__payload$188 [258];
-  assign \i__payload$548 [9] = \o__payload$188 [257];
-  assign \i__payload$548 [8] = \o__payload$188 [256];
-  assign \i__payload$548 [7:0] = \o__payload$188 [167:160];
-  assign \lane__payload$533 [37:8] = \o__payload$534 [32:3];
-  assign \lane__payload$533 [7] = \o__payload$534 [2];
-  assign \lane__payload$533 [6:1] = \$46 ;
-  assign \lane__payload$533 [0] = \o__payload$534 [0];
-  assign \i__payload$530 [10] = \o__payload$188 [258];
-  assign \i__payload$530 [9] = \o__payload$188 [257];
-  assign \i__payload$530 [8] = \o__payload$188 [256];
-  assign \i__payload$530 [7:0] = \o__payload$188 [159:152];
-  assign \lane__payload$515 [37:8] = \o__payload$516 [32:3];
-  assign \lane__payload$515 [7] = \o__payload$516 [2];
-  assign \lane__payload$515 [6:1] = \$44 ;
-  assign \lane__payload$515 [0] = \o__payload$516 [0];
-  assign \i__payload$512 [10] = \o__payload$188 [258];
-  assign \i__payload$512 [9] = \o__payload$188 [257];
-  assign \i__payload$512 [8] = \o__payload$188 [256];
-  assign \i__payload$512 [7:0] = \o__payload$188 [151:144];
-  assign \lane__payload$497 [37:8] = \o__payload$498 [32:3];
-  assign \lane__payload$497 [7] = \o__payload$498 [2];
-  assign \lane__payload$497 [6:1] = \$42 ;
-  assign \lane__payload$497 [0] = \o__payload$498 [0];
-  assign \i__payload$494 [10] = \o__payload$188 [258];
-  assign \i__payload$494 [9] = \o__payload$188 [257];
-  assign \i__payload$494 [8] = \o__payload$188 [256];
-  assign \i__payload$494 [7:0] = \o__payload$188 [143:136];
+  assign \lane__payload$783 [37:8] = \o__payload$784 [32:3];
+  assign \lane__payload$783 [7] = \o__payload$784 [2];
+  assign \lane__payload$783 [6:1] = \$70 ;
+  assign \lane__payload$783 [0] = \o__payload$784 [0];
+  assign \i__payload$780 [10] = \o__payload$191 [258];
+  assign \i__payload$780 [9] = \o__payload$191 [257];
+  assign \i__payload$780 [8] = \o__payload$191 [256];
+  assign \i__payload$780 [7:0] = \o__payload$191 [255:248];
+  assign \lane__payload$764 [37:8] = \o__payload$765 [32:3];
+  assign \lane__payload$764 [7] = \o__payload$765 [2];
+  assign \lane__payload$764 [6:1] = \$68 ;
+  assign \lane__payload$764 [0] = \o__payload$765 [0];
+  assign \i__payload$761 [10] = \o__payload$191 [258];
+  assign \i__payload$761 [9] = \o__payload$191 [257];
+  assign \i__payload$761 [8] = \o__payload$191 [256];
+  assign \i__payload$761 [7:0] = \o__payload$191 [247:240];
+  assign \lane__payload$745 [37:8] = \o__payload$746 [32:3];
+  assign \lane__payload$745 [7] = \o__payload$746 [2];
+  assign \lane__payload$745 [6:1] = \$66 ;
+  assign \lane__payload$745 [0] = \o__payload$746 [0];
+  assign \i__payload$742 [10] = \o__payload$191 [258];
+  assign \i__payload$742 [9] = \o__payload$191 [257];
+  assign \i__payload$742 [8] = \o__payload$191 [256];
+  assign \i__payload$742 [7:0] = \o__payload$191 [239:232];
+  assign \lane__payload$726 [37:8] = \o__payload$727 [32:3];
+  assign \lane__payload$726 [7] = \o__payload$727 [2];
+  assign \lane__payload$726 [6:1] = \$64 ;
+  assign \lane__payload$726 [0] = \o__payload$727 [0];
+  assign \i__payload$723 [10] = \o__payload$191 [258];
+  assign \i__payload$723 [9] = \o__payload$191 [257];
+  assign \i__payload$723 [8] = \o__payload$191 [256];
+  assign \i__payload$723 [7:0] = \o__payload$191 [231:224];
+  assign \lane__payload$707 [37:8] = \o__payload$708 [32:3];
+  assign \lane__payload$707 [7] = \o__payload$708 [2];
+  assign \lane__payload$707 [6:1] = \$62 ;
+  assign \lane__payload$707 [0] = \o__payload$708 [0];
+  assign \i__payload$704 [10] = \o__payload$191 [258];
+  assign \i__payload$704 [9] = \o__payload$191 [257];
+  assign \i__payload$704 [8] = \o__payload$191 [256];
+  assign \i__payload$704 [7:0] = \o__payload$191 [223:216];
+  assign \lane__payload$688 [37:8] = \o__payload$689 [32:3];
+  assign \lane__payload$688 [7] = \o__payload$689 [2];
+  assign \lane__payload$688 [6:1] = \$60 ;
+  assign \lane__payload$688 [0] = \o__payload$689 [0];
+  assign \i__payload$685 [10] = \o__payload$191 [258];
+  assign \i__payload$685 [9] = \o__payload$191 [257];
+  assign \i__payload$685 [8] = \o__payload$191 [256];
+  assign \i__payload$685 [7:0] = \o__payload$191 [215:208];
+  assign \lane__payload$669 [37:8] = \o__payload$670 [32:3];
+  assign \lane__payload$669 [7] = \o__payload$670 [2];
+  assign \lane__payload$669 [6:1] = \$58 ;
+  assign \lane__payload$669 [0] = \o__payload$670 [0];
+  assign \i__payload$666 [10] = \o__payload$191 [258];
+  assign \i__payload$666 [9] = \o__payload$191 [257];
+  assign \i__payload$666 [8] = \o__payload$191 [256];
+  assign \i__payload$666 [7:0] = \o__payload$191 [207:200];
+  assign \lane__payload$650 [37:8] = \o__payload$651 [32:3];
+  assign \lane__payload$650 [7] = \o__payload$651 [2];
+  assign \lane__payload$650 [6:1] = \$56 ;
+  assign \lane__payload$650 [0] = \o__payload$651 [0];
+  assign \i__payload$647 [10] = \o__payload$191 [258];
+  assign \i__payload$647 [9] = \o__payload$191 [257];
+  assign \i__payload$647 [8] = \o__payload$191 [256];
+  assign \i__payload$647 [7:0] = \o__payload$191 [199:192];
+  assign \lane__payload$631 [37:8] = \o__payload$632 [32:3];
+  assign \lane__payload$631 [7] = \o__payload$632 [2];
+  assign \lane__payload$631 [6:1] = \$54 ;
+  assign \lane__payload$631 [0] = \o__payload$632 [0];
+  assign \i__payload$628 [10] = \o__payload$191 [258];
+  assign \i__payload$628 [9] = \o__payload$191 [257];
+  assign \i__payload$628 [8] = \o__payload$191 [256];
+  assign \i__payload$628 [7:0] = \o__payload$191 [191:184];
+  assign \lane__payload$612 [37:8] = \o__payload$613 [32:3];
+  assign \lane__payload$612 [7] = \o__payload$613 [2];
+  assign \lane__payload$612 [6:1] = \$52 ;
+  assign \lane__payload$612 [0] = \o__payload$613 [0];
+  assign \i__payload$609 [10] = \o__payload$191 [258];
+  assign \i__payload$609 [9] = \o__payload$191 [257];
+  assign \i__payload$609 [8] = \o__payload$191 [256];
+  assign \i__payload$609 [7:0] = \o__payload$191 [183:176];
+  assign \lane__payload$593 [37:8] = \o__payload$594 [32:3];
+  assign \lane__payload$593 [7] = \o__payload$594 [2];
+  assign \lane__payload$593 [6:1] = \$50 ;
+  assign \lane__payload$593 [0] = \o__payload$594 [0];
+  assign \i__payload$590 [10] = \o__payload$191 [258];
+  assign \i__payload$590 [9] = \o__payload$191 [257];
+  assign \i__payload$590 [8] = \o__payload$191 [256];
+  assign \i__payload$590 [7:0] = \o__payload$191 [175:168];
+  assign \lane__payload$574 [37:8] = \o__payload$575 [32:3];
+  assign \lane__payload$574 [7] = \o__payload$575 [2];
+  assign \lane__payload$574 [6:1] = \$48 ;
+  assign \lane__payload$574 [0] = \o__payload$575 [0];
+  assign \i__payload$571 [10] = \o__payload$191 [258];
+  assign \i__payload$571 [9] = \o__payload$191 [257];
+  assign \i__payload$571 [8] = \o__payload$191 [256];
+  assign \i__payload$571 [7:0] = \o__payload$191 [167:160];
+  assign \lane__payload$555 [37:8] = \o__payload$556 [32:3];
+  assign \lane__payload$555 [7] = \o__payload$556 [2];
+  assign \lane__payload$555 [6:1] = \$46 ;
+  assign \lane__payload$555 [0] = \o__payload$556 [0];
+  assign \i__payload$552 [10] = \o__payload$191 [258];
+  assign \i__payload$552 [9] = \o__payload$191 [257];
+  assign \i__payload$552 [8] = \o__payload$191 [256];
+  assign \i__payload$552 [7:0] = \o__payload$191 [159:152];
+  assign \lane__payload$536 [37:8] = \o__payload$537 [32:3];
+  assign \lane__payload$536 [7] = \o__payload$537 [2];
+  assign \lane__payload$536 [6:1] = \$44 ;
+  assign \lane__payload$536 [0] = \o__payload$537 [0];
+  assign \i__payload$533 [10] = \o__payload$191 [258];
+  assign \i__payload$533 [9] = \o__payload$191 [257];
+  assign \i__payload$533 [8] = \o__payload$191 [256];
+  assign \i__payload$533 [7:0] = \o__payload$191 [151:144];
+  assign \lane__payload$517 [37:8] = \o__payload$518 [32:3];
+  assign \lane__payload$517 [7] = \o__payload$518 [2];
+  assign \lane__payload$517 [6:1] = \$42 ;
+  assign \lane__payload$517 [0] = \o__payload$518 [0];
+  assign \i__payload$514 [10] = \o__payload$191 [258];
+  assign \i__payload$514 [9] = \o__payload$191 [257];
+  assign \i__payload$514 [8] = \o__payload$191 [256];
+  assign \i__payload$514 [7:0] = \o__payload$191 [143:136];
+  assign \lane__payload$498 [37:8] = \o__payload$499 [32:3];
+  assign \lane__payload$498 [7] = \o__payload$499 [2];
+  assign \lane__payload$498 [6:1] = \$40 ;
+  assign \lane__payload$498 [0] = \o__payload$499 [0];
+  assign \i__payload$495 [10] = \o__payload$191 [258];
+  assign \i__payload$495 [9] = \o__payload$191 [257];
+  assign \i__payload$495 [8] = \o__payload$191 [256];
+  assign \i__payload$495 [7:0] = \o__payload$191 [135:128];
   assign \lane__payload$479 [37:8] = \o__payload$480 [32:3];
   assign \lane__payload$479 [7] = \o__payload$480 [2];
-  assign \lane__payload$479 [6:1] = \$40 ;
+  assign \lane__payload$479 [6:1] = { 1'h0, \$38  };
   assign \lane__payload$479 [0] = \o__payload$480 [0];
-  assign \i__payload$476 [10] = \o__payload$188 [258];
-  assign \i__payload$476 [9] = \o__payload$188 [257];
-  assign \i__payload$476 [8] = \o__payload$188 [256];
-  assign \i__payload$476 [7:0] = \o__payload$188 [135:128];
-  assign \lane__payload$461 [37:8] = \o__payload$462 [32:3];
-  assign \lane__payload$461 [7] = \o__payload$462 [2];
-  assign \lane__payload$461 [6:1] = { 1'h0, \$38  };
-  assign \lane__payload$461 [0] = \o__payload$462 [0];
-  assign \i__payload$458 [10] = \o__payload$188 [258];
-  assign \i__payload$458 [9] = \o__payload$188 [257];
-  assign \i__payload$458 [8] = \o__payload$188 [256];
-  assign \i__payload$458 [7:0] = \o__payload$188 [127:120];
-  assign \lane__payload$443 [37:8] = \o__payload$444 [32:3];
-  assign \lane__payload$443 [7] = \o__payload$444 [2];
-  assign \lane__payload$443 [6:1] = { 1'h0, \$36  };
-  assign \lane__payload$443 [0] = \o__payload$444 [0];
-  assign \i__payload$440 [10] = \o__payload$188 [258];
-  assign \i__payload$440 [9] = \o__payload$188 [257];
-  assign \i__payload$440 [8] = \o__payload$188 [256];
-  assign \i__payload$440 [7:0] = \o__payload$188 [119:112];
-  assign \lane__payload$425 [37:8] = \o__payload$426 [32:3];
-  assign \lane__payload$425 [7] = \o__payload$426 [2];
-  assign \lane__payload$425 [6:1] = { 1'h0, \$34  };
-  assign \lane__payload$425 [0] = \o__payload$426 [0];
-  assign \i__payload$422 [10] = \o__payload$188 [258];
-  assign \i__payload$422 [9] = \o__payload$188 [257];
-  assign \i__payload$422 [8] = \o__payload$188 [256];
-  assign \i__payload$422 [7:0] = \o__payload$188 [111:104];
-  assign \lane__payload$407 [37:8] = \o__payload$408 [32:3];
-  assign \lane__payload$407 [7] = \o__payload$408 [2];
-  assign \lane__payload$407 [6:1] = { 1'h0, \$32  };
-  assign \lane__payload$407 [0] = \o__payload$408 [0];
-  assign \i__payload$404 [10] = \o__payload$188 [258];
-  assign \i__payload$404 [9] = \o__payload$188 [257];
-  assign \i__payload$404 [8] = \o__payload$188 [256];
-  assign \i__payload$404 [7:0] = \o__payload$188 [103:96];
-  assign \lane__payload$389 [37:8] = \o__payload$390 [32:3];
-  assign \lane__payload$389 [7] = \o__payload$390 [2];
-  assign \lane__payload$389 [6:1] = { 1'h0, \$30  };
-  assign \lane__payload$389 [0] = \o__payload$390 [0];
-  assign \i__payload$386 [10] = \o__payload$188 [258];
-  assign \i__payload$386 [9] = \o__payload$188 [257];
-  assign \i__payload$386 [8] = \o__payload$188 [256];
-  assign \i__payload$386 [7:0] = \o__payload$188 [95:88];
-  assign \lane__payload$371 [37:8] = \o__payload$372 [32:3];
-  assign \lane__payload$371 [7] = \o__payload$372 [2];
-  assign \lane__payload$371 [6:1] = { 1'h0, \$28  };
-  assign \lane__payload$371 [0] = \o__payload$372 [0];
-  assign \i__payload$368 [10] = \o__payload$188 [258];
-  assign \i__payload$368 [9] = \o__payload$188 [257];
-  assign \i__payload$368 [8] = \o__payload$188 [256];
-  assign \i__payload$368 [7:0] = \o__payload$188 [87:80];
-  assign \lane__payload$353 [37:8] = \o__payload$354 [32:3];
-  assign \lane__payload$353 [7] = \o__payload$354 [2];
-  assign \lane__payload$353 [6:1] = { 1'h0, \$26  };
-  assign \lane__payload$353 [0] = \o__payload$354 [0];
-  assign \i__payload$350 [10] = \o__payload$188 [258];
-  assign \i__payload$350 [9] = \o__payload$188 [257];
-  assign \i__payload$350 [8] = \o__payload$188 [256];
-  assign \i__payload$350 [7:0] = \o__payload$188 [79:72];
-  assign \lane__payload$335 [37:8] = \o__payload$336 [32:3];
-  assign \lane__payload$335 [7] = \o__payload$336 [2];
-  assign \lane__payload$335 [6:1] = { 1'h0, \$24  };
-  assign \lane__payload$335 [0] = \o__payload$336 [0];
-  assign \i__payload$332 [10] = \o__payload$188 [258];
-  assign \i__payload$332 [9] = \o__payload$188 [257];
-  assign \i__payload$332 [8] = \o__payload$188 [256];
-  assign \i__payload$332 [7:0] = \o__payload$188 [71:64];
-  assign \lane__payload$317 [37:8] = \o__payload$318 [32:3];
-  assign \lane__payload$317 [7] = \o__payload$318 [2];
-  assign \lane__payload$317 [6:1] = { 2'h0, \$22  };
-  assign \lane__payload$317 [0] = \o__payload$318 [0];
-  assign \i__payload$314 [10] = \o__payload$188 [258];
-  assign \i__payload$314 [9] = \o__payload$188 [257];
-  assign \i__payload$314 [8] = \o__payload$188 [256];
-  assign \i__payload$314 [7:0] = \o__payload$188 [63:56];
-  assign \lane__payload$299 [37:8] = \o__payload$300 [32:3];
-  assign \lane__payload$299 [7] = \o__payload$300 [2];
-  assign \lane__payload$299 [6:1] = { 2'h0, \$20  };
-  assign \lane__payload$299 [0] = \o__payload$300 [0];
-  assign \i__payload$296 [10] = \o__payload$188 [258];
-  assign \i__payload$296 [9] = \o__payload$188 [257];
-  assign \i__payload$296 [8] = \o__payload$188 [256];
-  assign \i__payload$296 [7:0] = \o__payload$188 [55:48];
-  assign \lane__payload$281 [37:8] = \o__payload$282 [32:3];
-  assign \lane__payload$281 [7] = \o__payload$282 [2];
-  assign \lane__payload$281 [6:1] = { 2'h0, \$18  };
-  assign \lane__payload$281 [0] = \o__payload$282 [0];
-  assign \i__payload$278 [10] = \o__payload$188 [258];
-  assign \i__payload$278 [9] = \o__payload$188 [257];
-  assign \i__payload$278 [8] = \o__payload$188 [256];
-  assign \i__payload$278 [7:0] = \o__payload$188 [47:40];
-  assign \lane__payload$263 [37:8] = \o__payload$264 [32:3];
-  assign \lane__payload$263 [7] = \o__payload$264 [2];
-  assign \lane__payload$263 [6:1] = { 2'h0, \$16  };
-  assign \lane__payload$263 [0] = \o__payload$264 [0];
-  assign \i__payload$260 [10] = \o__payload$188 [258];
-  assign \i__payload$260 [9] = \o__payload$188 [257];
-  assign \i__payload$260 [8] = \o__payload$188 [256];
-  assign \i__payload$260 [7:0] = \o__payload$188 [39:32];
-  assign \lane__payload$245 [37:8] = \o__payload$246 [32:3];
-  assign \lane__payload$245 [7] = \o__payload$246 [2];
-  assign \lane__payload$245 [6:1] = { 3'h0, \$14  };
-  assign \lane__payload$245 [0] = \o__payload$246 [0];
-  assign \i__payload$242 [10] = \o__payload$188 [258];
-  assign \i__payload$242 [9] = \o__payload$188 [257];
-  assign \i__payload$242 [8] = \o__payload$188 [256];
-  assign \i__payload$242 [7:0] = \o__payload$188 [31:24];
-  assign \lane__payload$227 [37:8] = \o__payload$228 [32:3];
-  assign \lane__payload$227 [7] = \o__payload$228 [2];
-  assign \lane__payload$227 [6:1] = { 3'h0, \$12  };
-  assign \lane__payload$227 [0] = \o__payload$228 [0];
-  assign \i__payload$224 [10] = \o__payload$188 [258];
-  assign \i__payload$224 [9] = \o__payload$188 [257];
-  assign \i__payload$224 [8] = \o__payload$188 [256];
-  assign \i__payload$224 [7:0] = \o__payload$188 [23:16];
-  assign \lane__payload$209 [37:8] = \o__payload$210 [32:3];
-  assign \lane__payload$209 [7] = \o__payload$210 [2];
-  assign \lane__payload$209 [6:1] = { 4'h0, \$10  };
-  assign \lane__payload$209 [0] = \o__payload$210 [0];
-  assign \i__payload$206 [10] = \o__payload$188 [258];
-  assign \i__payload$206 [9] = \o__payload$188 [257];
-  assign \i__payload$206 [8] = \o__payload$188 [256];
-  assign \i__payload$206 [7:0] = \o__payload$188 [15:8];
-  assign lane__payload[37:8] = \o__payload$192 [32:3];
-  assign lane__payload[7] = \o__payload$192 [2];
+  assign \i__payload$476 [10] = \o__payload$191 [258];
+  assign \i__payload$476 [9] = \o__payload$191 [257];
+  assign \i__payload$476 [8] = \o__payload$191 [256];
+  assign \i__payload$476 [7:0] = \o__payload$191 [127:120];
+  assign \lane__payload$460 [37:8] = \o__payload$461 [32:3];
+  assign \lane__payload$460 [7] = \o__payload$461 [2];
+  assign \lane__payload$460 [6:1] = { 1'h0, \$36  };
+  assign \lane__payload$460 [0] = \o__payload$461 [0];
+  assign \i__payload$457 [10] = \o__payload$191 [258];
+  assign \i__payload$457 [9] = \o__payload$191 [257];
+  assign \i__payload$457 [8] = \o__payload$191 [256];
+  assign \i__payload$457 [7:0] = \o__payload$191 [119:112];
+  assign \lane__payload$441 [37:8] = \o__payload$442 [32:3];
+  assign \lane__payload$441 [7] = \o__payload$442 [2];
+  assign \lane__payload$441 [6:1] = { 1'h0, \$34  };
+  assign \lane__payload$441 [0] = \o__payload$442 [0];
+  assign \i__payload$438 [10] = \o__payload$191 [258];
+  assign \i__payload$438 [9] = \o__payload$191 [257];
+  assign \i__payload$438 [8] = \o__payload$191 [256];
+  assign \i__payload$438 [7:0] = \o__payload$191 [111:104];
+  assign \lane__payload$422 [37:8] = \o__payload$423 [32:3];
+  assign \lane__payload$422 [7] = \o__payload$423 [2];
+  assign \lane__payload$422 [6:1] = { 1'h0, \$32  };
+  assign \lane__payload$422 [0] = \o__payload$423 [0];
+  assign \i__payload$419 [10] = \o__payload$191 [258];
+  assign \i__payload$419 [9] = \o__payload$191 [257];
+  assign \i__payload$419 [8] = \o__payload$191 [256];
+  assign \i__payload$419 [7:0] = \o__payload$191 [103:96];
+  assign \lane__payload$403 [37:8] = \o__payload$404 [32:3];
+  assign \lane__payload$403 [7] = \o__payload$404 [2];
+  assign \lane__payload$403 [6:1] = { 1'h0, \$30  };
+  assign \lane__payload$403 [0] = \o__payload$404 [0];
+  assign \i__payload$400 [10] = \o__payload$191 [258];
+  assign \i__payload$400 [9] = \o__payload$191 [257];
+  assign \i__payload$400 [8] = \o__payload$191 [256];
+  assign \i__payload$400 [7:0] = \o__payload$191 [95:88];
+  assign \lane__payload$384 [37:8] = \o__payload$385 [32:3];
+  assign \lane__payload$384 [7] = \o__payload$385 [2];
+  assign \lane__payload$384 [6:1] = { 1'h0, \$28  };
+  assign \lane__payload$384 [0] = \o__payload$385 [0];
+  assign \i__payload$381 [10] = \o__payload$191 [258];
+  assign \i__payload$381 [9] = \o__payload$191 [257];
+  assign \i__payload$381 [8] = \o__payload$191 [256];
+  assign \i__payload$381 [7:0] = \o__payload$191 [87:80];
+  assign \lane__payload$365 [37:8] = \o__payload$366 [32:3];
+  assign \lane__payload$365 [7] = \o__payload$366 [2];
+  assign \lane__payload$365 [6:1] = { 1'h0, \$26  };
+  assign \lane__payload$365 [0] = \o__payload$366 [0];
+  assign \i__payload$362 [10] = \o__payload$191 [258];
+  assign \i__payload$362 [9] = \o__payload$191 [257];
+  assign \i__payload$362 [8] = \o__payload$191 [256];
+  assign \i__payload$362 [7:0] = \o__payload$191 [79:72];
+  assign \lane__payload$346 [37:8] = \o__payload$347 [32:3];
+  assign \lane__payload$346 [7] = \o__payload$347 [2];
+  assign \lane__payload$346 [6:1] = { 1'h0, \$24  };
+  assign \lane__payload$346 [0] = \o__payload$347 [0];
+  assign \i__payload$343 [10] = \o__payload$191 [258];
+  assign \i__payload$343 [9] = \o__payload$191 [257];
+  assign \i__payload$343 [8] = \o__payload$191 [256];
+  assign \i__payload$343 [7:0] = \o__payload$191 [71:64];
+  assign \lane__payload$327 [37:8] = \o__payload$328 [32:3];
+  assign \lane__payload$327 [7] = \o__payload$328 [2];
+  assign \lane__payload$327 [6:1] = { 2'h0, \$22  };
+  assign \lane__payload$327 [0] = \o__payload$328 [0];
+  assign \i__payload$324 [10] = \o__payload$191 [258];
+  assign \i__payload$324 [9] = \o__payload$191 [257];
+  assign \i__payload$324 [8] = \o__payload$191 [256];
+  assign \i__payload$324 [7:0] = \o__payload$191 [63:56];
+  assign \lane__payload$308 [37:8] = \o__payload$309 [32:3];
+  assign \lane__payload$308 [7] = \o__payload$309 [2];
+  assign \lane__payload$308 [6:1] = { 2'h0, \$20  };
+  assign \lane__payload$308 [0] = \o__payload$309 [0];
+  assign \i__payload$305 [10] = \o__payload$191 [258];
+  assign \i__payload$305 [9] = \o__payload$191 [257];
+  assign \i__payload$305 [8] = \o__payload$191 [256];
+  assign \i__payload$305 [7:0] = \o__payload$191 [55:48];
+  assign \lane__payload$289 [37:8] = \o__payload$290 [32:3];
+  assign \lane__payload$289 [7] = \o__payload$290 [2];
+  assign \lane__payload$289 [6:1] = { 2'h0, \$18  };
+  assign \lane__payload$289 [0] = \o__payload$290 [0];
+  assign \i__payload$286 [10] = \o__payload$191 [258];
+  assign \i__payload$286 [9] = \o__payload$191 [257];
+  assign \i__payload$286 [8] = \o__payload$191 [256];
+  assign \i__payload$286 [7:0] = \o__payload$191 [47:40];
+  assign \lane__payload$270 [37:8] = \o__payload$271 [32:3];
+  assign \lane__payload$270 [7] = \o__payload$271 [2];
+  assign \lane__payload$270 [6:1] = { 2'h0, \$16  };
+  assign \lane__payload$270 [0] = \o__payload$271 [0];
+  assign \i__payload$267 [10] = \o__payload$191 [258];
+  assign \i__payload$267 [9] = \o__payload$191 [257];
+  assign \i__payload$267 [8] = \o__payload$191 [256];
+  assign \i__payload$267 [7:0] = \o__payload$191 [39:32];
+  assign \lane__payload$251 [37:8] = \o__payload$252 [32:3];
+  assign \lane__payload$251 [7] = \o__payload$252 [2];
+  assign \lane__payload$251 [6:1] = { 3'h0, \$14  };
+  assign \lane__payload$251 [0] = \o__payload$252 [0];
+  assign \i__payload$248 [10] = \o__payload$191 [258];
+  assign \i__payload$248 [9] = \o__payload$191 [257];
+  assign \i__payload$248 [8] = \o__payload$191 [256];
+  assign \i__payload$248 [7:0] = \o__payload$191 [31:24];
+  assign \lane__payload$232 [37:8] = \o__payload$233 [32:3];
+  assign \lane__payload$232 [7] = \o__payload$233 [2];
+  assign \lane__payload$232 [6:1] = { 3'h0, \$12  };
+  assign \lane__payload$232 [0] = \o__payload$233 [0];
+  assign \i__payload$229 [10] = \o__payload$191 [258];
+  assign \i__payload$229 [9] = \o__payload$191 [257];
+  assign \i__payload$229 [8] = \o__payload$191 [256];
+  assign \i__payload$229 [7:0] = \o__payload$191 [23:16];
+  assign \lane__payload$213 [37:8] = \o__payload$214 [32:3];
+  assign \lane__payload$213 [7] = \o__payload$214 [2];
+  assign \lane__payload$213 [6:1] = { 4'h0, \$10  };
+  assign \lane__payload$213 [0] = \o__payload$214 [0];
+  assign \i__payload$210 [10] = \o__payload$191 [258];
+  assign \i__payload$210 [9] = \o__payload$191 [257];
+  assign \i__payload$210 [8] = \o__payload$191 [256];
+  assign \i__payload$210 [7:0] = \o__payload$191 [15:8];
+  assign lane__payload[37:8] = \o__payload$195 [32:3];
+  assign lane__payload[7] = \o__payload$195 [2];
   assign lane__payload[6:1] = { 5'h00, \$8  };
-  assign lane__payload[0] = \o__payload$192 [0];
-  assign \i__payload$187 [10] = \o__payload$188 [258];
-  assign \i__payload$187 [9] = \o__payload$188 [257];
-  assign \i__payload$187 [8] = \o__payload$188 [256];
-  assign \i__payload$187 [7:0] = \o__payload$188 [7:0];
+  assign lane__payload[0] = \o__payload$195 [0];
+  assign \i__payload$190 [10] = \o__payload$191 [258];
+  assign \i__payload$190 [9] = \o__payload$191 [257];
+  assign \i__payload$190 [8] = \o__payload$191 [256];
+  assign \i__payload$190 [7:0] = \o__payload$191 [7:0];
   assign \$4  = banks_in_use;
-  assign \$8  = \o__payload$192 [1];
-  assign \$10 [0] = \o__payload$210 [1];
+  assign \$8  = \o__payload$195 [1];
+  assign \$10 [0] = \o__payload$214 [1];
   assign \$10 [1] = 1'h1;
-  assign \$12 [1:0] = { 1'h0, \o__payload$228 [1] };
+  assign \$12 [1:0] = { 1'h0, \o__payload$233 [1] };
   assign \$12 [2] = 1'h1;
-  assign \$14 [0] = \o__payload$246 [1];
+  assign \$14 [0] = \o__payload$252 [1];
   assign \$14 [2:1] = 2'h3;
-  assign \$16 [2:0] = { 2'h0, \o__payload$264 [1] };
+  assign \$16 [2:0] = { 2'h0, \o__payload$271 [1] };
   assign \$16 [3] = 1'h1;
-  assign { \$18 [2], \$18 [0] } = { 1'h0, \o__payload$282 [1] };
+  assign { \$18 [2], \$18 [0] } = { 1'h0, \o__payload$290 [1] };
   assign { \$18 [3], \$18 [1] } = 2'h3;
-  assign \$20 [1:0] = { 1'h0, \o__payload$300 [1] };
+  assign \$20 [1:0] = { 1'h0, \o__payload$309 [1] };
   assign \$20 [3:2] = 2'h3;
-  assign \$22 [0] = \o__payload$318 [1];
+  assign \$22 [0] = \o__payload$328 [1];
   assign \$22 [3:1] = 3'h7;
-  assign \$24 [3:0] = { 3'h0, \o__payload$336 [1] };
+  assign \$24 [3:0] = { 3'h0, \o__payload$347 [1] };
   assign \$24 [4] = 1'h1;
-  assign { \$26 [3:2], \$26 [0] } = { 2'h0, \o__payload$354 [1] };
+  assign { \$26 [3:2], \$26 [0] } = { 2'h0, \o__payload$366 [1] };
   assign { \$26 [4], \$26 [1] } = 2'h3;
-  assign { \$28 [3], \$28 [1:0] } = { 2'h0, \o__payload$372 [1] };
+  assign { \$28 [3], \$28 [1:0] } = { 2'h0, \o__payload$385 [1] };
   assign { \$28 [4], \$28 [2] } = 2'h3;
-  assign { \$30 [3], \$30 [0] } = { 1'h0, \o__payload$390 [1] };
+  assign { \$30 [3], \$30 [0] } = { 1'h0, \o__payload$404 [1] };
   assign { \$30 [4], \$30 [2:1] } = 3'h7;
-  assign \$32 [2:0] = { 2'h0, \o__payload$408 [1] };
+  assign \$32 [2:0] = { 2'h0, \o__payload$423 [1] };
   assign \$32 [4:3] = 2'h3;
-  assign { \$34 [2], \$34 [0] } = { 1'h0, \o__payload$426 [1] };
+  assign { \$34 [2], \$34 [0] } = { 1'h0, \o__payload$442 [1] };
   assign { \$34 [4:3], \$34 [1] } = 3'h7;
-  assign \$36 [1:0] = { 1'h0, \o__payload$444 [1] };
+  assign \$36 [1:0] = { 1'h0, \o__payload$461 [1] };
   assign \$36 [4:2] = 3'h7;
-  assign \$38 [0] = \o__payload$462 [1];
+  assign \$38 [0] = \o__payload$480 [1];
   assign \$38 [4:1] = 4'hf;
-  assign \$40 [4:0] = { 4'h0, \o__payload$480 [1] };
+  assign \$40 [4:0] = { 4'h0, \o__payload$499 [1] };
   assign \$40 [5] = 1'h1;
-  assign { \$42 [4:2], \$42 [0] } = { 3'h0, \o__payload$498 [1] };
+  assign { \$42 [4:2], \$42 [0] } = { 3'h0, \o__payload$518 [1] };
   assign { \$42 [5], \$42 [1] } = 2'h3;
-  assign { \$44 [4:3], \$44 [1:0] } = { 3'h0, \o__payload$516 [1] };
+  assign { \$44 [4:3], \$44 [1:0] } = { 3'h0, \o__payload$537 [1] };
   assign { \$44 [5], \$44 [2] } = 2'h3;
-  assign { \$46 [4:3], \$46 [0] } = { 2'h0, \o__payload$534 [1] };
+  assign { \$46 [4:3], \$46 [0] } = { 2'h0, \o__payload$556 [1] };
   assign { \$46 [5], \$46 [2:1] } = 3'h7;
-  assign { \$48 [4], \$48 [2:0] } = { 3'h0, \o__payload$552 [1] };
+  assign { \$48 [4], \$48 [2:0] } = { 3'h0, \o__payload$575 [1] };
   assign { \$48 [5], \$48 [3] } = 2'h3;
-  assign { \$50 [4], \$50 [2], \$50 [0] } = { 2'h0, \o__payload$570 [1] };
+  assign { \$50 [4], \$50 [2], \$50 [0] } = { 2'h0, \o__payload$594 [1] };
   assign { \$50 [5], \$50 [3], \$50 [1] } = 3'h7;
-  assign { \$52 [4], \$52 [1:0] } = { 2'h0, \o__payload$588 [1] };
+  assign { \$52 [4], \$52 [1:0] } = { 2'h0, \o__payload$613 [1] };
   assign { \$52 [5], \$52 [3:2] } = 3'h7;
-  assign { \$54 [4], \$54 [0] } = { 1'h0, \o__payload$606 [1] };
+  assign { \$54 [4], \$54 [0] } = { 1'h0, \o__payload$632 [1] };
   assign { \$54 [5], \$54 [3:1] } = 4'hf;
-  assign \$56 [3:0] = { 3'h0, \o__payload$624 [1] };
+  assign \$56 [3:0] = { 3'h0, \o__payload$651 [1] };
   assign \$56 [5:4] = 2'h3;
-  assign { \$58 [3:2], \$58 [0] } = { 2'h0, \o__payload$642 [1] };
+  assign { \$58 [3:2], \$58 [0] } = { 2'h0, \o__payload$670 [1] };
   assign { \$58 [5:4], \$58 [1] } = 3'h7;
-  assign { \$60 [3], \$60 [1:0] } = { 2'h0, \o__payload$660 [1] };
+  assign { \$60 [3], \$60 [1:0] } = { 2'h0, \o__payload$689 [1] };
   assign { \$60 [5:4], \$60 [2] } = 3'h7;
-  assign { \$62 [3], \$62 [0] } = { 1'h0, \o__payload$678 [1] };
+  assign { \$62 [3], \$62 [0] } = { 1'h0, \o__payload$708 [1] };
   assign { \$62 [5:4], \$62 [2:1] } = 4'hf;
-  assign \$64 [2:0] = { 2'h0, \o__payload$696 [1] };
+  assign \$64 [2:0] = { 2'h0, \o__payload$727 [1] };
   assign \$64 [5:3] = 3'h7;
-  assign { \$66 [2], \$66 [0] } = { 1'h0, \o__payload$714 [1] };
+  assign { \$66 [2], \$66 [0] } = { 1'h0, \o__payload$746 [1] };
   assign { \$66 [5:3], \$66 [1] } = 4'hf;
-  assign \$68 [1:0] = { 1'h0, \o__payload$732 [1] };
+  assign \$68 [1:0] = { 1'h0, \o__payload$765 [1] };
   assign \$68 [5:2] = 4'hf;
-  assign \$70 [0] = \o__payload$750 [1];
+  assign \$70 [0] = \o__payload$784 [1];
   assign \$70 [5:1] = 5'h1f;
 endmodule
 
@@ -5911,8 +6014,8 @@ module egret_l_onchip_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
   assign o__valid = left;
 endmodule
 
-module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__payload$38 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$60 , \o__payload$56 , \o__ready$58 
-, clk);
+module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i__payload$40 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$62 , \o__payload$58 
+, \o__ready$60 , clk);
   reg time_zero  = 0;
   wire \$1 , \$11 , \$12 , \$13 , \$14 , \$16 , \$20 , \$21 , \$22 , \$23 , \$24 , \$27 , \$28 ,
     \$29 , \$3 , \$30 , \$32 , \$36 , \$5 , \$6 , \$7 , \$8 ;
@@ -5921,15 +6024,15 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
   reg [3:0] \$38 ;
   reg [3:0] \$39 ;
   wire bad;
-  wire \bad$94 ;
+  wire \bad$96 ;
   output [3:0] bad_index;
   reg [3:0] bad_index = 4'h0;
   wire bad_parity;
-  wire \bad_parity$95 ;
+  wire \bad_parity$97 ;
   output [3:0] bad_prefix;
   reg [3:0] bad_prefix = 4'h0;
   wire bad_slot;
-  wire \bad_slot$96 ;
+  wire \bad_slot$98 ;
   input cancel;
   wire cancel;
   input [1:0] clear_errors;
@@ -5938,85 +6041,88 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$72 ;
+  wire [22:0] \code_write$74 ;
   input [87:0] codes;
   wire [87:0] codes;
-  wire [87:0] \codes$62 ;
-  wire [87:0] \codes$9 ;
+  wire [87:0] \codes$11 ;
+  wire [87:0] \codes$64 ;
+  input drain;
+  wire drain;
+  wire \drain$9 ;
   wire enable;
-  wire \enable$18 ;
-  wire \enable$67 ;
-  wire \enable$68 ;
+  wire \enable$20 ;
+  wire \enable$69 ;
+  wire \enable$70 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$77 ;
+  wire [1:0] \go$79 ;
   wire [27:0] i;
   wire [56:0] i__payload;
-  input [10:0] \i__payload$38 ;
-  wire [10:0] \i__payload$38 ;
-  wire [10:0] \i__payload$39 ;
-  wire [56:0] \i__payload$44 ;
-  wire [33:0] \i__payload$50 ;
+  input [10:0] \i__payload$40 ;
+  wire [10:0] \i__payload$40 ;
+  wire [10:0] \i__payload$41 ;
+  wire [56:0] \i__payload$46 ;
+  wire [33:0] \i__payload$52 ;
   wire i__ready;
-  output \i__ready$40 ;
-  wire \i__ready$40 ;
-  wire \i__ready$41 ;
-  wire \i__ready$47 ;
-  wire \i__ready$53 ;
+  output \i__ready$42 ;
+  wire \i__ready$42 ;
+  wire \i__ready$43 ;
+  wire \i__ready$49 ;
+  wire \i__ready$55 ;
   wire i__valid;
-  input \i__valid$42 ;
-  wire \i__valid$42 ;
-  wire \i__valid$43 ;
-  wire \i__valid$48 ;
-  wire \i__valid$54 ;
+  input \i__valid$44 ;
+  wire \i__valid$44 ;
+  wire \i__valid$45 ;
+  wire \i__valid$50 ;
+  wire \i__valid$56 ;
   wire i_bank;
   wire [7:0] i_bits;
-  wire [7:0] \i_bits$28 ;
+  wire [7:0] \i_bits$30 ;
   wire [7:0] i_end;
   wire [7:0] i_event;
   wire i_first;
   wire i_last;
-  wire \i_last$23 ;
+  wire \i_last$25 ;
   wire i_parity;
-  wire \i_parity$25 ;
+  wire \i_parity$27 ;
   wire i_run_form;
   wire i_slot;
   wire i_valid;
-  wire \i_valid$19 ;
+  wire \i_valid$21 ;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$80 ;
+  wire [26:0] \map_write$82 ;
   input [69:0] matrices;
   wire [69:0] matrices;
-  wire [69:0] \matrices$64 ;
+  wire [69:0] \matrices$66 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$86 ;
+  wire \multiply$88 ;
   wire [56:0] o;
-  wire [37:0] \o$70 ;
-  wire [27:0] \o$84 ;
+  wire [37:0] \o$72 ;
+  wire [27:0] \o$86 ;
   wire [10:0] o__payload;
-  wire [56:0] \o__payload$45 ;
-  wire [33:0] \o__payload$51 ;
-  output [32:0] \o__payload$56 ;
-  wire [32:0] \o__payload$56 ;
-  wire [32:0] \o__payload$57 ;
+  wire [56:0] \o__payload$47 ;
+  wire [33:0] \o__payload$53 ;
+  output [32:0] \o__payload$58 ;
+  wire [32:0] \o__payload$58 ;
+  wire [32:0] \o__payload$59 ;
   wire o__ready;
-  wire \o__ready$46 ;
-  wire \o__ready$52 ;
-  input \o__ready$58 ;
-  wire \o__ready$58 ;
-  wire \o__ready$59 ;
+  wire \o__ready$48 ;
+  wire \o__ready$54 ;
+  input \o__ready$60 ;
+  wire \o__ready$60 ;
+  wire \o__ready$61 ;
   wire o__valid;
-  wire \o__valid$49 ;
-  wire \o__valid$55 ;
-  output \o__valid$60 ;
-  wire \o__valid$60 ;
-  wire \o__valid$61 ;
+  wire \o__valid$51 ;
+  wire \o__valid$57 ;
+  output \o__valid$62 ;
+  wire \o__valid$62 ;
+  wire \o__valid$63 ;
   wire [7:0] o_bits;
   wire [7:0] o_end;
   wire [7:0] o_event;
@@ -6024,23 +6130,23 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
   wire o_parity;
   wire o_slot;
   wire o_valid;
-  wire \o_valid$35 ;
+  wire \o_valid$37 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$75 ;
+  wire \selected$77 ;
   wire [37:0] settings;
-  wire [37:0] \settings$78 ;
+  wire [37:0] \settings$80 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$66 ;
-  wire [15:0] \start_write$73 ;
+  wire [15:0] \start_write$68 ;
+  wire [15:0] \start_write$75 ;
   wire turn;
   reg \turn$4  = 1'h0;
   input [150:0] vector_write;
   wire [150:0] vector_write;
-  wire [150:0] \vector_write$82 ;
+  wire [150:0] \vector_write$84 ;
   assign mine = turn == \turn$4 ;
   assign o__ready = i__ready & mine;
   assign i_valid = o__valid & mine;
@@ -6054,12 +6160,12 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
   assign \$14  = bad & \$13 ;
   assign \$16  = \$14  & \$7 ;
   assign \$20  = \$14  & \$11 ;
-  assign \$21  = ! \bad_parity$95 ;
-  assign \$22  = \bad$94  & \$21 ;
-  assign \$23  = ! \bad_slot$96 ;
+  assign \$21  = ! \bad_parity$97 ;
+  assign \$22  = \bad$96  & \$21 ;
+  assign \$23  = ! \bad_slot$98 ;
   assign \$24  = \$22  & \$23 ;
   assign \$28  = \$22  & \$27 ;
-  assign \$30  = \bad$94  & \$29 ;
+  assign \$30  = \bad$96  & \$29 ;
   assign \$32  = \$30  & \$23 ;
   assign \$36  = \$30  & \$27 ;
   always @(posedge clk)
@@ -6074,9 +6180,9 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$44 ),
-    .o__ready(\o__ready$46 ),
-    .o__valid(\i__valid$48 ),
+    .o__payload(\i__payload$46 ),
+    .o__ready(\o__ready$48 ),
+    .o__valid(\i__valid$50 ),
     .rst(rst)
   );
   egret_l_onchip_core_lane_collector  collector (
@@ -6086,14 +6192,14 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
     .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
-    .i_bits(\i_bits$28 ),
+    .i_bits(\i_bits$30 ),
     .i_end(i_end),
     .i_event(i_event),
-    .i_last(\i_last$23 ),
-    .i_parity(\i_parity$25 ),
+    .i_last(\i_last$25 ),
+    .i_parity(\i_parity$27 ),
     .i_run_form(i_run_form),
     .i_slot(i_slot),
-    .i_valid(\i_valid$19 ),
+    .i_valid(\i_valid$21 ),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
@@ -6101,38 +6207,38 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
   egret_l_onchip_core_lane_extractor  extractor (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$44 ),
-    .i__ready(\o__ready$46 ),
-    .i__valid(\i__valid$48 ),
-    .o__payload(\i__payload$50 ),
-    .o__ready(\o__ready$52 ),
-    .o__valid(\i__valid$54 ),
+    .i__payload(\i__payload$46 ),
+    .i__ready(\o__ready$48 ),
+    .i__valid(\i__valid$50 ),
+    .o__payload(\i__payload$52 ),
+    .o__ready(\o__ready$54 ),
+    .o__valid(\i__valid$56 ),
     .rst(rst)
   );
   egret_l_onchip_core_lane_input  \input  (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$38 ),
-    .i__ready(\i__ready$40 ),
-    .i__valid(\i__valid$42 ),
+    .i__payload(\i__payload$40 ),
+    .i__ready(\i__ready$42 ),
+    .i__valid(\i__valid$44 ),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
   egret_l_onchip_core_lane_mac  mac (
-    .bad(\bad$94 ),
-    .bad_parity(\bad_parity$95 ),
-    .bad_slot(\bad_slot$96 ),
+    .bad(\bad$96 ),
+    .bad_parity(\bad_parity$97 ),
+    .bad_slot(\bad_slot$98 ),
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$67 ),
-    .full(\o__valid$60 ),
+    .enable(\enable$69 ),
+    .full(\o__valid$62 ),
     .i(i),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$56 ),
-    .o__ready(\o__ready$58 ),
+    .o__payload(\o__payload$58 ),
+    .o__ready(\o__ready$60 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
@@ -6140,16 +6246,17 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
   egret_l_onchip_core_lane_parser  parser (
     .cancel(cancel),
     .clk(clk),
+    .drain(drain),
     .enable(i__ready),
     .i_valid(i_valid),
     .microcode_write(microcode_write),
-    .o_bits(\i_bits$28 ),
+    .o_bits(\i_bits$30 ),
     .o_end(i_end),
     .o_event(i_event),
-    .o_last(\i_last$23 ),
-    .o_parity(\i_parity$25 ),
+    .o_last(\i_last$25 ),
+    .o_parity(\i_parity$27 ),
     .o_slot(i_slot),
-    .o_valid(\i_valid$19 ),
+    .o_valid(\i_valid$21 ),
     .port_0 (o__payload),
     .rst(rst),
     .turn(turn)
@@ -6158,18 +6265,18 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$67 ),
+    .enable(\enable$69 ),
     .go(go),
-    .i__payload(\i__payload$50 ),
-    .i__ready(\o__ready$52 ),
-    .i__valid(\i__valid$54 ),
+    .i__payload(\i__payload$52 ),
+    .i__ready(\o__ready$54 ),
+    .i__valid(\i__valid$56 ),
     .o(i),
     .rst(rst),
     .selected(selected),
     .settings(settings),
     .start_write(start_write)
   );
-  egret_l_onchip_core_lane_settings_99  \settings$99  (
+  egret_l_onchip_core_lane_settings_101  \settings$101  (
     .cancel(cancel),
     .clk(clk),
     .codes(codes),
@@ -6253,64 +6360,66 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i
   end
   assign \microcode_write$1  = microcode_write;
   assign enable = i__ready;
-  assign \codes$9  = codes;
+  assign \drain$9  = drain;
+  assign \codes$11  = codes;
   assign i_first = o__payload[8];
   assign i_last = o__payload[9];
   assign i_parity = o__payload[10];
   assign i_bits = o__payload[7:0];
-  assign \enable$18  = i__ready;
-  assign o_valid = \i_valid$19 ;
+  assign \enable$20  = i__ready;
+  assign o_valid = \i_valid$21 ;
   assign o_slot = i_slot;
-  assign o_last = \i_last$23 ;
-  assign o_parity = \i_parity$25 ;
-  assign o_bits = \i_bits$28 ;
+  assign o_last = \i_last$25 ;
+  assign o_parity = \i_parity$27 ;
+  assign o_bits = \i_bits$30 ;
   assign o_end = i_end;
   assign o_event = i_event;
-  assign \o_valid$35  = i__valid;
+  assign \o_valid$37  = i__valid;
   assign o = i__payload;
-  assign \i__payload$39  = \i__payload$38 ;
-  assign \i__ready$41  = \i__ready$40 ;
-  assign \i__valid$43  = \i__valid$42 ;
-  assign \o__payload$45  = \i__payload$44 ;
-  assign \i__ready$47  = \o__ready$46 ;
-  assign \o__valid$49  = \i__valid$48 ;
-  assign \o__payload$51  = \i__payload$50 ;
-  assign \i__ready$53  = \o__ready$52 ;
-  assign \o__valid$55  = \i__valid$54 ;
-  assign \o__payload$57  = \o__payload$56 ;
-  assign \o__ready$59  = \o__ready$58 ;
-  assign \o__valid$61  = \o__valid$60 ;
-  assign \codes$62  = codes;
-  assign \matrices$64  = matrices;
-  assign \start_write$66  = start_write;
-  assign \enable$68  = \enable$67 ;
-  assign \o$70  = settings;
-  assign \code_write$72  = code_write;
-  assign \start_write$73  = start_write;
-  assign \selected$75  = selected;
-  assign \go$77  = go;
-  assign \settings$78  = settings;
-  assign \map_write$80  = map_write;
-  assign \vector_write$82  = vector_write;
-  assign \o$84  = i;
-  assign \multiply$86  = multiply;
+  assign \i__payload$41  = \i__payload$40 ;
+  assign \i__ready$43  = \i__ready$42 ;
+  assign \i__valid$45  = \i__valid$44 ;
+  assign \o__payload$47  = \i__payload$46 ;
+  assign \i__ready$49  = \o__ready$48 ;
+  assign \o__valid$51  = \i__valid$50 ;
+  assign \o__payload$53  = \i__payload$52 ;
+  assign \i__ready$55  = \o__ready$54 ;
+  assign \o__valid$57  = \i__valid$56 ;
+  assign \o__payload$59  = \o__payload$58 ;
+  assign \o__ready$61  = \o__ready$60 ;
+  assign \o__valid$63  = \o__valid$62 ;
+  assign \codes$64  = codes;
+  assign \matrices$66  = matrices;
+  assign \start_write$68  = start_write;
+  assign \enable$70  = \enable$69 ;
+  assign \o$72  = settings;
+  assign \code_write$74  = code_write;
+  assign \start_write$75  = start_write;
+  assign \selected$77  = selected;
+  assign \go$79  = go;
+  assign \settings$80  = settings;
+  assign \map_write$82  = map_write;
+  assign \vector_write$84  = vector_write;
+  assign \o$86  = i;
+  assign \multiply$88  = multiply;
   assign i_bank = 1'h0;
   assign \$1  = codes[0];
   assign i_run_form = \$1 ;
   assign \$11  = bad_slot;
   assign \$13  = bad_parity;
-  assign \$27  = \bad_slot$96 ;
-  assign \$29  = \bad_parity$95 ;
+  assign \$27  = \bad_slot$98 ;
+  assign \$29  = \bad_parity$97 ;
 endmodule
 
 module egret_l_onchip_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
   reg time_zero  = 0;
-  wire \$1 , \$2 , \$3 , \$4 ;
-  wire [5:0] \$5 , \$6 ;
-  reg \$10 ;
-  reg [4:0] \$7 ;
-  reg [4:0] \$8 ;
-  reg [56:0] \$9 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg [3:0] \$16 ;
+  reg [3:0] \$17 ;
+  reg [56:0] \$18 ;
+  reg \$19 ;
+  reg \$20 ;
+  (* init = 4'h0 *)
   wire [3:0] \$signature__addr ;
   wire [56:0] \$signature__data ;
   wire \$signature__en ;
@@ -6318,6 +6427,7 @@ module egret_l_onchip_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payl
   wire cancel;
   input clk;
   wire clk;
+  reg grew = 1'h0;
   input [56:0] i__payload;
   wire [56:0] i__payload;
   output i__ready;
@@ -6331,13 +6441,16 @@ module egret_l_onchip_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payl
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 57'h000000000000000 *)
+  wire [56:0] payload;
+  (* init = 4'h0 *)
   wire [3:0] read__addr;
   wire [56:0] read__data;
   input rst;
   wire rst;
-  wire some;
-  reg [4:0] taken = 5'h00;
-  reg [4:0] written = 5'h00;
+  reg [3:0] taken = 4'h0;
+  reg [3:0] written = 4'h0;
+  (* no_rw_check = 32'd1 *)
   reg [56:0] entries [15:0];
   integer entries_entry;
   initial begin
@@ -6346,168 +6459,189 @@ module egret_l_onchip_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payl
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written[3:0]] <= i__payload;
+      entries[written] <= i__payload;
   end
-  assign read__data = entries[taken[3:0]];
-  assign some = written != taken;
-  assign \$1  = written[3:0] != taken[3:0];
-  assign \$2  = written[4] == taken[4];
+  assign read__data = entries[taken];
+  assign \$1  = written != taken;
+  assign \$2  = ~ grew;
   assign i__ready = \$1  | \$2 ;
+  assign \$4  = \$1  | grew;
+  assign \$5  = ~ o__valid;
+  assign \$6  = \$5  | o__ready;
+  assign move = \$4  & \$6 ;
   assign \$signature__en  = i__valid & i__ready;
-  assign \$3  = ~ o__valid;
-  assign \$4  = \$3  | o__ready;
-  assign move = some & \$4 ;
-  assign \$5  = written + 1'h1;
-  assign \$6  = taken + 1'h1;
+  assign \$7  = written[3] ^ written[2];
+  assign \$8  = | written[2:0];
+  assign \$9  = ~ \$8 ;
+  assign \$10  = \$7  ^ \$9 ;
+  assign \$11  = taken[3] ^ taken[2];
+  assign \$12  = | taken[2:0];
+  assign \$13  = ~ \$12 ;
+  assign \$14  = \$11  ^ \$13 ;
+  assign \$15  = \$signature__en  != move;
   always @(posedge clk)
-    written <= \$7 ;
+    written <= \$16 ;
   always @(posedge clk)
-    taken <= \$8 ;
+    taken <= \$17 ;
   always @(posedge clk)
-    o__payload <= \$9 ;
+    o__payload <= \$18 ;
   always @(posedge clk)
-    o__valid <= \$10 ;
+    grew <= \$19 ;
+  always @(posedge clk)
+    o__valid <= \$20 ;
   always @* begin
     if (time_zero ) begin end
-    \$7  = written;
+    \$16  = written;
     if (\$signature__en ) begin
-      \$7  = \$5 [4:0];
+      \$16  = { written[2:0], \$10  };
     end
     if (cancel) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
     if (rst) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$8  = taken;
+    \$17  = taken;
     if (move) begin
-      \$8  = \$6 [4:0];
+      \$17  = { taken[2:0], \$14  };
     end
     if (cancel) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
     if (rst) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$9  = o__payload;
+    \$18  = o__payload;
     if (move) begin
-      \$9  = read__data;
-    end
-    if (cancel) begin
-      \$9  = 57'h000000000000000;
-    end
-    if (rst) begin
-      \$9  = 57'h000000000000000;
+      \$18  = read__data;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$10  = o__valid;
+    \$19  = grew;
+    if (\$15 ) begin
+      \$19  = \$signature__en ;
+    end
+    if (cancel) begin
+      \$19  = 1'h0;
+    end
+    if (rst) begin
+      \$19  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = o__valid;
     if (move) begin
-      \$10  = 1'h1;
+      \$20  = 1'h1;
     end else if (o__ready) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (cancel) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (rst) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
   end
-  assign \$signature__addr  = written[3:0];
+  assign \$signature__addr  = written;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken[3:0];
+  assign read__addr = taken;
+  assign payload = o__payload;
 endmodule
 
 module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
-  wire \$1 , \$1023 , \$1024 , \$1027 , \$103 , \$1030 , \$1031 , \$1032 , \$1033 , \$104 , \$105 ,
-    \$1057 , \$1058 , \$1061 , \$1068 , \$1069 , \$1070 , \$1071 , \$1102 , \$1103 , \$1106 , \$1116
-    , \$1117 , \$1120 , \$1132 , \$1133 , \$1134 , \$1135 , \$1174 , \$1175 , \$1178 , \$1188 ,
-    \$1189 , \$1192 , \$120 , \$1207 , \$1208 , \$121 , \$1211 , \$122 , \$1228 , \$1229 , \$1230 ,
-    \$1231 , \$1278 , \$1279 , \$1282 , \$1292 , \$1293 , \$1296 , \$1311 , \$1312 , \$1315 , \$1335
-    , \$1336 , \$1339 , \$1361 , \$1362 , \$1363 , \$1364 , \$137 , \$138 , \$1419 , \$142 , \$1420
-    , \$1423 , \$143 , \$1433 , \$1434 , \$1437 , \$1452 , \$1453 , \$1456 , \$147 , \$1476 , \$1477
-    , \$148 , \$1480 , \$1505 , \$1506 , \$1509 , \$152 , \$153 , \$1536 , \$1537 , \$1538 , \$1539
-    , \$157 , \$158 , \$1602 , \$1603 , \$1606 , \$1616 , \$1617 , \$162 , \$1620 , \$163 , \$1635 ,
-    \$1636 , \$1639 , \$1659 , \$1660 , \$1663 , \$167 , \$168 , \$1688 , \$1689 , \$1692 , \$172 ,
-    \$1722 , \$1723 , \$1726 , \$173 , \$1758 , \$1759 , \$1760 , \$1761 , \$177 , \$178 , \$180 ,
-    \$1833 , \$1834 , \$1836 , \$1837 , \$1838 , \$1844 , \$1845 , \$1846 , \$1852 , \$1853 , \$19 ,
-    \$2 , \$20 , \$221 , \$222 , \$223 , \$224 , \$225 , \$226 , \$228 , \$229 , \$230 , \$232 ,
-    \$233 , \$234 , \$236 , \$237 , \$238 , \$240 , \$241 , \$242 , \$244 , \$245 , \$246 , \$248 ,
-    \$249 , \$250 , \$253 , \$254 , \$257 , \$258 , \$259 , \$260 , \$261 , \$262 , \$263 , \$264 ,
-    \$265 , \$266 , \$267 , \$268 , \$269 , \$270 , \$271 , \$272 , \$273 , \$274 , \$275 , \$276 ,
-    \$277 , \$281 , \$283 , \$284 , \$285 , \$286 , \$287 , \$288 , \$289 , \$290 , \$291 , \$294 ,
-    \$296 , \$297 , \$298 , \$299 , \$3 , \$310 , \$311 , \$312 , \$313 , \$314 , \$315 , \$318 ,
-    \$320 , \$321 , \$322 , \$323 , \$342 , \$343 , \$344 , \$345 , \$346 , \$347 , \$348 , \$349 ,
-    \$35 , \$350 , \$353 , \$355 , \$356 , \$357 , \$358 , \$36 , \$37 , \$385 , \$386 , \$387 ,
-    \$388 , \$389 , \$390 , \$391 , \$392 , \$393 , \$394 , \$395 , \$396 , \$399 , \$401 , \$402 ,
-    \$403 , \$404 , \$439 , \$440 , \$441 , \$442 , \$443 , \$444 , \$445 , \$446 , \$447 , \$448 ,
-    \$449 , \$450 , \$451 , \$452 , \$453 , \$456 , \$458 , \$459 , \$460 , \$461 , \$504 , \$505 ,
-    \$506 , \$507 , \$508 , \$509 , \$510 , \$511 , \$512 , \$513 , \$514 , \$515 , \$516 , \$517 ,
-    \$518 , \$519 , \$52 , \$520 , \$521 , \$526 , \$527 , \$528 , \$529 , \$53 , \$54 , \$584 ,
-    \$590 , \$596 , \$602 , \$608 , \$614 , \$620 , \$626 , \$627 , \$628 , \$640 , \$641 , \$642 ,
-    \$645 , \$659 , \$660 , \$661 , \$664 , \$683 , \$684 , \$685 , \$688 , \$69 , \$70 , \$71 ,
-    \$712 , \$713 , \$714 , \$717 , \$746 , \$747 , \$748 , \$751 , \$785 , \$786 , \$787 , \$790 ,
-    \$829 , \$830 , \$831 , \$834 , \$86 , \$860 , \$864 , \$865 , \$868 , \$87 , \$878 , \$879 ,
-    \$88 , \$882 , \$897 , \$898 , \$901 , \$921 , \$922 , \$925 , \$950 , \$951 , \$954 , \$984 ,
-    \$985 , \$988 ;
-  wire [4:0] \$101 , \$102 , \$118 , \$119 , \$1232 , \$1273 , \$1274 , \$1340 , \$135 , \$136 ,
-    \$1481 , \$16 , \$1664 , \$17 , \$1832 , \$239 , \$33 , \$34 , \$437 , \$438 , \$50 , \$51 ,
-    \$603 , \$67 , \$68 , \$689 , \$84 , \$85 , \$926 ;
-  wire [7:0] \$1028 , \$1029 , \$1762 , \$1827 , \$1828 , \$1842 , \$1843 , \$251 , \$621 , \$622 ,
-    \$623 , \$791 ;
-  wire [1:0] \$1035 , \$1052 , \$1053 , \$1062 , \$1107 , \$1179 , \$1283 , \$1424 , \$1607 , \$227
-    , \$308 , \$309 , \$585 , \$632 , \$869 ;
-  wire [2:0] \$1072 , \$1097 , \$1098 , \$1121 , \$1193 , \$1297 , \$1438 , \$1621 , \$231 , \$340 ,
-    \$341 , \$591 , \$646 , \$883 ;
-  wire [3:0] \$1136 , \$1169 , \$1170 , \$1212 , \$1316 , \$1457 , \$1640 , \$1830 , \$1840 , \$1841
-    , \$1851 , \$235 , \$383 , \$384 , \$597 , \$665 , \$902 ;
-  wire [5:0] \$1365 , \$1414 , \$1415 , \$1510 , \$1693 , \$1831 , \$243 , \$502 , \$503 , \$609 ,
-    \$718 , \$955 ;
-  wire [6:0] \$1540 , \$1597 , \$1598 , \$1727 , \$247 , \$278 , \$578 , \$579 , \$615 , \$752 ,
-    \$989 ;
-  wire [18:0] \$1829 , \$1847 ;
-  wire [11:0] \$1835 ;
-  wire [10:0] \$1839 , \$1848 , \$1850 ;
-  wire [8:0] \$255 , \$256 , \$835 ;
-  reg \$1854 ;
-  reg [65:0] \$1855 ;
+  wire \$1 , \$1022 , \$1023 , \$1026 , \$1028 , \$1029 , \$103 , \$1030 , \$1031 , \$104 , \$105 ,
+    \$1055 , \$1056 , \$1059 , \$1066 , \$1067 , \$1068 , \$1069 , \$1100 , \$1101 , \$1104 , \$1114
+    , \$1115 , \$1118 , \$1130 , \$1131 , \$1132 , \$1133 , \$1172 , \$1173 , \$1176 , \$1186 ,
+    \$1187 , \$1190 , \$120 , \$1205 , \$1206 , \$1209 , \$121 , \$122 , \$1226 , \$1227 , \$1228 ,
+    \$1229 , \$1276 , \$1277 , \$1280 , \$1290 , \$1291 , \$1294 , \$1309 , \$1310 , \$1313 , \$1333
+    , \$1334 , \$1337 , \$1359 , \$1360 , \$1361 , \$1362 , \$137 , \$138 , \$139 , \$140 , \$1417 ,
+    \$1418 , \$1421 , \$1431 , \$1432 , \$1435 , \$144 , \$145 , \$1450 , \$1451 , \$1454 , \$1474 ,
+    \$1475 , \$1478 , \$149 , \$150 , \$1503 , \$1504 , \$1507 , \$1534 , \$1535 , \$1536 , \$1537 ,
+    \$154 , \$155 , \$159 , \$160 , \$1600 , \$1601 , \$1604 , \$1614 , \$1615 , \$1618 , \$1633 ,
+    \$1634 , \$1637 , \$164 , \$165 , \$1657 , \$1658 , \$1661 , \$1686 , \$1687 , \$169 , \$1690 ,
+    \$170 , \$1720 , \$1721 , \$1724 , \$174 , \$175 , \$1756 , \$1757 , \$1758 , \$1759 , \$179 ,
+    \$180 , \$182 , \$1830 , \$1831 , \$1835 , \$1836 , \$1837 , \$1838 , \$1840 , \$1841 , \$1846 ,
+    \$1847 , \$1849 , \$1850 , \$1852 , \$19 , \$2 , \$20 , \$223 , \$224 , \$225 , \$226 , \$227 ,
+    \$229 , \$230 , \$231 , \$233 , \$234 , \$235 , \$237 , \$238 , \$239 , \$241 , \$242 , \$243 ,
+    \$245 , \$246 , \$247 , \$249 , \$250 , \$251 , \$254 , \$255 , \$258 , \$259 , \$260 , \$261 ,
+    \$262 , \$263 , \$264 , \$265 , \$266 , \$267 , \$268 , \$269 , \$270 , \$271 , \$272 , \$273 ,
+    \$274 , \$275 , \$276 , \$277 , \$278 , \$281 , \$283 , \$284 , \$285 , \$286 , \$287 , \$288 ,
+    \$289 , \$290 , \$291 , \$294 , \$296 , \$297 , \$298 , \$299 , \$3 , \$310 , \$311 , \$312 ,
+    \$313 , \$314 , \$315 , \$318 , \$320 , \$321 , \$322 , \$323 , \$342 , \$343 , \$344 , \$345 ,
+    \$346 , \$347 , \$348 , \$349 , \$35 , \$350 , \$353 , \$355 , \$356 , \$357 , \$358 , \$36 ,
+    \$37 , \$385 , \$386 , \$387 , \$388 , \$389 , \$390 , \$391 , \$392 , \$393 , \$394 , \$395 ,
+    \$396 , \$399 , \$401 , \$402 , \$403 , \$404 , \$439 , \$440 , \$441 , \$442 , \$443 , \$444 ,
+    \$445 , \$446 , \$447 , \$448 , \$449 , \$450 , \$451 , \$452 , \$453 , \$456 , \$458 , \$459 ,
+    \$460 , \$461 , \$504 , \$505 , \$506 , \$507 , \$508 , \$509 , \$510 , \$511 , \$512 , \$513 ,
+    \$514 , \$515 , \$516 , \$517 , \$518 , \$519 , \$52 , \$520 , \$521 , \$526 , \$527 , \$528 ,
+    \$529 , \$53 , \$54 , \$584 , \$590 , \$596 , \$602 , \$608 , \$614 , \$620 , \$625 , \$626 ,
+    \$627 , \$639 , \$640 , \$641 , \$644 , \$658 , \$659 , \$660 , \$663 , \$682 , \$683 , \$684 ,
+    \$687 , \$69 , \$70 , \$71 , \$711 , \$712 , \$713 , \$716 , \$745 , \$746 , \$747 , \$750 ,
+    \$784 , \$785 , \$786 , \$789 , \$828 , \$829 , \$830 , \$833 , \$859 , \$86 , \$863 , \$864 ,
+    \$867 , \$87 , \$877 , \$878 , \$88 , \$881 , \$896 , \$897 , \$900 , \$920 , \$921 , \$924 ,
+    \$949 , \$950 , \$953 , \$983 , \$984 , \$987 ;
+  wire [4:0] \$101 , \$102 , \$118 , \$119 , \$1230 , \$1271 , \$1272 , \$1338 , \$135 , \$136 ,
+    \$1479 , \$16 , \$1662 , \$17 , \$1839 , \$240 , \$33 , \$34 , \$437 , \$438 , \$50 , \$51 ,
+    \$603 , \$67 , \$68 , \$688 , \$84 , \$85 , \$925 ;
+  wire [7:0] \$1027 , \$1760 , \$1825 , \$1826 , \$1833 , \$1834 , \$252 , \$621 , \$622 , \$790 ;
+  wire [1:0] \$1033 , \$1050 , \$1051 , \$1060 , \$1105 , \$1177 , \$1281 , \$1422 , \$1605 , \$228
+    , \$308 , \$309 , \$585 , \$631 , \$868 ;
+  wire [2:0] \$1070 , \$1095 , \$1096 , \$1119 , \$1191 , \$1295 , \$1436 , \$1619 , \$232 , \$340 ,
+    \$341 , \$591 , \$645 , \$882 ;
+  wire [3:0] \$1134 , \$1167 , \$1168 , \$1210 , \$1314 , \$1455 , \$1638 , \$1827 , \$1832 , \$1845
+    , \$1851 , \$236 , \$383 , \$384 , \$597 , \$664 , \$901 ;
+  wire [5:0] \$1363 , \$1412 , \$1413 , \$1508 , \$1691 , \$1828 , \$244 , \$502 , \$503 , \$609 ,
+    \$717 , \$954 ;
+  wire [6:0] \$1538 , \$1595 , \$1596 , \$1725 , \$1848 , \$248 , \$578 , \$579 , \$615 , \$751 ,
+    \$988 ;
+  wire [11:0] \$1829 ;
+  wire [18:0] \$1843 ;
+  wire [10:0] \$1844 ;
+  wire [8:0] \$256 , \$257 , \$834 ;
+  reg \$1853 ;
+  reg [64:0] \$1854 ;
+  reg [2:0] \$1855 ;
   reg \$1856 ;
   reg \$1857 ;
   reg [16:0] \$1858 ;
   reg [16:0] \$1859 ;
-  reg [77:0] \$1860 ;
+  reg [76:0] \$1860 ;
   reg [4:0] \$1861 ;
-  reg [76:0] \$1862 ;
-  reg [10:0] \$1863 ;
-  reg [3:0] \$1864 ;
-  reg [14:0] \$1865 ;
+  reg [75:0] \$1862 ;
+  reg [3:0] \$1863 ;
+  reg [6:0] \$1864 ;
+  reg [3:0] \$1865 ;
   reg [14:0] \$1866 ;
-  reg \$1867 ;
-  reg [56:0] \$1868 ;
-  reg [77:0] aligned = 78'h00000000000000000000;
+  reg [14:0] \$1867 ;
+  reg \$1868 ;
+  reg [56:0] \$1869 ;
+  reg [76:0] aligned = 77'h00000000000000000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
   output bad_slot;
   reg bad_slot = 1'h0;
+  (* init = 57'h000000000000000 *)
+  wire [56:0] block;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
-  wire [65:0] entering;
+  wire [64:0] entering;
   wire [7:0] \event ;
+  reg [6:0] high_step = 7'h00;
   input [7:0] i_bits;
   wire [7:0] i_bits;
   input [7:0] i_end;
@@ -6524,9 +6658,9 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   wire i_slot;
   input i_valid;
   wire i_valid;
-  wire [16:0] kept;
-  wire [14:0] left;
-  reg [65:0] \local  = 66'h00000000000000000;
+  reg [64:0] \local  = 65'h00000000000000000;
+  reg [3:0] low_step = 4'h0;
+  wire [10:0] number;
   output [56:0] o;
   reg [56:0] o = 57'h000000000000000;
   output o_valid;
@@ -6534,13 +6668,15 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   reg [16:0] open_0 = 17'h00000;
   reg [16:0] open_1 = 17'h00000;
   wire passes;
-  reg [76:0] ready = 77'h00000000000000000000;
+  reg [75:0] ready = 76'h0000000000000000000;
   input rst;
   wire rst;
   reg [14:0] skip_0 = 15'h0000;
   reg [14:0] skip_1 = 15'h0000;
-  reg [10:0] step = 11'h000;
   wire [14:0] total;
+  wire turn;
+  wire turn_skips;
+  reg [2:0] valid = 3'h0;
   reg [4:0] zeros = 5'h00;
   reg [3:0] zeros_class = 4'h0;
   wire [4:0] zeros_now;
@@ -6573,89 +6709,89 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$122  = i_end[7] & \$121 ;
   assign \$137  = | i_end;
   assign \$138  = \$137  | i_last;
-  assign \$142  = \event [0] & \$3 ;
-  assign \$147  = \event [1] & \$20 ;
-  assign \$148  = \$143  | \$147 ;
-  assign \$152  = \event [2] & \$37 ;
-  assign \$153  = \$148  | \$152 ;
-  assign \$157  = \event [3] & \$54 ;
-  assign \$158  = \$153  | \$157 ;
-  assign \$162  = \event [4] & \$71 ;
-  assign \$163  = \$158  | \$162 ;
-  assign \$167  = \event [5] & \$88 ;
-  assign \$168  = \$163  | \$167 ;
-  assign \$172  = \event [6] & \$105 ;
-  assign \$173  = \$168  | \$172 ;
-  assign \$177  = \event [7] & \$122 ;
-  assign \$178  = \$173  | \$177 ;
-  assign \$180  = i_run_form & \$137 ;
-  assign \$221  = ~ \$178 ;
-  assign \$222  = \$180  & \$221 ;
-  assign \$223  = | \event ;
-  assign \$225  = ~ \$224 ;
-  assign \$226  = i_end[0] & \$225 ;
-  assign \$227  = 1'h0 + \$226 ;
-  assign \$228  = | \event [1:0];
-  assign \$229  = ~ \$228 ;
-  assign \$230  = i_end[1] & \$229 ;
-  assign \$231  = \$227  + \$230 ;
-  assign \$232  = | \event [2:0];
-  assign \$233  = ~ \$232 ;
-  assign \$234  = i_end[2] & \$233 ;
-  assign \$235  = \$231  + \$234 ;
-  assign \$236  = | \event [3:0];
-  assign \$237  = ~ \$236 ;
-  assign \$238  = i_end[3] & \$237 ;
-  assign \$239  = \$235  + \$238 ;
-  assign \$240  = | \event [4:0];
-  assign \$241  = ~ \$240 ;
-  assign \$242  = i_end[4] & \$241 ;
-  assign \$243  = \$239  + \$242 ;
-  assign \$244  = | \event [5:0];
-  assign \$245  = ~ \$244 ;
-  assign \$246  = i_end[5] & \$245 ;
-  assign \$247  = \$243  + \$246 ;
-  assign \$248  = | \event [6:0];
-  assign \$249  = ~ \$248 ;
-  assign \$250  = i_end[6] & \$249 ;
-  assign \$251  = \$247  + \$250 ;
-  assign \$253  = ~ \$223 ;
-  assign \$254  = i_end[7] & \$253 ;
-  assign \$255  = \$251  + \$254 ;
-  assign \$256  = i_run_form ? 9'h000 : \$255 ;
-  assign \$258  = ~ \$257 ;
-  assign \$259  = i_bits[7] & \$258 ;
-  assign \$260  = | i_end[7:6];
-  assign \$261  = ~ \$260 ;
-  assign \$262  = i_bits[6] & \$261 ;
-  assign \$263  = | i_end[7:5];
-  assign \$264  = ~ \$263 ;
-  assign \$265  = i_bits[5] & \$264 ;
-  assign \$266  = | i_end[7:4];
-  assign \$267  = ~ \$266 ;
-  assign \$268  = i_bits[4] & \$267 ;
-  assign \$269  = | i_end[7:3];
-  assign \$270  = ~ \$269 ;
-  assign \$271  = i_bits[3] & \$270 ;
-  assign \$272  = | i_end[7:2];
-  assign \$273  = ~ \$272 ;
-  assign \$274  = i_bits[2] & \$273 ;
-  assign \$275  = | i_end[7:1];
-  assign \$276  = ~ \$275 ;
-  assign \$277  = i_bits[1] & \$276 ;
-  assign \$278  = i_last ? 7'h00 : { \$277 , \$274 , \$271 , \$268 , \$265 , \$262 , \$259  };
-  assign \$281  = i_end[1] & \$273 ;
+  assign \$139  = | \event ;
+  assign \$140  = \$139  | i_last;
+  assign \$144  = \event [0] & \$3 ;
+  assign \$149  = \event [1] & \$20 ;
+  assign \$150  = \$145  | \$149 ;
+  assign \$154  = \event [2] & \$37 ;
+  assign \$155  = \$150  | \$154 ;
+  assign \$159  = \event [3] & \$54 ;
+  assign \$160  = \$155  | \$159 ;
+  assign \$164  = \event [4] & \$71 ;
+  assign \$165  = \$160  | \$164 ;
+  assign \$169  = \event [5] & \$88 ;
+  assign \$170  = \$165  | \$169 ;
+  assign \$174  = \event [6] & \$105 ;
+  assign \$175  = \$170  | \$174 ;
+  assign \$179  = \event [7] & \$122 ;
+  assign \$180  = \$175  | \$179 ;
+  assign \$182  = i_run_form & \$137 ;
+  assign \$223  = ~ \$180 ;
+  assign \$224  = \$182  & \$223 ;
+  assign \$226  = ~ \$225 ;
+  assign \$227  = i_end[0] & \$226 ;
+  assign \$228  = 1'h0 + \$227 ;
+  assign \$229  = | \event [1:0];
+  assign \$230  = ~ \$229 ;
+  assign \$231  = i_end[1] & \$230 ;
+  assign \$232  = \$228  + \$231 ;
+  assign \$233  = | \event [2:0];
+  assign \$234  = ~ \$233 ;
+  assign \$235  = i_end[2] & \$234 ;
+  assign \$236  = \$232  + \$235 ;
+  assign \$237  = | \event [3:0];
+  assign \$238  = ~ \$237 ;
+  assign \$239  = i_end[3] & \$238 ;
+  assign \$240  = \$236  + \$239 ;
+  assign \$241  = | \event [4:0];
+  assign \$242  = ~ \$241 ;
+  assign \$243  = i_end[4] & \$242 ;
+  assign \$244  = \$240  + \$243 ;
+  assign \$245  = | \event [5:0];
+  assign \$246  = ~ \$245 ;
+  assign \$247  = i_end[5] & \$246 ;
+  assign \$248  = \$244  + \$247 ;
+  assign \$249  = | \event [6:0];
+  assign \$250  = ~ \$249 ;
+  assign \$251  = i_end[6] & \$250 ;
+  assign \$252  = \$248  + \$251 ;
+  assign \$254  = ~ \$139 ;
+  assign \$255  = i_end[7] & \$254 ;
+  assign \$256  = \$252  + \$255 ;
+  assign \$257  = i_run_form ? 9'h000 : \$256 ;
+  assign \$259  = ~ \$258 ;
+  assign \$260  = i_bits[7] & \$259 ;
+  assign \$261  = | i_end[7:6];
+  assign \$262  = ~ \$261 ;
+  assign \$263  = i_bits[6] & \$262 ;
+  assign \$264  = | i_end[7:5];
+  assign \$265  = ~ \$264 ;
+  assign \$266  = i_bits[5] & \$265 ;
+  assign \$267  = | i_end[7:4];
+  assign \$268  = ~ \$267 ;
+  assign \$269  = i_bits[4] & \$268 ;
+  assign \$270  = | i_end[7:3];
+  assign \$271  = ~ \$270 ;
+  assign \$272  = i_bits[3] & \$271 ;
+  assign \$273  = | i_end[7:2];
+  assign \$274  = ~ \$273 ;
+  assign \$275  = i_bits[2] & \$274 ;
+  assign \$276  = | i_end[7:1];
+  assign \$277  = ~ \$276 ;
+  assign \$278  = i_bits[1] & \$277 ;
+  assign \$281  = i_end[1] & \$274 ;
   assign \$283  = | \event [7:1];
   assign \$284  = ~ \$283 ;
-  assign \$285  = \$224  & \$284 ;
+  assign \$285  = \$225  & \$284 ;
   assign \$286  = \$281  & \$285 ;
   assign \$287  = i_bits[1] & \$286 ;
   assign \$290  = ~ \$289 ;
   assign \$291  = i_bits[1] & \$290 ;
-  assign \$294  = i_end[2] & \$270 ;
+  assign \$294  = i_end[2] & \$271 ;
   assign \$296  = | \event [7:2];
   assign \$297  = ~ \$296 ;
-  assign \$298  = \$228  & \$297 ;
+  assign \$298  = \$229  & \$297 ;
   assign \$299  = \$294  & \$298 ;
   assign \$308  = { \$291 , i_bits[2] } & { \$299 , \$299  };
   assign \$309  = { 1'h0, \$288  } | \$308 ;
@@ -6664,10 +6800,10 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$313  = | i_end[2:1];
   assign \$314  = ~ \$313 ;
   assign \$315  = i_bits[1] & \$314 ;
-  assign \$318  = i_end[3] & \$267 ;
+  assign \$318  = i_end[3] & \$268 ;
   assign \$320  = | \event [7:3];
   assign \$321  = ~ \$320 ;
-  assign \$322  = \$232  & \$321 ;
+  assign \$322  = \$233  & \$321 ;
   assign \$323  = \$318  & \$322 ;
   assign \$340  = { \$315 , \$312 , i_bits[3] } & { \$323 , \$323 , \$323  };
   assign \$341  = { 1'h0, \$309  } | \$340 ;
@@ -6679,10 +6815,10 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$348  = | i_end[3:1];
   assign \$349  = ~ \$348 ;
   assign \$350  = i_bits[1] & \$349 ;
-  assign \$353  = i_end[4] & \$264 ;
+  assign \$353  = i_end[4] & \$265 ;
   assign \$355  = | \event [7:4];
   assign \$356  = ~ \$355 ;
-  assign \$357  = \$236  & \$356 ;
+  assign \$357  = \$237  & \$356 ;
   assign \$358  = \$353  & \$357 ;
   assign \$383  = { \$350 , \$347 , \$344 , i_bits[4] } & { \$358 , \$358 , \$358 , \$358  };
   assign \$384  = { 1'h0, \$341  } | \$383 ;
@@ -6697,10 +6833,10 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$394  = | i_end[4:1];
   assign \$395  = ~ \$394 ;
   assign \$396  = i_bits[1] & \$395 ;
-  assign \$399  = i_end[5] & \$261 ;
+  assign \$399  = i_end[5] & \$262 ;
   assign \$401  = | \event [7:5];
   assign \$402  = ~ \$401 ;
-  assign \$403  = \$240  & \$402 ;
+  assign \$403  = \$241  & \$402 ;
   assign \$404  = \$399  & \$403 ;
   assign \$437  = { \$396 , \$393 , \$390 , \$387 , i_bits[5] } & { \$404 , \$404 , \$404 , \$404 , \$404  };
   assign \$438  = { 1'h0, \$384  } | \$437 ;
@@ -6718,10 +6854,10 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$451  = | i_end[5:1];
   assign \$452  = ~ \$451 ;
   assign \$453  = i_bits[1] & \$452 ;
-  assign \$456  = i_end[6] & \$258 ;
+  assign \$456  = i_end[6] & \$259 ;
   assign \$458  = | \event [7:6];
   assign \$459  = ~ \$458 ;
-  assign \$460  = \$244  & \$459 ;
+  assign \$460  = \$245  & \$459 ;
   assign \$461  = \$456  & \$460 ;
   assign \$502  = { \$453 , \$450 , \$447 , \$444 , \$441 , i_bits[6] } & { \$461 , \$461 , \$461 , \$461 , \$461 , \$461  };
   assign \$503  = { 1'h0, \$438  } | \$502 ;
@@ -6743,8 +6879,8 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$520  = ~ \$519 ;
   assign \$521  = i_bits[1] & \$520 ;
   assign \$527  = ~ \$526 ;
-  assign \$528  = \$248  & \$527 ;
-  assign \$529  = \$257  & \$528 ;
+  assign \$528  = \$249  & \$527 ;
+  assign \$529  = \$258  & \$528 ;
   assign \$578  = { \$521 , \$518 , \$515 , \$512 , \$509 , \$506 , i_bits[7] } & { \$529 , \$529 , \$529 , \$529 , \$529 , \$529 , \$529  };
   assign \$579  = { 1'h0, \$503  } | \$578 ;
   assign \$584  = i_end[1] & \$285 ;
@@ -6762,222 +6898,226 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$620  = i_end[7] & \$528 ;
   assign \$621  = \$615  + \$620 ;
   assign \$622  = i_run_form ? { 1'h0, \$579  } : \$621 ;
-  assign \$623  = i_last ? 8'h00 : \$622 ;
-  assign \$627  = ~ \$626 ;
-  assign \$632  = 1'h0 + \$628 ;
-  assign \$640  = i_bits[1] & \$19 ;
-  assign \$641  = ~ \$640 ;
-  assign \$642  = \$628  & \$641 ;
-  assign \$645  = \$642  & \$19 ;
-  assign \$646  = \$632  + \$645 ;
-  assign \$659  = i_bits[2] & \$36 ;
-  assign \$660  = ~ \$659 ;
-  assign \$661  = \$642  & \$660 ;
-  assign \$664  = \$661  & \$36 ;
-  assign \$665  = \$646  + \$664 ;
-  assign \$683  = i_bits[3] & \$53 ;
-  assign \$684  = ~ \$683 ;
-  assign \$685  = \$661  & \$684 ;
-  assign \$688  = \$685  & \$53 ;
-  assign \$689  = \$665  + \$688 ;
-  assign \$712  = i_bits[4] & \$70 ;
-  assign \$713  = ~ \$712 ;
-  assign \$714  = \$685  & \$713 ;
-  assign \$717  = \$714  & \$70 ;
-  assign \$718  = \$689  + \$717 ;
-  assign \$746  = i_bits[5] & \$87 ;
-  assign \$747  = ~ \$746 ;
-  assign \$748  = \$714  & \$747 ;
-  assign \$751  = \$748  & \$87 ;
-  assign \$752  = \$718  + \$751 ;
-  assign \$785  = i_bits[6] & \$104 ;
-  assign \$786  = ~ \$785 ;
-  assign \$787  = \$748  & \$786 ;
-  assign \$790  = \$787  & \$104 ;
-  assign \$791  = \$752  + \$790 ;
-  assign \$829  = i_bits[7] & \$121 ;
-  assign \$830  = ~ \$829 ;
-  assign \$831  = \$787  & \$830 ;
-  assign \$834  = \$831  & \$121 ;
-  assign \$835  = \$791  + \$834 ;
-  assign \$860  = | { \$829 , \$785 , \$746 , \$712 , \$683 , \$659 , \$640 , \$626  };
-  assign \$864  = ~ \$277 ;
-  assign \$868  = \$865  & \$276 ;
-  assign \$869  = 1'h0 + \$868 ;
-  assign \$878  = ~ \$274 ;
-  assign \$879  = \$865  & \$878 ;
-  assign \$882  = \$879  & \$273 ;
-  assign \$883  = \$869  + \$882 ;
-  assign \$897  = ~ \$271 ;
-  assign \$898  = \$879  & \$897 ;
-  assign \$901  = \$898  & \$270 ;
-  assign \$902  = \$883  + \$901 ;
-  assign \$921  = ~ \$268 ;
-  assign \$922  = \$898  & \$921 ;
-  assign \$925  = \$922  & \$267 ;
-  assign \$926  = \$902  + \$925 ;
-  assign \$950  = ~ \$265 ;
-  assign \$951  = \$922  & \$950 ;
-  assign \$954  = \$951  & \$264 ;
-  assign \$955  = \$926  + \$954 ;
-  assign \$984  = ~ \$262 ;
-  assign \$985  = \$951  & \$984 ;
-  assign \$988  = \$985  & \$261 ;
-  assign \$989  = \$955  + \$988 ;
-  assign \$1023  = ~ \$259 ;
-  assign \$1024  = \$985  & \$1023 ;
-  assign \$1027  = \$1024  & \$258 ;
-  assign \$1028  = \$989  + \$1027 ;
-  assign \$1029  = i_last ? 8'h00 : \$1028 ;
-  assign \$1030  = | entering[39:33];
-  assign \$1032  = ~ \$1031 ;
-  assign \$1035  = 1'h0 + \$1033 ;
-  assign \$1052  = \$1035  & { \$286 , \$286  };
-  assign \$1057  = ~ \$291 ;
-  assign \$1061  = \$1058  & \$290 ;
-  assign \$1062  = 1'h0 + \$1061 ;
-  assign \$1069  = ~ \$1068 ;
-  assign \$1070  = \$1058  & \$1069 ;
-  assign \$1072  = \$1062  + \$1071 ;
-  assign \$1097  = \$1072  & { \$299 , \$299 , \$299  };
-  assign \$1098  = { 1'h0, \$1053  } | \$1097 ;
-  assign \$1102  = ~ \$315 ;
-  assign \$1106  = \$1103  & \$314 ;
-  assign \$1107  = 1'h0 + \$1106 ;
-  assign \$1116  = ~ \$312 ;
-  assign \$1117  = \$1103  & \$1116 ;
-  assign \$1120  = \$1117  & \$311 ;
-  assign \$1121  = \$1107  + \$1120 ;
-  assign \$1133  = ~ \$1132 ;
-  assign \$1134  = \$1117  & \$1133 ;
-  assign \$1136  = \$1121  + \$1135 ;
-  assign \$1169  = \$1136  & { \$323 , \$323 , \$323 , \$323  };
-  assign \$1170  = { 1'h0, \$1098  } | \$1169 ;
-  assign \$1174  = ~ \$350 ;
-  assign \$1178  = \$1175  & \$349 ;
-  assign \$1179  = 1'h0 + \$1178 ;
-  assign \$1188  = ~ \$347 ;
-  assign \$1189  = \$1175  & \$1188 ;
-  assign \$1192  = \$1189  & \$346 ;
-  assign \$1193  = \$1179  + \$1192 ;
-  assign \$1207  = ~ \$344 ;
-  assign \$1208  = \$1189  & \$1207 ;
-  assign \$1211  = \$1208  & \$343 ;
-  assign \$1212  = \$1193  + \$1211 ;
-  assign \$1229  = ~ \$1228 ;
-  assign \$1230  = \$1208  & \$1229 ;
-  assign \$1232  = \$1212  + \$1231 ;
-  assign \$1273  = \$1232  & { \$358 , \$358 , \$358 , \$358 , \$358  };
-  assign \$1274  = { 1'h0, \$1170  } | \$1273 ;
-  assign \$1278  = ~ \$396 ;
-  assign \$1282  = \$1279  & \$395 ;
-  assign \$1283  = 1'h0 + \$1282 ;
-  assign \$1292  = ~ \$393 ;
-  assign \$1293  = \$1279  & \$1292 ;
-  assign \$1296  = \$1293  & \$392 ;
-  assign \$1297  = \$1283  + \$1296 ;
-  assign \$1311  = ~ \$390 ;
-  assign \$1312  = \$1293  & \$1311 ;
-  assign \$1315  = \$1312  & \$389 ;
-  assign \$1316  = \$1297  + \$1315 ;
-  assign \$1335  = ~ \$387 ;
-  assign \$1336  = \$1312  & \$1335 ;
-  assign \$1339  = \$1336  & \$386 ;
-  assign \$1340  = \$1316  + \$1339 ;
-  assign \$1362  = ~ \$1361 ;
-  assign \$1363  = \$1336  & \$1362 ;
-  assign \$1365  = \$1340  + \$1364 ;
-  assign \$1414  = \$1365  & { \$404 , \$404 , \$404 , \$404 , \$404 , \$404  };
-  assign \$1415  = { 1'h0, \$1274  } | \$1414 ;
-  assign \$1419  = ~ \$453 ;
-  assign \$1423  = \$1420  & \$452 ;
-  assign \$1424  = 1'h0 + \$1423 ;
-  assign \$1433  = ~ \$450 ;
-  assign \$1434  = \$1420  & \$1433 ;
-  assign \$1437  = \$1434  & \$449 ;
-  assign \$1438  = \$1424  + \$1437 ;
-  assign \$1452  = ~ \$447 ;
-  assign \$1453  = \$1434  & \$1452 ;
-  assign \$1456  = \$1453  & \$446 ;
-  assign \$1457  = \$1438  + \$1456 ;
-  assign \$1476  = ~ \$444 ;
-  assign \$1477  = \$1453  & \$1476 ;
-  assign \$1480  = \$1477  & \$443 ;
-  assign \$1481  = \$1457  + \$1480 ;
-  assign \$1505  = ~ \$441 ;
-  assign \$1506  = \$1477  & \$1505 ;
-  assign \$1509  = \$1506  & \$440 ;
-  assign \$1510  = \$1481  + \$1509 ;
-  assign \$1537  = ~ \$1536 ;
-  assign \$1538  = \$1506  & \$1537 ;
-  assign \$1540  = \$1510  + \$1539 ;
-  assign \$1597  = \$1540  & { \$461 , \$461 , \$461 , \$461 , \$461 , \$461 , \$461  };
-  assign \$1598  = { 1'h0, \$1415  } | \$1597 ;
-  assign \$1602  = ~ \$521 ;
-  assign \$1606  = \$1603  & \$520 ;
-  assign \$1607  = 1'h0 + \$1606 ;
-  assign \$1616  = ~ \$518 ;
-  assign \$1617  = \$1603  & \$1616 ;
-  assign \$1620  = \$1617  & \$517 ;
-  assign \$1621  = \$1607  + \$1620 ;
-  assign \$1635  = ~ \$515 ;
-  assign \$1636  = \$1617  & \$1635 ;
-  assign \$1639  = \$1636  & \$514 ;
-  assign \$1640  = \$1621  + \$1639 ;
-  assign \$1659  = ~ \$512 ;
-  assign \$1660  = \$1636  & \$1659 ;
-  assign \$1663  = \$1660  & \$511 ;
-  assign \$1664  = \$1640  + \$1663 ;
-  assign \$1688  = ~ \$509 ;
-  assign \$1689  = \$1660  & \$1688 ;
-  assign \$1692  = \$1689  & \$508 ;
-  assign \$1693  = \$1664  + \$1692 ;
-  assign \$1722  = ~ \$506 ;
-  assign \$1723  = \$1689  & \$1722 ;
-  assign \$1726  = \$1723  & \$505 ;
-  assign \$1727  = \$1693  + \$1726 ;
-  assign \$1759  = ~ \$1758 ;
-  assign \$1760  = \$1723  & \$1759 ;
-  assign \$1762  = \$1727  + \$1761 ;
-  assign \$1827  = \$1762  & { \$529 , \$529 , \$529 , \$529 , \$529 , \$529 , \$529 , \$529  };
-  assign \$1828  = { 1'h0, \$1598  } | \$1827 ;
-  assign \$1829  = \local [32] ? { 12'h000, \local [39:33] } : { open_1[10:0], \local [5], \local [6], \local [7], \local [8], \local [9], \local [10], \local [11], \local [12] };
-  assign \$1830  = open_1[16] ? 4'h0 : \local [57:54];
-  assign \$1831  = open_1[15:11] + \$1830 ;
-  assign \$1832  = \local [32] ? { 2'h0, \local [61:59] } : \$1831 [4:0];
-  assign \$1833  = open_1[16] | \local [58];
-  assign \$1834  = \local [32] ? \local [62] : \$1833 ;
-  assign \$1835  = skip_1[10:0] + step;
-  assign \$1836  = ready[42] | ready[1];
-  assign \$1837  = ~ ready[3];
-  assign \$1838  = skip_1[10] & \$1837 ;
-  assign passes = \$1836  | \$1838 ;
-  assign \$1839  = passes ? { 4'h0, ready[53:47] } : total[10:0];
-  assign \$1840  = ready[41] ? zeros_class : skip_1[14:11];
-  assign \$1841  = passes ? { 1'h0, ready[65:63] } : total[14:11];
-  assign \$1842  = ~ i_end;
-  assign \$1843  = i_event & \$1842 ;
-  assign \$1844  = | \$1843 ;
-  assign \$1845  = i_valid & \$1844 ;
-  assign \$1846  = enable & \local [0];
-  assign \$1847  = { open_1[10:0], \local [5], \local [6], \local [7], \local [8], \local [9], \local [10], \local [11], \local [12] } >> { \local [31:30], 1'h0 };
-  assign \$1848  = aligned[29] ? aligned[77:67] : aligned[76:66];
-  assign \$1850  = aligned[41] ? \$1848  : { 7'h00, aligned[46:43] };
-  assign \$1851  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
-  assign \$1852  = enable & ready[0];
-  assign \$1853  = ready[0] & passes;
+  assign \$626  = ~ \$625 ;
+  assign \$631  = 1'h0 + \$627 ;
+  assign \$639  = i_bits[1] & \$19 ;
+  assign \$640  = ~ \$639 ;
+  assign \$641  = \$627  & \$640 ;
+  assign \$644  = \$641  & \$19 ;
+  assign \$645  = \$631  + \$644 ;
+  assign \$658  = i_bits[2] & \$36 ;
+  assign \$659  = ~ \$658 ;
+  assign \$660  = \$641  & \$659 ;
+  assign \$663  = \$660  & \$36 ;
+  assign \$664  = \$645  + \$663 ;
+  assign \$682  = i_bits[3] & \$53 ;
+  assign \$683  = ~ \$682 ;
+  assign \$684  = \$660  & \$683 ;
+  assign \$687  = \$684  & \$53 ;
+  assign \$688  = \$664  + \$687 ;
+  assign \$711  = i_bits[4] & \$70 ;
+  assign \$712  = ~ \$711 ;
+  assign \$713  = \$684  & \$712 ;
+  assign \$716  = \$713  & \$70 ;
+  assign \$717  = \$688  + \$716 ;
+  assign \$745  = i_bits[5] & \$87 ;
+  assign \$746  = ~ \$745 ;
+  assign \$747  = \$713  & \$746 ;
+  assign \$750  = \$747  & \$87 ;
+  assign \$751  = \$717  + \$750 ;
+  assign \$784  = i_bits[6] & \$104 ;
+  assign \$785  = ~ \$784 ;
+  assign \$786  = \$747  & \$785 ;
+  assign \$789  = \$786  & \$104 ;
+  assign \$790  = \$751  + \$789 ;
+  assign \$828  = i_bits[7] & \$121 ;
+  assign \$829  = ~ \$828 ;
+  assign \$830  = \$786  & \$829 ;
+  assign \$833  = \$830  & \$121 ;
+  assign \$834  = \$790  + \$833 ;
+  assign \$859  = | { \$828 , \$784 , \$745 , \$711 , \$682 , \$658 , \$639 , \$625  };
+  assign \$863  = ~ \$278 ;
+  assign \$867  = \$864  & \$277 ;
+  assign \$868  = 1'h0 + \$867 ;
+  assign \$877  = ~ \$275 ;
+  assign \$878  = \$864  & \$877 ;
+  assign \$881  = \$878  & \$274 ;
+  assign \$882  = \$868  + \$881 ;
+  assign \$896  = ~ \$272 ;
+  assign \$897  = \$878  & \$896 ;
+  assign \$900  = \$897  & \$271 ;
+  assign \$901  = \$882  + \$900 ;
+  assign \$920  = ~ \$269 ;
+  assign \$921  = \$897  & \$920 ;
+  assign \$924  = \$921  & \$268 ;
+  assign \$925  = \$901  + \$924 ;
+  assign \$949  = ~ \$266 ;
+  assign \$950  = \$921  & \$949 ;
+  assign \$953  = \$950  & \$265 ;
+  assign \$954  = \$925  + \$953 ;
+  assign \$983  = ~ \$263 ;
+  assign \$984  = \$950  & \$983 ;
+  assign \$987  = \$984  & \$262 ;
+  assign \$988  = \$954  + \$987 ;
+  assign \$1022  = ~ \$260 ;
+  assign \$1023  = \$984  & \$1022 ;
+  assign \$1026  = \$1023  & \$259 ;
+  assign \$1027  = \$988  + \$1026 ;
+  assign \$1028  = | entering[38:32];
+  assign \$1030  = ~ \$1029 ;
+  assign \$1033  = 1'h0 + \$1031 ;
+  assign \$1050  = \$1033  & { \$286 , \$286  };
+  assign \$1055  = ~ \$291 ;
+  assign \$1059  = \$1056  & \$290 ;
+  assign \$1060  = 1'h0 + \$1059 ;
+  assign \$1067  = ~ \$1066 ;
+  assign \$1068  = \$1056  & \$1067 ;
+  assign \$1070  = \$1060  + \$1069 ;
+  assign \$1095  = \$1070  & { \$299 , \$299 , \$299  };
+  assign \$1096  = { 1'h0, \$1051  } | \$1095 ;
+  assign \$1100  = ~ \$315 ;
+  assign \$1104  = \$1101  & \$314 ;
+  assign \$1105  = 1'h0 + \$1104 ;
+  assign \$1114  = ~ \$312 ;
+  assign \$1115  = \$1101  & \$1114 ;
+  assign \$1118  = \$1115  & \$311 ;
+  assign \$1119  = \$1105  + \$1118 ;
+  assign \$1131  = ~ \$1130 ;
+  assign \$1132  = \$1115  & \$1131 ;
+  assign \$1134  = \$1119  + \$1133 ;
+  assign \$1167  = \$1134  & { \$323 , \$323 , \$323 , \$323  };
+  assign \$1168  = { 1'h0, \$1096  } | \$1167 ;
+  assign \$1172  = ~ \$350 ;
+  assign \$1176  = \$1173  & \$349 ;
+  assign \$1177  = 1'h0 + \$1176 ;
+  assign \$1186  = ~ \$347 ;
+  assign \$1187  = \$1173  & \$1186 ;
+  assign \$1190  = \$1187  & \$346 ;
+  assign \$1191  = \$1177  + \$1190 ;
+  assign \$1205  = ~ \$344 ;
+  assign \$1206  = \$1187  & \$1205 ;
+  assign \$1209  = \$1206  & \$343 ;
+  assign \$1210  = \$1191  + \$1209 ;
+  assign \$1227  = ~ \$1226 ;
+  assign \$1228  = \$1206  & \$1227 ;
+  assign \$1230  = \$1210  + \$1229 ;
+  assign \$1271  = \$1230  & { \$358 , \$358 , \$358 , \$358 , \$358  };
+  assign \$1272  = { 1'h0, \$1168  } | \$1271 ;
+  assign \$1276  = ~ \$396 ;
+  assign \$1280  = \$1277  & \$395 ;
+  assign \$1281  = 1'h0 + \$1280 ;
+  assign \$1290  = ~ \$393 ;
+  assign \$1291  = \$1277  & \$1290 ;
+  assign \$1294  = \$1291  & \$392 ;
+  assign \$1295  = \$1281  + \$1294 ;
+  assign \$1309  = ~ \$390 ;
+  assign \$1310  = \$1291  & \$1309 ;
+  assign \$1313  = \$1310  & \$389 ;
+  assign \$1314  = \$1295  + \$1313 ;
+  assign \$1333  = ~ \$387 ;
+  assign \$1334  = \$1310  & \$1333 ;
+  assign \$1337  = \$1334  & \$386 ;
+  assign \$1338  = \$1314  + \$1337 ;
+  assign \$1360  = ~ \$1359 ;
+  assign \$1361  = \$1334  & \$1360 ;
+  assign \$1363  = \$1338  + \$1362 ;
+  assign \$1412  = \$1363  & { \$404 , \$404 , \$404 , \$404 , \$404 , \$404  };
+  assign \$1413  = { 1'h0, \$1272  } | \$1412 ;
+  assign \$1417  = ~ \$453 ;
+  assign \$1421  = \$1418  & \$452 ;
+  assign \$1422  = 1'h0 + \$1421 ;
+  assign \$1431  = ~ \$450 ;
+  assign \$1432  = \$1418  & \$1431 ;
+  assign \$1435  = \$1432  & \$449 ;
+  assign \$1436  = \$1422  + \$1435 ;
+  assign \$1450  = ~ \$447 ;
+  assign \$1451  = \$1432  & \$1450 ;
+  assign \$1454  = \$1451  & \$446 ;
+  assign \$1455  = \$1436  + \$1454 ;
+  assign \$1474  = ~ \$444 ;
+  assign \$1475  = \$1451  & \$1474 ;
+  assign \$1478  = \$1475  & \$443 ;
+  assign \$1479  = \$1455  + \$1478 ;
+  assign \$1503  = ~ \$441 ;
+  assign \$1504  = \$1475  & \$1503 ;
+  assign \$1507  = \$1504  & \$440 ;
+  assign \$1508  = \$1479  + \$1507 ;
+  assign \$1535  = ~ \$1534 ;
+  assign \$1536  = \$1504  & \$1535 ;
+  assign \$1538  = \$1508  + \$1537 ;
+  assign \$1595  = \$1538  & { \$461 , \$461 , \$461 , \$461 , \$461 , \$461 , \$461  };
+  assign \$1596  = { 1'h0, \$1413  } | \$1595 ;
+  assign \$1600  = ~ \$521 ;
+  assign \$1604  = \$1601  & \$520 ;
+  assign \$1605  = 1'h0 + \$1604 ;
+  assign \$1614  = ~ \$518 ;
+  assign \$1615  = \$1601  & \$1614 ;
+  assign \$1618  = \$1615  & \$517 ;
+  assign \$1619  = \$1605  + \$1618 ;
+  assign \$1633  = ~ \$515 ;
+  assign \$1634  = \$1615  & \$1633 ;
+  assign \$1637  = \$1634  & \$514 ;
+  assign \$1638  = \$1619  + \$1637 ;
+  assign \$1657  = ~ \$512 ;
+  assign \$1658  = \$1634  & \$1657 ;
+  assign \$1661  = \$1658  & \$511 ;
+  assign \$1662  = \$1638  + \$1661 ;
+  assign \$1686  = ~ \$509 ;
+  assign \$1687  = \$1658  & \$1686 ;
+  assign \$1690  = \$1687  & \$508 ;
+  assign \$1691  = \$1662  + \$1690 ;
+  assign \$1720  = ~ \$506 ;
+  assign \$1721  = \$1687  & \$1720 ;
+  assign \$1724  = \$1721  & \$505 ;
+  assign \$1725  = \$1691  + \$1724 ;
+  assign \$1757  = ~ \$1756 ;
+  assign \$1758  = \$1721  & \$1757 ;
+  assign \$1760  = \$1725  + \$1759 ;
+  assign \$1825  = \$1760  & { \$529 , \$529 , \$529 , \$529 , \$529 , \$529 , \$529 , \$529  };
+  assign \$1826  = { 1'h0, \$1596  } | \$1825 ;
+  assign turn = enable & valid[0];
+  assign \$1827  = open_1[16] ? 4'h0 : \local [56:53];
+  assign \$1828  = open_1[15:11] + \$1827 ;
+  assign number = aligned[28] ? aligned[76:66] : aligned[75:65];
+  assign \$1829  = skip_1[10:0] + { high_step, low_step };
+  assign \$1830  = ~ ready[2];
+  assign \$1831  = skip_1[10] & \$1830 ;
+  assign passes = ready[41] | \$1831 ;
+  assign turn_skips = enable & valid[2];
+  assign \$1832  = ready[40] ? zeros_class : skip_1[14:11];
+  assign \$1833  = ~ i_end;
+  assign \$1834  = i_event & \$1833 ;
+  assign \$1835  = | \$1834 ;
+  assign \$1836  = i_valid & \$1835 ;
+  assign \$1837  = turn & \local [31];
+  assign \$1838  = turn & \local [0];
+  assign \$1839  = \local [31] ? { 2'h0, \local [60:58] } : \$1828 [4:0];
+  assign \$1840  = open_1[16] | \local [57];
+  assign \$1841  = \local [31] ? \local [61] : \$1840 ;
+  assign \$1843  = { open_1[10:0], \local [4], \local [5], \local [6], \local [7], \local [8], \local [9], \local [10], \local [11] } >> { \local [30:29], 1'h0 };
+  assign \$1844  = aligned[40] ? number : { 7'h00, aligned[45:42] };
+  assign \$1845  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
+  assign \$1846  = ~ aligned[40];
+  assign \$1847  = enable & \$1846 ;
+  assign \$1848  = passes ? ready[52:46] : total[6:0];
+  assign \$1849  = turn_skips & passes;
+  assign \$1850  = turn_skips & ready[0];
+  assign \$1851  = passes ? { 1'h0, ready[64:62] } : total[14:11];
+  assign \$1852  = valid[2] & passes;
   always @(posedge clk)
-    bad <= \$1854 ;
+    bad <= \$1853 ;
   always @(posedge clk)
-    \local  <= \$1855 ;
+    \local  <= \$1854 ;
+  always @(posedge clk)
+    valid <= \$1855 ;
   always @(posedge clk)
     bad_slot <= \$1856 ;
   always @(posedge clk)
     bad_parity <= \$1857 ;
   always @(posedge clk)
-    open_0 <= \$1858 ;
+    open_1 <= \$1858 ;
   always @(posedge clk)
-    open_1 <= \$1859 ;
+    open_0 <= \$1859 ;
   always @(posedge clk)
     aligned <= \$1860 ;
   always @(posedge clk)
@@ -6985,41 +7125,50 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   always @(posedge clk)
     ready <= \$1862 ;
   always @(posedge clk)
-    step <= \$1863 ;
+    low_step <= \$1863 ;
   always @(posedge clk)
-    zeros_class <= \$1864 ;
+    high_step <= \$1864 ;
   always @(posedge clk)
-    skip_0 <= \$1865 ;
+    zeros_class <= \$1865 ;
   always @(posedge clk)
     skip_1 <= \$1866 ;
   always @(posedge clk)
-    o_valid <= \$1867 ;
+    skip_0 <= \$1867 ;
   always @(posedge clk)
-    o <= \$1868 ;
+    o_valid <= \$1868 ;
+  always @(posedge clk)
+    o <= \$1869 ;
   always @* begin
     if (time_zero ) begin end
-    \$1854  = 1'h0;
+    \$1853  = 1'h0;
     if (enable) begin
-      \$1854  = \$1845 ;
+      \$1853  = \$1836 ;
     end
     if (cancel) begin
-      \$1854  = 1'h0;
+      \$1853  = 1'h0;
     end
     if (rst) begin
-      \$1854  = 1'h0;
+      \$1853  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1855  = \local ;
+    \$1854  = \local ;
     if (enable) begin
-      \$1855  = entering;
+      \$1854  = entering;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$1855  = valid;
+    if (enable) begin
+      \$1855  = { valid[1:0], i_valid };
     end
     if (cancel) begin
-      \$1855  = 66'h00000000000000000;
+      \$1855  = 3'h0;
     end
     if (rst) begin
-      \$1855  = 66'h00000000000000000;
+      \$1855  = 3'h0;
     end
   end
   always @* begin
@@ -7050,9 +7199,9 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   end
   always @* begin
     if (time_zero ) begin end
-    \$1858  = open_0;
-    if (\$1846 ) begin
-      \$1858  = kept;
+    \$1858  = open_1;
+    if (turn) begin
+      \$1858  = open_0;
     end
     if (cancel) begin
       \$1858  = 17'h00000;
@@ -7063,9 +7212,23 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   end
   always @* begin
     if (time_zero ) begin end
-    \$1859  = open_1;
-    if (\$1846 ) begin
-      \$1859  = open_0;
+    \$1859  = open_0;
+    if (turn) begin
+      \$1859 [10:0] = { open_1[2:0], \local [4], \local [38:32] };
+    end
+    if (\$1837 ) begin
+      \$1859 [10:7] = 4'h0;
+    end
+    if (\$1838 ) begin
+      \$1859 [6:0] = 7'h00;
+    end
+    if (turn) begin
+      \$1859 [15:11] = \$1839 ;
+      \$1859 [16] = \$1841 ;
+    end
+    if (\$1838 ) begin
+      \$1859 [15:11] = 5'h00;
+      \$1859 [16] = 1'h0;
     end
     if (cancel) begin
       \$1859  = 17'h00000;
@@ -7082,43 +7245,30 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
       \$1860 [1] = \local [1];
       \$1860 [2] = \local [2];
       \$1860 [3] = \local [3];
-      \$1860 [4] = \local [4];
-      \$1860 [12:5] = \local [12:5];
-      \$1860 [20:13] = \local [20:13];
-      \$1860 [28:21] = \local [28:21];
-      \$1860 [31:29] = \local [31:29];
-      \$1860 [32] = \local [32];
-      \$1860 [39:33] = \local [39:33];
+      \$1860 [11:4] = \local [11:4];
+      \$1860 [19:12] = \local [19:12];
+      \$1860 [27:20] = \local [27:20];
+      \$1860 [30:28] = \local [30:28];
+      \$1860 [31] = \local [31];
+      \$1860 [38:32] = \local [38:32];
+      \$1860 [39] = \local [39];
       \$1860 [40] = \local [40];
       \$1860 [41] = \local [41];
-      \$1860 [42] = \local [42];
-      \$1860 [46:43] = \local [46:43];
-      \$1860 [53:47] = \local [53:47];
-      \$1860 [57:54] = \local [57:54];
-      \$1860 [58] = \local [58];
-      \$1860 [61:59] = \local [61:59];
-      \$1860 [62] = \local [62];
-      \$1860 [65:63] = \local [65:63];
-      \$1860 [77:66] = \$1847 [11:0];
-    end
-    if (cancel) begin
-      \$1860  = 78'h00000000000000000000;
-    end
-    if (rst) begin
-      \$1860  = 78'h00000000000000000000;
+      \$1860 [45:42] = \local [45:42];
+      \$1860 [52:46] = \local [52:46];
+      \$1860 [56:53] = \local [56:53];
+      \$1860 [57] = \local [57];
+      \$1860 [60:58] = \local [60:58];
+      \$1860 [61] = \local [61];
+      \$1860 [64:62] = \local [64:62];
+      \$1860 [76:65] = \$1843 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     \$1861  = zeros;
     if (enable) begin
-      \$1861  = \$1831 [4:0];
-    end
-    if (cancel) begin
-      \$1861  = 5'h00;
-    end
-    if (rst) begin
-      \$1861  = 5'h00;
+      \$1861  = \$1828 [4:0];
     end
   end
   always @* begin
@@ -7129,75 +7279,53 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
       \$1862 [1] = aligned[1];
       \$1862 [2] = aligned[2];
       \$1862 [3] = aligned[3];
-      \$1862 [4] = aligned[4];
-      \$1862 [12:5] = aligned[12:5];
-      \$1862 [20:13] = aligned[20:13];
-      \$1862 [28:21] = aligned[28:21];
-      \$1862 [31:29] = aligned[31:29];
-      \$1862 [32] = aligned[32];
-      \$1862 [39:33] = aligned[39:33];
+      \$1862 [11:4] = aligned[11:4];
+      \$1862 [19:12] = aligned[19:12];
+      \$1862 [27:20] = aligned[27:20];
+      \$1862 [30:28] = aligned[30:28];
+      \$1862 [31] = aligned[31];
+      \$1862 [38:32] = aligned[38:32];
+      \$1862 [39] = aligned[39];
       \$1862 [40] = aligned[40];
       \$1862 [41] = aligned[41];
-      \$1862 [42] = aligned[42];
-      \$1862 [46:43] = aligned[46:43];
-      \$1862 [53:47] = aligned[53:47];
-      \$1862 [57:54] = aligned[57:54];
-      \$1862 [58] = aligned[58];
-      \$1862 [61:59] = aligned[61:59];
-      \$1862 [62] = aligned[62];
-      \$1862 [65:63] = aligned[65:63];
-      \$1862 [76:66] = \$1848 ;
-    end
-    if (cancel) begin
-      \$1862  = 77'h00000000000000000000;
-    end
-    if (rst) begin
-      \$1862  = 77'h00000000000000000000;
+      \$1862 [45:42] = aligned[45:42];
+      \$1862 [52:46] = aligned[52:46];
+      \$1862 [56:53] = aligned[56:53];
+      \$1862 [57] = aligned[57];
+      \$1862 [60:58] = aligned[60:58];
+      \$1862 [61] = aligned[61];
+      \$1862 [64:62] = aligned[64:62];
+      \$1862 [75:65] = number;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1863  = step;
+    \$1863  = low_step;
     if (enable) begin
-      \$1863  = \$1850 ;
-    end
-    if (cancel) begin
-      \$1863  = 11'h000;
-    end
-    if (rst) begin
-      \$1863  = 11'h000;
+      \$1863  = \$1844 [3:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1864  = zeros_class;
+    \$1864  = high_step;
     if (enable) begin
-      \$1864  = \$1851 ;
+      \$1864  = number[10:4];
     end
-    if (cancel) begin
-      \$1864  = 4'h0;
-    end
-    if (rst) begin
-      \$1864  = 4'h0;
+    if (\$1847 ) begin
+      \$1864  = 7'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1865  = skip_0;
-    if (\$1852 ) begin
-      \$1865  = left;
-    end
-    if (cancel) begin
-      \$1865  = 15'h0000;
-    end
-    if (rst) begin
-      \$1865  = 15'h0000;
+    \$1865  = zeros_class;
+    if (enable) begin
+      \$1865  = \$1845 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     \$1866  = skip_1;
-    if (\$1852 ) begin
+    if (turn_skips) begin
       \$1866  = skip_0;
     end
     if (cancel) begin
@@ -7209,70 +7337,81 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   end
   always @* begin
     if (time_zero ) begin end
-    \$1867  = o_valid;
-    if (enable) begin
-      \$1867  = \$1853 ;
+    \$1867  = skip_0;
+    if (turn_skips) begin
+      \$1867 [10:0] = { total[10:7], \$1848  };
+    end
+    if (\$1849 ) begin
+      \$1867 [10:7] = 4'h0;
+    end
+    if (\$1850 ) begin
+      \$1867 [6:0] = 7'h00;
+    end
+    if (turn_skips) begin
+      \$1867 [14:11] = \$1851 ;
     end
     if (cancel) begin
-      \$1867  = 1'h0;
+      \$1867  = 15'h0000;
     end
     if (rst) begin
-      \$1867  = 1'h0;
+      \$1867  = 15'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1868  = o;
+    \$1868  = o_valid;
     if (enable) begin
-      \$1868 [6:0] = ready[12:6];
-      \$1868 [13:7] = ready[19:13];
-      \$1868 [21:14] = ready[28:21];
-      \$1868 [22] = ready[40];
-      \$1868 [33:23] = ready[76:66];
-      \$1868 [44:34] = total[10:0];
-      \$1868 [48:45] = zeros_class;
-      \$1868 [52:49] = total[14:11];
-      \$1868 [53] = ready[1];
-      \$1868 [54] = ready[2];
-      \$1868 [55] = ready[3];
-      \$1868 [56] = ready[4];
+      \$1868  = \$1852 ;
     end
     if (cancel) begin
-      \$1868  = 57'h000000000000000;
+      \$1868  = 1'h0;
     end
     if (rst) begin
-      \$1868  = 57'h000000000000000;
+      \$1868  = 1'h0;
     end
   end
-  assign zeros_now = \$1831 [4:0];
-  assign left[14:11] = \$1841 ;
-  assign left[10:0] = \$1839 ;
-  assign total[14:11] = \$1840 ;
-  assign total[10:0] = \$1835 [10:0];
-  assign kept[16] = \$1834 ;
-  assign kept[15:11] = \$1832 ;
-  assign kept[10:0] = \$1829 [10:0];
-  assign entering[65:63] = \$1828 [2:0];
-  assign entering[62] = \$1030 ;
-  assign entering[61:59] = \$1029 [2:0];
-  assign entering[58] = \$860 ;
-  assign entering[57:54] = \$835 [3:0];
-  assign entering[53:47] = \$623 [6:0];
-  assign entering[39:33] = \$278 ;
-  assign entering[46:43] = \$256 [3:0];
-  assign entering[42] = \$223 ;
-  assign entering[41] = \$222 ;
-  assign entering[40] = \$178 ;
-  assign entering[32] = \$138 ;
-  assign entering[31:29] = \$136 [2:0];
-  assign entering[28:21] = \event ;
-  assign entering[20:13] = i_end;
-  assign entering[12:5] = i_bits;
-  assign entering[4] = i_slot;
-  assign entering[3] = i_run_form;
-  assign entering[2] = i_parity;
-  assign entering[1] = i_last;
-  assign entering[0] = i_valid;
+  always @* begin
+    if (time_zero ) begin end
+    \$1869  = o;
+    if (enable) begin
+      \$1869 [6:0] = ready[11:5];
+      \$1869 [13:7] = ready[18:12];
+      \$1869 [21:14] = ready[27:20];
+      \$1869 [22] = ready[39];
+      \$1869 [33:23] = ready[75:65];
+      \$1869 [44:34] = total[10:0];
+      \$1869 [48:45] = zeros_class;
+      \$1869 [52:49] = total[14:11];
+      \$1869 [53] = ready[0];
+      \$1869 [54] = ready[1];
+      \$1869 [55] = ready[2];
+      \$1869 [56] = ready[3];
+    end
+  end
+  assign zeros_now = \$1828 [4:0];
+  assign block = o;
+  assign total[14:11] = \$1832 ;
+  assign total[10:0] = \$1829 [10:0];
+  assign entering[64:62] = \$1826 [2:0];
+  assign entering[61] = \$1028 ;
+  assign entering[60:58] = \$1027 [2:0];
+  assign entering[57] = \$859 ;
+  assign entering[56:53] = \$834 [3:0];
+  assign entering[52:46] = \$622 [6:0];
+  assign entering[38:32] = { \$278 , \$275 , \$272 , \$269 , \$266 , \$263 , \$260  };
+  assign entering[45:42] = \$257 [3:0];
+  assign entering[40] = \$224 ;
+  assign entering[39] = \$180 ;
+  assign entering[41] = \$140 ;
+  assign entering[31] = \$138 ;
+  assign entering[30:28] = \$136 [2:0];
+  assign entering[27:20] = \event ;
+  assign entering[19:12] = i_end;
+  assign entering[11:4] = i_bits;
+  assign entering[3] = i_slot;
+  assign entering[2] = i_run_form;
+  assign entering[1] = i_parity;
+  assign entering[0] = i_last;
   assign \$1  = 1'h0;
   assign \$2  = 1'h1;
   assign \$3  = i_end[0];
@@ -7293,9 +7432,9 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$118 [0] = \$105 ;
   assign \$135  = 5'h00;
   assign \$136  = \$119 ;
-  assign \$143  = \$142 ;
-  assign \$224  = \event [0];
-  assign \$257  = i_end[7];
+  assign \$145  = \$144 ;
+  assign \$225  = \event [0];
+  assign \$258  = i_end[7];
   assign \$288  = \$287 ;
   assign \$289  = i_end[1];
   assign \$310  = i_end[2];
@@ -7304,80 +7443,75 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$439  = i_end[5];
   assign \$504  = i_end[6];
   assign \$526  = \event [7];
-  assign \$626  = i_bits[0];
-  assign \$628  = \$627 ;
-  assign \$865  = \$864 ;
-  assign \$1031  = i_bits[1];
-  assign \$1033  = \$1032 ;
-  assign \$1053  = \$1052 ;
-  assign \$1058  = \$1057 ;
-  assign \$1068  = i_bits[2];
-  assign \$1071  = \$1070 ;
-  assign \$1103  = \$1102 ;
-  assign \$1132  = i_bits[3];
-  assign \$1135  = \$1134 ;
-  assign \$1175  = \$1174 ;
-  assign \$1228  = i_bits[4];
-  assign \$1231  = \$1230 ;
-  assign \$1279  = \$1278 ;
-  assign \$1361  = i_bits[5];
-  assign \$1364  = \$1363 ;
-  assign \$1420  = \$1419 ;
-  assign \$1536  = i_bits[6];
-  assign \$1539  = \$1538 ;
-  assign \$1603  = \$1602 ;
-  assign \$1758  = i_bits[7];
-  assign \$1761  = \$1760 ;
+  assign \$625  = i_bits[0];
+  assign \$627  = \$626 ;
+  assign \$864  = \$863 ;
+  assign \$1029  = i_bits[1];
+  assign \$1031  = \$1030 ;
+  assign \$1051  = \$1050 ;
+  assign \$1056  = \$1055 ;
+  assign \$1066  = i_bits[2];
+  assign \$1069  = \$1068 ;
+  assign \$1101  = \$1100 ;
+  assign \$1130  = i_bits[3];
+  assign \$1133  = \$1132 ;
+  assign \$1173  = \$1172 ;
+  assign \$1226  = i_bits[4];
+  assign \$1229  = \$1228 ;
+  assign \$1277  = \$1276 ;
+  assign \$1359  = i_bits[5];
+  assign \$1362  = \$1361 ;
+  assign \$1418  = \$1417 ;
+  assign \$1534  = i_bits[6];
+  assign \$1537  = \$1536 ;
+  assign \$1601  = \$1600 ;
+  assign \$1756  = i_bits[7];
+  assign \$1759  = \$1758 ;
 endmodule
 
-module egret_l_onchip_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__payload, o__valid, clk);
+module egret_l_onchip_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire [8:0] \$1 , \$2 ;
-  wire \$10 , \$100 , \$1003 , \$1004 , \$1007 , \$1008 , \$1009 , \$101 , \$1010 , \$1011 , \$1012
-    , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 ,
-    \$113 , \$12 , \$13 , \$131 , \$132 , \$133 , \$134 , \$135 , \$136 , \$137 , \$138 , \$139 ,
-    \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$149 , \$15 ,
-    \$150 , \$151 , \$16 , \$17 , \$174 , \$175 , \$1756 , \$1757 , \$176 , \$18 , \$19 , \$190 ,
-    \$191 , \$194 , \$20 , \$201 , \$202 , \$203 , \$204 , \$21 , \$220 , \$221 , \$224 , \$234 ,
-    \$235 , \$238 , \$250 , \$251 , \$252 , \$253 , \$27 , \$272 , \$273 , \$276 , \$28 , \$286 ,
-    \$287 , \$29 , \$290 , \$3 , \$30 , \$305 , \$306 , \$309 , \$31 , \$32 , \$326 , \$327 , \$328
-    , \$329 , \$33 , \$34 , \$35 , \$351 , \$352 , \$355 , \$365 , \$366 , \$369 , \$384 , \$385 ,
-    \$388 , \$4 , \$408 , \$409 , \$412 , \$434 , \$435 , \$436 , \$437 , \$44 , \$45 , \$46 , \$462
-    , \$463 , \$466 , \$47 , \$476 , \$477 , \$48 , \$480 , \$49 , \$495 , \$496 , \$499 , \$5 ,
-    \$50 , \$51 , \$519 , \$52 , \$520 , \$523 , \$53 , \$54 , \$548 , \$549 , \$55 , \$552 , \$579
-    , \$580 , \$581 , \$582 , \$6 , \$610 , \$611 , \$614 , \$624 , \$625 , \$628 , \$643 , \$644 ,
-    \$647 , \$667 , \$668 , \$67 , \$671 , \$68 , \$69 , \$696 , \$697 , \$7 , \$70 , \$700 , \$71 ,
-    \$72 , \$73 , \$730 , \$731 , \$734 , \$74 , \$75 , \$76 , \$766 , \$767 , \$768 , \$769 , \$77
-    , \$78 , \$79 , \$798 , \$799 , \$8 , \$80 , \$802 , \$805 , \$806 , \$807 , \$808 , \$809 ,
-    \$81 , \$813 , \$814 , \$817 , \$820 , \$821 , \$822 , \$841 , \$842 , \$845 , \$848 , \$849 ,
-    \$850 , \$882 , \$883 , \$886 , \$889 , \$890 , \$891 , \$9 , \$936 , \$937 , \$940 , \$943 ,
-    \$944 , \$945 , \$96 , \$97 , \$98 , \$99 ;
-  wire [5:0] \$1063 , \$1064 , \$1119 , \$129 , \$130 , \$1556 , \$1557 , \$438 , \$457 , \$458 ,
-    \$553 , \$701 , \$803 , \$804 ;
-  wire [1:0] \$1075 , \$1158 , \$1159 , \$178 , \$185 , \$186 , \$195 , \$225 , \$25 , \$26 , \$277
-    , \$356 , \$467 , \$615 , \$833 , \$834 , \$941 , \$942 ;
-  wire [2:0] \$1086 , \$1209 , \$1210 , \$205 , \$215 , \$216 , \$239 , \$291 , \$370 , \$42 , \$43
-    , \$481 , \$629 , \$871 , \$872 , \$887 , \$888 ;
-  wire [3:0] \$1097 , \$1289 , \$1290 , \$254 , \$267 , \$268 , \$310 , \$389 , \$500 , \$648 , \$65
-    , \$66 , \$846 , \$847 , \$922 , \$923 ;
-  wire [4:0] \$1108 , \$1403 , \$1404 , \$330 , \$346 , \$347 , \$413 , \$524 , \$672 , \$818 ,
-    \$819 , \$94 , \$95 , \$986 , \$987 ;
-  wire [6:0] \$1130 , \$1131 , \$170 , \$171 , \$1753 , \$1754 , \$1755 , \$583 , \$605 , \$606 ,
-    \$735 ;
-  wire [10:0] \$1132 , \$172 ;
-  wire [7:0] \$1780 , \$1781 , \$770 , \$795 , \$796 , \$797 ;
-  reg \$1782 ;
-  reg [56:0] \$1783 ;
-  reg [7:0] \$1784 ;
-  reg \$1785 ;
-  reg [56:0] block = 57'h000000000000000;
+  wire [7:0] \$1 , \$1157 , \$1182 , \$1183 , \$1184 , \$43 , \$44 ;
+  wire \$10 , \$1001 , \$1011 , \$1012 , \$1015 , \$1030 , \$1031 , \$1034 , \$1054 , \$1055 ,
+    \$1058 , \$106 , \$107 , \$108 , \$1083 , \$1084 , \$1087 , \$109 , \$11 , \$110 , \$111 ,
+    \$1117 , \$1118 , \$112 , \$1121 , \$113 , \$114 , \$115 , \$1153 , \$1154 , \$1155 , \$1156 ,
+    \$116 , \$117 , \$12 , \$13 , \$135 , \$136 , \$137 , \$138 , \$139 , \$14 , \$140 , \$141 ,
+    \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$149 , \$15 , \$16 , \$17 , \$170 ,
+    \$171 , \$172 , \$173 , \$174 , \$175 , \$176 , \$177 , \$178 , \$179 , \$18 , \$180 , \$181 ,
+    \$182 , \$183 , \$184 , \$185 , \$186 , \$187 , \$19 , \$2 , \$20 , \$215 , \$216 , \$219 ,
+    \$220 , \$223 , \$226 , \$227 , \$228 , \$229 , \$23 , \$230 , \$234 , \$235 , \$238 , \$24 ,
+    \$241 , \$242 , \$243 , \$26 , \$262 , \$263 , \$266 , \$269 , \$27 , \$270 , \$271 , \$29 , \$3
+    , \$30 , \$303 , \$304 , \$307 , \$310 , \$311 , \$312 , \$32 , \$33 , \$35 , \$357 , \$358 ,
+    \$36 , \$361 , \$364 , \$365 , \$366 , \$38 , \$39 , \$4 , \$41 , \$42 , \$424 , \$425 , \$428 ,
+    \$429 , \$430 , \$431 , \$432 , \$433 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$53 , \$54 ,
+    \$55 , \$556 , \$557 , \$56 , \$561 , \$562 , \$563 , \$57 , \$577 , \$578 , \$581 , \$588 ,
+    \$589 , \$590 , \$591 , \$6 , \$607 , \$608 , \$611 , \$621 , \$622 , \$625 , \$637 , \$638 ,
+    \$639 , \$640 , \$659 , \$66 , \$660 , \$663 , \$67 , \$673 , \$674 , \$677 , \$68 , \$69 ,
+    \$692 , \$693 , \$696 , \$7 , \$70 , \$71 , \$713 , \$714 , \$715 , \$716 , \$738 , \$739 ,
+    \$742 , \$752 , \$753 , \$756 , \$771 , \$772 , \$775 , \$795 , \$796 , \$799 , \$8 , \$821 ,
+    \$822 , \$823 , \$824 , \$83 , \$84 , \$849 , \$85 , \$850 , \$853 , \$86 , \$863 , \$864 ,
+    \$867 , \$87 , \$88 , \$882 , \$883 , \$886 , \$89 , \$9 , \$90 , \$906 , \$907 , \$91 , \$910 ,
+    \$935 , \$936 , \$939 , \$966 , \$967 , \$968 , \$969 , \$997 , \$998 ;
+  wire [1:0] \$1002 , \$1217 , \$1218 , \$254 , \$255 , \$362 , \$363 , \$496 , \$565 , \$572 ,
+    \$573 , \$582 , \$612 , \$64 , \$65 , \$664 , \$743 , \$854 ;
+  wire [2:0] \$1016 , \$1268 , \$1269 , \$292 , \$293 , \$308 , \$309 , \$507 , \$592 , \$602 ,
+    \$603 , \$626 , \$678 , \$757 , \$81 , \$82 , \$868 ;
+  wire [3:0] \$1035 , \$104 , \$105 , \$1348 , \$1349 , \$267 , \$268 , \$343 , \$344 , \$518 ,
+    \$641 , \$654 , \$655 , \$697 , \$776 , \$887 ;
+  wire [4:0] \$1059 , \$133 , \$134 , \$1462 , \$1463 , \$239 , \$240 , \$407 , \$408 , \$529 ,
+    \$717 , \$733 , \$734 , \$800 , \$911 ;
+  wire [5:0] \$1088 , \$1615 , \$1616 , \$168 , \$169 , \$224 , \$225 , \$484 , \$485 , \$540 ,
+    \$825 , \$844 , \$845 , \$940 ;
+  wire [6:0] \$1122 , \$1812 , \$1813 , \$1814 , \$209 , \$210 , \$211 , \$551 , \$552 , \$553 ,
+    \$970 , \$992 , \$993 ;
+  reg \$1819 ;
+  reg [7:0] \$1820 ;
+  reg [33:0] \$1821 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg fresh = 1'h0;
-  (* init = 1'h0 *)
-  wire held;
+  wire \event ;
   input [56:0] i__payload;
   wire [56:0] i__payload;
   output i__ready;
@@ -7386,426 +7520,434 @@ module egret_l_onchip_core_lane_extractor (rst, i__ready, o__ready, cancel, i__p
   wire i__valid;
   wire more;
   output [33:0] o__payload;
-  wire [33:0] o__payload;
+  reg [33:0] o__payload = 34'h000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
-  reg [7:0] pending = 8'h00;
+  wire [7:0] pending;
   input rst;
   wire rst;
-  assign \$1  = pending - 1'h1;
-  assign \$2  = { 1'h0, pending } & \$1 ;
-  assign more = | \$2 ;
-  assign \$3  = | pending;
-  assign \$4  = ~ o__payload[0];
-  assign \$5  = block[53] & \$4 ;
-  assign \$6  = ~ o__valid;
-  assign \$7  = block[53] ? o__payload[0] : more;
-  assign \$8  = ~ \$7 ;
-  assign \$9  = o__ready & \$8 ;
-  assign i__ready = \$6  | \$9 ;
-  assign \$10  = fresh & block[22];
-  assign \$12  = ~ \$11 ;
-  assign \$13  = pending[1] & \$12 ;
-  assign \$14  = block[0] & \$13 ;
-  assign \$17  = ~ \$16 ;
-  assign \$18  = block[0] & \$17 ;
-  assign \$19  = | pending[1:0];
-  assign \$20  = ~ \$19 ;
-  assign \$21  = pending[2] & \$20 ;
-  assign \$25  = { \$18 , block[1] } & { \$21 , \$21  };
-  assign \$26  = { 1'h0, \$15  } | \$25 ;
-  assign \$28  = ~ \$27 ;
-  assign \$29  = block[1] & \$28 ;
-  assign \$30  = | block[9:8];
-  assign \$31  = ~ \$30 ;
-  assign \$32  = block[0] & \$31 ;
-  assign \$33  = | pending[2:0];
-  assign \$34  = ~ \$33 ;
-  assign \$35  = pending[3] & \$34 ;
-  assign \$42  = { \$32 , \$29 , block[2] } & { \$35 , \$35 , \$35  };
-  assign \$43  = { 1'h0, \$26  } | \$42 ;
-  assign \$45  = ~ \$44 ;
-  assign \$46  = block[2] & \$45 ;
-  assign \$47  = | block[10:9];
+  wire take;
+  reg [7:0] taken = 8'h00;
+  (* init = 34'h000000000 *)
+  wire [33:0] \task ;
+  assign \$1  = ~ taken;
+  assign pending = i__payload[21:14] & \$1 ;
+  assign \event  = | pending;
+  assign \$3  = pending[1] & \$2 ;
+  assign \$4  = | pending[1:0];
+  assign \$5  = pending[2] & \$4 ;
+  assign \$6  = | pending[2:0];
+  assign \$7  = pending[3] & \$6 ;
+  assign \$8  = | pending[3:0];
+  assign \$9  = pending[4] & \$8 ;
+  assign \$10  = | pending[4:0];
+  assign \$11  = pending[5] & \$10 ;
+  assign \$12  = | pending[5:0];
+  assign \$13  = pending[6] & \$12 ;
+  assign \$14  = | pending[6:0];
+  assign \$15  = pending[7] & \$14 ;
+  assign more = | { \$15 , \$13 , \$11 , \$9 , \$7 , \$5 , \$3  };
+  assign \$16  = ~ o__valid;
+  assign take = \$16  | o__ready;
+  assign \$17  = i__payload[53] ? \event  : more;
+  assign \$18  = ~ \$17 ;
+  assign i__ready = take & \$18 ;
+  assign \$23  = ~ \$2 ;
+  assign \$24  = pending[1] & \$23 ;
+  assign \$26  = ~ \$4 ;
+  assign \$27  = pending[2] & \$26 ;
+  assign \$29  = ~ \$6 ;
+  assign \$30  = pending[3] & \$29 ;
+  assign \$32  = ~ \$8 ;
+  assign \$33  = pending[4] & \$32 ;
+  assign \$35  = ~ \$10 ;
+  assign \$36  = pending[5] & \$35 ;
+  assign \$38  = ~ \$12 ;
+  assign \$39  = pending[6] & \$38 ;
+  assign \$41  = ~ \$14 ;
+  assign \$42  = pending[7] & \$41 ;
+  assign \$43  = taken | { \$42 , \$39 , \$36 , \$33 , \$30 , \$27 , \$24 , \$2  };
+  assign \$44  = i__ready ? 8'h00 : \$43 ;
+  assign \$45  = ~ \event ;
+  assign \$46  = i__payload[53] & \$45 ;
+  assign \$47  = | taken;
   assign \$48  = ~ \$47 ;
-  assign \$49  = block[1] & \$48 ;
-  assign \$50  = | block[10:8];
-  assign \$51  = ~ \$50 ;
-  assign \$52  = block[0] & \$51 ;
-  assign \$53  = | pending[3:0];
-  assign \$54  = ~ \$53 ;
-  assign \$55  = pending[4] & \$54 ;
-  assign \$65  = { \$52 , \$49 , \$46 , block[3] } & { \$55 , \$55 , \$55 , \$55  };
-  assign \$66  = { 1'h0, \$43  } | \$65 ;
-  assign \$68  = ~ \$67 ;
-  assign \$69  = block[3] & \$68 ;
-  assign \$70  = | block[11:10];
-  assign \$71  = ~ \$70 ;
-  assign \$72  = block[2] & \$71 ;
-  assign \$73  = | block[11:9];
-  assign \$74  = ~ \$73 ;
-  assign \$75  = block[1] & \$74 ;
-  assign \$76  = | block[11:8];
-  assign \$77  = ~ \$76 ;
-  assign \$78  = block[0] & \$77 ;
-  assign \$79  = | pending[4:0];
-  assign \$80  = ~ \$79 ;
-  assign \$81  = pending[5] & \$80 ;
-  assign \$94  = { \$78 , \$75 , \$72 , \$69 , block[4] } & { \$81 , \$81 , \$81 , \$81 , \$81  };
-  assign \$95  = { 1'h0, \$66  } | \$94 ;
-  assign \$97  = ~ \$96 ;
-  assign \$98  = block[4] & \$97 ;
-  assign \$99  = | block[12:11];
-  assign \$100  = ~ \$99 ;
-  assign \$101  = block[3] & \$100 ;
-  assign \$102  = | block[12:10];
-  assign \$103  = ~ \$102 ;
-  assign \$104  = block[2] & \$103 ;
-  assign \$105  = | block[12:9];
-  assign \$106  = ~ \$105 ;
-  assign \$107  = block[1] & \$106 ;
-  assign \$108  = | block[12:8];
-  assign \$109  = ~ \$108 ;
-  assign \$110  = block[0] & \$109 ;
-  assign \$111  = | pending[5:0];
-  assign \$112  = ~ \$111 ;
-  assign \$113  = pending[6] & \$112 ;
-  assign \$129  = { \$110 , \$107 , \$104 , \$101 , \$98 , block[5] } & { \$113 , \$113 , \$113 , \$113 , \$113 , \$113  };
-  assign \$130  = { 1'h0, \$95  } | \$129 ;
-  assign \$132  = ~ \$131 ;
-  assign \$133  = block[5] & \$132 ;
-  assign \$134  = | block[13:12];
-  assign \$135  = ~ \$134 ;
-  assign \$136  = block[4] & \$135 ;
-  assign \$137  = | block[13:11];
-  assign \$138  = ~ \$137 ;
-  assign \$139  = block[3] & \$138 ;
-  assign \$140  = | block[13:10];
-  assign \$141  = ~ \$140 ;
-  assign \$142  = block[2] & \$141 ;
-  assign \$143  = | block[13:9];
-  assign \$144  = ~ \$143 ;
-  assign \$145  = block[1] & \$144 ;
-  assign \$146  = | block[13:8];
-  assign \$147  = ~ \$146 ;
-  assign \$148  = block[0] & \$147 ;
-  assign \$149  = | pending[6:0];
-  assign \$150  = ~ \$149 ;
-  assign \$151  = pending[7] & \$150 ;
-  assign \$170  = { \$148 , \$145 , \$142 , \$139 , \$136 , \$133 , block[6] } & { \$151 , \$151 , \$151 , \$151 , \$151 , \$151 , \$151  };
-  assign \$171  = { 1'h0, \$130  } | \$170 ;
-  assign \$172  = \$10  ? block[33:23] : { 4'h0, \$171  };
-  assign \$175  = ~ \$174 ;
-  assign \$178  = 1'h0 + \$176 ;
-  assign \$185  = \$178  & { \$13 , \$13  };
-  assign \$190  = ~ \$18 ;
-  assign \$194  = \$191  & \$17 ;
-  assign \$195  = 1'h0 + \$194 ;
-  assign \$202  = ~ \$201 ;
-  assign \$203  = \$191  & \$202 ;
-  assign \$205  = \$195  + \$204 ;
-  assign \$215  = \$205  & { \$21 , \$21 , \$21  };
-  assign \$216  = { 1'h0, \$186  } | \$215 ;
-  assign \$220  = ~ \$32 ;
-  assign \$224  = \$221  & \$31 ;
-  assign \$225  = 1'h0 + \$224 ;
-  assign \$234  = ~ \$29 ;
-  assign \$235  = \$221  & \$234 ;
-  assign \$238  = \$235  & \$28 ;
-  assign \$239  = \$225  + \$238 ;
-  assign \$251  = ~ \$250 ;
-  assign \$252  = \$235  & \$251 ;
-  assign \$254  = \$239  + \$253 ;
-  assign \$267  = \$254  & { \$35 , \$35 , \$35 , \$35  };
-  assign \$268  = { 1'h0, \$216  } | \$267 ;
-  assign \$272  = ~ \$52 ;
-  assign \$276  = \$273  & \$51 ;
-  assign \$277  = 1'h0 + \$276 ;
-  assign \$286  = ~ \$49 ;
-  assign \$287  = \$273  & \$286 ;
-  assign \$290  = \$287  & \$48 ;
-  assign \$291  = \$277  + \$290 ;
-  assign \$305  = ~ \$46 ;
-  assign \$306  = \$287  & \$305 ;
-  assign \$309  = \$306  & \$45 ;
-  assign \$310  = \$291  + \$309 ;
-  assign \$327  = ~ \$326 ;
-  assign \$328  = \$306  & \$327 ;
-  assign \$330  = \$310  + \$329 ;
-  assign \$346  = \$330  & { \$55 , \$55 , \$55 , \$55 , \$55  };
-  assign \$347  = { 1'h0, \$268  } | \$346 ;
-  assign \$351  = ~ \$78 ;
-  assign \$355  = \$352  & \$77 ;
-  assign \$356  = 1'h0 + \$355 ;
-  assign \$365  = ~ \$75 ;
-  assign \$366  = \$352  & \$365 ;
-  assign \$369  = \$366  & \$74 ;
-  assign \$370  = \$356  + \$369 ;
-  assign \$384  = ~ \$72 ;
-  assign \$385  = \$366  & \$384 ;
-  assign \$388  = \$385  & \$71 ;
-  assign \$389  = \$370  + \$388 ;
-  assign \$408  = ~ \$69 ;
-  assign \$409  = \$385  & \$408 ;
-  assign \$412  = \$409  & \$68 ;
-  assign \$413  = \$389  + \$412 ;
-  assign \$435  = ~ \$434 ;
-  assign \$436  = \$409  & \$435 ;
-  assign \$438  = \$413  + \$437 ;
-  assign \$457  = \$438  & { \$81 , \$81 , \$81 , \$81 , \$81 , \$81  };
-  assign \$458  = { 1'h0, \$347  } | \$457 ;
-  assign \$462  = ~ \$110 ;
-  assign \$466  = \$463  & \$109 ;
-  assign \$467  = 1'h0 + \$466 ;
-  assign \$476  = ~ \$107 ;
-  assign \$477  = \$463  & \$476 ;
-  assign \$480  = \$477  & \$106 ;
-  assign \$481  = \$467  + \$480 ;
-  assign \$495  = ~ \$104 ;
-  assign \$496  = \$477  & \$495 ;
-  assign \$499  = \$496  & \$103 ;
-  assign \$500  = \$481  + \$499 ;
-  assign \$519  = ~ \$101 ;
-  assign \$520  = \$496  & \$519 ;
-  assign \$523  = \$520  & \$100 ;
-  assign \$524  = \$500  + \$523 ;
-  assign \$548  = ~ \$98 ;
-  assign \$549  = \$520  & \$548 ;
-  assign \$552  = \$549  & \$97 ;
-  assign \$553  = \$524  + \$552 ;
-  assign \$580  = ~ \$579 ;
-  assign \$581  = \$549  & \$580 ;
-  assign \$583  = \$553  + \$582 ;
-  assign \$605  = \$583  & { \$113 , \$113 , \$113 , \$113 , \$113 , \$113 , \$113  };
-  assign \$606  = { 1'h0, \$458  } | \$605 ;
-  assign \$610  = ~ \$148 ;
-  assign \$614  = \$611  & \$147 ;
-  assign \$615  = 1'h0 + \$614 ;
-  assign \$624  = ~ \$145 ;
-  assign \$625  = \$611  & \$624 ;
-  assign \$628  = \$625  & \$144 ;
-  assign \$629  = \$615  + \$628 ;
-  assign \$643  = ~ \$142 ;
-  assign \$644  = \$625  & \$643 ;
-  assign \$647  = \$644  & \$141 ;
-  assign \$648  = \$629  + \$647 ;
-  assign \$667  = ~ \$139 ;
-  assign \$668  = \$644  & \$667 ;
-  assign \$671  = \$668  & \$138 ;
-  assign \$672  = \$648  + \$671 ;
-  assign \$696  = ~ \$136 ;
-  assign \$697  = \$668  & \$696 ;
-  assign \$700  = \$697  & \$135 ;
-  assign \$701  = \$672  + \$700 ;
-  assign \$730  = ~ \$133 ;
-  assign \$731  = \$697  & \$730 ;
-  assign \$734  = \$731  & \$132 ;
-  assign \$735  = \$701  + \$734 ;
-  assign \$767  = ~ \$766 ;
-  assign \$768  = \$731  & \$767 ;
-  assign \$770  = \$735  + \$769 ;
-  assign \$795  = \$770  & { \$151 , \$151 , \$151 , \$151 , \$151 , \$151 , \$151 , \$151  };
-  assign \$796  = { 1'h0, \$606  } | \$795 ;
-  assign \$797  = \$10  ? { 4'h0, block[48:45] } : \$796 ;
-  assign \$798  = ~ block[15];
-  assign \$799  = block[8] & \$798 ;
-  assign \$802  = \$799  & \$20 ;
-  assign \$803  = ~ pending[7:2];
-  assign \$804  = block[21:16] & \$803 ;
-  assign \$805  = | \$804 ;
-  assign \$806  = ~ \$805 ;
-  assign \$807  = \$802  & \$806 ;
-  assign \$808  = block[0] & \$807 ;
-  assign \$813  = ~ block[16];
-  assign \$814  = block[9] & \$813 ;
-  assign \$817  = \$814  & \$34 ;
-  assign \$818  = ~ pending[7:3];
-  assign \$819  = block[21:17] & \$818 ;
-  assign \$820  = | \$819 ;
-  assign \$821  = ~ \$820 ;
-  assign \$822  = \$817  & \$821 ;
-  assign \$833  = { \$18 , block[1] } & { \$822 , \$822  };
-  assign \$834  = { 1'h0, \$809  } | \$833 ;
-  assign \$841  = ~ block[17];
-  assign \$842  = block[10] & \$841 ;
-  assign \$845  = \$842  & \$54 ;
-  assign \$846  = ~ pending[7:4];
-  assign \$847  = block[21:18] & \$846 ;
-  assign \$848  = | \$847 ;
-  assign \$849  = ~ \$848 ;
-  assign \$850  = \$845  & \$849 ;
-  assign \$871  = { \$32 , \$29 , block[2] } & { \$850 , \$850 , \$850  };
-  assign \$872  = { 1'h0, \$834  } | \$871 ;
-  assign \$882  = ~ block[18];
-  assign \$883  = block[11] & \$882 ;
-  assign \$886  = \$883  & \$80 ;
-  assign \$887  = ~ pending[7:5];
-  assign \$888  = block[21:19] & \$887 ;
-  assign \$889  = | \$888 ;
-  assign \$890  = ~ \$889 ;
-  assign \$891  = \$886  & \$890 ;
-  assign \$922  = { \$52 , \$49 , \$46 , block[3] } & { \$891 , \$891 , \$891 , \$891  };
-  assign \$923  = { 1'h0, \$872  } | \$922 ;
-  assign \$936  = ~ block[19];
-  assign \$937  = block[12] & \$936 ;
-  assign \$940  = \$937  & \$112 ;
-  assign \$941  = ~ pending[7:6];
-  assign \$942  = block[21:20] & \$941 ;
-  assign \$943  = | \$942 ;
-  assign \$944  = ~ \$943 ;
-  assign \$945  = \$940  & \$944 ;
-  assign \$986  = { \$78 , \$75 , \$72 , \$69 , block[4] } & { \$945 , \$945 , \$945 , \$945 , \$945  };
-  assign \$987  = { 1'h0, \$923  } | \$986 ;
-  assign \$1003  = ~ block[20];
-  assign \$1004  = block[13] & \$1003 ;
-  assign \$1007  = \$1004  & \$150 ;
-  assign \$1008  = ~ pending[7];
-  assign \$1009  = block[21] & \$1008 ;
-  assign \$1011  = ~ \$1010 ;
-  assign \$1012  = \$1007  & \$1011 ;
-  assign \$1063  = { \$110 , \$107 , \$104 , \$101 , \$98 , block[5] } & { \$1012 , \$1012 , \$1012 , \$1012 , \$1012 , \$1012  };
-  assign \$1064  = { 1'h0, \$987  } | \$1063 ;
-  assign \$1075  = 1'h0 + \$807 ;
-  assign \$1086  = \$1075  + \$822 ;
-  assign \$1097  = \$1086  + \$850 ;
-  assign \$1108  = \$1097  + \$891 ;
-  assign \$1119  = \$1108  + \$945 ;
-  assign \$1130  = \$1119  + \$1012 ;
-  assign \$1131  = block[55] ? { 1'h0, \$1064  } : \$1130 ;
-  assign \$1132  = fresh ? block[44:34] : { 4'h0, \$1131  };
-  assign \$1158  = \$178  & { \$807 , \$807  };
-  assign \$1209  = \$205  & { \$822 , \$822 , \$822  };
-  assign \$1210  = { 1'h0, \$1159  } | \$1209 ;
-  assign \$1289  = \$254  & { \$850 , \$850 , \$850 , \$850  };
-  assign \$1290  = { 1'h0, \$1210  } | \$1289 ;
-  assign \$1403  = \$330  & { \$891 , \$891 , \$891 , \$891 , \$891  };
-  assign \$1404  = { 1'h0, \$1290  } | \$1403 ;
-  assign \$1556  = \$438  & { \$945 , \$945 , \$945 , \$945 , \$945 , \$945  };
-  assign \$1557  = { 1'h0, \$1404  } | \$1556 ;
-  assign \$1753  = \$583  & { \$1012 , \$1012 , \$1012 , \$1012 , \$1012 , \$1012 , \$1012  };
-  assign \$1754  = { 1'h0, \$1557  } | \$1753 ;
-  assign \$1755  = fresh ? { 3'h0, block[52:49] } : \$1754 ;
-  assign \$1780  = ~ { \$151 , \$113 , \$81 , \$55 , \$35 , \$21 , \$13 , \$11  };
-  assign \$1781  = pending & \$1780 ;
+  assign \$49  = \$48  & i__payload[22];
+  assign \$53  = i__payload[0] & \$24 ;
+  assign \$56  = ~ \$55 ;
+  assign \$57  = i__payload[0] & \$56 ;
+  assign \$64  = { \$57 , i__payload[1] } & { \$27 , \$27  };
+  assign \$65  = { 1'h0, \$54  } | \$64 ;
+  assign \$67  = ~ \$66 ;
+  assign \$68  = i__payload[1] & \$67 ;
+  assign \$69  = | i__payload[9:8];
+  assign \$70  = ~ \$69 ;
+  assign \$71  = i__payload[0] & \$70 ;
+  assign \$81  = { \$71 , \$68 , i__payload[2] } & { \$30 , \$30 , \$30  };
+  assign \$82  = { 1'h0, \$65  } | \$81 ;
+  assign \$84  = ~ \$83 ;
+  assign \$85  = i__payload[2] & \$84 ;
+  assign \$86  = | i__payload[10:9];
+  assign \$87  = ~ \$86 ;
+  assign \$88  = i__payload[1] & \$87 ;
+  assign \$89  = | i__payload[10:8];
+  assign \$90  = ~ \$89 ;
+  assign \$91  = i__payload[0] & \$90 ;
+  assign \$104  = { \$91 , \$88 , \$85 , i__payload[3] } & { \$33 , \$33 , \$33 , \$33  };
+  assign \$105  = { 1'h0, \$82  } | \$104 ;
+  assign \$107  = ~ \$106 ;
+  assign \$108  = i__payload[3] & \$107 ;
+  assign \$109  = | i__payload[11:10];
+  assign \$110  = ~ \$109 ;
+  assign \$111  = i__payload[2] & \$110 ;
+  assign \$112  = | i__payload[11:9];
+  assign \$113  = ~ \$112 ;
+  assign \$114  = i__payload[1] & \$113 ;
+  assign \$115  = | i__payload[11:8];
+  assign \$116  = ~ \$115 ;
+  assign \$117  = i__payload[0] & \$116 ;
+  assign \$133  = { \$117 , \$114 , \$111 , \$108 , i__payload[4] } & { \$36 , \$36 , \$36 , \$36 , \$36  };
+  assign \$134  = { 1'h0, \$105  } | \$133 ;
+  assign \$136  = ~ \$135 ;
+  assign \$137  = i__payload[4] & \$136 ;
+  assign \$138  = | i__payload[12:11];
+  assign \$139  = ~ \$138 ;
+  assign \$140  = i__payload[3] & \$139 ;
+  assign \$141  = | i__payload[12:10];
+  assign \$142  = ~ \$141 ;
+  assign \$143  = i__payload[2] & \$142 ;
+  assign \$144  = | i__payload[12:9];
+  assign \$145  = ~ \$144 ;
+  assign \$146  = i__payload[1] & \$145 ;
+  assign \$147  = | i__payload[12:8];
+  assign \$148  = ~ \$147 ;
+  assign \$149  = i__payload[0] & \$148 ;
+  assign \$168  = { \$149 , \$146 , \$143 , \$140 , \$137 , i__payload[5] } & { \$39 , \$39 , \$39 , \$39 , \$39 , \$39  };
+  assign \$169  = { 1'h0, \$134  } | \$168 ;
+  assign \$171  = ~ \$170 ;
+  assign \$172  = i__payload[5] & \$171 ;
+  assign \$173  = | i__payload[13:12];
+  assign \$174  = ~ \$173 ;
+  assign \$175  = i__payload[4] & \$174 ;
+  assign \$176  = | i__payload[13:11];
+  assign \$177  = ~ \$176 ;
+  assign \$178  = i__payload[3] & \$177 ;
+  assign \$179  = | i__payload[13:10];
+  assign \$180  = ~ \$179 ;
+  assign \$181  = i__payload[2] & \$180 ;
+  assign \$182  = | i__payload[13:9];
+  assign \$183  = ~ \$182 ;
+  assign \$184  = i__payload[1] & \$183 ;
+  assign \$185  = | i__payload[13:8];
+  assign \$186  = ~ \$185 ;
+  assign \$187  = i__payload[0] & \$186 ;
+  assign \$209  = { \$187 , \$184 , \$181 , \$178 , \$175 , \$172 , i__payload[6] } & { \$42 , \$42 , \$42 , \$42 , \$42 , \$42 , \$42  };
+  assign \$210  = { 1'h0, \$169  } | \$209 ;
+  assign \$211  = \$49  ? i__payload[29:23] : \$210 ;
+  assign \$215  = ~ \$49 ;
+  assign \$216  = take & \$215 ;
+  assign \$219  = ~ i__payload[15];
+  assign \$220  = i__payload[8] & \$219 ;
+  assign \$223  = \$220  & \$26 ;
+  assign \$224  = ~ pending[7:2];
+  assign \$225  = i__payload[21:16] & \$224 ;
+  assign \$226  = | \$225 ;
+  assign \$227  = ~ \$226 ;
+  assign \$228  = \$223  & \$227 ;
+  assign \$229  = i__payload[0] & \$228 ;
+  assign \$234  = ~ i__payload[16];
+  assign \$235  = i__payload[9] & \$234 ;
+  assign \$238  = \$235  & \$29 ;
+  assign \$239  = ~ pending[7:3];
+  assign \$240  = i__payload[21:17] & \$239 ;
+  assign \$241  = | \$240 ;
+  assign \$242  = ~ \$241 ;
+  assign \$243  = \$238  & \$242 ;
+  assign \$254  = { \$57 , i__payload[1] } & { \$243 , \$243  };
+  assign \$255  = { 1'h0, \$230  } | \$254 ;
+  assign \$262  = ~ i__payload[17];
+  assign \$263  = i__payload[10] & \$262 ;
+  assign \$266  = \$263  & \$32 ;
+  assign \$267  = ~ pending[7:4];
+  assign \$268  = i__payload[21:18] & \$267 ;
+  assign \$269  = | \$268 ;
+  assign \$270  = ~ \$269 ;
+  assign \$271  = \$266  & \$270 ;
+  assign \$292  = { \$71 , \$68 , i__payload[2] } & { \$271 , \$271 , \$271  };
+  assign \$293  = { 1'h0, \$255  } | \$292 ;
+  assign \$303  = ~ i__payload[18];
+  assign \$304  = i__payload[11] & \$303 ;
+  assign \$307  = \$304  & \$35 ;
+  assign \$308  = ~ pending[7:5];
+  assign \$309  = i__payload[21:19] & \$308 ;
+  assign \$310  = | \$309 ;
+  assign \$311  = ~ \$310 ;
+  assign \$312  = \$307  & \$311 ;
+  assign \$343  = { \$91 , \$88 , \$85 , i__payload[3] } & { \$312 , \$312 , \$312 , \$312  };
+  assign \$344  = { 1'h0, \$293  } | \$343 ;
+  assign \$357  = ~ i__payload[19];
+  assign \$358  = i__payload[12] & \$357 ;
+  assign \$361  = \$358  & \$38 ;
+  assign \$362  = ~ pending[7:6];
+  assign \$363  = i__payload[21:20] & \$362 ;
+  assign \$364  = | \$363 ;
+  assign \$365  = ~ \$364 ;
+  assign \$366  = \$361  & \$365 ;
+  assign \$407  = { \$117 , \$114 , \$111 , \$108 , i__payload[4] } & { \$366 , \$366 , \$366 , \$366 , \$366  };
+  assign \$408  = { 1'h0, \$344  } | \$407 ;
+  assign \$424  = ~ i__payload[20];
+  assign \$425  = i__payload[13] & \$424 ;
+  assign \$428  = \$425  & \$41 ;
+  assign \$429  = ~ pending[7];
+  assign \$430  = i__payload[21] & \$429 ;
+  assign \$432  = ~ \$431 ;
+  assign \$433  = \$428  & \$432 ;
+  assign \$484  = { \$149 , \$146 , \$143 , \$140 , \$137 , i__payload[5] } & { \$433 , \$433 , \$433 , \$433 , \$433 , \$433  };
+  assign \$485  = { 1'h0, \$408  } | \$484 ;
+  assign \$496  = 1'h0 + \$228 ;
+  assign \$507  = \$496  + \$243 ;
+  assign \$518  = \$507  + \$271 ;
+  assign \$529  = \$518  + \$312 ;
+  assign \$540  = \$529  + \$366 ;
+  assign \$551  = \$540  + \$433 ;
+  assign \$552  = i__payload[55] ? { 1'h0, \$485  } : \$551 ;
+  assign \$553  = \$47  ? \$552  : i__payload[40:34];
+  assign \$557  = take & \$556 ;
+  assign \$562  = ~ \$561 ;
+  assign \$565  = 1'h0 + \$563 ;
+  assign \$572  = \$565  & { \$24 , \$24  };
+  assign \$577  = ~ \$57 ;
+  assign \$581  = \$578  & \$56 ;
+  assign \$582  = 1'h0 + \$581 ;
+  assign \$589  = ~ \$588 ;
+  assign \$590  = \$578  & \$589 ;
+  assign \$592  = \$582  + \$591 ;
+  assign \$602  = \$592  & { \$27 , \$27 , \$27  };
+  assign \$603  = { 1'h0, \$573  } | \$602 ;
+  assign \$607  = ~ \$71 ;
+  assign \$611  = \$608  & \$70 ;
+  assign \$612  = 1'h0 + \$611 ;
+  assign \$621  = ~ \$68 ;
+  assign \$622  = \$608  & \$621 ;
+  assign \$625  = \$622  & \$67 ;
+  assign \$626  = \$612  + \$625 ;
+  assign \$638  = ~ \$637 ;
+  assign \$639  = \$622  & \$638 ;
+  assign \$641  = \$626  + \$640 ;
+  assign \$654  = \$641  & { \$30 , \$30 , \$30 , \$30  };
+  assign \$655  = { 1'h0, \$603  } | \$654 ;
+  assign \$659  = ~ \$91 ;
+  assign \$663  = \$660  & \$90 ;
+  assign \$664  = 1'h0 + \$663 ;
+  assign \$673  = ~ \$88 ;
+  assign \$674  = \$660  & \$673 ;
+  assign \$677  = \$674  & \$87 ;
+  assign \$678  = \$664  + \$677 ;
+  assign \$692  = ~ \$85 ;
+  assign \$693  = \$674  & \$692 ;
+  assign \$696  = \$693  & \$84 ;
+  assign \$697  = \$678  + \$696 ;
+  assign \$714  = ~ \$713 ;
+  assign \$715  = \$693  & \$714 ;
+  assign \$717  = \$697  + \$716 ;
+  assign \$733  = \$717  & { \$33 , \$33 , \$33 , \$33 , \$33  };
+  assign \$734  = { 1'h0, \$655  } | \$733 ;
+  assign \$738  = ~ \$117 ;
+  assign \$742  = \$739  & \$116 ;
+  assign \$743  = 1'h0 + \$742 ;
+  assign \$752  = ~ \$114 ;
+  assign \$753  = \$739  & \$752 ;
+  assign \$756  = \$753  & \$113 ;
+  assign \$757  = \$743  + \$756 ;
+  assign \$771  = ~ \$111 ;
+  assign \$772  = \$753  & \$771 ;
+  assign \$775  = \$772  & \$110 ;
+  assign \$776  = \$757  + \$775 ;
+  assign \$795  = ~ \$108 ;
+  assign \$796  = \$772  & \$795 ;
+  assign \$799  = \$796  & \$107 ;
+  assign \$800  = \$776  + \$799 ;
+  assign \$822  = ~ \$821 ;
+  assign \$823  = \$796  & \$822 ;
+  assign \$825  = \$800  + \$824 ;
+  assign \$844  = \$825  & { \$36 , \$36 , \$36 , \$36 , \$36 , \$36  };
+  assign \$845  = { 1'h0, \$734  } | \$844 ;
+  assign \$849  = ~ \$149 ;
+  assign \$853  = \$850  & \$148 ;
+  assign \$854  = 1'h0 + \$853 ;
+  assign \$863  = ~ \$146 ;
+  assign \$864  = \$850  & \$863 ;
+  assign \$867  = \$864  & \$145 ;
+  assign \$868  = \$854  + \$867 ;
+  assign \$882  = ~ \$143 ;
+  assign \$883  = \$864  & \$882 ;
+  assign \$886  = \$883  & \$142 ;
+  assign \$887  = \$868  + \$886 ;
+  assign \$906  = ~ \$140 ;
+  assign \$907  = \$883  & \$906 ;
+  assign \$910  = \$907  & \$139 ;
+  assign \$911  = \$887  + \$910 ;
+  assign \$935  = ~ \$137 ;
+  assign \$936  = \$907  & \$935 ;
+  assign \$939  = \$936  & \$136 ;
+  assign \$940  = \$911  + \$939 ;
+  assign \$967  = ~ \$966 ;
+  assign \$968  = \$936  & \$967 ;
+  assign \$970  = \$940  + \$969 ;
+  assign \$992  = \$970  & { \$39 , \$39 , \$39 , \$39 , \$39 , \$39 , \$39  };
+  assign \$993  = { 1'h0, \$845  } | \$992 ;
+  assign \$997  = ~ \$187 ;
+  assign \$1001  = \$998  & \$186 ;
+  assign \$1002  = 1'h0 + \$1001 ;
+  assign \$1011  = ~ \$184 ;
+  assign \$1012  = \$998  & \$1011 ;
+  assign \$1015  = \$1012  & \$183 ;
+  assign \$1016  = \$1002  + \$1015 ;
+  assign \$1030  = ~ \$181 ;
+  assign \$1031  = \$1012  & \$1030 ;
+  assign \$1034  = \$1031  & \$180 ;
+  assign \$1035  = \$1016  + \$1034 ;
+  assign \$1054  = ~ \$178 ;
+  assign \$1055  = \$1031  & \$1054 ;
+  assign \$1058  = \$1055  & \$177 ;
+  assign \$1059  = \$1035  + \$1058 ;
+  assign \$1083  = ~ \$175 ;
+  assign \$1084  = \$1055  & \$1083 ;
+  assign \$1087  = \$1084  & \$174 ;
+  assign \$1088  = \$1059  + \$1087 ;
+  assign \$1117  = ~ \$172 ;
+  assign \$1118  = \$1084  & \$1117 ;
+  assign \$1121  = \$1118  & \$171 ;
+  assign \$1122  = \$1088  + \$1121 ;
+  assign \$1154  = ~ \$1153 ;
+  assign \$1155  = \$1118  & \$1154 ;
+  assign \$1157  = \$1122  + \$1156 ;
+  assign \$1182  = \$1157  & { \$42 , \$42 , \$42 , \$42 , \$42 , \$42 , \$42 , \$42  };
+  assign \$1183  = { 1'h0, \$993  } | \$1182 ;
+  assign \$1184  = \$49  ? { 4'h0, i__payload[48:45] } : \$1183 ;
+  assign \$1217  = \$565  & { \$228 , \$228  };
+  assign \$1268  = \$592  & { \$243 , \$243 , \$243  };
+  assign \$1269  = { 1'h0, \$1218  } | \$1268 ;
+  assign \$1348  = \$641  & { \$271 , \$271 , \$271 , \$271  };
+  assign \$1349  = { 1'h0, \$1269  } | \$1348 ;
+  assign \$1462  = \$717  & { \$312 , \$312 , \$312 , \$312 , \$312  };
+  assign \$1463  = { 1'h0, \$1349  } | \$1462 ;
+  assign \$1615  = \$825  & { \$366 , \$366 , \$366 , \$366 , \$366 , \$366  };
+  assign \$1616  = { 1'h0, \$1463  } | \$1615 ;
+  assign \$1812  = \$970  & { \$433 , \$433 , \$433 , \$433 , \$433 , \$433 , \$433  };
+  assign \$1813  = { 1'h0, \$1616  } | \$1812 ;
+  assign \$1814  = \$47  ? \$1813  : { 3'h0, i__payload[52:49] };
   always @(posedge clk)
-    o__valid <= \$1782 ;
+    o__valid <= \$1819 ;
   always @(posedge clk)
-    block <= \$1783 ;
+    taken <= \$1820 ;
   always @(posedge clk)
-    pending <= \$1784 ;
-  always @(posedge clk)
-    fresh <= \$1785 ;
+    o__payload <= \$1821 ;
   always @* begin
     if (time_zero ) begin end
-    \$1782  = o__valid;
-    if (i__ready) begin
-      \$1782  = i__valid;
+    \$1819  = o__valid;
+    if (take) begin
+      \$1819  = i__valid;
     end
     if (cancel) begin
-      \$1782  = 1'h0;
+      \$1819  = 1'h0;
     end
     if (rst) begin
-      \$1782  = 1'h0;
+      \$1819  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1783  = block;
-    if (i__ready) begin
-      \$1783  = i__payload;
+    \$1820  = taken;
+    if (take) begin
+      if (i__valid) begin
+        \$1820  = \$44 ;
+      end
     end
     if (cancel) begin
-      \$1783  = 57'h000000000000000;
+      \$1820  = 8'h00;
     end
     if (rst) begin
-      \$1783  = 57'h000000000000000;
+      \$1820  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1784  = pending;
-    if (i__ready) begin
-      \$1784  = i__payload[21:14];
-    end else if (o__ready) begin
-      \$1784  = \$1781 ;
+    \$1821  = o__payload;
+    if (take) begin
+      \$1821 [0] = \event ;
+      \$1821 [1] = \$46 ;
+      \$1821 [32] = i__payload[54];
+      \$1821 [33] = i__payload[56];
     end
-    if (cancel) begin
-      \$1784  = 8'h00;
+    if (take) begin
+      \$1821 [12:2] = { i__payload[33:30], \$211  };
     end
-    if (rst) begin
-      \$1784  = 8'h00;
+    if (\$216 ) begin
+      \$1821 [12:9] = 4'h0;
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$1785  = fresh;
-    if (i__ready) begin
-      \$1785  = 1'h1;
-    end else if (o__ready) begin
-      \$1785  = 1'h0;
+    if (take) begin
+      \$1821 [23:13] = { i__payload[44:41], \$553  };
     end
-    if (cancel) begin
-      \$1785  = 1'h0;
+    if (\$557 ) begin
+      \$1821 [23:20] = 4'h0;
     end
-    if (rst) begin
-      \$1785  = 1'h0;
+    if (take) begin
+      \$1821 [27:24] = \$1184 [3:0];
+    end
+    if (take) begin
+      \$1821 [31:28] = \$1814 [3:0];
     end
   end
-  assign held = o__valid;
-  assign o__payload[31:28] = \$1755 [3:0];
-  assign o__payload[23:13] = \$1132 ;
-  assign o__payload[27:24] = \$797 [3:0];
-  assign o__payload[12:2] = \$172 ;
-  assign o__payload[33] = block[56];
-  assign o__payload[32] = block[54];
-  assign o__payload[1] = \$5 ;
-  assign o__payload[0] = \$3 ;
-  assign \$11  = pending[0];
-  assign \$15  = \$14 ;
-  assign \$16  = block[8];
-  assign \$27  = block[9];
-  assign \$44  = block[10];
-  assign \$67  = block[11];
-  assign \$96  = block[12];
-  assign \$131  = block[13];
-  assign \$174  = block[0];
-  assign \$176  = \$175 ;
-  assign \$186  = \$185 ;
-  assign \$191  = \$190 ;
-  assign \$201  = block[1];
-  assign \$204  = \$203 ;
-  assign \$221  = \$220 ;
-  assign \$250  = block[2];
-  assign \$253  = \$252 ;
-  assign \$273  = \$272 ;
-  assign \$326  = block[3];
-  assign \$329  = \$328 ;
-  assign \$352  = \$351 ;
-  assign \$434  = block[4];
-  assign \$437  = \$436 ;
-  assign \$463  = \$462 ;
-  assign \$579  = block[5];
-  assign \$582  = \$581 ;
-  assign \$611  = \$610 ;
-  assign \$766  = block[6];
-  assign \$769  = \$768 ;
-  assign \$809  = \$808 ;
-  assign \$1010  = \$1009 ;
-  assign \$1159  = \$1158 ;
-  assign \$1756  = 1'h0;
-  assign \$1757  = 1'h1;
+  assign \task  = o__payload;
+  assign \$2  = pending[0];
+  assign \$19  = 1'h0;
+  assign \$20  = 1'h1;
+  assign \$54  = \$53 ;
+  assign \$55  = i__payload[8];
+  assign \$66  = i__payload[9];
+  assign \$83  = i__payload[10];
+  assign \$106  = i__payload[11];
+  assign \$135  = i__payload[12];
+  assign \$170  = i__payload[13];
+  assign \$230  = \$229 ;
+  assign \$431  = \$430 ;
+  assign \$556  = \$47 ;
+  assign \$561  = i__payload[0];
+  assign \$563  = \$562 ;
+  assign \$573  = \$572 ;
+  assign \$578  = \$577 ;
+  assign \$588  = i__payload[1];
+  assign \$591  = \$590 ;
+  assign \$608  = \$607 ;
+  assign \$637  = i__payload[2];
+  assign \$640  = \$639 ;
+  assign \$660  = \$659 ;
+  assign \$713  = i__payload[3];
+  assign \$716  = \$715 ;
+  assign \$739  = \$738 ;
+  assign \$821  = i__payload[4];
+  assign \$824  = \$823 ;
+  assign \$850  = \$849 ;
+  assign \$966  = i__payload[5];
+  assign \$969  = \$968 ;
+  assign \$998  = \$997 ;
+  assign \$1153  = i__payload[6];
+  assign \$1156  = \$1155 ;
+  assign \$1218  = \$1217 ;
 endmodule
 
 module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
   reg time_zero  = 0;
-  wire \$1 , \$2 , \$3 , \$4 ;
-  wire [5:0] \$5 , \$6 ;
-  reg \$10 ;
-  reg [4:0] \$7 ;
-  reg [4:0] \$8 ;
-  reg [10:0] \$9 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg [3:0] \$16 ;
+  reg [3:0] \$17 ;
+  reg [10:0] \$18 ;
+  reg \$19 ;
+  reg \$20 ;
+  (* init = 4'h0 *)
   wire [3:0] \$signature__addr ;
   wire [10:0] \$signature__data ;
   wire \$signature__en ;
@@ -7813,6 +7955,7 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__ready, i__pay
   wire cancel;
   input clk;
   wire clk;
+  reg grew = 1'h0;
   input [10:0] i__payload;
   wire [10:0] i__payload;
   output i__ready;
@@ -7826,13 +7969,16 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__ready, i__pay
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 11'h000 *)
+  wire [10:0] payload;
+  (* init = 4'h0 *)
   wire [3:0] read__addr;
   wire [10:0] read__data;
   input rst;
   wire rst;
-  wire some;
-  reg [4:0] taken = 5'h00;
-  reg [4:0] written = 5'h00;
+  reg [3:0] taken = 4'h0;
+  reg [3:0] written = 4'h0;
+  (* no_rw_check = 32'd1 *)
   reg [10:0] entries [15:0];
   integer entries_entry;
   initial begin
@@ -7841,84 +7987,101 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__ready, i__pay
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written[3:0]] <= i__payload;
+      entries[written] <= i__payload;
   end
-  assign read__data = entries[taken[3:0]];
-  assign some = written != taken;
-  assign \$1  = written[3:0] != taken[3:0];
-  assign \$2  = written[4] == taken[4];
+  assign read__data = entries[taken];
+  assign \$1  = written != taken;
+  assign \$2  = ~ grew;
   assign i__ready = \$1  | \$2 ;
+  assign \$4  = \$1  | grew;
+  assign \$5  = ~ o__valid;
+  assign \$6  = \$5  | o__ready;
+  assign move = \$4  & \$6 ;
   assign \$signature__en  = i__valid & i__ready;
-  assign \$3  = ~ o__valid;
-  assign \$4  = \$3  | o__ready;
-  assign move = some & \$4 ;
-  assign \$5  = written + 1'h1;
-  assign \$6  = taken + 1'h1;
+  assign \$7  = written[3] ^ written[2];
+  assign \$8  = | written[2:0];
+  assign \$9  = ~ \$8 ;
+  assign \$10  = \$7  ^ \$9 ;
+  assign \$11  = taken[3] ^ taken[2];
+  assign \$12  = | taken[2:0];
+  assign \$13  = ~ \$12 ;
+  assign \$14  = \$11  ^ \$13 ;
+  assign \$15  = \$signature__en  != move;
   always @(posedge clk)
-    written <= \$7 ;
+    written <= \$16 ;
   always @(posedge clk)
-    taken <= \$8 ;
+    taken <= \$17 ;
   always @(posedge clk)
-    o__payload <= \$9 ;
+    o__payload <= \$18 ;
   always @(posedge clk)
-    o__valid <= \$10 ;
+    grew <= \$19 ;
+  always @(posedge clk)
+    o__valid <= \$20 ;
   always @* begin
     if (time_zero ) begin end
-    \$7  = written;
+    \$16  = written;
     if (\$signature__en ) begin
-      \$7  = \$5 [4:0];
+      \$16  = { written[2:0], \$10  };
     end
     if (cancel) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
     if (rst) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$8  = taken;
+    \$17  = taken;
     if (move) begin
-      \$8  = \$6 [4:0];
+      \$17  = { taken[2:0], \$14  };
     end
     if (cancel) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
     if (rst) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$9  = o__payload;
+    \$18  = o__payload;
     if (move) begin
-      \$9  = read__data;
-    end
-    if (cancel) begin
-      \$9  = 11'h000;
-    end
-    if (rst) begin
-      \$9  = 11'h000;
+      \$18  = read__data;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$10  = o__valid;
+    \$19  = grew;
+    if (\$15 ) begin
+      \$19  = \$signature__en ;
+    end
+    if (cancel) begin
+      \$19  = 1'h0;
+    end
+    if (rst) begin
+      \$19  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = o__valid;
     if (move) begin
-      \$10  = 1'h1;
+      \$20  = 1'h1;
     end else if (o__ready) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (cancel) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (rst) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
   end
-  assign \$signature__addr  = written[3:0];
+  assign \$signature__addr  = written;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken[3:0];
+  assign read__addr = taken;
+  assign payload = o__payload;
 endmodule
 
 module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, full, o__payload, o__ready, clk);
@@ -8763,37 +8926,39 @@ module egret_l_onchip_core_lane_mac_vectors (rst, read__en, port_0 , cancel, por
   assign \value$56  = value;
 endmodule
 
-module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, port_0 , turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, drain, port_0 , turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$3 , \$4 , \$5 , \$6 , \$8 , \$9 ;
-  wire [5:0] \$16 ;
-  wire [1:0] \$2 , \$7 ;
-  reg \$17 ;
-  reg \$18 ;
-  reg \$19 ;
-  reg [2:0] \$20 ;
-  reg [10:0] \$21 ;
-  reg [10:0] \$22 ;
-  reg [10:0] \$23 ;
-  reg [7:0] \$24 ;
-  reg \$25 ;
-  reg \$26 ;
-  reg \$27 ;
-  reg \$28 ;
-  reg [7:0] \$29 ;
-  reg [7:0] \$30 ;
-  reg [7:0] \$31 ;
+  wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
+  wire [5:0] \$11 ;
+  wire [1:0] \$4 , \$8 ;
+  reg \$12 ;
+  reg \$13 ;
+  reg \$14 ;
+  reg \$15 ;
+  reg [2:0] \$16 ;
+  reg [10:0] \$17 ;
+  reg [10:0] \$18 ;
+  reg [10:0] \$19 ;
+  reg [7:0] \$20 ;
+  reg \$21 ;
+  reg \$22 ;
+  reg \$23 ;
+  reg \$24 ;
+  reg [7:0] \$25 ;
+  reg [7:0] \$26 ;
+  reg [7:0] \$27 ;
   wire [9:0] \$signature__addr ;
-  wire [9:0] \$signature__addr$36 ;
+  wire [9:0] \$signature__addr$37 ;
   wire [17:0] \$signature__data ;
-  wire [17:0] \$signature__data$37 ;
+  wire [17:0] \$signature__data$38 ;
   wire \$signature__en ;
-  wire \$signature__en$35 ;
+  wire \$signature__en$36 ;
   reg amid = 1'h0;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
+  input drain;
   wire drain;
   input enable;
   wire enable;
@@ -8806,6 +8971,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, c
   reg [7:0] marks0_1 = 8'h00;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
+  reg moves = 1'h0;
   output [7:0] o_bits;
   reg [7:0] o_bits = 8'h00;
   output [7:0] o_end;
@@ -8824,11 +8990,11 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, c
   input [10:0] port_0 ;
   wire [10:0] port_0 ;
   wire [9:0] reading__addr;
-  wire [9:0] \reading__addr$39 ;
+  wire [9:0] \reading__addr$40 ;
   wire [17:0] reading__data;
-  wire [17:0] \reading__data$40 ;
+  wire [17:0] \reading__data$41 ;
   wire reading__en;
-  wire \reading__en$38 ;
+  wire \reading__en$39 ;
   input rst;
   wire rst;
   wire step;
@@ -8854,7 +9020,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, c
   reg [17:0] _0_;
   always @(posedge clk) begin
     if (step) begin
-      _0_ <= code0[{ \$16 , tag0[3], tag0[4], tag0[5], tag0[6] }];
+      _0_ <= code0[{ \$11 , tag0[3], tag0[4], tag0[5], tag0[6] }];
     end
   end
   assign reading__data = _0_;
@@ -8875,307 +9041,325 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, c
       _1_ <= code1[{ reading__data[5:0], tag1[7], tag1[8], tag1[9], tag1[10] }];
     end
   end
-  assign \reading__data$40  = _1_;
-  assign \$1  = enable & i_valid;
-  assign \$2  = turn + 1'h1;
-  assign \$4  = port_0 [9] & \$3 ;
-  assign \$5  = ~ \$4 ;
-  assign \$6  = enable & o_valid;
-  assign \$7  = o_slot + 1'h1;
-  assign \$8  = ~ amid;
-  assign \$9  = valid[0] | \$8 ;
-  assign \$11  = ~ \$10 ;
-  assign \$12  = enable & \$11 ;
-  assign step = enable & \$10 ;
-  assign \$16  = \reading__data$40 [5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
+  assign \reading__data$41  = _1_;
+  assign \$1  = ~ amid;
+  assign \$2  = i_valid | \$1 ;
+  assign \$3  = \$2  | drain;
+  assign \$4  = turn + 1'h1;
+  assign \$6  = port_0 [9] & \$5 ;
+  assign \$7  = ~ \$6 ;
+  assign \$8  = o_slot + 1'h1;
+  assign \$9  = ~ moves;
+  assign \$10  = enable & \$9 ;
+  assign step = enable & moves;
+  assign \$11  = \reading__data$41 [5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
   always @(posedge clk)
-    turn <= \$17 ;
+    moves <= \$12 ;
   always @(posedge clk)
-    amid <= \$18 ;
+    turn <= \$13 ;
   always @(posedge clk)
-    o_slot <= \$19 ;
+    amid <= \$14 ;
   always @(posedge clk)
-    valid <= \$20 ;
+    o_slot <= \$15 ;
   always @(posedge clk)
-    tag0 <= \$21 ;
+    valid <= \$16 ;
   always @(posedge clk)
-    tag1 <= \$22 ;
+    tag0 <= \$17 ;
   always @(posedge clk)
-    tag2 <= \$23 ;
+    tag1 <= \$18 ;
   always @(posedge clk)
-    marks0_1 <= \$24 ;
+    tag2 <= \$19 ;
   always @(posedge clk)
-    o_valid <= \$25 ;
+    marks0_1 <= \$20 ;
   always @(posedge clk)
-    o_first <= \$26 ;
+    o_valid <= \$21 ;
   always @(posedge clk)
-    o_last <= \$27 ;
+    o_first <= \$22 ;
   always @(posedge clk)
-    o_parity <= \$28 ;
+    o_last <= \$23 ;
   always @(posedge clk)
-    o_bits <= \$29 ;
+    o_parity <= \$24 ;
   always @(posedge clk)
-    o_end <= \$30 ;
+    o_bits <= \$25 ;
   always @(posedge clk)
-    o_event <= \$31 ;
+    o_end <= \$26 ;
+  always @(posedge clk)
+    o_event <= \$27 ;
   always @* begin
     if (time_zero ) begin end
-    \$17  = turn;
-    if (\$1 ) begin
-      \$17  = \$2 [0];
-    end
-    if (cancel) begin
-      \$17  = 1'h0;
-    end
-    if (rst) begin
-      \$17  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$18  = amid;
-    if (\$1 ) begin
-      \$18  = \$5 ;
-    end
-    if (cancel) begin
-      \$18  = 1'h0;
-    end
-    if (rst) begin
-      \$18  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$19  = o_slot;
-    if (\$6 ) begin
-      \$19  = \$7 [0];
-    end
-    if (cancel) begin
-      \$19  = 1'h0;
-    end
-    if (rst) begin
-      \$19  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = valid;
+    \$12  = moves;
     if (enable) begin
-      \$20 [0] = i_valid;
+      \$12  = \$3 ;
+    end
+    if (cancel) begin
+      \$12  = 1'h0;
+    end
+    if (rst) begin
+      \$12  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$13  = turn;
+    if (enable) begin
+      if (i_valid) begin
+        \$13  = \$4 [0];
+      end
+    end
+    if (cancel) begin
+      \$13  = 1'h0;
+    end
+    if (rst) begin
+      \$13  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$14  = amid;
+    if (enable) begin
+      if (i_valid) begin
+        \$14  = \$7 ;
+      end
+    end
+    if (cancel) begin
+      \$14  = 1'h0;
+    end
+    if (rst) begin
+      \$14  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$15  = o_slot;
+    if (enable) begin
+      if (o_valid) begin
+        \$15  = \$8 [0];
+      end
+    end
+    if (cancel) begin
+      \$15  = 1'h0;
+    end
+    if (rst) begin
+      \$15  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$16  = valid;
+    if (enable) begin
+      \$16 [0] = i_valid;
     end
     if (step) begin
-      \$20 [2:1] = valid[1:0];
+      \$16 [2:1] = valid[1:0];
     end
-    if (\$12 ) begin
-      \$20 [2] = 1'h0;
+    if (\$10 ) begin
+      \$16 [2] = 1'h0;
     end
     if (cancel) begin
-      \$20  = 3'h0;
+      \$16  = 3'h0;
     end
     if (rst) begin
-      \$20  = 3'h0;
+      \$16  = 3'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$21  = tag0;
+    \$17  = tag0;
     if (enable) begin
-      \$21  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [4], port_0 [5], port_0 [6], port_0 [7], port_0 [10:8] };
+      \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [4], port_0 [5], port_0 [6], port_0 [7], port_0 [10:8] };
     end
     if (cancel) begin
-      \$21  = 11'h000;
+      \$17  = 11'h000;
     end
     if (rst) begin
-      \$21  = 11'h000;
+      \$17  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$22  = tag1;
+    \$18  = tag1;
     if (step) begin
-      \$22  = tag0;
+      \$18  = tag0;
     end
     if (cancel) begin
-      \$22  = 11'h000;
+      \$18  = 11'h000;
     end
     if (rst) begin
-      \$22  = 11'h000;
+      \$18  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$23  = tag2;
+    \$19  = tag2;
     if (step) begin
-      \$23  = tag1;
+      \$19  = tag1;
     end
     if (cancel) begin
-      \$23  = 11'h000;
+      \$19  = 11'h000;
     end
     if (rst) begin
-      \$23  = 11'h000;
+      \$19  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$24  = marks0_1;
+    \$20  = marks0_1;
     if (step) begin
-      \$24  = reading__data[13:6];
+      \$20  = reading__data[13:6];
     end
     if (cancel) begin
-      \$24  = 8'h00;
+      \$20  = 8'h00;
     end
     if (rst) begin
-      \$24  = 8'h00;
+      \$20  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$25  = o_valid;
+    \$21  = o_valid;
     if (enable) begin
-      \$25  = valid[2];
+      \$21  = valid[2];
     end
     if (cancel) begin
-      \$25  = 1'h0;
+      \$21  = 1'h0;
     end
     if (rst) begin
-      \$25  = 1'h0;
+      \$21  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$26  = o_first;
+    \$22  = o_first;
     if (enable) begin
-      \$26  = tag2[0];
+      \$22  = tag2[0];
     end
     if (cancel) begin
-      \$26  = 1'h0;
+      \$22  = 1'h0;
     end
     if (rst) begin
-      \$26  = 1'h0;
+      \$22  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$27  = o_last;
+    \$23  = o_last;
     if (enable) begin
-      \$27  = tag2[1];
+      \$23  = tag2[1];
     end
     if (cancel) begin
-      \$27  = 1'h0;
+      \$23  = 1'h0;
     end
     if (rst) begin
-      \$27  = 1'h0;
+      \$23  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$28  = o_parity;
+    \$24  = o_parity;
     if (enable) begin
-      \$28  = tag2[2];
+      \$24  = tag2[2];
     end
     if (cancel) begin
-      \$28  = 1'h0;
+      \$24  = 1'h0;
     end
     if (rst) begin
-      \$28  = 1'h0;
+      \$24  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$29  = o_bits;
+    \$25  = o_bits;
     if (enable) begin
-      \$29  = tag2[10:3];
+      \$25  = tag2[10:3];
     end
     if (cancel) begin
-      \$29  = 8'h00;
+      \$25  = 8'h00;
     end
     if (rst) begin
-      \$29  = 8'h00;
+      \$25  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$30  = o_end;
+    \$26  = o_end;
     if (enable) begin
-      \$30  = { \reading__data$40 [9:6], marks0_1[3:0] };
+      \$26  = { \reading__data$41 [9:6], marks0_1[3:0] };
     end
     if (cancel) begin
-      \$30  = 8'h00;
+      \$26  = 8'h00;
     end
     if (rst) begin
-      \$30  = 8'h00;
+      \$26  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$31  = o_event;
+    \$27  = o_event;
     if (enable) begin
-      \$31  = { \reading__data$40 [13:10], marks0_1[7:4] };
+      \$27  = { \reading__data$41 [13:10], marks0_1[7:4] };
     end
     if (cancel) begin
-      \$31  = 8'h00;
+      \$27  = 8'h00;
     end
     if (rst) begin
-      \$31  = 8'h00;
+      \$27  = 8'h00;
     end
   end
   assign i_last = port_0 [9];
   assign i_first = port_0 [8];
   assign i_parity = port_0 [10];
   assign i_bits = port_0 [7:0];
-  assign drain = 1'h0;
   assign word0 = reading__data[13:0];
-  assign word1 = \reading__data$40 [13:0];
+  assign word1 = \reading__data$41 [13:0];
   assign \$signature__en  = microcode_write[0];
   assign \$signature__addr  = microcode_write[10:1];
   assign \$signature__data  = microcode_write[28:11];
   assign reading__en = step;
-  assign reading__addr = { \$16 , tag0[3], tag0[4], tag0[5], tag0[6] };
-  assign \$signature__en$35  = microcode_write[0];
-  assign \$signature__addr$36  = microcode_write[10:1];
-  assign \$signature__data$37  = microcode_write[28:11];
-  assign \reading__en$38  = step;
-  assign \reading__addr$39  = { reading__data[5:0], tag1[7], tag1[8], tag1[9], tag1[10] };
-  assign \$3  = turn;
-  assign \$10  = \$9 ;
+  assign reading__addr = { \$11 , tag0[3], tag0[4], tag0[5], tag0[6] };
+  assign \$signature__en$36  = microcode_write[0];
+  assign \$signature__addr$37  = microcode_write[10:1];
+  assign \$signature__data$38  = microcode_write[28:11];
+  assign \reading__en$39  = step;
+  assign \reading__addr$40  = { reading__data[5:0], tag1[7], tag1[8], tag1[9], tag1[10] };
+  assign \$5  = turn;
 endmodule
 
-module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, code_write, start_write, cancel, go, settings, i__payload, i__valid, o, clk);
+module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, clk);
   reg time_zero  = 0;
-  wire \$1 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 , \$28 , \$29
-    , \$3 , \$30 , \$31 , \$34 , \$35 , \$36 , \$37 , \$4 , \$5 , \$6 , \$8 ;
-  wire [12:0] \$10 , \$32 , \$33 , \$7 , \$9 ;
-  wire [14:0] \$12 ;
-  wire [1:0] \$24 ;
-  reg [12:0] \$11 ;
+  wire \$1 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$26
+    , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40
+    , \$41 , \$42 , \$43 , \$6 ;
+  wire [14:0] \$10 ;
+  wire [1:0] \$25 ;
+  wire [12:0] \$5 , \$7 , \$8 ;
   reg [12:0] \$18 ;
-  reg [12:0] \$23 ;
-  reg [12:0] \$38 ;
-  reg [12:0] \$39 ;
-  reg \$40 ;
-  reg [33:0] \$41 ;
-  reg \$42 ;
-  reg \$43 ;
+  reg [12:0] \$36 ;
   reg [12:0] \$44 ;
-  reg \$45 ;
+  reg [12:0] \$45 ;
   reg \$46 ;
   reg \$47 ;
-  reg [17:0] \$48 ;
-  reg [12:0] \$49 ;
-  reg [12:0] \$50 ;
-  reg [12:0] \$51 ;
-  reg [12:0] \$52 ;
-  reg \$53 ;
-  reg [17:0] \$54 ;
+  reg \$48 ;
+  reg \$49 ;
+  reg \$50 ;
+  reg [3:0] \$51 ;
+  reg [13:0] \$52 ;
+  reg [12:0] \$53 ;
+  reg [12:0] \$54 ;
   reg [12:0] \$55 ;
+  reg [12:0] \$56 ;
+  reg \$57 ;
+  reg [3:0] \$58 ;
+  reg [13:0] \$59 ;
+  reg [12:0] \$60 ;
+  reg [12:0] \$9 ;
   wire [3:0] \$signature__addr ;
-  wire [3:0] \$signature__addr$21 ;
+  wire [3:0] \$signature__addr$23 ;
   wire [11:0] \$signature__data ;
-  wire [11:0] \$signature__data$22 ;
+  wire [11:0] \$signature__data$24 ;
   wire \$signature__en ;
-  wire \$signature__en$20 ;
+  wire \$signature__en$22 ;
   wire advance;
-  reg [17:0] at_work = 18'h00000;
+  reg [13:0] at_work = 14'h0000;
   reg bank = 1'h0;
   input cancel;
   wire cancel;
@@ -9203,35 +9387,36 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
   wire load;
   reg load_slot = 1'h0;
   reg loading = 1'h1;
-  reg loads = 1'h0;
-  reg [17:0] moved = 18'h00000;
+  reg [3:0] marks = 4'h0;
   output [27:0] o;
   wire [27:0] o;
+  reg opened = 1'h0;
   wire [12:0] operand;
-  reg passes = 1'h0;
   reg placed = 1'h0;
   reg [12:0] position_0 = 13'h1fff;
   reg [12:0] position_1 = 13'h1fff;
   wire [3:0] read__addr;
-  wire [3:0] \read__addr$23 ;
+  wire [3:0] \read__addr$25 ;
   wire [11:0] read__data;
-  wire [11:0] \read__data$25 ;
+  wire [11:0] \read__data$27 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
   input [37:0] settings;
   wire [37:0] settings;
+  wire settle;
   wire slot;
   reg [12:0] start = 13'h0000;
   reg [12:0] start_0 = 13'h0000;
   reg [12:0] start_1 = 13'h0000;
-  reg [12:0] start_step = 13'h0000;
   input [15:0] start_write;
   wire [15:0] start_write;
   reg [12:0] step = 13'h0000;
-  reg [33:0] taken = 34'h000000000;
+  reg [13:0] tag = 14'h0000;
   wire [12:0] total;
+  reg [3:0] working = 4'h0;
+  (* no_rw_check = 32'd1 *)
   reg [11:0] level_offsets [15:0];
   integer level_offsets_entry;
   initial begin
@@ -9242,7 +9427,8 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
     if (\$signature__en )
       level_offsets[code_write[6:3]] <= code_write[22:11];
   end
-  assign read__data = level_offsets[taken[27:24]];
+  assign read__data = level_offsets[i__payload[27:24]];
+  (* no_rw_check = 32'd1 *)
   reg [11:0] run_offsets [15:0];
   integer run_offsets_entry;
   initial begin
@@ -9250,220 +9436,153 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
       run_offsets[run_offsets_entry] = 12'h000;
   end
   always @(posedge clk) begin
-    if (\$signature__en$20 )
+    if (\$signature__en$22 )
       run_offsets[code_write[6:3]] <= code_write[22:11];
   end
-  assign \read__data$25  = run_offsets[taken[31:28]];
-  assign \$34  = emitting | moved[0];
-  assign \$35  = \$34  | moved[3];
-  assign \$36  = enable & \$35 ;
-  assign \$37  = advance & moved[2];
+  assign \read__data$27  = run_offsets[i__payload[31:28]];
+  assign \$29  = \$34  & \$28 ;
+  assign \$30  = advance & settle;
+  assign \$31  = ~ i__payload[1];
+  assign \$32  = comes & \$31 ;
+  assign \$33  = comes & i__payload[0];
+  assign \$34  = comes & i__payload[1];
+  assign \$35  = load ? load_slot : i__payload[33];
+  assign \$37  = advance & load;
+  assign \$38  = ~ load;
+  assign \$39  = advance & \$38 ;
+  assign \$40  = emitting | marks[0];
+  assign \$41  = \$40  | marks[3];
+  assign \$42  = enable & \$41 ;
+  assign \$43  = advance & marks[2];
   always @(posedge clk)
-    start_0 <= \$38 ;
+    start_0 <= \$44 ;
   always @(posedge clk)
-    start_1 <= \$39 ;
+    start_1 <= \$45 ;
   always @(posedge clk)
-    placed <= \$40 ;
+    placed <= \$46 ;
   always @(posedge clk)
-    taken <= \$41 ;
+    opened <= \$47 ;
   always @(posedge clk)
-    passes <= \$42 ;
+    load_slot <= \$48 ;
   always @(posedge clk)
-    loads <= \$43 ;
+    loading <= \$49 ;
   always @(posedge clk)
-    start <= \$44 ;
+    bank <= \$50 ;
   always @(posedge clk)
-    load_slot <= \$45 ;
+    marks <= \$51 ;
   always @(posedge clk)
-    loading <= \$46 ;
+    tag <= \$52 ;
   always @(posedge clk)
-    bank <= \$47 ;
+    step <= \$53 ;
   always @(posedge clk)
-    moved <= \$48 ;
+    start <= \$54 ;
   always @(posedge clk)
-    step <= \$49 ;
+    position_0 <= \$55 ;
   always @(posedge clk)
-    start_step <= \$50 ;
+    position_1 <= \$56 ;
   always @(posedge clk)
-    position_0 <= \$51 ;
+    \inside  <= \$57 ;
   always @(posedge clk)
-    position_1 <= \$52 ;
+    working <= \$58 ;
   always @(posedge clk)
-    \inside  <= \$53 ;
+    at_work <= \$59 ;
   always @(posedge clk)
-    at_work <= \$54 ;
-  always @(posedge clk)
-    columns <= \$55 ;
+    columns <= \$60 ;
   assign advance = enable & \$1 ;
-  assign comes = i__valid & i__ready;
   assign load = loading & placed;
-  assign \$2  = ~ loading;
-  assign \$3  = advance & \$2 ;
-  assign \$4  = go >> i__payload[32];
-  assign i__ready = \$3  & \$4 ;
-  assign \$5  = ! code_write[2];
-  assign \$signature__en  = code_write[0] & \$5 ;
-  assign \$signature__en$20  = code_write[0] & \$6 ;
-  assign \$7  = taken[12:2] + read__data;
-  assign length = $signed({ 1'h0, taken[23:13] }) + $signed(\read__data$25 );
+  assign comes = i__valid & opened;
+  assign i__ready = advance & opened;
+  assign \$2  = ! tag[13];
+  assign settle = marks[3] & \$2 ;
+  assign \$3  = ! code_write[2];
+  assign \$signature__en  = code_write[0] & \$3 ;
+  assign \$signature__en$22  = code_write[0] & \$4 ;
+  assign \$5  = i__payload[12:2] + read__data;
+  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$27 );
   assign emitting = ~ \inside ;
-  assign slot = \inside  ? moved[17] : at_work[17];
-  assign \$8  = emitting | moved[1];
-  assign carry = \$8  | moved[3];
-  assign \$9  = step | start_step;
-  assign \$10  = ~ columns;
-  assign operand = \inside  ? \$9  : \$10 ;
-  assign \$12  = { \$11 , 1'h1 } + { operand, carry };
-  assign \$14  = at_work[3] & \$1 ;
-  assign \$16  = at_work[1] & \$1 ;
-  assign \$17  = at_work[2] | emitting;
+  assign slot = \inside  ? tag[13] : at_work[13];
+  assign \$6  = emitting | marks[1];
+  assign carry = \$6  | marks[3];
+  assign \$7  = step | start;
+  assign \$8  = ~ columns;
+  assign operand = \inside  ? \$7  : \$8 ;
+  assign \$10  = { \$9 , 1'h1 } + { operand, carry };
+  assign \$11  = ! at_work[13];
+  assign \$12  = working[3] & \$11 ;
+  assign \$14  = \$12  & \$1 ;
+  assign \$16  = working[1] & \$1 ;
+  assign \$17  = working[2] | emitting;
   assign \$19  = start_write[0] & selected;
-  assign \$21  = i__payload[0] & comes;
-  assign \$22  = i__payload[1] & comes;
-  assign \$24  = load_slot + 1'h1;
-  assign \$26  = comes & i__payload[1];
-  assign \$28  = \$26  & \$27 ;
-  assign \$29  = advance & loads;
-  assign \$30  = ~ taken[1];
-  assign \$31  = passes & \$30 ;
-  assign \$32  = loads ? 13'h0000 : length;
-  assign \$33  = loads ? start : 13'h0000;
+  assign \$21  = ~ loading;
+  assign \$22  = \$21  & i__valid;
+  assign \$23  = go >> i__payload[32];
+  assign \$24  = \$22  & \$23 ;
+  assign \$25  = load_slot + 1'h1;
   always @* begin
     if (time_zero ) begin end
-    \$38  = start_0;
+    (* full_case = 32'd1 *)
+    casez (load_slot)
+      1'h0:
+          \$36  = start_0;
+      1'h1:
+          \$36  = start_1;
+    endcase
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = start_0;
     if (\$19 ) begin
       casez (start_write[2])
         1'h0:
-            \$38  = start_write[15:3];
+            \$44  = start_write[15:3];
       endcase
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = start_1;
+    \$45  = start_1;
     if (\$19 ) begin
       (* full_case = 32'd1 *)
       casez (start_write[2])
         1'h0:
             /* empty */;
         1'h1:
-            \$39  = start_write[15:3];
+            \$45  = start_write[15:3];
       endcase
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$40  = placed;
+    \$46  = placed;
     if (\$19 ) begin
       if (\$20 ) begin
-        \$40  = 1'h1;
-      end
-    end
-    if (advance) begin
-      if (load) begin
-        if (\$25 ) begin
-          \$40  = 1'h0;
-        end
-      end
-    end
-    if (cancel) begin
-      \$40  = 1'h0;
-    end
-    if (rst) begin
-      \$40  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$41  = taken;
-    if (advance) begin
-      \$41 [33:2] = i__payload[33:2];
-      \$41 [0] = \$21 ;
-      \$41 [1] = \$22 ;
-      if (loading) begin
-        \$41 [33] = load_slot;
-      end
-    end
-    if (cancel) begin
-      \$41  = 34'h000000000;
-    end
-    if (rst) begin
-      \$41  = 34'h000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$42  = passes;
-    if (advance) begin
-      \$42  = comes;
-    end
-    if (cancel) begin
-      \$42  = 1'h0;
-    end
-    if (rst) begin
-      \$42  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$43  = loads;
-    if (advance) begin
-      \$43  = load;
-    end
-    if (cancel) begin
-      \$43  = 1'h0;
-    end
-    if (rst) begin
-      \$43  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$44  = start;
-    if (advance) begin
-      \$44  = \$23 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$45  = load_slot;
-    if (advance) begin
-      if (load) begin
-        \$45  = \$24 [0];
-      end
-    end
-    if (cancel) begin
-      \$45  = 1'h0;
-    end
-    if (rst) begin
-      \$45  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$46  = loading;
-    if (advance) begin
-      if (load) begin
-        if (\$25 ) begin
-          \$46  = 1'h0;
-        end
-      end
-      if (\$28 ) begin
         \$46  = 1'h1;
       end
     end
+    if (advance) begin
+      if (load) begin
+        if (\$26 ) begin
+          \$46  = 1'h0;
+        end
+      end
+    end
     if (cancel) begin
-      \$46  = 1'h1;
+      \$46  = 1'h0;
     end
     if (rst) begin
-      \$46  = 1'h1;
+      \$46  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = bank;
-    if (\$29 ) begin
-      \$47  = settings[13];
+    \$47  = opened;
+    if (\$24 ) begin
+      \$47  = 1'h1;
+    end
+    if (advance) begin
+      if (\$29 ) begin
+        \$47  = 1'h0;
+      end
     end
     if (cancel) begin
       \$47  = 1'h0;
@@ -9474,134 +9593,189 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = moved;
+    \$48  = load_slot;
     if (advance) begin
-      \$48 [0] = \$31 ;
-      \$48 [1] = taken[0];
-      \$48 [2] = taken[1];
-      \$48 [3] = loads;
-      \$48 [15:4] = \$7 [11:0];
-      \$48 [16] = taken[32];
-      \$48 [17] = taken[33];
+      if (load) begin
+        \$48  = \$25 [0];
+      end
     end
     if (cancel) begin
-      \$48  = 18'h00000;
+      \$48  = 1'h0;
     end
     if (rst) begin
-      \$48  = 18'h00000;
+      \$48  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = step;
+    \$49  = loading;
     if (advance) begin
-      \$49  = \$32 ;
+      if (load) begin
+        if (\$26 ) begin
+          \$49  = 1'h0;
+        end
+      end
+      if (\$29 ) begin
+        \$49  = 1'h1;
+      end
     end
     if (cancel) begin
-      \$49  = 13'h0000;
+      \$49  = 1'h1;
     end
     if (rst) begin
-      \$49  = 13'h0000;
+      \$49  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = start_step;
-    if (advance) begin
-      \$50  = \$33 ;
+    \$50  = bank;
+    if (\$30 ) begin
+      \$50  = settings[13];
     end
     if (cancel) begin
-      \$50  = 13'h0000;
+      \$50  = 1'h0;
     end
     if (rst) begin
-      \$50  = 13'h0000;
+      \$50  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$51  = position_0;
-    if (\$36 ) begin
-      casez (slot)
-        1'h0:
-            \$51  = \$12 [13:1];
-      endcase
+    \$51  = marks;
+    if (advance) begin
+      \$51 [0] = \$32 ;
+      \$51 [1] = \$33 ;
+      \$51 [2] = \$34 ;
+      \$51 [3] = load;
+    end
+    if (cancel) begin
+      \$51  = 4'h0;
+    end
+    if (rst) begin
+      \$51  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$52  = tag;
+    if (advance) begin
+      \$52 [11:0] = \$5 [11:0];
+      \$52 [12] = i__payload[32];
+      \$52 [13] = \$35 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$53  = step;
+    if (advance) begin
+      \$53  = length;
     end
     if (\$37 ) begin
-      casez (slot)
-        1'h0:
-            \$51  = 13'h1fff;
-      endcase
-    end
-    if (cancel) begin
-      \$51  = 13'h1fff;
-    end
-    if (rst) begin
-      \$51  = 13'h1fff;
+      \$53  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$52  = position_1;
-    if (\$36 ) begin
+    \$54  = start;
+    if (advance) begin
+      \$54  = \$36 ;
+    end
+    if (\$39 ) begin
+      \$54  = 13'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$55  = position_0;
+    if (\$42 ) begin
+      casez (slot)
+        1'h0:
+            \$55  = \$10 [13:1];
+      endcase
+    end
+    if (\$43 ) begin
+      casez (slot)
+        1'h0:
+            \$55  = 13'h1fff;
+      endcase
+    end
+    if (cancel) begin
+      \$55  = 13'h1fff;
+    end
+    if (rst) begin
+      \$55  = 13'h1fff;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$56  = position_1;
+    if (\$42 ) begin
       (* full_case = 32'd1 *)
       casez (slot)
         1'h0:
             /* empty */;
         1'h1:
-            \$52  = \$12 [13:1];
+            \$56  = \$10 [13:1];
       endcase
     end
-    if (\$37 ) begin
+    if (\$43 ) begin
       (* full_case = 32'd1 *)
       casez (slot)
         1'h0:
             /* empty */;
         1'h1:
-            \$52  = 13'h1fff;
+            \$56  = 13'h1fff;
       endcase
     end
     if (cancel) begin
-      \$52  = 13'h1fff;
+      \$56  = 13'h1fff;
     end
     if (rst) begin
-      \$52  = 13'h1fff;
+      \$56  = 13'h1fff;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$53  = \inside ;
-    if (\$36 ) begin
-      \$53  = \$12 [13];
+    \$57  = \inside ;
+    if (\$42 ) begin
+      \$57  = \$10 [13];
     end
-    if (\$37 ) begin
-      \$53  = 1'h1;
+    if (\$43 ) begin
+      \$57  = 1'h1;
     end
     if (cancel) begin
-      \$53  = 1'h1;
+      \$57  = 1'h1;
     end
     if (rst) begin
-      \$53  = 1'h1;
+      \$57  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$54  = at_work;
+    \$58  = working;
     if (advance) begin
-      \$54  = moved;
+      \$58  = marks;
     end
     if (cancel) begin
-      \$54  = 18'h00000;
+      \$58  = 4'h0;
     end
     if (rst) begin
-      \$54  = 18'h00000;
+      \$58  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = columns;
+    \$59  = at_work;
     if (advance) begin
-      if (moved[3]) begin
-        \$55  = { 2'h0, settings[10:0] };
+      \$59  = tag;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$60  = columns;
+    if (advance) begin
+      if (settle) begin
+        \$60  = { 2'h0, settings[10:0] };
       end
     end
   end
@@ -9610,55 +9784,45 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
     (* full_case = 32'd1 *)
     casez (slot)
       1'h0:
-          \$11  = position_0;
+          \$9  = position_0;
       1'h1:
-          \$11  = position_1;
+          \$9  = position_1;
     endcase
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    casez (at_work[17])
+    casez (at_work[13])
       1'h0:
           \$18  = position_0;
       1'h1:
           \$18  = position_1;
     endcase
   end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (load_slot)
-      1'h0:
-          \$23  = start_0;
-      1'h1:
-          \$23  = start_1;
-    endcase
-  end
-  assign index = \$7 [11:0];
+  assign index = \$5 [11:0];
   assign \$signature__addr  = code_write[6:3];
   assign \$signature__data  = code_write[22:11];
-  assign read__addr = taken[27:24];
-  assign \$signature__addr$21  = code_write[6:3];
-  assign \$signature__data$22  = code_write[22:11];
-  assign \read__addr$23  = taken[31:28];
-  assign total = \$12 [13:1];
-  assign o[27] = at_work[17];
-  assign o[26] = at_work[16];
+  assign read__addr = i__payload[27:24];
+  assign \$signature__addr$23  = code_write[6:3];
+  assign \$signature__data$24  = code_write[22:11];
+  assign \read__addr$25  = i__payload[31:28];
+  assign total = \$10 [13:1];
+  assign o[27] = at_work[13];
+  assign o[26] = at_work[12];
   assign o[25:16] = \$18 [9:0];
-  assign o[15:4] = at_work[15:4];
-  assign o[3] = at_work[2];
+  assign o[15:4] = at_work[11:0];
+  assign o[3] = working[2];
   assign o[2] = \$17 ;
   assign o[1] = \$16 ;
   assign o[0] = \$14 ;
   assign \$1  = \inside ;
-  assign \$6  = code_write[2];
+  assign \$4  = code_write[2];
   assign \$20  = start_write[2];
-  assign \$25  = load_slot;
-  assign \$27  = i__payload[33];
+  assign \$26  = load_slot;
+  assign \$28  = i__payload[33];
 endmodule
 
-module egret_l_onchip_core_lane_settings_99 (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_l_onchip_core_lane_settings_101 (rst, codes, start_write, cancel, matrices, o, clk);
   reg time_zero  = 0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
@@ -10373,41 +10537,41 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   end
 endmodule
 
-module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code, words__valid
-, payload__valid, payload_word, passed, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
+, words__valid, payload__valid, payload_word, passed, settling, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$100 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 ,
-    \$11 , \$110 , \$113 , \$114 , \$115 , \$116 , \$117 , \$118 , \$119 , \$12 , \$122 , \$123 ,
-    \$124 , \$126 , \$127 , \$129 , \$13 , \$133 , \$134 , \$14 , \$143 , \$145 , \$15 , \$155 ,
-    \$16 , \$164 , \$167 , \$169 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$24 , \$27 , \$29 , \$3
-    , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42
-    , \$43 , \$44 , \$45 , \$5 , \$52 , \$53 , \$54 , \$59 , \$6 , \$60 , \$61 , \$62 , \$64 , \$65
-    , \$66 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78
-    , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 , \$89 , \$9 , \$90
-    , \$91 , \$92 , \$94 , \$95 , \$96 , \$98 , \$99 ;
-  wire [63:0] \$111 , \$112 , \$120 ;
-  wire [16:0] \$130 , \$135 , \$136 , \$137 , \$138 , \$139 , \$93 , \$97 ;
-  wire [11:0] \$132 ;
-  wire [7:0] \$142 ;
-  wire [32:0] \$162 , \$47 , \$48 , \$49 ;
-  wire [191:0] \$57 , \$58 ;
-  wire [10:0] \$63 ;
-  reg \$170 ;
-  reg [31:0] \$171 ;
-  reg [31:0] \$172 ;
+  wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
+    \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
+    \$125 , \$126 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 ,
+    \$15 , \$158 , \$16 , \$167 , \$17 , \$170 , \$172 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 ,
+    \$24 , \$25 , \$27 , \$3 , \$30 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 ,
+    \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5 , \$55 , \$56 , \$57 , \$6 ,
+    \$62 , \$63 , \$64 , \$65 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 , \$74 , \$75 ,
+    \$76 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 ,
+    \$89 , \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 , \$97 , \$98 , \$99 ;
+  wire [16:0] \$100 , \$133 , \$138 , \$139 , \$140 , \$141 , \$142 , \$96 ;
+  wire [63:0] \$114 , \$115 , \$123 ;
+  wire [11:0] \$135 ;
+  wire [7:0] \$145 ;
+  wire [32:0] \$165 , \$50 , \$51 , \$52 ;
+  wire [191:0] \$60 , \$61 ;
+  wire [10:0] \$66 ;
   reg \$173 ;
-  reg \$174 ;
-  reg \$175 ;
+  reg [31:0] \$174 ;
+  reg [31:0] \$175 ;
   reg \$176 ;
-  reg [37:0] \$177 ;
-  reg [15:0] \$178 ;
+  reg \$177 ;
+  reg \$178 ;
   reg \$179 ;
-  reg [255:0] \$180 ;
-  reg [3:0] \$181 ;
-  reg [3:0] \$182 ;
-  reg [31:0] \$183 ;
-  reg [31:0] \$184 ;
-  reg \$185 ;
+  reg [37:0] \$180 ;
+  reg [15:0] \$181 ;
+  reg \$182 ;
+  reg [255:0] \$183 ;
+  reg [3:0] \$184 ;
+  reg [3:0] \$185 ;
+  reg [31:0] \$186 ;
+  reg [31:0] \$187 ;
+  reg \$188 ;
   output allocate;
   reg allocate;
   reg allocated = 1'h0;
@@ -10478,6 +10642,8 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
   wire [179:0] matrix;
   input may_allocate;
   wire may_allocate;
+  input may_load_bias;
+  wire may_load_bias;
   input may_load_code;
   wire may_load_code;
   input may_send;
@@ -10515,6 +10681,8 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
   reg section__valid;
   input sender_busy;
   wire sender_busy;
+  output settling;
+  reg settling;
   wire start;
   wire take;
   reg truncated = 1'h0;
@@ -10539,155 +10707,158 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
   assign \$4  = padded[31:24] == 3'h4;
   assign \$5  = may_allocate & section__ready;
   assign \$6  = may_load_code & section__ready;
-  assign \$7  = words < 2'h2;
-  assign \$8  = payload_left <= 2'h2;
-  assign \$9  = \$44  | \$45 ;
-  assign \$10  = \$9  | \$38 ;
-  assign \$11  = ~ \$10 ;
-  assign \$12  = ! words;
-  assign \$13  = \$34  & \$12 ;
+  assign \$7  = ~ section[35];
+  assign \$8  = \$7  | may_load_bias;
+  assign \$9  = section__ready & \$8 ;
+  assign \$10  = words < 2'h2;
+  assign \$11  = payload_left <= 2'h2;
+  assign \$12  = \$47  | \$48 ;
+  assign \$13  = \$12  | \$41 ;
   assign \$14  = ~ \$13 ;
-  assign \$15  = \$14  | i__valid;
-  assign reading = \$11  & \$15 ;
-  assign \$16  = ~ common_good;
-  assign \$17  = ~ kind_good;
-  assign \$18  = \$16  | \$17 ;
-  assign \$20  = allowed & \$1 ;
-  assign \$21  = ~ late;
-  assign \$22  = \$20  & \$21 ;
-  assign \$24  = i__valid & \$1 ;
-  assign \$27  = i__valid & may_send;
-  assign \$29  = \$27  & \$1 ;
-  assign \$30  = payload__ready & may_send;
-  assign \$31  = ~ i__payload[256];
-  assign \$32  = i__payload[255:0] != crc;
-  assign \$33  = ~ sender_busy;
-  assign \$34  = ! fsm_state;
-  assign \$35  = fsm_state == 1'h1;
-  assign \$36  = fsm_state == 2'h2;
-  assign \$37  = fsm_state == 2'h3;
-  assign \$38  = fsm_state == 3'h4;
-  assign \$39  = fsm_state == 3'h5;
-  assign \$40  = fsm_state == 3'h6;
-  assign \$41  = fsm_state == 3'h7;
-  assign \$42  = fsm_state == 4'h8;
-  assign \$43  = fsm_state == 4'h9;
-  assign \$44  = fsm_state == 4'ha;
-  assign \$45  = fsm_state == 4'hb;
-  assign \$47  = offset + 1'h1;
-  assign \$48  = i__payload[256] ? 33'h000000000 : \$47 ;
-  assign \$49  = words + 1'h1;
-  assign \$52  = matrix[15:0] == 15'h4745;
-  assign \$53  = matrix[23:16] == 2'h2;
-  assign \$54  = \$52  & \$53 ;
-  assign \$59  = | \$58 ;
-  assign \$60  = ~ \$59 ;
-  assign \$61  = | padded[47:32];
-  assign \$62  = \$60  & \$61 ;
-  assign \$64  = padded[47:32] <= 11'h400;
-  assign \$65  = \$62  & \$64 ;
-  assign \$66  = | padded[63:48];
-  assign \$67  = \$65  & \$66 ;
-  assign \$68  = padded[63:48] <= 11'h400;
-  assign \$69  = \$67  & \$68 ;
-  assign \$70  = padded[66] | padded[67];
-  assign \$71  = \$70  | padded[68];
-  assign \$72  = padded[71] & \$71 ;
-  assign \$73  = ~ \$72 ;
-  assign \$74  = \$69  & \$73 ;
-  assign \$75  = ~ padded[64];
-  assign \$76  = padded[66] & \$75 ;
-  assign \$77  = ~ kept;
-  assign \$78  = \$76  & \$77 ;
-  assign \$79  = ~ \$78 ;
-  assign \$80  = \$74  & \$79 ;
-  assign \$81  = | padded[79:76];
-  assign \$82  = padded[73] & \$81 ;
-  assign \$83  = ~ \$82 ;
-  assign \$84  = \$80  & \$83 ;
-  assign \$85  = | padded[111:96];
-  assign \$86  = padded[70] & \$85 ;
-  assign \$87  = ~ \$86 ;
-  assign \$88  = \$84  & \$87 ;
-  assign \$89  = | padded[127:112];
-  assign \$90  = \$88  & \$89 ;
-  assign \$91  = padded[127:112] <= 11'h400;
-  assign \$92  = \$90  & \$91 ;
-  assign \$93  = padded[111:96] + padded[127:112];
-  assign \$94  = \$93  <= 11'h400;
-  assign \$95  = padded[70] | \$94 ;
-  assign \$96  = \$92  & \$95 ;
-  assign \$97  = padded[159:144] + padded[47:32];
-  assign \$98  = \$97  <= 12'h800;
-  assign \$99  = | padded[159:144];
-  assign \$100  = ~ \$99 ;
-  assign \$101  = padded[69] ? \$98  : \$100 ;
-  assign \$102  = \$96  & \$101 ;
-  assign \$103  = | padded[191:160];
-  assign \$104  = \$102  & \$103 ;
-  assign \$105  = ! padded[160];
-  assign \$106  = \$104  & \$105 ;
-  assign \$107  = padded[72] < 1'h1;
-  assign \$108  = \$106  & \$107 ;
-  assign \$110  = \$108  & \$109 ;
-  assign \$113  = | \$112 ;
-  assign \$114  = ~ \$113 ;
-  assign \$115  = padded[32] < 1'h1;
-  assign \$116  = \$114  & \$115 ;
-  assign \$117  = padded[33] & padded[34];
-  assign \$118  = ~ \$117 ;
-  assign \$119  = \$116  & \$118 ;
-  assign \$124  = padded[31:24] == 2'h2;
-  assign \$126  = \$124  | \$4 ;
-  assign \$129  = \$127  & \$66 ;
-  assign \$130  = padded[47:32] + padded[63:48];
-  assign \$132  = \$124  ? 12'h400 : 12'h800;
-  assign \$133  = \$130  <= \$132 ;
-  assign \$134  = \$129  & \$133 ;
-  assign \$135  = count + 3'h7;
-  assign \$137  = count + 4'hf;
-  assign \$139  = wide ? \$136  : \$138 ;
-  assign \$142  = \$12  ? i__payload[31:24] : padded[31:24];
-  assign \$143  = \$142  == 1'h1;
-  assign \$145  = \$49  == 1'h1;
-  assign \$155  = \$49  == body_words;
-  assign \$162  = payload_left - 1'h1;
-  assign \$164  = \$49  == matrix[179:148];
-  assign \$167  = in_flight == allocated;
-  assign \$169  = take & i__payload[256];
+  assign \$15  = ! words;
+  assign \$16  = \$37  & \$15 ;
+  assign \$17  = ~ \$16 ;
+  assign \$18  = \$17  | i__valid;
+  assign reading = \$14  & \$18 ;
+  assign \$19  = ~ common_good;
+  assign \$20  = ~ kind_good;
+  assign \$21  = \$19  | \$20 ;
+  assign \$23  = allowed & \$1 ;
+  assign \$24  = ~ late;
+  assign \$25  = \$23  & \$24 ;
+  assign \$27  = i__valid & \$1 ;
+  assign \$30  = i__valid & may_send;
+  assign \$32  = \$30  & \$1 ;
+  assign \$33  = payload__ready & may_send;
+  assign \$34  = ~ i__payload[256];
+  assign \$35  = i__payload[255:0] != crc;
+  assign \$36  = ~ sender_busy;
+  assign \$37  = ! fsm_state;
+  assign \$38  = fsm_state == 1'h1;
+  assign \$39  = fsm_state == 2'h2;
+  assign \$40  = fsm_state == 2'h3;
+  assign \$41  = fsm_state == 3'h4;
+  assign \$42  = fsm_state == 3'h5;
+  assign \$43  = fsm_state == 3'h6;
+  assign \$44  = fsm_state == 3'h7;
+  assign \$45  = fsm_state == 4'h8;
+  assign \$46  = fsm_state == 4'h9;
+  assign \$47  = fsm_state == 4'ha;
+  assign \$48  = fsm_state == 4'hb;
+  assign \$50  = offset + 1'h1;
+  assign \$51  = i__payload[256] ? 33'h000000000 : \$50 ;
+  assign \$52  = words + 1'h1;
+  assign \$55  = matrix[15:0] == 15'h4745;
+  assign \$56  = matrix[23:16] == 2'h2;
+  assign \$57  = \$55  & \$56 ;
+  assign \$62  = | \$61 ;
+  assign \$63  = ~ \$62 ;
+  assign \$64  = | padded[47:32];
+  assign \$65  = \$63  & \$64 ;
+  assign \$67  = padded[47:32] <= 11'h400;
+  assign \$68  = \$65  & \$67 ;
+  assign \$69  = | padded[63:48];
+  assign \$70  = \$68  & \$69 ;
+  assign \$71  = padded[63:48] <= 11'h400;
+  assign \$72  = \$70  & \$71 ;
+  assign \$73  = padded[66] | padded[67];
+  assign \$74  = \$73  | padded[68];
+  assign \$75  = padded[71] & \$74 ;
+  assign \$76  = ~ \$75 ;
+  assign \$77  = \$72  & \$76 ;
+  assign \$78  = ~ padded[64];
+  assign \$79  = padded[66] & \$78 ;
+  assign \$80  = ~ kept;
+  assign \$81  = \$79  & \$80 ;
+  assign \$82  = ~ \$81 ;
+  assign \$83  = \$77  & \$82 ;
+  assign \$84  = | padded[79:76];
+  assign \$85  = padded[73] & \$84 ;
+  assign \$86  = ~ \$85 ;
+  assign \$87  = \$83  & \$86 ;
+  assign \$88  = | padded[111:96];
+  assign \$89  = padded[70] & \$88 ;
+  assign \$90  = ~ \$89 ;
+  assign \$91  = \$87  & \$90 ;
+  assign \$92  = | padded[127:112];
+  assign \$93  = \$91  & \$92 ;
+  assign \$94  = padded[127:112] <= 11'h400;
+  assign \$95  = \$93  & \$94 ;
+  assign \$96  = padded[111:96] + padded[127:112];
+  assign \$97  = \$96  <= 11'h400;
+  assign \$98  = padded[70] | \$97 ;
+  assign \$99  = \$95  & \$98 ;
+  assign \$100  = padded[159:144] + padded[47:32];
+  assign \$101  = \$100  <= 12'h800;
+  assign \$102  = | padded[159:144];
+  assign \$103  = ~ \$102 ;
+  assign \$104  = padded[69] ? \$101  : \$103 ;
+  assign \$105  = \$99  & \$104 ;
+  assign \$106  = | padded[191:160];
+  assign \$107  = \$105  & \$106 ;
+  assign \$108  = ! padded[160];
+  assign \$109  = \$107  & \$108 ;
+  assign \$110  = padded[72] < 1'h1;
+  assign \$111  = \$109  & \$110 ;
+  assign \$113  = \$111  & \$112 ;
+  assign \$116  = | \$115 ;
+  assign \$117  = ~ \$116 ;
+  assign \$118  = padded[32] < 1'h1;
+  assign \$119  = \$117  & \$118 ;
+  assign \$120  = padded[33] & padded[34];
+  assign \$121  = ~ \$120 ;
+  assign \$122  = \$119  & \$121 ;
+  assign \$127  = padded[31:24] == 2'h2;
+  assign \$129  = \$127  | \$4 ;
+  assign \$132  = \$130  & \$69 ;
+  assign \$133  = padded[47:32] + padded[63:48];
+  assign \$135  = \$127  ? 12'h400 : 12'h800;
+  assign \$136  = \$133  <= \$135 ;
+  assign \$137  = \$132  & \$136 ;
+  assign \$138  = count + 3'h7;
+  assign \$140  = count + 4'hf;
+  assign \$142  = wide ? \$139  : \$141 ;
+  assign \$145  = \$15  ? i__payload[31:24] : padded[31:24];
+  assign \$146  = \$145  == 1'h1;
+  assign \$148  = \$52  == 1'h1;
+  assign \$158  = \$52  == body_words;
+  assign \$165  = payload_left - 1'h1;
+  assign \$167  = \$52  == matrix[179:148];
+  assign \$170  = in_flight == allocated;
+  assign \$172  = take & i__payload[256];
   always @(posedge clk)
-    in_packet <= \$170 ;
+    in_packet <= \$173 ;
   always @(posedge clk)
-    offset <= \$171 ;
+    offset <= \$174 ;
   always @(posedge clk)
-    words <= \$172 ;
+    words <= \$175 ;
   always @(posedge clk)
-    is_matrix <= \$173 ;
+    is_matrix <= \$176 ;
   always @(posedge clk)
-    is_code <= \$174 ;
+    is_code <= \$177 ;
   always @(posedge clk)
-    common_good <= \$175 ;
+    common_good <= \$178 ;
   always @(posedge clk)
-    kind_good <= \$176 ;
+    kind_good <= \$179 ;
   always @(posedge clk)
-    section <= \$177 ;
+    section <= \$180 ;
   always @(posedge clk)
-    body_words <= \$178 ;
+    body_words <= \$181 ;
   always @(posedge clk)
-    truncated <= \$179 ;
+    truncated <= \$182 ;
   always @(posedge clk)
-    padded <= \$180 ;
+    padded <= \$183 ;
   always @(posedge clk)
-    fsm_state <= \$181 ;
+    fsm_state <= \$184 ;
   always @(posedge clk)
-    error <= \$182 ;
+    error <= \$185 ;
   always @(posedge clk)
-    position <= \$183 ;
+    position <= \$186 ;
   always @(posedge clk)
-    payload_left <= \$184 ;
+    payload_left <= \$187 ;
   always @(posedge clk)
-    allocated <= \$185 ;
-  egret_l_onchip_core_reader_crc_63  \crc$63  (
+    allocated <= \$188 ;
+  egret_l_onchip_core_reader_crc_65  \crc$65  (
     .clk(clk),
     .crc(crc),
     .data(i__payload[255:0]),
@@ -10725,7 +10896,7 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
     end else if (is_code) begin
       allowed = \$6 ;
     end else begin
-      allowed = section__ready;
+      allowed = \$9 ;
     end
   end
   always @* begin
@@ -10737,15 +10908,15 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             ready = words__ready;
           end
       4'h6:
           ready = words__ready;
       4'h7:
-          ready = \$30 ;
+          ready = \$33 ;
       4'h8:
           ready = 1'h1;
       4'h2:
@@ -10828,9 +10999,9 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             section__valid = 1'h1;
           end
     endcase
@@ -10844,9 +11015,9 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             allocate = is_matrix;
           end
     endcase
@@ -10860,9 +11031,9 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             load_code = is_code;
           end
     endcase
@@ -10876,13 +11047,13 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
-            words__valid = \$24 ;
+          end else if (\$25 ) begin
+            words__valid = \$27 ;
           end
       4'h6:
-          words__valid = \$24 ;
+          words__valid = \$27 ;
     endcase
   end
   always @* begin
@@ -10898,7 +11069,7 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h6:
           /* empty */;
       4'h7:
-          payload__valid = \$29 ;
+          payload__valid = \$32 ;
     endcase
   end
   always @* begin
@@ -10934,12 +11105,32 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-            end else if (\$32 ) begin
+            if (\$34 ) begin
+            end else if (\$35 ) begin
             end else begin
               passed = is_matrix;
             end
           end
+    endcase
+  end
+  always @* begin
+    if (time_zero ) begin end
+    settling = 1'h0;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          /* empty */;
+      4'h5:
+          /* empty */;
+      4'h6:
+          /* empty */;
+      4'h7:
+          /* empty */;
+      4'h8:
+          /* empty */;
+      4'h2:
+          settling = 1'h1;
     endcase
   end
   always @* begin
@@ -10963,7 +11154,7 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h3:
           /* empty */;
       4'h9:
-          if (\$33 ) begin
+          if (\$36 ) begin
             reject = 1'h1;
           end
     endcase
@@ -11024,301 +11215,301 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
   end
   always @* begin
     if (time_zero ) begin end
-    \$170  = in_packet;
+    \$173  = in_packet;
     if (take) begin
-      \$170  = \$31 ;
+      \$173  = \$34 ;
     end
-    if (rst) begin
-      \$170  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$171  = offset;
-    if (take) begin
-      \$171  = \$48 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h1:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h5:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h6:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h7:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h8:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h2:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h3:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h9:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'ha:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h4:
-        begin
-          \$171  = 32'd0;
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-        end
-      4'hb:
-        begin
-          if (\$169 ) begin
-            \$171  = 32'd0;
-          end
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$171  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$172  = words;
-    if (take) begin
-      \$172  = \$49 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          /* empty */;
-      4'h1:
-          \$172  = 32'd0;
-      4'h5:
-          if (\$18 ) begin
-          end else if (truncated) begin
-          end else if (\$22 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (\$155 ) begin
-                  \$172  = 32'd0;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (\$155 ) begin
-                  \$172  = 32'd0;
-                end
-              end
-            end
-          end
-      4'h6:
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (\$155 ) begin
-                \$172  = 32'd0;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (\$155 ) begin
-                \$172  = 32'd0;
-              end
-            end
-          end
-      4'h7:
-          if (take) begin
-            if (\$164 ) begin
-              \$172  = 32'd0;
-            end
-          end
-      4'h8:
-          if (take) begin
-            \$172  = 32'd0;
-          end
-      4'h2:
-          /* empty */;
-      4'h3:
-          /* empty */;
-      4'h9:
-          /* empty */;
-      4'ha:
-          /* empty */;
-      4'h4:
-          \$172  = 32'd0;
-      4'hb:
-          if (\$169 ) begin
-            \$172  = 32'd0;
-          end
-    endcase
-    if (rst) begin
-      \$172  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$173  = \$2 ;
     if (rst) begin
       \$173  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$174  = \$3 ;
+    \$174  = offset;
+    if (take) begin
+      \$174  = \$51 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h1:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h5:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h6:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h7:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h8:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h2:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h3:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h9:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'ha:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h4:
+        begin
+          \$174  = 32'd0;
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+        end
+      4'hb:
+        begin
+          if (\$172 ) begin
+            \$174  = 32'd0;
+          end
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+        end
+    endcase
     if (rst) begin
-      \$174  = 1'h0;
+      \$174  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$175  = \$54 ;
+    \$175  = words;
+    if (take) begin
+      \$175  = \$52 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$175  = 32'd0;
+      4'h5:
+          if (\$21 ) begin
+          end else if (truncated) begin
+          end else if (\$25 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (\$158 ) begin
+                  \$175  = 32'd0;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (\$158 ) begin
+                  \$175  = 32'd0;
+                end
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (\$158 ) begin
+                \$175  = 32'd0;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (\$158 ) begin
+                \$175  = 32'd0;
+              end
+            end
+          end
+      4'h7:
+          if (take) begin
+            if (\$167 ) begin
+              \$175  = 32'd0;
+            end
+          end
+      4'h8:
+          if (take) begin
+            \$175  = 32'd0;
+          end
+      4'h2:
+          /* empty */;
+      4'h3:
+          /* empty */;
+      4'h9:
+          /* empty */;
+      4'ha:
+          /* empty */;
+      4'h4:
+          \$175  = 32'd0;
+      4'hb:
+          if (\$172 ) begin
+            \$175  = 32'd0;
+          end
+    endcase
     if (rst) begin
-      \$175  = 1'h0;
+      \$175  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$2 ) begin
-      \$176  = \$110 ;
-    end else if (\$3 ) begin
-      \$176  = \$119 ;
-    end else begin
-      \$176  = \$134 ;
-    end
+    \$176  = \$2 ;
     if (rst) begin
       \$176  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$177 [36] = section[36];
-    \$177 [2:0] = padded[26:24];
-    \$177 [18:3] = padded[47:32];
-    \$177 [34:19] = count;
-    \$177 [35] = wide;
-    \$177 [37] = code[32];
+    \$177  = \$3 ;
     if (rst) begin
-      \$177  = 38'h0000000000;
+      \$177  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$178  = \$139 [15:0];
+    \$178  = \$57 ;
     if (rst) begin
-      \$178  = 16'h0000;
+      \$178  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$179  = truncated;
-    casez (fsm_state)
-      4'h0:
-          \$179  = i__payload[256];
-    endcase
+    (* full_case = 32'd1 *)
+    if (\$2 ) begin
+      \$179  = \$113 ;
+    end else if (\$3 ) begin
+      \$179  = \$122 ;
+    end else begin
+      \$179  = \$137 ;
+    end
     if (rst) begin
       \$179  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$180  = padded;
+    \$180 [36] = section[36];
+    \$180 [2:0] = padded[26:24];
+    \$180 [18:3] = padded[47:32];
+    \$180 [34:19] = count;
+    \$180 [35] = wide;
+    \$180 [37] = code[32];
+    if (rst) begin
+      \$180  = 38'h0000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$181  = \$142 [15:0];
+    if (rst) begin
+      \$181  = 16'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$182  = truncated;
+    casez (fsm_state)
+      4'h0:
+          \$182  = i__payload[256];
+    endcase
+    if (rst) begin
+      \$182  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$183  = padded;
     casez (fsm_state)
       4'h0:
           if (take) begin
             casez (words[0])
               1'h0:
-                  \$180  = i__payload[255:0];
+                  \$183  = i__payload[255:0];
             endcase
           end
     endcase
     if (rst) begin
-      \$180  = 256'h0000000000000000000000000000000000000000000000000000000000000000;
+      \$183  = 256'h0000000000000000000000000000000000000000000000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$181  = fsm_state;
+    \$184  = fsm_state;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$145 ) begin
-              \$181  = 4'h1;
+            if (\$148 ) begin
+              \$184  = 4'h1;
             end else if (i__payload[256]) begin
-              \$181  = 4'h2;
+              \$184  = 4'h2;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h1:
         begin
-          \$181  = 4'h5;
+          \$184  = 4'h5;
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$181  = 4'h2;
+          if (\$21 ) begin
+            \$184  = 4'h2;
           end else if (truncated) begin
-            \$181  = 4'h2;
-          end else if (\$22 ) begin
-            \$181  = 4'h6;
+            \$184  = 4'h2;
+          end else if (\$25 ) begin
+            \$184  = 4'h6;
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
-                if (\$155 ) begin
-                  \$181  = 4'h7;
+                if (\$158 ) begin
+                  \$184  = 4'h7;
                 end
                 if (i__payload[256]) begin
-                  \$181  = 4'h2;
+                  \$184  = 4'h2;
                 end
               end
             end else begin
               if (take) begin
-                if (\$155 ) begin
-                  \$181  = 4'h8;
+                if (\$158 ) begin
+                  \$184  = 4'h8;
                 end
                 if (i__payload[256]) begin
-                  \$181  = 4'h2;
+                  \$184  = 4'h2;
                 end
               end
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h6:
@@ -11326,107 +11517,107 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
           (* full_case = 32'd1 *)
           if (is_matrix) begin
             if (take) begin
-              if (\$155 ) begin
-                \$181  = 4'h7;
+              if (\$158 ) begin
+                \$184  = 4'h7;
               end
               if (i__payload[256]) begin
-                \$181  = 4'h2;
+                \$184  = 4'h2;
               end
             end
           end else begin
             if (take) begin
-              if (\$155 ) begin
-                \$181  = 4'h8;
+              if (\$158 ) begin
+                \$184  = 4'h8;
               end
               if (i__payload[256]) begin
-                \$181  = 4'h2;
+                \$184  = 4'h2;
               end
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h7:
         begin
           if (take) begin
-            if (\$164 ) begin
-              \$181  = 4'h8;
+            if (\$167 ) begin
+              \$184  = 4'h8;
             end
             if (i__payload[256]) begin
-              \$181  = 4'h2;
+              \$184  = 4'h2;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h8:
         begin
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-              \$181  = 4'h2;
-            end else if (\$32 ) begin
-              \$181  = 4'h2;
+            if (\$34 ) begin
+              \$184  = 4'h2;
+            end else if (\$35 ) begin
+              \$184  = 4'h2;
             end else begin
-              \$181  = 4'h0;
+              \$184  = 4'h0;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h2:
         begin
-          if (\$167 ) begin
-            \$181  = 4'h3;
+          if (\$170 ) begin
+            \$184  = 4'h3;
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h3:
         begin
-          \$181  = 4'h9;
+          \$184  = 4'h9;
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h9:
         begin
-          if (\$33 ) begin
-            \$181  = 4'ha;
+          if (\$36 ) begin
+            \$184  = 4'ha;
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h4:
@@ -11434,90 +11625,90 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
           if (wiped) begin
             (* full_case = 32'd1 *)
             if (in_packet) begin
-              \$181  = 4'hb;
+              \$184  = 4'hb;
             end else begin
-              \$181  = 4'h0;
+              \$184  = 4'h0;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'hb:
         begin
-          if (\$169 ) begin
-            \$181  = 4'h0;
+          if (\$172 ) begin
+            \$184  = 4'h0;
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
     endcase
     if (rst) begin
-      \$181  = 4'h4;
+      \$184  = 4'h4;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$182  = error;
+    \$185  = error;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$145 ) begin
+            if (\$148 ) begin
             end else if (i__payload[256]) begin
-              \$182  = 4'h2;
+              \$185  = 4'h2;
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h1:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$182  = 4'h1;
+          if (\$21 ) begin
+            \$185  = 4'h1;
           end else if (truncated) begin
-            \$182  = 4'h2;
-          end else if (\$22 ) begin
+            \$185  = 4'h2;
+          end else if (\$25 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
                 if (i__payload[256]) begin
-                  \$182  = 4'h2;
+                  \$185  = 4'h2;
                 end
               end
             end else begin
               if (take) begin
                 if (i__payload[256]) begin
-                  \$182  = 4'h2;
+                  \$185  = 4'h2;
                 end
               end
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h6:
@@ -11526,167 +11717,167 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
           if (is_matrix) begin
             if (take) begin
               if (i__payload[256]) begin
-                \$182  = 4'h2;
+                \$185  = 4'h2;
               end
             end
           end else begin
             if (take) begin
               if (i__payload[256]) begin
-                \$182  = 4'h2;
+                \$185  = 4'h2;
               end
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h7:
         begin
           if (take) begin
             if (i__payload[256]) begin
-              \$182  = 4'h2;
+              \$185  = 4'h2;
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h8:
         begin
           if (take) begin
-            if (\$31 ) begin
-              \$182  = 4'h3;
-            end else if (\$32 ) begin
-              \$182  = 4'h4;
+            if (\$34 ) begin
+              \$185  = 4'h3;
+            end else if (\$35 ) begin
+              \$185  = 4'h4;
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h2:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h3:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h9:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h4:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'hb:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
     endcase
     if (rst) begin
-      \$182  = 4'h0;
+      \$185  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$183  = position;
+    \$186  = position;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$145 ) begin
+            if (\$148 ) begin
             end else if (i__payload[256]) begin
-              \$183  = offset;
+              \$186  = offset;
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h1:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$183  = 32'd0;
+          if (\$21 ) begin
+            \$186  = 32'd0;
           end else if (truncated) begin
-            \$183  = { 31'h00000000, \$122  };
-          end else if (\$22 ) begin
+            \$186  = { 31'h00000000, \$125  };
+          end else if (\$25 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
                 if (i__payload[256]) begin
-                  \$183  = offset;
+                  \$186  = offset;
                 end
               end
             end else begin
               if (take) begin
                 if (i__payload[256]) begin
-                  \$183  = offset;
+                  \$186  = offset;
                 end
               end
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h6:
@@ -11695,146 +11886,146 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
           if (is_matrix) begin
             if (take) begin
               if (i__payload[256]) begin
-                \$183  = offset;
+                \$186  = offset;
               end
             end
           end else begin
             if (take) begin
               if (i__payload[256]) begin
-                \$183  = offset;
+                \$186  = offset;
               end
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h7:
         begin
           if (take) begin
             if (i__payload[256]) begin
-              \$183  = offset;
+              \$186  = offset;
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h8:
         begin
           if (take) begin
-            if (\$31 ) begin
-              \$183  = offset;
-            end else if (\$32 ) begin
-              \$183  = offset;
+            if (\$34 ) begin
+              \$186  = offset;
+            end else if (\$35 ) begin
+              \$186  = offset;
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h2:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h3:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h9:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h4:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'hb:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
     endcase
     if (rst) begin
-      \$183  = 32'd0;
+      \$186  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = payload_left;
+    \$187  = payload_left;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          \$184  = matrix[179:148];
+          \$187  = matrix[179:148];
       4'h6:
           /* empty */;
       4'h7:
           if (take) begin
-            \$184  = \$162 [31:0];
+            \$187  = \$165 [31:0];
           end
     endcase
     if (rst) begin
-      \$184  = 32'd0;
+      \$187  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$185  = allocated;
+    \$188  = allocated;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
-            \$185  = is_matrix;
+          end else if (\$25 ) begin
+            \$188  = is_matrix;
           end
       4'h6:
           /* empty */;
@@ -11843,10 +12034,10 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-            end else if (\$32 ) begin
+            if (\$34 ) begin
+            end else if (\$35 ) begin
             end else begin
-              \$185  = 1'h0;
+              \$188  = 1'h0;
             end
           end
       4'h2:
@@ -11858,10 +12049,10 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'ha:
           /* empty */;
       4'h4:
-          \$185  = 1'h0;
+          \$188  = 1'h0;
     endcase
     if (rst) begin
-      \$185  = 1'h0;
+      \$188  = 1'h0;
     end
   end
   assign data = i__payload[255:0];
@@ -11901,27 +12092,27 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_send, sender_busy, i_
   assign matrix[31:24] = padded[31:24];
   assign matrix[23:16] = padded[23:16];
   assign matrix[15:0] = padded[15:0];
-  assign payload__payload[257] = \$8 ;
-  assign payload__payload[256] = \$7 ;
+  assign payload__payload[257] = \$11 ;
+  assign payload__payload[256] = \$10 ;
   assign payload__payload[258] = parity;
   assign payload__payload[255:0] = i__payload[255:0];
-  assign \$57  = 192'h000000000000000000000000ffc00c000000000000000000;
-  assign { \$58 [191:96], \$58 [85:76], \$58 [73:0] } = 180'h000000000000000000000000000000000000000000000;
-  assign { \$58 [95:86], \$58 [75:74] } = { padded[95:86], padded[75:74] };
-  assign \$63  = 11'h400;
-  assign \$109  = banks_loaded;
-  assign \$111  = 64'hffff00e000000000;
-  assign { \$112 [47:40], \$112 [36:0] } = 45'h000000000000;
-  assign { \$112 [63:48], \$112 [39:37] } = { padded[63:48], padded[39:37] };
-  assign \$120  = 64'h0000000000000000;
-  assign \$122  = 1'h0;
-  assign \$123  = 1'h1;
-  assign \$127  = \$126 ;
-  assign \$136  = { 3'h0, \$135 [16:3] };
-  assign \$138  = { 4'h0, \$137 [16:4] };
+  assign \$60  = 192'h000000000000000000000000ffc00c000000000000000000;
+  assign { \$61 [191:96], \$61 [85:76], \$61 [73:0] } = 180'h000000000000000000000000000000000000000000000;
+  assign { \$61 [95:86], \$61 [75:74] } = { padded[95:86], padded[75:74] };
+  assign \$66  = 11'h400;
+  assign \$112  = banks_loaded;
+  assign \$114  = 64'hffff00e000000000;
+  assign { \$115 [47:40], \$115 [36:0] } = 45'h000000000000;
+  assign { \$115 [63:48], \$115 [39:37] } = { padded[63:48], padded[39:37] };
+  assign \$123  = 64'h0000000000000000;
+  assign \$125  = 1'h0;
+  assign \$126  = 1'h1;
+  assign \$130  = \$129 ;
+  assign \$139  = { 3'h0, \$138 [16:3] };
+  assign \$141  = { 4'h0, \$140 [16:4] };
 endmodule
 
-module egret_l_onchip_core_reader_crc_63 (rst, valid, start, crc, data, clk);
+module egret_l_onchip_core_reader_crc_65 (rst, valid, start, crc, data, clk);
   reg time_zero  = 0;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
     , \$1009 , \$101 , \$1010 , \$1011 , \$1012 , \$1013 , \$1014 , \$1015 , \$1016 , \$1017 ,
@@ -21371,53 +21562,53 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
 , port_30 , port_31 , port_32 , port_33 , port_34 , port_35 , port_36 , port_37 , port_38 , port_39 , port_40 , port_41 , port_42 , port_43 , port_44 , port_45 , port_46 , port_47 , port_48 , port_49 , port_50 
 , port_51 , port_52 , port_53 , port_54 , port_55 , port_56 , port_57 , port_58 , port_59 , port_60 , port_61 , port_62 , port_63 , clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$100 , \$101 , \$102 , \$103 , \$11 , \$112 , \$12 , \$122 , \$123 , \$125 ,
-    \$126 , \$127 , \$128 , \$129 , \$130 , \$131 , \$132 , \$133 , \$134 , \$135 , \$136 , \$137 ,
-    \$138 , \$139 , \$14 , \$140 , \$145 , \$147 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 ,
-    \$21 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 , \$31 , \$32 , \$33 , \$35 , \$36 ,
-    \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 ,
-    \$51 , \$52 , \$53 , \$56 , \$58 , \$6 , \$60 , \$61 , \$66 , \$67 , \$68 , \$69 , \$7 , \$70 ,
-    \$71 , \$74 , \$75 , \$76 , \$78 , \$8 , \$80 , \$9 , \$90 , \$91 , \$93 , \$95 , \$96 , \$97 ,
-    \$98 , \$99 ;
-  wire [1:0] \$141 , \$142 , \$143 , \$144 , \$44 , \$65 ;
-  wire [2:0] \$146 ;
-  wire [6:0] \$153 ;
-  wire [3:0] \$252 , \$64 ;
-  wire [5:0] \$55 ;
-  wire [63:0] \$57 , \$59 ;
-  wire [16:0] \$72 , \$73 ;
-  wire [31:0] \$77 ;
-  reg [50:0] \$160 ;
-  reg [1:0] \$161 ;
-  reg [1:0] \$162 ;
-  reg [1:0] \$163 ;
-  reg [1:0] \$164 ;
-  reg [6:0] \$165 ;
-  reg [1:0] \$166 ;
-  reg [1:0] \$167 ;
-  reg [1:0] \$168 ;
-  reg \$169 ;
-  reg \$170 ;
-  reg \$171 ;
+  wire \$1 , \$10 , \$101 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 ,
+    \$111 , \$12 , \$120 , \$130 , \$131 , \$133 , \$135 , \$136 , \$137 , \$138 , \$139 , \$14 ,
+    \$140 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$15 , \$153 , \$155 ,
+    \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
+    \$3 , \$31 , \$33 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 ,
+    \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$53 , \$54 , \$55 , \$56 , \$57 , \$58 , \$59 ,
+    \$6 , \$60 , \$61 , \$64 , \$66 , \$68 , \$69 , \$7 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 ,
+    \$8 , \$82 , \$83 , \$84 , \$86 , \$88 , \$9 , \$98 , \$99 ;
+  wire [1:0] \$149 , \$150 , \$151 , \$152 , \$52 , \$73 ;
+  wire [2:0] \$154 ;
+  wire [6:0] \$161 ;
+  wire [3:0] \$268 , \$72 ;
+  wire [5:0] \$63 ;
+  wire [63:0] \$65 , \$67 ;
+  wire [16:0] \$80 , \$81 ;
+  wire [31:0] \$85 ;
+  reg [50:0] \$168 ;
+  reg [1:0] \$169 ;
+  reg [1:0] \$170 ;
+  reg [1:0] \$171 ;
   reg [1:0] \$172 ;
-  reg [21:0] \$173 ;
-  reg [7:0] \$174 ;
-  reg [31:0] \$175 ;
-  reg [69:0] \$176 ;
-  reg [50:0] \$177 ;
-  reg [6:0] \$178 ;
-  reg [1:0] \$179 ;
-  reg [6:0] \$180 ;
-  reg [31:0] \$181 ;
-  reg [50:0] \$182 ;
-  reg [6:0] \$183 ;
-  reg \$184 ;
-  reg [1:0] \$185 ;
-  reg [1:0] \$186 ;
+  reg [6:0] \$173 ;
+  reg [1:0] \$174 ;
+  reg [1:0] \$175 ;
+  reg [1:0] \$176 ;
+  reg \$177 ;
+  reg \$178 ;
+  reg \$179 ;
+  reg [1:0] \$180 ;
+  reg [21:0] \$181 ;
+  reg [7:0] \$182 ;
+  reg [31:0] \$183 ;
+  reg [69:0] \$184 ;
+  reg [50:0] \$185 ;
+  reg [6:0] \$186 ;
   reg [1:0] \$187 ;
-  reg [5:0] \$188 ;
-  reg \$189 ;
-  reg [6:0] \$54 ;
+  reg [6:0] \$188 ;
+  reg [31:0] \$189 ;
+  reg [50:0] \$190 ;
+  reg [6:0] \$191 ;
+  reg \$192 ;
+  reg [1:0] \$193 ;
+  reg [1:0] \$194 ;
+  reg [1:0] \$195 ;
+  reg [5:0] \$196 ;
+  reg \$197 ;
+  reg [6:0] \$62 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
@@ -21686,148 +21877,154 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign \$29  = ~ memory_now;
   assign load_memory = \$24  ? \$28  : \$29 ;
   assign \$31  = busy[0] & \$16 ;
-  assign \$32  = matrices[2] == load_memory;
-  assign \$33  = \$31  & \$32 ;
-  assign \$35  = busy[1] & \$7 ;
-  assign \$36  = matrices[37] == load_memory;
+  assign \$33  = wanted[1] & \$15 ;
+  assign \$34  = ~ \$33 ;
+  assign \$35  = \$31  & \$34 ;
+  assign \$36  = matrices[2] == load_memory;
   assign \$37  = \$35  & \$36 ;
-  assign \$38  = | { \$37 , \$33  };
-  assign \$39  = ~ \$38 ;
-  assign \$40  = finishing & \finishing$20 [24];
-  assign \$41  = ~ \$40 ;
-  assign \$42  = \$39  & \$41 ;
-  assign \$44  = busy & keeps;
-  assign \$45  = | \$44 ;
-  assign \$46  = \$45  | kept;
+  assign \$39  = busy[1] & \$7 ;
+  assign \$40  = ~ tail;
+  assign \$41  = wanted[0] & \$40 ;
+  assign \$42  = ~ \$41 ;
+  assign \$43  = \$39  & \$42 ;
+  assign \$44  = matrices[37] == load_memory;
+  assign \$45  = \$43  & \$44 ;
+  assign \$46  = | { \$45 , \$37  };
   assign \$47  = ~ \$46 ;
-  assign \$48  = \$24  | \$47 ;
-  assign load_allow = \$42  & \$48 ;
-  assign \$49  = wrong >> tail;
-  assign \$50  = any_bad >> tail;
-  assign \$51  = beyond >> tail;
-  assign \$52  = more >> tail;
-  assign \$53  = ~ finishing;
-  assign \$252  = tail * 3'h6;
-  assign \$55  = beyond_substream >> \$252 ;
-  assign \$56  = ~ cancel;
-  assign \$57  = tail ? { port_63 [3:2], port_61 [3:2], port_59 [3:2], port_57 [3:2], port_55 [3:2], port_53 [3:2], port_51 [3:2], port_49 [3:2], port_47 [3:2], port_45 [3:2], port_43 [3:2], port_41 [3:2], port_39 [3:2], port_37 [3:2], port_35 [3:2], port_33 [3:2], port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] } : { port_63 [1:0], port_61 [1:0], port_59 [1:0], port_57 [1:0], port_55 [1:0], port_53 [1:0], port_51 [1:0], port_49 [1:0], port_47 [1:0], port_45 [1:0], port_43 [1:0], port_41 [1:0], port_39 [1:0], port_37 [1:0], port_35 [1:0], port_33 [1:0], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
-  assign \$58  = \$57  >> substream;
-  assign \$59  = tail ? { port_62 [3:2], port_60 [3:2], port_58 [3:2], port_56 [3:2], port_54 [3:2], port_52 [3:2], port_50 [3:2], port_48 [3:2], port_46 [3:2], port_44 [3:2], port_42 [3:2], port_40 [3:2], port_38 [3:2], port_36 [3:2], port_34 [3:2], port_32 [3:2], port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] } : { port_62 [1:0], port_60 [1:0], port_58 [1:0], port_56 [1:0], port_54 [1:0], port_52 [1:0], port_50 [1:0], port_48 [1:0], port_46 [1:0], port_44 [1:0], port_42 [1:0], port_40 [1:0], port_38 [1:0], port_36 [1:0], port_34 [1:0], port_32 [1:0], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
-  assign \$60  = \$59  >> substream;
-  assign \$61  = \$58  | \$60 ;
-  assign \$64  = \$58  ? 4'h7 : 4'h6;
-  assign \$65  = 1'h1 << tail;
-  assign \$66  = ! fsm_state;
-  assign \$67  = fsm_state == 1'h1;
-  assign \$68  = fsm_state == 2'h2;
-  assign \$69  = fsm_state == 2'h3;
-  assign \$70  = ! parity;
-  assign \$71  = allocate & \$70 ;
-  assign \$72  = header[63:48] + 4'hf;
-  assign \$74  = memory ^ header[66];
-  assign \$75  = ~ header[71];
-  assign \$76  = bank_now ^ \$75 ;
-  assign \$77  = header[47:32] * header[63:48];
-  assign \$78  = ~ memory;
-  assign \$80  = \passed$57  & \$70 ;
-  assign \$90  = ~ \$14 ;
-  assign \$91  = busy[0] & placed[0];
-  assign \$93  = \$91  & \$16 ;
-  assign \$95  = \$15  & keeps[1];
-  assign \$96  = \finishing$20 [49] == row_banks[0];
-  assign \$97  = \finishing$20 [24] | \$96 ;
-  assign \$98  = finishing & \$97 ;
-  assign \$99  = \$95  | \$98 ;
-  assign \$100  = ~ \$99 ;
-  assign \$101  = \$93  & \$100 ;
-  assign \$103  = allocate & \$102 ;
-  assign \$112  = \passed$57  & \$102 ;
-  assign \$122  = ~ \$23 ;
-  assign \$123  = busy[1] & placed[1];
-  assign \$125  = \$123  & \$7 ;
-  assign \$126  = ~ tail;
-  assign \$127  = \$126  & keeps[0];
-  assign \$128  = \finishing$20 [49] == row_banks[1];
-  assign \$129  = \finishing$20 [24] | \$128 ;
-  assign \$130  = finishing & \$129 ;
-  assign \$131  = \$127  | \$130 ;
-  assign \$132  = ~ \$131 ;
-  assign \$133  = \$125  & \$132 ;
-  assign \$134  = ~ parity;
-  assign \$135  = | { port_62 [1:0], port_60 [1:0], port_58 [1:0], port_56 [1:0], port_54 [1:0], port_52 [1:0], port_50 [1:0], port_48 [1:0], port_46 [1:0], port_44 [1:0], port_42 [1:0], port_40 [1:0], port_38 [1:0], port_36 [1:0], port_34 [1:0], port_32 [1:0], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
-  assign \$136  = | { port_63 [1:0], port_61 [1:0], port_59 [1:0], port_57 [1:0], port_55 [1:0], port_53 [1:0], port_51 [1:0], port_49 [1:0], port_47 [1:0], port_45 [1:0], port_43 [1:0], port_41 [1:0], port_39 [1:0], port_37 [1:0], port_35 [1:0], port_33 [1:0], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
-  assign \$137  = \$135  | \$136 ;
-  assign \$138  = | { port_62 [3:2], port_60 [3:2], port_58 [3:2], port_56 [3:2], port_54 [3:2], port_52 [3:2], port_50 [3:2], port_48 [3:2], port_46 [3:2], port_44 [3:2], port_42 [3:2], port_40 [3:2], port_38 [3:2], port_36 [3:2], port_34 [3:2], port_32 [3:2], port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] };
-  assign \$139  = | { port_63 [3:2], port_61 [3:2], port_59 [3:2], port_57 [3:2], port_55 [3:2], port_53 [3:2], port_51 [3:2], port_49 [3:2], port_47 [3:2], port_45 [3:2], port_43 [3:2], port_41 [3:2], port_39 [3:2], port_37 [3:2], port_35 [3:2], port_33 [3:2], port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] };
-  assign \$140  = \$138  | \$139 ;
-  assign \$141  = busy & passed;
-  assign \$142  = \$141  & complete;
-  assign \$143  = ~ wanted;
-  assign \$144  = \$142  & \$143 ;
-  assign \$145  = \$144  >> tail;
-  assign \$146  = settle + 1'h1;
-  assign \$147  = settle == 2'h3;
-  assign \$153  = substream + 1'h1;
+  assign \$48  = finishing & \finishing$20 [24];
+  assign \$49  = ~ \$48 ;
+  assign \$50  = \$47  & \$49 ;
+  assign \$52  = busy & keeps;
+  assign \$53  = | \$52 ;
+  assign \$54  = \$53  | kept;
+  assign \$55  = ~ \$54 ;
+  assign \$56  = \$24  | \$55 ;
+  assign load_allow = \$50  & \$56 ;
+  assign \$57  = wrong >> tail;
+  assign \$58  = any_bad >> tail;
+  assign \$59  = beyond >> tail;
+  assign \$60  = more >> tail;
+  assign \$61  = ~ finishing;
+  assign \$268  = tail * 3'h6;
+  assign \$63  = beyond_substream >> \$268 ;
+  assign \$64  = ~ cancel;
+  assign \$65  = tail ? { port_63 [3:2], port_61 [3:2], port_59 [3:2], port_57 [3:2], port_55 [3:2], port_53 [3:2], port_51 [3:2], port_49 [3:2], port_47 [3:2], port_45 [3:2], port_43 [3:2], port_41 [3:2], port_39 [3:2], port_37 [3:2], port_35 [3:2], port_33 [3:2], port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] } : { port_63 [1:0], port_61 [1:0], port_59 [1:0], port_57 [1:0], port_55 [1:0], port_53 [1:0], port_51 [1:0], port_49 [1:0], port_47 [1:0], port_45 [1:0], port_43 [1:0], port_41 [1:0], port_39 [1:0], port_37 [1:0], port_35 [1:0], port_33 [1:0], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
+  assign \$66  = \$65  >> substream;
+  assign \$67  = tail ? { port_62 [3:2], port_60 [3:2], port_58 [3:2], port_56 [3:2], port_54 [3:2], port_52 [3:2], port_50 [3:2], port_48 [3:2], port_46 [3:2], port_44 [3:2], port_42 [3:2], port_40 [3:2], port_38 [3:2], port_36 [3:2], port_34 [3:2], port_32 [3:2], port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] } : { port_62 [1:0], port_60 [1:0], port_58 [1:0], port_56 [1:0], port_54 [1:0], port_52 [1:0], port_50 [1:0], port_48 [1:0], port_46 [1:0], port_44 [1:0], port_42 [1:0], port_40 [1:0], port_38 [1:0], port_36 [1:0], port_34 [1:0], port_32 [1:0], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
+  assign \$68  = \$67  >> substream;
+  assign \$69  = \$66  | \$68 ;
+  assign \$72  = \$66  ? 4'h7 : 4'h6;
+  assign \$73  = 1'h1 << tail;
+  assign \$74  = ! fsm_state;
+  assign \$75  = fsm_state == 1'h1;
+  assign \$76  = fsm_state == 2'h2;
+  assign \$77  = fsm_state == 2'h3;
+  assign \$78  = ! parity;
+  assign \$79  = allocate & \$78 ;
+  assign \$80  = header[63:48] + 4'hf;
+  assign \$82  = memory ^ header[66];
+  assign \$83  = ~ header[71];
+  assign \$84  = bank_now ^ \$83 ;
+  assign \$85  = header[47:32] * header[63:48];
+  assign \$86  = ~ memory;
+  assign \$88  = \passed$57  & \$78 ;
+  assign \$98  = ~ \$14 ;
+  assign \$99  = busy[0] & placed[0];
+  assign \$101  = \$99  & \$16 ;
+  assign \$103  = \$15  & keeps[1];
+  assign \$104  = \finishing$20 [49] == row_banks[0];
+  assign \$105  = \finishing$20 [24] | \$104 ;
+  assign \$106  = finishing & \$105 ;
+  assign \$107  = \$103  | \$106 ;
+  assign \$108  = ~ \$107 ;
+  assign \$109  = \$101  & \$108 ;
+  assign \$111  = allocate & \$110 ;
+  assign \$120  = \passed$57  & \$110 ;
+  assign \$130  = ~ \$23 ;
+  assign \$131  = busy[1] & placed[1];
+  assign \$133  = \$131  & \$7 ;
+  assign \$135  = \$40  & keeps[0];
+  assign \$136  = \finishing$20 [49] == row_banks[1];
+  assign \$137  = \finishing$20 [24] | \$136 ;
+  assign \$138  = finishing & \$137 ;
+  assign \$139  = \$135  | \$138 ;
+  assign \$140  = ~ \$139 ;
+  assign \$141  = \$133  & \$140 ;
+  assign \$142  = ~ parity;
+  assign \$143  = | { port_62 [1:0], port_60 [1:0], port_58 [1:0], port_56 [1:0], port_54 [1:0], port_52 [1:0], port_50 [1:0], port_48 [1:0], port_46 [1:0], port_44 [1:0], port_42 [1:0], port_40 [1:0], port_38 [1:0], port_36 [1:0], port_34 [1:0], port_32 [1:0], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
+  assign \$144  = | { port_63 [1:0], port_61 [1:0], port_59 [1:0], port_57 [1:0], port_55 [1:0], port_53 [1:0], port_51 [1:0], port_49 [1:0], port_47 [1:0], port_45 [1:0], port_43 [1:0], port_41 [1:0], port_39 [1:0], port_37 [1:0], port_35 [1:0], port_33 [1:0], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
+  assign \$145  = \$143  | \$144 ;
+  assign \$146  = | { port_62 [3:2], port_60 [3:2], port_58 [3:2], port_56 [3:2], port_54 [3:2], port_52 [3:2], port_50 [3:2], port_48 [3:2], port_46 [3:2], port_44 [3:2], port_42 [3:2], port_40 [3:2], port_38 [3:2], port_36 [3:2], port_34 [3:2], port_32 [3:2], port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] };
+  assign \$147  = | { port_63 [3:2], port_61 [3:2], port_59 [3:2], port_57 [3:2], port_55 [3:2], port_53 [3:2], port_51 [3:2], port_49 [3:2], port_47 [3:2], port_45 [3:2], port_43 [3:2], port_41 [3:2], port_39 [3:2], port_37 [3:2], port_35 [3:2], port_33 [3:2], port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] };
+  assign \$148  = \$146  | \$147 ;
+  assign \$149  = busy & passed;
+  assign \$150  = \$149  & complete;
+  assign \$151  = ~ wanted;
+  assign \$152  = \$150  & \$151 ;
+  assign \$153  = \$152  >> tail;
+  assign \$154  = settle + 1'h1;
+  assign \$155  = settle == 2'h3;
+  assign \$161  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$20  <= \$160 ;
+    \finishing$20  <= \$168 ;
   always @(posedge clk)
-    busy <= \$161 ;
+    busy <= \$169 ;
   always @(posedge clk)
-    passed <= \$162 ;
+    passed <= \$170 ;
   always @(posedge clk)
-    placed <= \$163 ;
+    placed <= \$171 ;
   always @(posedge clk)
-    wanted <= \$164 ;
+    wanted <= \$172 ;
   always @(posedge clk)
-    needed_0 <= \$165 ;
+    needed_0 <= \$173 ;
   always @(posedge clk)
-    wrong <= \$166 ;
+    wrong <= \$174 ;
   always @(posedge clk)
-    more <= \$167 ;
+    more <= \$175 ;
   always @(posedge clk)
-    keeps <= \$168 ;
+    keeps <= \$176 ;
   always @(posedge clk)
-    kept <= \$169 ;
+    kept <= \$177 ;
   always @(posedge clk)
-    memory_now <= \$170 ;
+    memory_now <= \$178 ;
   always @(posedge clk)
-    bank_now <= \$171 ;
+    bank_now <= \$179 ;
   always @(posedge clk)
-    row_banks <= \$172 ;
+    row_banks <= \$180 ;
   always @(posedge clk)
-    rows <= \$173 ;
+    rows <= \$181 ;
   always @(posedge clk)
-    column_bits <= \$174 ;
+    column_bits <= \$182 ;
   always @(posedge clk)
-    size_0 <= \$175 ;
+    size_0 <= \$183 ;
   always @(posedge clk)
-    matrices <= \$176 ;
+    matrices <= \$184 ;
   always @(posedge clk)
-    job_0 <= \$177 ;
+    job_0 <= \$185 ;
   always @(posedge clk)
-    received_0 <= \$178 ;
+    received_0 <= \$186 ;
   always @(posedge clk)
-    go <= \$179 ;
+    go <= \$187 ;
   always @(posedge clk)
-    needed_1 <= \$180 ;
+    needed_1 <= \$188 ;
   always @(posedge clk)
-    size_1 <= \$181 ;
+    size_1 <= \$189 ;
   always @(posedge clk)
-    job_1 <= \$182 ;
+    job_1 <= \$190 ;
   always @(posedge clk)
-    received_1 <= \$183 ;
+    received_1 <= \$191 ;
   always @(posedge clk)
-    parity <= \$184 ;
+    parity <= \$192 ;
   always @(posedge clk)
-    any_bad <= \$185 ;
+    any_bad <= \$193 ;
   always @(posedge clk)
-    settle <= \$186 ;
+    settle <= \$194 ;
   always @(posedge clk)
-    fsm_state <= \$187 ;
+    fsm_state <= \$195 ;
   always @(posedge clk)
-    substream <= \$188 ;
+    substream <= \$196 ;
   always @(posedge clk)
-    tail <= \$189 ;
+    tail <= \$197 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -21853,9 +22050,9 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     (* full_case = 32'd1 *)
     casez (tail)
       1'h0:
-          \$54  = received_0;
+          \$62  = received_0;
       1'h1:
-          \$54  = received_1;
+          \$62  = received_1;
     endcase
   end
   always @* begin
@@ -21878,14 +22075,14 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
+          if (\$57 ) begin
             late = 1'h1;
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
             late = 1'h1;
           end
       2'h3:
-          if (\$61 ) begin
+          if (\$69 ) begin
             late = 1'h1;
           end
     endcase
@@ -21900,15 +22097,15 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
+          if (\$57 ) begin
             late_error = 4'h5;
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
             late_error = 4'h8;
           end
       2'h3:
-          if (\$61 ) begin
-            late_error = \$64 ;
+          if (\$69 ) begin
+            late_error = \$72 ;
           end
     endcase
   end
@@ -21922,14 +22119,14 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
-            late_position = { 25'h0000000, \$54  };
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
-            late_position = { 26'h0000000, \$55  };
+          if (\$57 ) begin
+            late_position = { 25'h0000000, \$62  };
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
+            late_position = { 26'h0000000, \$63  };
           end
       2'h3:
-          if (\$61 ) begin
+          if (\$69 ) begin
             late_position = { 26'h0000000, substream };
           end
     endcase
@@ -21943,12 +22140,12 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
-          end else if (\$52 ) begin
+          if (\$57 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
+          end else if (\$60 ) begin
             judged = 1'h1;
-          end else if (\$53 ) begin
+          end else if (\$61 ) begin
             judged = 1'h1;
           end
     endcase
@@ -21962,12 +22159,12 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
-          end else if (\$52 ) begin
-          end else if (\$53 ) begin
-            finish = \$56 ;
+          if (\$57 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
+          end else if (\$60 ) begin
+          end else if (\$61 ) begin
+            finish = \$64 ;
           end
     endcase
   end
@@ -21975,236 +22172,105 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     if (time_zero ) begin end
     \release  = 2'h0;
     if (judged) begin
-      \release  = \$65 ;
+      \release  = \$73 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$160  = \finishing$20 ;
+    \$168  = \finishing$20 ;
     if (finish) begin
-      \$160  = job;
+      \$168  = job;
     end
     if (cancel) begin
-      \$160  = 51'h0000000000000;
+      \$168  = 51'h0000000000000;
     end
     if (rst) begin
-      \$160  = 51'h0000000000000;
+      \$168  = 51'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$161  = busy;
-    if (\$71 ) begin
-      \$161 [0] = 1'h1;
+    \$169  = busy;
+    if (\$79 ) begin
+      \$169 [0] = 1'h1;
     end
-    if (\$103 ) begin
-      \$161 [1] = 1'h1;
+    if (\$111 ) begin
+      \$169 [1] = 1'h1;
     end
     if (judged) begin
       (* full_case = 32'd1 *)
       casez (tail)
         1'h0:
-            \$161 [0] = 1'h0;
+            \$169 [0] = 1'h0;
         1'h1:
-            \$161 [1] = 1'h0;
+            \$169 [1] = 1'h0;
       endcase
     end
     if (cancel) begin
-      \$161  = 2'h0;
+      \$169  = 2'h0;
     end
     if (rst) begin
-      \$161  = 2'h0;
+      \$169  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$162  = passed;
-    if (\$71 ) begin
-      \$162 [0] = 1'h0;
+    \$170  = passed;
+    if (\$79 ) begin
+      \$170 [0] = 1'h0;
     end
-    if (\$80 ) begin
-      \$162 [0] = 1'h1;
+    if (\$88 ) begin
+      \$170 [0] = 1'h1;
     end
-    if (\$103 ) begin
-      \$162 [1] = 1'h0;
+    if (\$111 ) begin
+      \$170 [1] = 1'h0;
     end
-    if (\$112 ) begin
-      \$162 [1] = 1'h1;
+    if (\$120 ) begin
+      \$170 [1] = 1'h1;
     end
     if (cancel) begin
-      \$162  = 2'h0;
+      \$170  = 2'h0;
     end
     if (rst) begin
-      \$162  = 2'h0;
+      \$170  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$163  = placed;
-    if (\$71 ) begin
-      \$163 [0] = 1'h0;
+    \$171  = placed;
+    if (\$79 ) begin
+      \$171 [0] = 1'h0;
     end
     if (\placed$58 [0]) begin
-      \$163 [0] = 1'h1;
+      \$171 [0] = 1'h1;
     end
-    if (\$103 ) begin
-      \$163 [1] = 1'h0;
+    if (\$111 ) begin
+      \$171 [1] = 1'h0;
     end
     if (\placed$58 [1]) begin
-      \$163 [1] = 1'h1;
+      \$171 [1] = 1'h1;
     end
     if (cancel) begin
-      \$163  = 2'h0;
+      \$171  = 2'h0;
     end
     if (rst) begin
-      \$163  = 2'h0;
+      \$171  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$164  = wanted;
-    if (\$71 ) begin
-      \$164 [0] = header[64];
+    \$172  = wanted;
+    if (\$79 ) begin
+      \$172 [0] = header[64];
     end
     if (\$12 ) begin
-      \$164 [0] = 1'h0;
+      \$172 [0] = 1'h0;
     end
-    if (\$103 ) begin
-      \$164 [1] = header[64];
-    end
-    if (\$21 ) begin
-      \$164 [1] = 1'h0;
-    end
-    if (cancel) begin
-      \$164  = 2'h0;
-    end
-    if (rst) begin
-      \$164  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$165  = needed_0;
-    if (\$71 ) begin
-      \$165  = \$73 [6:0];
-    end
-    if (cancel) begin
-      \$165  = 7'h00;
-    end
-    if (rst) begin
-      \$165  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$166  = wrong;
-    if (\$71 ) begin
-      \$166 [0] = 1'h0;
-    end
-    if (\$12 ) begin
-      \$166 [0] = \$90 ;
-    end
-    if (\$103 ) begin
-      \$166 [1] = 1'h0;
+    if (\$111 ) begin
+      \$172 [1] = header[64];
     end
     if (\$21 ) begin
-      \$166 [1] = \$122 ;
-    end
-    if (cancel) begin
-      \$166  = 2'h0;
-    end
-    if (rst) begin
-      \$166  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$167  = more;
-    if (\$71 ) begin
-      \$167 [0] = header[71];
-    end
-    if (\$103 ) begin
-      \$167 [1] = header[71];
-    end
-    if (cancel) begin
-      \$167  = 2'h0;
-    end
-    if (rst) begin
-      \$167  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$168  = keeps;
-    if (\$71 ) begin
-      \$168 [0] = header[66];
-    end
-    if (\$103 ) begin
-      \$168 [1] = header[66];
-    end
-    if (cancel) begin
-      \$168  = 2'h0;
-    end
-    if (rst) begin
-      \$168  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$169  = kept;
-    if (\$71 ) begin
-      \$169  = header[66];
-    end
-    if (\$103 ) begin
-      \$169  = header[66];
-    end
-    if (cancel) begin
-      \$169  = 1'h0;
-    end
-    if (rst) begin
-      \$169  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$170  = memory_now;
-    if (\$71 ) begin
-      \$170  = \$74 ;
-    end
-    if (\$103 ) begin
-      \$170  = \$74 ;
-    end
-    if (cancel) begin
-      \$170  = 1'h0;
-    end
-    if (rst) begin
-      \$170  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$171  = bank_now;
-    if (\$71 ) begin
-      \$171  = \$76 ;
-    end
-    if (\$103 ) begin
-      \$171  = \$76 ;
-    end
-    if (cancel) begin
-      \$171  = 1'h0;
-    end
-    if (rst) begin
-      \$171  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$172  = row_banks;
-    if (\$71 ) begin
-      \$172 [0] = bank_now;
-    end
-    if (\$103 ) begin
-      \$172 [1] = bank_now;
+      \$172 [1] = 1'h0;
     end
     if (cancel) begin
       \$172  = 2'h0;
@@ -22215,293 +22281,424 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$173  = rows;
-    if (\$71 ) begin
-      \$173 [10:0] = header[42:32];
-    end
-    if (\$103 ) begin
-      \$173 [21:11] = header[42:32];
+    \$173  = needed_0;
+    if (\$79 ) begin
+      \$173  = \$81 [6:0];
     end
     if (cancel) begin
-      \$173  = 22'h000000;
+      \$173  = 7'h00;
     end
     if (rst) begin
-      \$173  = 22'h000000;
+      \$173  = 7'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$174  = column_bits;
-    if (\$71 ) begin
-      \$174 [3:0] = header[77:74];
+    \$174  = wrong;
+    if (\$79 ) begin
+      \$174 [0] = 1'h0;
     end
-    if (\$103 ) begin
-      \$174 [7:4] = header[77:74];
-    end
-    if (cancel) begin
-      \$174  = 8'h00;
-    end
-    if (rst) begin
-      \$174  = 8'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$175  = size_0;
-    if (\$71 ) begin
-      \$175  = \$77 ;
-    end
-    if (cancel) begin
-      \$175  = 32'd0;
-    end
-    if (rst) begin
-      \$175  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$176  = matrices;
-    if (\$71 ) begin
-      \$176 [0] = header[72];
-      \$176 [1] = header[70];
-      \$176 [2] = memory;
-      \$176 [13:3] = header[58:48];
-      \$176 [23:14] = header[93:84];
-      \$176 [34:24] = header[110:100];
-    end
-    if (\$103 ) begin
-      \$176 [35] = header[72];
-      \$176 [36] = header[70];
-      \$176 [37] = memory;
-      \$176 [48:38] = header[58:48];
-      \$176 [58:49] = header[93:84];
-      \$176 [69:59] = header[110:100];
-    end
-    if (cancel) begin
-      \$176  = 70'h000000000000000000;
-    end
-    if (rst) begin
-      \$176  = 70'h000000000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$177  = job_0;
-    if (\$71 ) begin
-      \$177 [10:0] = header[42:32];
-      \$177 [21:11] = header[142:132];
-      \$177 [22] = header[69];
-      \$177 [23] = header[65];
-      \$177 [24] = header[66];
-      \$177 [25] = header[67];
-      \$177 [26] = header[68];
-      \$177 [42:27] = header[131:116];
-      \$177 [48:43] = header[83:78];
-      \$177 [49] = bank_now;
-      \$177 [50] = \$78 ;
-    end
-    if (cancel) begin
-      \$177  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$177  = 51'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$178  = received_0;
     if (\$12 ) begin
-      \$178  = load_beats;
+      \$174 [0] = \$98 ;
     end
-    if (cancel) begin
-      \$178  = 7'h00;
+    if (\$111 ) begin
+      \$174 [1] = 1'h0;
     end
-    if (rst) begin
-      \$178  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$179 [0] = \$101 ;
-    \$179 [1] = \$133 ;
-    if (cancel) begin
-      \$179  = 2'h0;
-    end
-    if (rst) begin
-      \$179  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$180  = needed_1;
-    if (\$103 ) begin
-      \$180  = \$73 [6:0];
-    end
-    if (cancel) begin
-      \$180  = 7'h00;
-    end
-    if (rst) begin
-      \$180  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$181  = size_1;
-    if (\$103 ) begin
-      \$181  = \$77 ;
-    end
-    if (cancel) begin
-      \$181  = 32'd0;
-    end
-    if (rst) begin
-      \$181  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$182  = job_1;
-    if (\$103 ) begin
-      \$182 [10:0] = header[42:32];
-      \$182 [21:11] = header[142:132];
-      \$182 [22] = header[69];
-      \$182 [23] = header[65];
-      \$182 [24] = header[66];
-      \$182 [25] = header[67];
-      \$182 [26] = header[68];
-      \$182 [42:27] = header[131:116];
-      \$182 [48:43] = header[83:78];
-      \$182 [49] = bank_now;
-      \$182 [50] = \$78 ;
-    end
-    if (cancel) begin
-      \$182  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$182  = 51'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$183  = received_1;
     if (\$21 ) begin
-      \$183  = load_beats;
+      \$174 [1] = \$130 ;
     end
     if (cancel) begin
-      \$183  = 7'h00;
+      \$174  = 2'h0;
     end
     if (rst) begin
-      \$183  = 7'h00;
+      \$174  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = parity;
+    \$175  = more;
+    if (\$79 ) begin
+      \$175 [0] = header[71];
+    end
+    if (\$111 ) begin
+      \$175 [1] = header[71];
+    end
+    if (cancel) begin
+      \$175  = 2'h0;
+    end
+    if (rst) begin
+      \$175  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$176  = keeps;
+    if (\$79 ) begin
+      \$176 [0] = header[66];
+    end
+    if (\$111 ) begin
+      \$176 [1] = header[66];
+    end
+    if (cancel) begin
+      \$176  = 2'h0;
+    end
+    if (rst) begin
+      \$176  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$177  = kept;
+    if (\$79 ) begin
+      \$177  = header[66];
+    end
+    if (\$111 ) begin
+      \$177  = header[66];
+    end
+    if (cancel) begin
+      \$177  = 1'h0;
+    end
+    if (rst) begin
+      \$177  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$178  = memory_now;
+    if (\$79 ) begin
+      \$178  = \$82 ;
+    end
+    if (\$111 ) begin
+      \$178  = \$82 ;
+    end
+    if (cancel) begin
+      \$178  = 1'h0;
+    end
+    if (rst) begin
+      \$178  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$179  = bank_now;
+    if (\$79 ) begin
+      \$179  = \$84 ;
+    end
+    if (\$111 ) begin
+      \$179  = \$84 ;
+    end
+    if (cancel) begin
+      \$179  = 1'h0;
+    end
+    if (rst) begin
+      \$179  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$180  = row_banks;
+    if (\$79 ) begin
+      \$180 [0] = bank_now;
+    end
+    if (\$111 ) begin
+      \$180 [1] = bank_now;
+    end
+    if (cancel) begin
+      \$180  = 2'h0;
+    end
+    if (rst) begin
+      \$180  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$181  = rows;
+    if (\$79 ) begin
+      \$181 [10:0] = header[42:32];
+    end
+    if (\$111 ) begin
+      \$181 [21:11] = header[42:32];
+    end
+    if (cancel) begin
+      \$181  = 22'h000000;
+    end
+    if (rst) begin
+      \$181  = 22'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$182  = column_bits;
+    if (\$79 ) begin
+      \$182 [3:0] = header[77:74];
+    end
+    if (\$111 ) begin
+      \$182 [7:4] = header[77:74];
+    end
+    if (cancel) begin
+      \$182  = 8'h00;
+    end
+    if (rst) begin
+      \$182  = 8'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$183  = size_0;
+    if (\$79 ) begin
+      \$183  = \$85 ;
+    end
+    if (cancel) begin
+      \$183  = 32'd0;
+    end
+    if (rst) begin
+      \$183  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$184  = matrices;
+    if (\$79 ) begin
+      \$184 [0] = header[72];
+      \$184 [1] = header[70];
+      \$184 [2] = memory;
+      \$184 [13:3] = header[58:48];
+      \$184 [23:14] = header[93:84];
+      \$184 [34:24] = header[110:100];
+    end
+    if (\$111 ) begin
+      \$184 [35] = header[72];
+      \$184 [36] = header[70];
+      \$184 [37] = memory;
+      \$184 [48:38] = header[58:48];
+      \$184 [58:49] = header[93:84];
+      \$184 [69:59] = header[110:100];
+    end
+    if (cancel) begin
+      \$184  = 70'h000000000000000000;
+    end
+    if (rst) begin
+      \$184  = 70'h000000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$185  = job_0;
+    if (\$79 ) begin
+      \$185 [10:0] = header[42:32];
+      \$185 [21:11] = header[142:132];
+      \$185 [22] = header[69];
+      \$185 [23] = header[65];
+      \$185 [24] = header[66];
+      \$185 [25] = header[67];
+      \$185 [26] = header[68];
+      \$185 [42:27] = header[131:116];
+      \$185 [48:43] = header[83:78];
+      \$185 [49] = bank_now;
+      \$185 [50] = \$86 ;
+    end
+    if (cancel) begin
+      \$185  = 51'h0000000000000;
+    end
+    if (rst) begin
+      \$185  = 51'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$186  = received_0;
+    if (\$12 ) begin
+      \$186  = load_beats;
+    end
+    if (cancel) begin
+      \$186  = 7'h00;
+    end
+    if (rst) begin
+      \$186  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$187 [0] = \$109 ;
+    \$187 [1] = \$141 ;
+    if (cancel) begin
+      \$187  = 2'h0;
+    end
+    if (rst) begin
+      \$187  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$188  = needed_1;
+    if (\$111 ) begin
+      \$188  = \$81 [6:0];
+    end
+    if (cancel) begin
+      \$188  = 7'h00;
+    end
+    if (rst) begin
+      \$188  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$189  = size_1;
+    if (\$111 ) begin
+      \$189  = \$85 ;
+    end
+    if (cancel) begin
+      \$189  = 32'd0;
+    end
+    if (rst) begin
+      \$189  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$190  = job_1;
+    if (\$111 ) begin
+      \$190 [10:0] = header[42:32];
+      \$190 [21:11] = header[142:132];
+      \$190 [22] = header[69];
+      \$190 [23] = header[65];
+      \$190 [24] = header[66];
+      \$190 [25] = header[67];
+      \$190 [26] = header[68];
+      \$190 [42:27] = header[131:116];
+      \$190 [48:43] = header[83:78];
+      \$190 [49] = bank_now;
+      \$190 [50] = \$86 ;
+    end
+    if (cancel) begin
+      \$190  = 51'h0000000000000;
+    end
+    if (rst) begin
+      \$190  = 51'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$191  = received_1;
+    if (\$21 ) begin
+      \$191  = load_beats;
+    end
+    if (cancel) begin
+      \$191  = 7'h00;
+    end
+    if (rst) begin
+      \$191  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$192  = parity;
     if (\passed$57 ) begin
-      \$184  = \$134 ;
+      \$192  = \$142 ;
     end
     if (cancel) begin
-      \$184  = 1'h0;
+      \$192  = 1'h0;
     end
     if (rst) begin
-      \$184  = 1'h0;
+      \$192  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$185 [0] = \$137 ;
-    \$185 [1] = \$140 ;
+    \$193 [0] = \$145 ;
+    \$193 [1] = \$148 ;
     if (cancel) begin
-      \$185  = 2'h0;
+      \$193  = 2'h0;
     end
     if (rst) begin
-      \$185  = 2'h0;
+      \$193  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$186  = settle;
+    \$194  = settle;
     casez (fsm_state)
       2'h0:
-          \$186  = 2'h0;
+          \$194  = 2'h0;
       2'h1:
-          \$186  = \$146 [1:0];
+          \$194  = \$154 [1:0];
     endcase
     if (cancel) begin
-      \$186  = 2'h0;
+      \$194  = 2'h0;
     end
     if (rst) begin
-      \$186  = 2'h0;
+      \$194  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$187  = fsm_state;
+    \$195  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
-          if (\$145 ) begin
-            \$187  = 2'h1;
+          if (\$153 ) begin
+            \$195  = 2'h1;
           end
       2'h1:
-          if (\$147 ) begin
-            \$187  = 2'h2;
+          if (\$155 ) begin
+            \$195  = 2'h2;
           end
       2'h2:
-          if (\$49 ) begin
-            \$187  = 2'h0;
-          end else if (\$50 ) begin
-            \$187  = 2'h3;
-          end else if (\$51 ) begin
-            \$187  = 2'h0;
-          end else if (\$52 ) begin
-            \$187  = 2'h0;
-          end else if (\$53 ) begin
-            \$187  = 2'h0;
+          if (\$57 ) begin
+            \$195  = 2'h0;
+          end else if (\$58 ) begin
+            \$195  = 2'h3;
+          end else if (\$59 ) begin
+            \$195  = 2'h0;
+          end else if (\$60 ) begin
+            \$195  = 2'h0;
+          end else if (\$61 ) begin
+            \$195  = 2'h0;
           end
       2'h3:
-          if (\$61 ) begin
-            \$187  = 2'h0;
+          if (\$69 ) begin
+            \$195  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$187  = 2'h0;
+      \$195  = 2'h0;
     end
     if (rst) begin
-      \$187  = 2'h0;
+      \$195  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$188  = substream;
+    \$196  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$188  = 6'h00;
+          \$196  = 6'h00;
       2'h2:
           /* empty */;
       2'h3:
-          \$188  = \$153 [5:0];
+          \$196  = \$161 [5:0];
     endcase
     if (cancel) begin
-      \$188  = 6'h00;
+      \$196  = 6'h00;
     end
     if (rst) begin
-      \$188  = 6'h00;
+      \$196  = 6'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$189  = tail;
+    \$197  = tail;
     if (judged) begin
-      \$189  = \$126 ;
+      \$197  = \$40 ;
     end
     if (cancel) begin
-      \$189  = 1'h0;
+      \$197  = 1'h0;
     end
     if (rst) begin
-      \$189  = 1'h0;
+      \$197  = 1'h0;
     end
   end
   assign head = parity;
@@ -22510,8 +22707,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign bad_prefix = { port_62 [3:2], port_60 [3:2], port_58 [3:2], port_56 [3:2], port_54 [3:2], port_52 [3:2], port_50 [3:2], port_48 [3:2], port_46 [3:2], port_44 [3:2], port_42 [3:2], port_40 [3:2], port_38 [3:2], port_36 [3:2], port_34 [3:2], port_32 [3:2], port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2], port_62 [1:0], port_60 [1:0], port_58 [1:0], port_56 [1:0], port_54 [1:0], port_52 [1:0], port_50 [1:0], port_48 [1:0], port_46 [1:0], port_44 [1:0], port_42 [1:0], port_40 [1:0], port_38 [1:0], port_36 [1:0], port_34 [1:0], port_32 [1:0], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
   assign \cancel$62  = cancel;
   assign \$15  = tail;
-  assign \$73  = { 4'h0, \$72 [16:4] };
-  assign \$102  = parity;
+  assign \$81  = { 4'h0, \$80 [16:4] };
+  assign \$110  = parity;
 endmodule
 
 module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
@@ -22601,106 +22798,162 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
   end
 endmodule
 
-module egret_l_onchip_core_writer (rst, \start$63 , busy, settings, cancel, code_write, microcode_write, clk);
+module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_write, port_0 , word, clk);
   reg time_zero  = 0;
-  wire \$1 , \$100 , \$102 , \$104 , \$105 , \$106 , \$107 , \$109 , \$110 , \$111 , \$112 , \$119 ,
-    \$12 , \$120 , \$121 , \$122 , \$124 , \$125 , \$128 , \$130 , \$131 , \$133 , \$135 , \$136 ,
-    \$137 , \$138 , \$14 , \$140 , \$141 , \$142 , \$143 , \$15 , \$150 , \$151 , \$152 , \$153 ,
-    \$155 , \$156 , \$159 , \$16 , \$161 , \$164 , \$165 , \$167 , \$168 , \$169 , \$17 , \$170 ,
-    \$171 , \$172 , \$173 , \$174 , \$20 , \$21 , \$22 , \$26 , \$27 , \$28 , \$29 , \$31 , \$32 ,
-    \$35 , \$37 , \$38 , \$40 , \$42 , \$43 , \$44 , \$45 , \$47 , \$48 , \$49 , \$50 , \$57 , \$58
-    , \$59 , \$6 , \$60 , \$62 , \$63 , \$66 , \$68 , \$69 , \$7 , \$71 , \$73 , \$74 , \$75 , \$76
-    , \$78 , \$79 , \$8 , \$80 , \$81 , \$88 , \$89 , \$9 , \$90 , \$91 , \$93 , \$94 , \$97 , \$99
+  wire \$1 , \$10 , \$104 , \$105 , \$107 , \$108 , \$110 , \$112 , \$113 , \$115 , \$116 , \$119 ,
+    \$12 , \$123 , \$124 , \$126 , \$127 , \$128 , \$129 , \$13 , \$130 , \$132 , \$134 , \$135 ,
+    \$136 , \$137 , \$139 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$15 , \$154 ,
+    \$155 , \$157 , \$158 , \$16 , \$160 , \$162 , \$163 , \$165 , \$166 , \$169 , \$173 , \$174 ,
+    \$176 , \$177 , \$178 , \$179 , \$180 , \$182 , \$184 , \$185 , \$186 , \$187 , \$189 , \$19 ,
+    \$191 , \$192 , \$193 , \$194 , \$195 , \$196 , \$197 , \$2 , \$204 , \$205 , \$207 , \$208 ,
+    \$210 , \$212 , \$213 , \$214 , \$215 , \$216 , \$217 , \$218 , \$219 , \$223 , \$224 , \$225 ,
+    \$228 , \$229 , \$23 , \$230 , \$231 , \$232 , \$233 , \$239 , \$24 , \$242 , \$245 , \$246 ,
+    \$247 , \$248 , \$249 , \$252 , \$255 , \$257 , \$258 , \$259 , \$26 , \$261 , \$264 , \$266 ,
+    \$267 , \$268 , \$27 , \$270 , \$273 , \$275 , \$276 , \$277 , \$279 , \$28 , \$282 , \$284 ,
+    \$285 , \$286 , \$29 , \$30 , \$32 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42
+    , \$43 , \$44 , \$45 , \$46 , \$47 , \$54 , \$55 , \$57 , \$58 , \$6 , \$60 , \$62 , \$63 , \$65
+    , \$66 , \$69 , \$7 , \$73 , \$74 , \$76 , \$77 , \$78 , \$79 , \$80 , \$82 , \$84 , \$85 , \$86
+    , \$87 , \$89 , \$9 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 ;
+  wire [5:0] \$100 , \$150 , \$200 , \$287 , \$288 , \$50 ;
+  wire [3:0] \$101 , \$102 , \$103 , \$114 , \$14 , \$151 , \$152 , \$153 , \$164 , \$201 , \$202 ,
+    \$203 , \$3 , \$320 , \$389 , \$458 , \$51 , \$52 , \$527 , \$53 , \$64 ;
+  wire [4:0] \$11 , \$148 , \$149 , \$198 , \$199 , \$220 , \$234 , \$48 , \$49 , \$8 , \$98 , \$99
     ;
-  wire [4:0] \$10 , \$114 , \$115 , \$118 , \$13 , \$145 , \$146 , \$149 , \$18 , \$3 , \$4 , \$5 ,
-    \$52 , \$53 , \$56 , \$83 , \$84 , \$87 ;
-  wire [3:0] \$101 , \$108 , \$117 , \$132 , \$139 , \$148 , \$2 , \$210 , \$235 , \$25 , \$270 ,
-    \$305 , \$340 , \$39 , \$46 , \$55 , \$70 , \$77 , \$86 ;
-  wire [10:0] \$163 ;
-  wire [5:0] \$166 ;
-  reg \$175 ;
-  reg \$176 ;
-  reg \$177 ;
-  reg [9:0] \$178 ;
-  reg [24:0] \$179 ;
-  reg [24:0] \$180 ;
-  reg [24:0] \$181 ;
-  reg [24:0] \$182 ;
-  reg [24:0] \$183 ;
+  wire [10:0] \$244 ;
+  wire [1:0] \$5 ;
+  reg [10:0] \$289 ;
+  reg [10:0] \$290  = 11'h000;
+  reg [9:0] \$291 ;
+  reg \$292 ;
+  reg [9:0] \$293 ;
+  reg \$294 ;
+  reg [20:0] \$295 ;
+  reg \$296 ;
+  reg [9:0] \$297 ;
+  reg [25:0] \$298 ;
+  reg [25:0] \$299 ;
+  reg [25:0] \$300 ;
+  reg [25:0] \$301 ;
+  reg [25:0] \$302 ;
+  reg [13:0] \$303 ;
   reg [9:0] address = 10'h000;
-  reg [24:0] after0 = 25'h0000000;
-  reg [24:0] after1 = 25'h0000000;
-  reg [24:0] after2 = 25'h0000000;
-  reg [24:0] after3 = 25'h0000000;
-  wire [14:0] bank0;
+  reg [25:0] after0 = 26'h0000000;
+  reg [25:0] after1 = 26'h0000000;
+  reg [25:0] after2 = 26'h0000000;
+  reg [25:0] after3 = 26'h0000000;
+  wire [20:0] bank0;
   reg bare00 = 1'h0;
   reg bare01 = 1'h0;
-  reg bit0_bad;
-  reg bit0_end;
+  wire bit0_bare;
+  wire bit0_closes;
+  wire [3:0] bit0_counted;
+  wire bit0_empty;
+  wire bit0_ends;
   wire bit0_event;
-  wire bit0_last;
-  reg [5:0] bit0_state;
-  reg bit1_bad;
-  reg bit1_end;
+  wire bit0_event_before;
+  wire bit0_exceeds;
+  wire bit0_fresh;
+  wire [3:0] bit0_left;
+  wire bit0_loads;
+  wire bit0_opens;
+  wire [6:0] bit0_state;
+  wire bit0_stays;
+  wire bit0_table;
+  wire bit1_bare;
+  wire bit1_closes;
+  wire [3:0] bit1_counted;
+  wire bit1_empty;
+  wire bit1_ends;
   wire bit1_event;
-  wire bit1_last;
-  reg [5:0] bit1_state;
-  reg bit2_bad;
-  reg bit2_end;
+  wire bit1_event_before;
+  wire bit1_exceeds;
+  wire bit1_fresh;
+  wire [3:0] bit1_left;
+  wire bit1_loads;
+  wire bit1_opens;
+  wire [6:0] bit1_state;
+  wire bit1_stays;
+  wire bit1_table;
+  wire bit2_bare;
+  wire bit2_closes;
+  wire [3:0] bit2_counted;
+  wire bit2_empty;
+  wire bit2_ends;
   wire bit2_event;
-  wire bit2_last;
-  reg [5:0] bit2_state;
-  reg bit3_bad;
-  reg bit3_end;
+  wire bit2_event_before;
+  wire bit2_exceeds;
+  wire bit2_fresh;
+  wire [3:0] bit2_left;
+  wire bit2_loads;
+  wire bit2_opens;
+  wire [6:0] bit2_state;
+  wire bit2_stays;
+  wire bit2_table;
+  wire bit3_bare;
+  wire bit3_closes;
+  wire [3:0] bit3_counted;
+  wire bit3_empty;
+  wire bit3_ends;
   wire bit3_event;
-  wire bit3_last;
-  reg [5:0] bit3_state;
+  wire bit3_event_before;
+  wire bit3_exceeds;
+  wire bit3_fresh;
+  wire [3:0] bit3_left;
+  wire bit3_loads;
+  wire bit3_opens;
+  wire [6:0] bit3_state;
+  wire bit3_stays;
+  wire bit3_table;
   output busy;
   wire busy;
   input cancel;
   wire cancel;
+  wire [20:0] chosen;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [3:0] count0;
-  wire [3:0] count1;
-  reg [24:0] entering = 25'h0000000;
-  output [28:0] microcode_write;
+  reg [25:0] entering = 26'h0000000;
   wire [28:0] microcode_write;
+  (* init = 11'h000 *)
+  output [10:0] port_0 ;
+  wire [10:0] port_0 ;
   wire [3:0] port__addr;
-  wire [3:0] \port__addr$11 ;
-  wire [3:0] \port__addr$16 ;
-  wire [3:0] \port__addr$18 ;
-  wire [3:0] \port__addr$26 ;
-  wire [3:0] \port__addr$28 ;
-  wire [3:0] \port__addr$36 ;
+  wire [3:0] \port__addr$10 ;
+  wire [3:0] \port__addr$17 ;
+  wire [3:0] \port__addr$19 ;
   wire [3:0] \port__addr$38 ;
-  wire [3:0] \port__addr$46 ;
-  wire [3:0] \port__addr$48 ;
+  wire [3:0] \port__addr$39 ;
+  wire [3:0] \port__addr$58 ;
+  wire [3:0] \port__addr$59 ;
+  wire [3:0] \port__addr$78 ;
+  wire [3:0] \port__addr$79 ;
   wire [3:0] port__data;
-  wire [3:0] \port__data$12 ;
-  wire [3:0] \port__data$23 ;
-  wire [3:0] \port__data$24 ;
-  wire [3:0] \port__data$33 ;
-  wire [3:0] \port__data$34 ;
-  wire [3:0] \port__data$43 ;
-  wire [3:0] \port__data$44 ;
-  wire [3:0] \port__data$53 ;
-  wire [3:0] \port__data$54 ;
+  wire [3:0] \port__data$11 ;
+  wire [3:0] \port__data$21 ;
+  wire [3:0] \port__data$22 ;
+  wire [3:0] \port__data$41 ;
+  wire [3:0] \port__data$42 ;
+  wire [3:0] \port__data$61 ;
+  wire [3:0] \port__data$62 ;
+  wire [3:0] \port__data$81 ;
+  wire [3:0] \port__data$82 ;
   wire port__en;
-  wire \port__en$10 ;
+  wire \port__en$8 ;
   input rst;
   wire rst;
   reg running = 1'h0;
   input [43:0] settings;
   wire [43:0] settings;
-  wire [14:0] \settings$14 ;
-  wire [5:0] start;
-  input \start$63 ;
-  wire \start$63 ;
-  wire [13:0] word;
-  wire [14:0] written;
+  wire [20:0] \settings$14 ;
+  reg [20:0] \settings$18  = 21'h000000;
+  input start;
+  wire start;
+  output [13:0] word;
+  reg [13:0] word = 14'h0000;
+  reg [9:0] write0 = 10'h000;
+  reg [9:0] write1 = 10'h000;
+  wire [20:0] written;
   (* no_rw_check = 32'd1 *)
   reg [3:0] table0 [15:0];
   integer table0_entry;
@@ -22709,13 +22962,13 @@ module egret_l_onchip_core_writer (rst, \start$63 , busy, settings, cancel, code
       table0[table0_entry] = 4'h0;
   end
   always @(posedge clk) begin
-    if (port__en)
-      table0[\$5 [3:0]] <= \$10 [3:0];
+    if (write0[0])
+      table0[write0[5:2]] <= write0[9:6];
   end
-  assign \port__data$53  = table0[after2[14:11]];
-  assign \port__data$43  = table0[after1[14:11]];
-  assign \port__data$33  = table0[after0[14:11]];
-  assign \port__data$23  = table0[entering[14:11]];
+  assign \port__data$81  = table0[after2[14:11]];
+  assign \port__data$61  = table0[after1[14:11]];
+  assign \port__data$41  = table0[after0[14:11]];
+  assign \port__data$21  = table0[entering[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] table1 [15:0];
   integer table1_entry;
@@ -22724,474 +22977,546 @@ module egret_l_onchip_core_writer (rst, \start$63 , busy, settings, cancel, code
       table1[table1_entry] = 4'h0;
   end
   always @(posedge clk) begin
-    if (\port__en$10 )
-      table1[\$13 [3:0]] <= \$18 [3:0];
+    if (write1[0])
+      table1[write1[5:2]] <= write1[9:6];
   end
-  assign \port__data$54  = table1[after2[14:11]];
-  assign \port__data$44  = table1[after1[14:11]];
-  assign \port__data$34  = table1[after0[14:11]];
-  assign \port__data$24  = table1[entering[14:11]];
-  assign \$1  = settings[0] ? settings[3] : settings[2];
-  assign \$2  = settings[0] ? settings[11:8] : settings[7:4];
-  assign \$3  = \$2  + bank0[3];
-  assign \$4  = settings[7:4] + bank0[4];
-  assign \$5  = bank0[8:5] - code_write[6:3];
-  assign \$6  = code_write[2] == bank0[1];
-  assign port__en = code_write[0] & \$6 ;
-  assign \$7  = ! \$5 [3:0];
-  assign \$8  = ~ bank0[3];
-  assign \$9  = \$7  & \$8 ;
-  assign \$10  = code_write[10:7] - \$9 ;
-  assign \$12  = bare00 & \$8 ;
-  assign \$13  = bank0[12:9] - code_write[6:3];
-  assign \$14  = ~ code_write[2];
-  assign \port__en$10  = code_write[0] & \$14 ;
-  assign \$15  = ! \$13 [3:0];
-  assign \$16  = ~ bank0[4];
-  assign \$17  = \$15  & \$16 ;
-  assign \$18  = code_write[10:7] - \$17 ;
-  assign \$20  = bare01 & \$16 ;
-  assign \$21  = ~ bank0[1];
-  assign \$22  = \$21  & bank0[2];
-  assign \$210  = \$22  * 3'h4;
-  assign \$25  = bank0[12:5] >> \$210 ;
-  assign \$26  = ! entering[14:11];
-  assign \$27  = bank0[4:3] >> entering[15];
-  assign \$28  = ~ \$27 ;
-  assign \$29  = \$26  & \$28 ;
-  assign bit0_last = entering[16] | \$29 ;
-  assign \$31  = entering[4] == bit0_last;
-  assign \$32  = \$21  & \$31 ;
-  assign bit0_event = entering[15] | \$32 ;
-  assign \$35  = \$26  & \$27 ;
-  assign \$37  = entering[4] | \$26 ;
-  assign \$38  = entering[14:11] == 1'h1;
-  assign \$39  = entering[15] ? \port__data$24  : \port__data$23 ;
-  assign \$40  = ! \$39 ;
-  assign \$42  = bank0[14:13] >> entering[15];
-  assign \$43  = \$38  & \$42 ;
-  assign \$44  = ~ entering[15];
-  assign \$45  = bank0[1] ? \$44  : bank0[2];
-  assign \$235  = bit0_state[4] * 3'h4;
-  assign \$46  = bank0[12:5] >> \$235 ;
-  assign \$47  = bit0_last | entering[4];
-  assign \$48  = entering[4] | bit0_last;
-  assign \$49  = ~ \$48 ;
-  assign \$50  = entering[16] | \$49 ;
-  assign \$52  = entering[14:11] - 1'h1;
-  assign \$53  = \$26  ? 5'h00 : \$52 ;
-  assign \$55  = bit0_bad ? 4'h0 : \$39 ;
-  assign \$56  = \$50  ? \$53  : { 1'h0, \$55  };
-  assign \$57  = ! after0[14:11];
-  assign \$58  = bank0[4:3] >> after0[15];
-  assign \$59  = ~ \$58 ;
-  assign \$60  = \$57  & \$59 ;
-  assign bit1_last = after0[16] | \$60 ;
-  assign \$62  = after0[3] == bit1_last;
-  assign \$63  = \$21  & \$62 ;
-  assign bit1_event = after0[15] | \$63 ;
-  assign \$66  = \$57  & \$58 ;
-  assign \$68  = after0[3] | \$57 ;
-  assign \$69  = after0[14:11] == 1'h1;
-  assign \$70  = after0[15] ? \port__data$34  : \port__data$33 ;
-  assign \$71  = ! \$70 ;
-  assign \$73  = bank0[14:13] >> after0[15];
-  assign \$74  = \$69  & \$73 ;
-  assign \$75  = ~ after0[15];
-  assign \$76  = bank0[1] ? \$75  : bank0[2];
-  assign \$270  = bit1_state[4] * 3'h4;
-  assign \$77  = bank0[12:5] >> \$270 ;
-  assign \$78  = bit1_last | after0[3];
-  assign \$79  = after0[3] | bit1_last;
-  assign \$80  = ~ \$79 ;
-  assign \$81  = after0[16] | \$80 ;
-  assign \$83  = after0[14:11] - 1'h1;
-  assign \$84  = \$57  ? 5'h00 : \$83 ;
-  assign \$86  = bit1_bad ? 4'h0 : \$70 ;
-  assign \$87  = \$81  ? \$84  : { 1'h0, \$86  };
-  assign \$88  = ! after1[14:11];
-  assign \$89  = bank0[4:3] >> after1[15];
-  assign \$90  = ~ \$89 ;
-  assign \$91  = \$88  & \$90 ;
-  assign bit2_last = after1[16] | \$91 ;
-  assign \$93  = after1[2] == bit2_last;
-  assign \$94  = \$21  & \$93 ;
-  assign bit2_event = after1[15] | \$94 ;
-  assign \$97  = \$88  & \$89 ;
-  assign \$99  = after1[2] | \$88 ;
-  assign \$100  = after1[14:11] == 1'h1;
-  assign \$101  = after1[15] ? \port__data$44  : \port__data$43 ;
-  assign \$102  = ! \$101 ;
-  assign \$104  = bank0[14:13] >> after1[15];
-  assign \$105  = \$100  & \$104 ;
-  assign \$106  = ~ after1[15];
-  assign \$107  = bank0[1] ? \$106  : bank0[2];
-  assign \$305  = bit2_state[4] * 3'h4;
-  assign \$108  = bank0[12:5] >> \$305 ;
-  assign \$109  = bit2_last | after1[2];
-  assign \$110  = after1[2] | bit2_last;
-  assign \$111  = ~ \$110 ;
-  assign \$112  = after1[16] | \$111 ;
-  assign \$114  = after1[14:11] - 1'h1;
-  assign \$115  = \$88  ? 5'h00 : \$114 ;
-  assign \$117  = bit2_bad ? 4'h0 : \$101 ;
-  assign \$118  = \$112  ? \$115  : { 1'h0, \$117  };
-  assign \$119  = ! after2[14:11];
-  assign \$120  = bank0[4:3] >> after2[15];
-  assign \$121  = ~ \$120 ;
-  assign \$122  = \$119  & \$121 ;
-  assign bit3_last = after2[16] | \$122 ;
-  assign \$124  = after2[1] == bit3_last;
-  assign \$125  = \$21  & \$124 ;
-  assign bit3_event = after2[15] | \$125 ;
-  assign \$128  = \$119  & \$120 ;
-  assign \$130  = after2[1] | \$119 ;
-  assign \$131  = after2[14:11] == 1'h1;
-  assign \$132  = after2[15] ? \port__data$54  : \port__data$53 ;
-  assign \$133  = ! \$132 ;
-  assign \$135  = bank0[14:13] >> after2[15];
-  assign \$136  = \$131  & \$135 ;
-  assign \$137  = ~ after2[15];
-  assign \$138  = bank0[1] ? \$137  : bank0[2];
-  assign \$340  = bit3_state[4] * 3'h4;
-  assign \$139  = bank0[12:5] >> \$340 ;
-  assign \$140  = bit3_last | after2[1];
-  assign \$141  = after2[1] | bit3_last;
-  assign \$142  = ~ \$141 ;
-  assign \$143  = after2[16] | \$142 ;
-  assign \$145  = after2[14:11] - 1'h1;
-  assign \$146  = \$119  ? 5'h00 : \$145 ;
-  assign \$148  = bit3_bad ? 4'h0 : \$132 ;
-  assign \$149  = \$143  ? \$146  : { 1'h0, \$148  };
-  assign \$150  = | { after3[0], after2[0], after1[0], after0[0], entering[0] };
-  assign busy = running | \$150 ;
-  assign \$151  = ! code_write[1];
-  assign \$155  = \$153  & \$7 ;
-  assign \$156  = ! code_write[10:7];
-  assign \$161  = \$159  & \$15 ;
-  assign \$163  = address + 1'h1;
-  assign \$164  = & address;
-  assign \$165  = address[9:4] == 6'h3f;
-  assign \$166  = \$165  ? start : address[9:4];
-  assign \$167  = bit0_end & bit0_event;
-  assign \$168  = \$167  | bit0_bad;
-  assign \$169  = bit1_end & bit1_event;
-  assign \$170  = \$169  | bit1_bad;
-  assign \$171  = bit2_end & bit2_event;
-  assign \$172  = \$171  | bit2_bad;
-  assign \$173  = bit3_end & bit3_event;
-  assign \$174  = \$173  | bit3_bad;
+  assign \port__data$82  = table1[after2[14:11]];
+  assign \port__data$62  = table1[after1[14:11]];
+  assign \port__data$42  = table1[after0[14:11]];
+  assign \port__data$22  = table1[entering[14:11]];
+  assign \$1  = ~ settings[0];
+  assign \$2  = settings[1] & \$1 ;
+  assign \$3  = settings[0] ? settings[11:8] : settings[7:4];
+  assign \$4  = settings[0] ? settings[3] : settings[2];
+  assign \$5  = ~ { settings[2], \$4  };
+  assign \$6  = bare00 & bank0[11];
+  assign \$7  = bare01 & bank0[12];
+  assign \$8  = bank0[6:3] - bank0[13];
+  assign \$9  = ~ bank0[13];
+  assign \$10  = bank0[11] & \$9 ;
+  assign \$11  = bank0[10:7] - bank0[14];
+  assign \$12  = ~ bank0[14];
+  assign \$13  = bank0[12] & \$12 ;
+  assign bit0_left = bit0_table ? \port__data$22  : \port__data$21 ;
+  assign bit0_empty = ! bit0_left;
+  assign \$320  = bit0_table * 3'h4;
+  assign \$14  = \settings$18 [10:3] >> \$320 ;
+  assign \$15  = entering[14:11] == \$14 ;
+  assign \$16  = \settings$18 [12:11] >> bit0_table;
+  assign bit0_opens = \$15  & \$16 ;
+  assign \$19  = \settings$18 [14:13] >> bit0_table;
+  assign bit0_closes = \$15  & \$19 ;
+  assign \$23  = ~ \$16 ;
+  assign \$24  = \$15  & \$23 ;
+  assign \$26  = ~ \$19 ;
+  assign bit0_exceeds = \$24  & \$26 ;
+  assign \$27  = ~ entering[16];
+  assign \$28  = ~ entering[17];
+  assign \$29  = \$27  & \$28 ;
+  assign \$30  = entering[4] | bit0_opens;
+  assign bit0_loads = \$29  & \$30 ;
+  assign \$32  = bit0_closes & \$27 ;
+  assign \$34  = \$32  & \$28 ;
+  assign \$35  = ~ entering[4];
+  assign bit0_bare = \$34  & \$35 ;
+  assign \$36  = entering[14:11] == 1'h1;
+  assign \$37  = entering[16] & \$36 ;
+  assign \$39  = \$37  & \$28 ;
+  assign bit0_ends = bit0_bare | \$39 ;
+  assign \$40  = ~ \settings$18 [1];
+  assign \$41  = entering[16] | bit0_opens;
+  assign \$42  = entering[4] == \$41 ;
+  assign \$43  = \$40  & \$42 ;
+  assign bit0_event = bit0_table | \$43 ;
+  assign \$44  = ~ bit0_table;
+  assign bit0_fresh = \settings$18 [1] ? \$44  : \settings$18 [2];
+  assign \$45  = entering[16] | entering[4];
+  assign \$46  = \$45  | bit0_opens;
+  assign \$47  = ~ bit0_ends;
+  assign bit0_stays = \$46  & \$47 ;
+  assign bit0_event_before = bit0_ends ? bit0_fresh : bit0_event;
+  assign \$48  = entering[14:11] - 1'h1;
+  assign \$49  = entering[14:11] + 1'h1;
+  assign \$50  = entering[16] ? { \$48 [4], \$48  } : { 1'h0, \$49  };
+  assign \$51  = ~ { bit0_bare, bit0_bare, bit0_bare, bit0_bare };
+  assign \$52  = \$50 [3:0] & \$51 ;
+  assign \$53  = bit0_loads ? bit0_left : \$52 ;
+  assign \$54  = bit0_loads & bit0_empty;
+  assign \$55  = \$54  ? bit0_fresh : bit0_event_before;
+  assign \$57  = ~ \$54 ;
+  assign \$58  = bit0_stays & \$57 ;
+  assign \$60  = bit0_exceeds & \$27 ;
+  assign \$62  = \$60  & \$35 ;
+  assign \$63  = entering[17] | \$62 ;
+  assign bit1_left = bit1_table ? \port__data$42  : \port__data$41 ;
+  assign bit1_empty = ! bit1_left;
+  assign \$389  = bit1_table * 3'h4;
+  assign \$64  = \settings$18 [10:3] >> \$389 ;
+  assign \$65  = after0[14:11] == \$64 ;
+  assign \$66  = \settings$18 [12:11] >> bit1_table;
+  assign bit1_opens = \$65  & \$66 ;
+  assign \$69  = \settings$18 [14:13] >> bit1_table;
+  assign bit1_closes = \$65  & \$69 ;
+  assign \$73  = ~ \$66 ;
+  assign \$74  = \$65  & \$73 ;
+  assign \$76  = ~ \$69 ;
+  assign bit1_exceeds = \$74  & \$76 ;
+  assign \$77  = ~ after0[16];
+  assign \$78  = ~ after0[17];
+  assign \$79  = \$77  & \$78 ;
+  assign \$80  = after0[3] | bit1_opens;
+  assign bit1_loads = \$79  & \$80 ;
+  assign \$82  = bit1_closes & \$77 ;
+  assign \$84  = \$82  & \$78 ;
+  assign \$85  = ~ after0[3];
+  assign bit1_bare = \$84  & \$85 ;
+  assign \$86  = after0[14:11] == 1'h1;
+  assign \$87  = after0[16] & \$86 ;
+  assign \$89  = \$87  & \$78 ;
+  assign bit1_ends = bit1_bare | \$89 ;
+  assign \$91  = after0[16] | bit1_opens;
+  assign \$92  = after0[3] == \$91 ;
+  assign \$93  = \$40  & \$92 ;
+  assign bit1_event = bit1_table | \$93 ;
+  assign \$94  = ~ bit1_table;
+  assign bit1_fresh = \settings$18 [1] ? \$94  : \settings$18 [2];
+  assign \$95  = after0[16] | after0[3];
+  assign \$96  = \$95  | bit1_opens;
+  assign \$97  = ~ bit1_ends;
+  assign bit1_stays = \$96  & \$97 ;
+  assign bit1_event_before = bit1_ends ? bit1_fresh : bit1_event;
+  assign \$98  = after0[14:11] - 1'h1;
+  assign \$99  = after0[14:11] + 1'h1;
+  assign \$100  = after0[16] ? { \$98 [4], \$98  } : { 1'h0, \$99  };
+  assign \$101  = ~ { bit1_bare, bit1_bare, bit1_bare, bit1_bare };
+  assign \$102  = \$100 [3:0] & \$101 ;
+  assign \$103  = bit1_loads ? bit1_left : \$102 ;
+  assign \$104  = bit1_loads & bit1_empty;
+  assign \$105  = \$104  ? bit1_fresh : bit1_event_before;
+  assign \$107  = ~ \$104 ;
+  assign \$108  = bit1_stays & \$107 ;
+  assign \$110  = bit1_exceeds & \$77 ;
+  assign \$112  = \$110  & \$85 ;
+  assign \$113  = after0[17] | \$112 ;
+  assign bit2_left = bit2_table ? \port__data$62  : \port__data$61 ;
+  assign bit2_empty = ! bit2_left;
+  assign \$458  = bit2_table * 3'h4;
+  assign \$114  = \settings$18 [10:3] >> \$458 ;
+  assign \$115  = after1[14:11] == \$114 ;
+  assign \$116  = \settings$18 [12:11] >> bit2_table;
+  assign bit2_opens = \$115  & \$116 ;
+  assign \$119  = \settings$18 [14:13] >> bit2_table;
+  assign bit2_closes = \$115  & \$119 ;
+  assign \$123  = ~ \$116 ;
+  assign \$124  = \$115  & \$123 ;
+  assign \$126  = ~ \$119 ;
+  assign bit2_exceeds = \$124  & \$126 ;
+  assign \$127  = ~ after1[16];
+  assign \$128  = ~ after1[17];
+  assign \$129  = \$127  & \$128 ;
+  assign \$130  = after1[2] | bit2_opens;
+  assign bit2_loads = \$129  & \$130 ;
+  assign \$132  = bit2_closes & \$127 ;
+  assign \$134  = \$132  & \$128 ;
+  assign \$135  = ~ after1[2];
+  assign bit2_bare = \$134  & \$135 ;
+  assign \$136  = after1[14:11] == 1'h1;
+  assign \$137  = after1[16] & \$136 ;
+  assign \$139  = \$137  & \$128 ;
+  assign bit2_ends = bit2_bare | \$139 ;
+  assign \$141  = after1[16] | bit2_opens;
+  assign \$142  = after1[2] == \$141 ;
+  assign \$143  = \$40  & \$142 ;
+  assign bit2_event = bit2_table | \$143 ;
+  assign \$144  = ~ bit2_table;
+  assign bit2_fresh = \settings$18 [1] ? \$144  : \settings$18 [2];
+  assign \$145  = after1[16] | after1[2];
+  assign \$146  = \$145  | bit2_opens;
+  assign \$147  = ~ bit2_ends;
+  assign bit2_stays = \$146  & \$147 ;
+  assign bit2_event_before = bit2_ends ? bit2_fresh : bit2_event;
+  assign \$148  = after1[14:11] - 1'h1;
+  assign \$149  = after1[14:11] + 1'h1;
+  assign \$150  = after1[16] ? { \$148 [4], \$148  } : { 1'h0, \$149  };
+  assign \$151  = ~ { bit2_bare, bit2_bare, bit2_bare, bit2_bare };
+  assign \$152  = \$150 [3:0] & \$151 ;
+  assign \$153  = bit2_loads ? bit2_left : \$152 ;
+  assign \$154  = bit2_loads & bit2_empty;
+  assign \$155  = \$154  ? bit2_fresh : bit2_event_before;
+  assign \$157  = ~ \$154 ;
+  assign \$158  = bit2_stays & \$157 ;
+  assign \$160  = bit2_exceeds & \$127 ;
+  assign \$162  = \$160  & \$135 ;
+  assign \$163  = after1[17] | \$162 ;
+  assign bit3_left = bit3_table ? \port__data$82  : \port__data$81 ;
+  assign bit3_empty = ! bit3_left;
+  assign \$527  = bit3_table * 3'h4;
+  assign \$164  = \settings$18 [10:3] >> \$527 ;
+  assign \$165  = after2[14:11] == \$164 ;
+  assign \$166  = \settings$18 [12:11] >> bit3_table;
+  assign bit3_opens = \$165  & \$166 ;
+  assign \$169  = \settings$18 [14:13] >> bit3_table;
+  assign bit3_closes = \$165  & \$169 ;
+  assign \$173  = ~ \$166 ;
+  assign \$174  = \$165  & \$173 ;
+  assign \$176  = ~ \$169 ;
+  assign bit3_exceeds = \$174  & \$176 ;
+  assign \$177  = ~ after2[16];
+  assign \$178  = ~ after2[17];
+  assign \$179  = \$177  & \$178 ;
+  assign \$180  = after2[1] | bit3_opens;
+  assign bit3_loads = \$179  & \$180 ;
+  assign \$182  = bit3_closes & \$177 ;
+  assign \$184  = \$182  & \$178 ;
+  assign \$185  = ~ after2[1];
+  assign bit3_bare = \$184  & \$185 ;
+  assign \$186  = after2[14:11] == 1'h1;
+  assign \$187  = after2[16] & \$186 ;
+  assign \$189  = \$187  & \$178 ;
+  assign bit3_ends = bit3_bare | \$189 ;
+  assign \$191  = after2[16] | bit3_opens;
+  assign \$192  = after2[1] == \$191 ;
+  assign \$193  = \$40  & \$192 ;
+  assign bit3_event = bit3_table | \$193 ;
+  assign \$194  = ~ bit3_table;
+  assign bit3_fresh = \settings$18 [1] ? \$194  : \settings$18 [2];
+  assign \$195  = after2[16] | after2[1];
+  assign \$196  = \$195  | bit3_opens;
+  assign \$197  = ~ bit3_ends;
+  assign bit3_stays = \$196  & \$197 ;
+  assign bit3_event_before = bit3_ends ? bit3_fresh : bit3_event;
+  assign \$198  = after2[14:11] - 1'h1;
+  assign \$199  = after2[14:11] + 1'h1;
+  assign \$200  = after2[16] ? { \$198 [4], \$198  } : { 1'h0, \$199  };
+  assign \$201  = ~ { bit3_bare, bit3_bare, bit3_bare, bit3_bare };
+  assign \$202  = \$200 [3:0] & \$201 ;
+  assign \$203  = bit3_loads ? bit3_left : \$202 ;
+  assign \$204  = bit3_loads & bit3_empty;
+  assign \$205  = \$204  ? bit3_fresh : bit3_event_before;
+  assign \$207  = ~ \$204 ;
+  assign \$208  = bit3_stays & \$207 ;
+  assign \$210  = bit3_exceeds & \$177 ;
+  assign \$212  = \$210  & \$185 ;
+  assign \$213  = after2[17] | \$212 ;
+  assign \$214  = | { after3[0], after2[0], after1[0], after0[0], entering[0] };
+  assign \$215  = running | \$214 ;
+  assign busy = \$215  | \$290 [0];
+  assign \$216  = code_write[2] == bank0[1];
+  assign \$217  = code_write[0] & \$216 ;
+  assign \$218  = code_write[6:3] == bank0[6:3];
+  assign \$219  = \$218  & bank0[11];
+  assign \$220  = code_write[10:7] - \$219 ;
+  assign \$223  = ! code_write[1];
+  assign \$228  = \$225  & \$219 ;
+  assign \$229  = ! code_write[10:7];
+  assign \$230  = ~ code_write[2];
+  assign \$231  = code_write[0] & \$230 ;
+  assign \$232  = code_write[6:3] == bank0[10:7];
+  assign \$233  = \$232  & bank0[12];
+  assign \$234  = code_write[10:7] - \$233 ;
+  assign \$242  = \$239  & \$233 ;
+  assign \$244  = address + 1'h1;
+  assign \$245  = & address;
+  assign \$246  = address[9:4] == 6'h3f;
+  assign \$247  = address[9:4] == 6'h2f;
+  assign \$248  = address[9:4] == 6'h2e;
+  assign \$249  = \$247  | \$248 ;
+  assign \$252  = \$54  | bit0_ends;
+  assign \$255  = \$252  & bit0_event;
+  assign \$257  = entering[17] & \$27 ;
+  assign \$258  = \$257  & entering[4];
+  assign \$259  = \$255  | \$258 ;
+  assign \$261  = \$104  | bit1_ends;
+  assign \$264  = \$261  & bit1_event;
+  assign \$266  = after0[17] & \$77 ;
+  assign \$267  = \$266  & after0[3];
+  assign \$268  = \$264  | \$267 ;
+  assign \$270  = \$154  | bit2_ends;
+  assign \$273  = \$270  & bit2_event;
+  assign \$275  = after1[17] & \$127 ;
+  assign \$276  = \$275  & after1[2];
+  assign \$277  = \$273  | \$276 ;
+  assign \$279  = \$204  | bit3_ends;
+  assign \$282  = \$279  & bit3_event;
+  assign \$284  = after2[17] & \$177 ;
+  assign \$285  = \$284  & after2[1];
+  assign \$286  = \$282  | \$285 ;
+  assign \$287  = after3[16] ? 6'h2e : 6'h2f;
+  assign \$288  = after3[17] ? \$287  : after3[16:11];
   always @(posedge clk)
-    bare00 <= \$175 ;
+    \$290  <= \$289 ;
   always @(posedge clk)
-    bare01 <= \$176 ;
+    write0 <= \$291 ;
   always @(posedge clk)
-    running <= \$177 ;
+    bare00 <= \$292 ;
   always @(posedge clk)
-    address <= \$178 ;
+    write1 <= \$293 ;
   always @(posedge clk)
-    entering <= \$179 ;
+    bare01 <= \$294 ;
   always @(posedge clk)
-    after0 <= \$180 ;
+    \settings$18  <= \$295 ;
   always @(posedge clk)
-    after1 <= \$181 ;
+    running <= \$296 ;
   always @(posedge clk)
-    after2 <= \$182 ;
+    address <= \$297 ;
   always @(posedge clk)
-    after3 <= \$183 ;
+    entering <= \$298 ;
+  always @(posedge clk)
+    after0 <= \$299 ;
+  always @(posedge clk)
+    after1 <= \$300 ;
+  always @(posedge clk)
+    after2 <= \$301 ;
+  always @(posedge clk)
+    after3 <= \$302 ;
+  always @(posedge clk)
+    word <= \$303 ;
   always @* begin
     if (time_zero ) begin end
-    bit0_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (entering[16]) begin
-      bit0_end = \$38 ;
-    end else if (\$35 ) begin
-    end else if (\$37 ) begin
-      bit0_end = \$40 ;
-    end else begin
-      bit0_end = \$43 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit0_bad = 1'h0;
-    if (entering[16]) begin
-    end else if (\$35 ) begin
-      bit0_bad = entering[4];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit0_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit0_end) begin
-      bit0_state[4] = \$45 ;
-      bit0_state[3:0] = \$46 ;
-    end else begin
-      bit0_state[4] = bit0_event;
-      bit0_state[5] = \$47 ;
-      bit0_state[3:0] = \$56 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit1_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (after0[16]) begin
-      bit1_end = \$69 ;
-    end else if (\$66 ) begin
-    end else if (\$68 ) begin
-      bit1_end = \$71 ;
-    end else begin
-      bit1_end = \$74 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit1_bad = 1'h0;
-    if (after0[16]) begin
-    end else if (\$66 ) begin
-      bit1_bad = after0[3];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit1_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit1_end) begin
-      bit1_state[4] = \$76 ;
-      bit1_state[3:0] = \$77 ;
-    end else begin
-      bit1_state[4] = bit1_event;
-      bit1_state[5] = \$78 ;
-      bit1_state[3:0] = \$87 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit2_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (after1[16]) begin
-      bit2_end = \$100 ;
-    end else if (\$97 ) begin
-    end else if (\$99 ) begin
-      bit2_end = \$102 ;
-    end else begin
-      bit2_end = \$105 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit2_bad = 1'h0;
-    if (after1[16]) begin
-    end else if (\$97 ) begin
-      bit2_bad = after1[2];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit2_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit2_end) begin
-      bit2_state[4] = \$107 ;
-      bit2_state[3:0] = \$108 ;
-    end else begin
-      bit2_state[4] = bit2_event;
-      bit2_state[5] = \$109 ;
-      bit2_state[3:0] = \$118 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit3_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (after2[16]) begin
-      bit3_end = \$131 ;
-    end else if (\$128 ) begin
-    end else if (\$130 ) begin
-      bit3_end = \$133 ;
-    end else begin
-      bit3_end = \$136 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit3_bad = 1'h0;
-    if (after2[16]) begin
-    end else if (\$128 ) begin
-      bit3_bad = after2[1];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit3_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit3_end) begin
-      bit3_state[4] = \$138 ;
-      bit3_state[3:0] = \$139 ;
-    end else begin
-      bit3_state[4] = bit3_event;
-      bit3_state[5] = \$140 ;
-      bit3_state[3:0] = \$149 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$175  = bare00;
-    if (\$155 ) begin
-      \$175  = \$156 ;
-    end
+    \$289 [0] = after3[0];
+    \$289 [10:1] = after3[10:1];
     if (cancel) begin
-      \$175  = 1'h0;
+      \$289  = 11'h000;
     end
     if (rst) begin
-      \$175  = 1'h0;
+      \$289  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$176  = bare01;
-    if (\$161 ) begin
-      \$176  = \$156 ;
-    end
+    \$291 [0] = \$217 ;
+    \$291 [1] = code_write[1];
+    \$291 [5:2] = code_write[6:3];
+    \$291 [9:6] = \$220 [3:0];
     if (cancel) begin
-      \$176  = 1'h0;
+      \$291  = 10'h000;
     end
     if (rst) begin
-      \$176  = 1'h0;
+      \$291  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$177  = running;
-    if (\start$63 ) begin
-      \$177  = 1'h1;
+    \$292  = bare00;
+    if (\$228 ) begin
+      \$292  = \$229 ;
+    end
+    if (cancel) begin
+      \$292  = 1'h0;
+    end
+    if (rst) begin
+      \$292  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$293 [0] = \$231 ;
+    \$293 [1] = code_write[1];
+    \$293 [5:2] = code_write[6:3];
+    \$293 [9:6] = \$234 [3:0];
+    if (cancel) begin
+      \$293  = 10'h000;
+    end
+    if (rst) begin
+      \$293  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$294  = bare01;
+    if (\$242 ) begin
+      \$294  = \$229 ;
+    end
+    if (cancel) begin
+      \$294  = 1'h0;
+    end
+    if (rst) begin
+      \$294  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$295  = \settings$14 ;
+    if (cancel) begin
+      \$295  = 21'h000000;
+    end
+    if (rst) begin
+      \$295  = 21'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$296  = running;
+    if (start) begin
+      \$296  = 1'h1;
     end else if (running) begin
-      if (\$164 ) begin
-        \$177  = 1'h0;
+      if (\$245 ) begin
+        \$296  = 1'h0;
       end
     end
     if (cancel) begin
-      \$177  = 1'h0;
+      \$296  = 1'h0;
     end
     if (rst) begin
-      \$177  = 1'h0;
+      \$296  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$178  = address;
-    if (\start$63 ) begin
-      \$178  = 10'h000;
+    \$297  = address;
+    if (start) begin
+      \$297  = 10'h000;
     end else if (running) begin
-      \$178  = \$163 [9:0];
+      \$297  = \$244 [9:0];
     end
     if (cancel) begin
-      \$178  = 10'h000;
+      \$297  = 10'h000;
     end
     if (rst) begin
-      \$178  = 10'h000;
+      \$297  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$179 [24:17] = entering[24:17];
-    \$179 [0] = running;
-    \$179 [10:1] = address;
-    \$179 [16:11] = \$166 ;
+    \$298 [25:18] = entering[25:18];
+    \$298 [0] = running;
+    \$298 [10:1] = address;
+    \$298 [17:11] = { 1'h0, address[9:4] };
+    if (\$246 ) begin
+      \$298 [17:11] = { 2'h0, \settings$18 [2], 4'h0 };
+    end
+    if (\$249 ) begin
+      \$298 [16] = \$248 ;
+      \$298 [17] = 1'h1;
+    end
     if (cancel) begin
-      \$179 [16:0] = 17'h00000;
+      \$298 [17:0] = 18'h00000;
     end
     if (rst) begin
-      \$179  = 25'h0000000;
+      \$298  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$180 [24:22], \$180 [20:18], \$180 [10:0] } = { entering[24:22], entering[20:18], entering[10:0] };
-    \$180 [16:11] = bit0_state;
-    \$180 [17] = bit0_end;
-    \$180 [21] = \$168 ;
+    { \$299 [25:23], \$299 [21:19], \$299 [10:0] } = { entering[25:23], entering[21:19], entering[10:0] };
+    \$299 [17:11] = bit0_state;
+    \$299 [18] = \$252 ;
+    \$299 [22] = \$259 ;
     if (cancel) begin
-      \$180  = 25'h0000000;
+      \$299  = 26'h0000000;
     end
     if (rst) begin
-      \$180  = 25'h0000000;
+      \$299  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$181 [24:23], \$181 [21:19], \$181 [17], \$181 [10:0] } = { after0[24:23], after0[21:19], after0[17], after0[10:0] };
-    \$181 [16:11] = bit1_state;
-    \$181 [18] = bit1_end;
-    \$181 [22] = \$170 ;
+    { \$300 [25:24], \$300 [22:20], \$300 [18], \$300 [10:0] } = { after0[25:24], after0[22:20], after0[18], after0[10:0] };
+    \$300 [17:11] = bit1_state;
+    \$300 [19] = \$261 ;
+    \$300 [23] = \$268 ;
     if (cancel) begin
-      \$181  = 25'h0000000;
+      \$300  = 26'h0000000;
     end
     if (rst) begin
-      \$181  = 25'h0000000;
+      \$300  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$182 [24], \$182 [22:20], \$182 [18:17], \$182 [10:0] } = { after1[24], after1[22:20], after1[18:17], after1[10:0] };
-    \$182 [16:11] = bit2_state;
-    \$182 [19] = bit2_end;
-    \$182 [23] = \$172 ;
+    { \$301 [25], \$301 [23:21], \$301 [19:18], \$301 [10:0] } = { after1[25], after1[23:21], after1[19:18], after1[10:0] };
+    \$301 [17:11] = bit2_state;
+    \$301 [20] = \$270 ;
+    \$301 [24] = \$277 ;
     if (cancel) begin
-      \$182  = 25'h0000000;
+      \$301  = 26'h0000000;
     end
     if (rst) begin
-      \$182  = 25'h0000000;
+      \$301  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$183 [23:21], \$183 [19:17], \$183 [10:0] } = { after2[23:21], after2[19:17], after2[10:0] };
-    \$183 [16:11] = bit3_state;
-    \$183 [20] = bit3_end;
-    \$183 [24] = \$174 ;
+    { \$302 [24:22], \$302 [20:18], \$302 [10:0] } = { after2[24:22], after2[20:18], after2[10:0] };
+    \$302 [17:11] = bit3_state;
+    \$302 [21] = \$279 ;
+    \$302 [25] = \$286 ;
     if (cancel) begin
-      \$183  = 25'h0000000;
+      \$302  = 26'h0000000;
     end
     if (rst) begin
-      \$183  = 25'h0000000;
+      \$302  = 26'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$303  = { after3[25:18], \$288  };
+    if (cancel) begin
+      \$303  = 14'h0000;
+    end
+    if (rst) begin
+      \$303  = 14'h0000;
     end
   end
   assign written = bank0;
-  assign count0 = \$5 [3:0];
-  assign port__addr = \$5 [3:0];
-  assign port__data = \$10 [3:0];
-  assign count1 = \$13 [3:0];
-  assign \port__addr$11  = \$13 [3:0];
-  assign \port__data$12  = \$18 [3:0];
-  assign \settings$14  = bank0;
-  assign \port__addr$16  = entering[14:11];
-  assign \port__addr$18  = entering[14:11];
-  assign \port__addr$26  = after0[14:11];
-  assign \port__addr$28  = after0[14:11];
-  assign \port__addr$36  = after1[14:11];
-  assign \port__addr$38  = after1[14:11];
-  assign \port__addr$46  = after2[14:11];
-  assign \port__addr$48  = after2[14:11];
-  assign word = after3[24:11];
-  assign microcode_write[28:11] = { 4'h0, after3[24:11] };
-  assign microcode_write[10:1] = after3[10:1];
-  assign microcode_write[0] = after3[0];
-  assign start[3:0] = \$25 ;
-  assign start[4] = \$22 ;
-  assign start[5] = 1'h0;
-  assign bank0[14] = \$20 ;
-  assign bank0[13] = \$12 ;
-  assign bank0[12:9] = \$4 [3:0];
-  assign bank0[8:5] = \$3 [3:0];
-  assign bank0[4:3] = { settings[2], \$1  };
-  assign bank0[2] = settings[1];
+  assign port__en = write0[0];
+  assign port__addr = write0[5:2];
+  assign port__data = write0[9:6];
+  assign \port__en$8  = write1[0];
+  assign \port__addr$10  = write1[5:2];
+  assign \port__data$11  = write1[9:6];
+  assign chosen = bank0;
+  assign \port__addr$17  = entering[14:11];
+  assign \port__addr$19  = entering[14:11];
+  assign bit0_counted = \$50 [3:0];
+  assign \port__addr$38  = after0[14:11];
+  assign \port__addr$39  = after0[14:11];
+  assign bit1_counted = \$100 [3:0];
+  assign \port__addr$58  = after1[14:11];
+  assign \port__addr$59  = after1[14:11];
+  assign bit2_counted = \$150 [3:0];
+  assign \port__addr$78  = after2[14:11];
+  assign \port__addr$79  = after2[14:11];
+  assign bit3_counted = \$200 [3:0];
+  assign microcode_write = { 4'h0, word, \$290  };
+  assign port_0  = \$290 ;
+  assign bit3_state[6] = \$213 ;
+  assign bit3_state[5] = \$208 ;
+  assign bit3_state[4] = \$205 ;
+  assign bit3_state[3:0] = \$203 ;
+  assign bit2_state[6] = \$163 ;
+  assign bit2_state[5] = \$158 ;
+  assign bit2_state[4] = \$155 ;
+  assign bit2_state[3:0] = \$153 ;
+  assign bit1_state[6] = \$113 ;
+  assign bit1_state[5] = \$108 ;
+  assign bit1_state[4] = \$105 ;
+  assign bit1_state[3:0] = \$103 ;
+  assign bit0_state[6] = \$63 ;
+  assign bit0_state[5] = \$58 ;
+  assign bit0_state[4] = \$55 ;
+  assign bit0_state[3:0] = \$53 ;
+  assign \settings$14 [12] = \$13 ;
+  assign \settings$14 [10:7] = \$11 [3:0];
+  assign \settings$14 [11] = \$10 ;
+  assign \settings$14 [6:3] = \$8 [3:0];
+  assign { \settings$14 [20:13], \settings$14 [2:0] } = { bank0[20:13], bank0[2:0] };
+  assign bank0[14] = \$7 ;
+  assign bank0[13] = \$6 ;
+  assign bank0[12:11] = \$5 ;
+  assign bank0[10:7] = settings[7:4];
+  assign bank0[6:3] = \$3 ;
+  assign bank0[2] = \$2 ;
   assign bank0[1] = settings[0];
   assign bank0[0] = 1'h0;
-  assign \$152  = 1'h1;
-  assign \$153  = port__en;
-  assign \$159  = \port__en$10 ;
+  assign bank0[20:15] = 6'h00;
+  assign bit0_table = entering[15];
+  assign bit1_table = after0[15];
+  assign bit2_table = after1[15];
+  assign bit3_table = after2[15];
+  assign \$224  = 1'h1;
+  assign \$225  = \$217 ;
+  assign \$239  = \$231 ;
 endmodule
 
 module egret_l_onchip_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid

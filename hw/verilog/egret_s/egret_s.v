@@ -250,7 +250,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     , \$29 , \$34 , \$4 , \$41 , \$44 , \$45 , \$46 , \$48 , \$49 , \$5 , \$8 ;
   wire [1:0] \$12 , \$14 , \$30 , \$35 ;
   wire [44:0] \$25 ;
-  wire [10:0] \$26 ;
+  wire [10:0] \$26 , \$75 ;
   wire [16:0] \$27 ;
   wire [17:0] \$28 ;
   wire [43:0] \$31 ;
@@ -259,6 +259,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire [4:0] \$38 ;
   wire [32:0] \$39 , \$40 , \$42 , \$43 , \$47 , \$50 , \$51 , \$53 ;
   wire [31:0] \$52 ;
+  wire [13:0] \$76 ;
   reg \$54 ;
   reg [28:0] \$55 ;
   reg \$56 ;
@@ -285,80 +286,84 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire activations__ready;
   wire activations__valid;
   wire allocate;
-  wire \allocate$79 ;
+  wire \allocate$81 ;
   wire allow;
   wire [7:0] bad_index;
-  wire [1:0] \bad_index$251 ;
-  wire [1:0] \bad_index$252 ;
-  wire [1:0] \bad_index$253 ;
-  wire [1:0] \bad_index$254 ;
+  wire [1:0] \bad_index$257 ;
+  wire [1:0] \bad_index$258 ;
+  wire [1:0] \bad_index$259 ;
+  wire [1:0] \bad_index$260 ;
   wire [7:0] bad_prefix;
-  wire [1:0] \bad_prefix$246 ;
-  wire [1:0] \bad_prefix$247 ;
-  wire [1:0] \bad_prefix$248 ;
-  wire [1:0] \bad_prefix$249 ;
+  wire [1:0] \bad_prefix$252 ;
+  wire [1:0] \bad_prefix$253 ;
+  wire [1:0] \bad_prefix$254 ;
+  wire [1:0] \bad_prefix$255 ;
   wire [1:0] banks;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [8:0] beats;
   wire [33:0] behind__payload;
-  wire [33:0] \behind__payload$227 ;
   wire [33:0] \behind__payload$233 ;
+  wire [33:0] \behind__payload$239 ;
   wire behind__ready;
-  wire \behind__ready$230 ;
   wire \behind__ready$236 ;
+  wire \behind__ready$242 ;
   wire behind__valid;
-  wire \behind__valid$231 ;
   wire \behind__valid$237 ;
+  wire \behind__valid$243 ;
   wire [1:0] beyond;
-  wire [1:0] \beyond$93 ;
+  wire [1:0] \beyond$95 ;
   wire [3:0] beyond_substream;
-  wire [3:0] \beyond_substream$95 ;
+  wire [3:0] \beyond_substream$97 ;
   wire [43:0] bias_write;
-  wire [43:0] \bias_write$129 ;
+  wire [43:0] \bias_write$130 ;
   wire busy;
-  wire \busy$97 ;
+  wire \busy$61 ;
   wire busy_coding;
   wire cancel;
-  wire \cancel$104 ;
-  wire \cancel$117 ;
-  wire \cancel$85 ;
+  wire \cancel$105 ;
+  wire \cancel$118 ;
+  wire \cancel$87 ;
   input clear;
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$176 ;
-  wire [1:0] \clear_errors$194 ;
-  wire [1:0] \clear_errors$212 ;
+  wire [1:0] \clear_errors$180 ;
+  wire [1:0] \clear_errors$199 ;
+  wire [1:0] \clear_errors$218 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$142  = 23'h000000;
+  reg [22:0] \code_write$143  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$143 ;
+  wire [22:0] \code_write$144 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$169 ;
+  wire [22:0] \code_write$172 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$187 ;
+  wire [22:0] \code_write$191 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$205 ;
+  wire [22:0] \code_write$210 ;
   wire [22:0] \code_write$48 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$139 ;
+  wire [87:0] \codes$140 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$167 ;
+  wire [87:0] \codes$170 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$185 ;
+  wire [87:0] \codes$189 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$203 ;
+  wire [87:0] \codes$208 ;
   wire coding;
   wire [7:0] column_bits;
-  wire [7:0] \column_bits$108 ;
+  wire [7:0] \column_bits$109 ;
   wire [1:0] complete;
-  wire [1:0] \complete$91 ;
+  wire [1:0] \complete$93 ;
   reg [31:0] cycles = 32'd0;
+  wire drain;
+  wire \drain$178 ;
+  wire \drain$197 ;
+  wire \drain$216 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -375,51 +380,51 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$155 ;
-  wire [1:0] \go$175 ;
-  wire [1:0] \go$193 ;
-  wire [1:0] \go$211 ;
+  wire [1:0] \go$158 ;
+  wire [1:0] \go$179 ;
+  wire [1:0] \go$198 ;
+  wire [1:0] \go$217 ;
   wire halted;
-  wire \halted$106 ;
+  wire \halted$107 ;
   wire [179:0] header;
   input [32:0] i__payload;
   wire [32:0] i__payload;
   input [32:0] \i__payload$12 ;
   wire [32:0] \i__payload$12 ;
-  wire [6:0] \i__payload$159 ;
-  wire [6:0] \i__payload$178 ;
-  wire [6:0] \i__payload$196 ;
-  wire [6:0] \i__payload$214 ;
-  wire [33:0] \i__payload$239 ;
+  wire [6:0] \i__payload$162 ;
+  wire [6:0] \i__payload$182 ;
+  wire [6:0] \i__payload$201 ;
+  wire [6:0] \i__payload$220 ;
+  wire [33:0] \i__payload$245 ;
   wire [34:0] \i__payload$30 ;
   wire [32:0] \i__payload$6 ;
   wire i__ready;
-  wire \i__ready$135 ;
   wire \i__ready$136 ;
   wire \i__ready$137 ;
   wire \i__ready$138 ;
+  wire \i__ready$139 ;
   wire \i__ready$15 ;
-  wire \i__ready$242 ;
+  wire \i__ready$248 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
-  wire \i__valid$157 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$177 ;
-  wire \i__valid$195 ;
-  wire \i__valid$213 ;
-  wire \i__valid$243 ;
+  wire \i__valid$160 ;
+  wire \i__valid$181 ;
+  wire \i__valid$200 ;
+  wire \i__valid$219 ;
+  wire \i__valid$249 ;
   wire \i__valid$34 ;
   wire [1:0] in_flight;
-  wire [1:0] \in_flight$67 ;
+  wire [1:0] \in_flight$69 ;
   wire [50:0] job;
-  wire [50:0] \job$125 ;
+  wire [50:0] \job$126 ;
   wire judged;
   wire kept;
-  wire \kept$65 ;
+  wire \kept$67 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -432,19 +437,19 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
   wire [33:0] lane__payload;
-  wire [33:0] \lane__payload$181 ;
-  wire [33:0] \lane__payload$199 ;
-  wire [33:0] \lane__payload$217 ;
+  wire [33:0] \lane__payload$185 ;
+  wire [33:0] \lane__payload$204 ;
+  wire [33:0] \lane__payload$223 ;
   wire lane__ready;
-  wire \lane__ready$184 ;
-  wire \lane__ready$202 ;
-  wire \lane__ready$220 ;
+  wire \lane__ready$188 ;
+  wire \lane__ready$207 ;
+  wire \lane__ready$226 ;
   wire lane__valid;
-  wire \lane__valid$179 ;
-  wire \lane__valid$197 ;
-  wire \lane__valid$215 ;
+  wire \lane__valid$183 ;
+  wire \lane__valid$202 ;
+  wire \lane__valid$221 ;
   wire late;
-  wire \late$69 ;
+  wire \late$71 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -466,9 +471,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  wire [3:0] \late_error$71 ;
+  wire [3:0] \late_error$73 ;
   wire [31:0] late_position;
-  wire [31:0] \late_position$73 ;
+  wire [31:0] \late_position$75 ;
   wire load_allow;
   wire [8:0] load_beats;
   wire load_code;
@@ -479,84 +484,85 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$147 ;
+  wire [26:0] \map_write$148 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$171 ;
+  wire [26:0] \map_write$174 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$189 ;
+  wire [26:0] \map_write$193 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$207 ;
-  wire [26:0] \map_write$275 ;
+  wire [26:0] \map_write$212 ;
+  wire [26:0] \map_write$281 ;
   wire [69:0] matrices;
-  wire [69:0] \matrices$141 ;
-  wire [69:0] \matrices$168 ;
-  wire [69:0] \matrices$186 ;
-  wire [69:0] \matrices$204 ;
-  reg [31:0] \matrices$261  = 32'd0;
+  wire [69:0] \matrices$142 ;
+  wire [69:0] \matrices$171 ;
+  wire [69:0] \matrices$190 ;
+  wire [69:0] \matrices$209 ;
+  reg [31:0] \matrices$267  = 32'd0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
   wire may_allocate;
   wire \may_allocate$54 ;
+  wire may_load_bias;
   wire may_load_code;
   wire may_report;
   wire may_send;
-  reg \may_send$63  = 1'h0;
+  reg \may_send$65  = 1'h0;
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$145 ;
+  wire [28:0] \microcode_write$146 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$170 ;
+  wire [28:0] \microcode_write$173 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$188 ;
+  wire [28:0] \microcode_write$192 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$206 ;
-  wire [28:0] \microcode_write$271 ;
+  wire [28:0] \microcode_write$211 ;
+  wire [28:0] \microcode_write$277 ;
   reg [2:0] multiplied = 3'h0;
   reg [31:0] multiplies = 32'd0;
   wire multiply;
-  wire \multiply$280 ;
-  wire \multiply$281 ;
-  wire \multiply$282 ;
+  wire \multiply$286 ;
+  wire \multiply$287 ;
+  wire \multiply$288 ;
   wire [32:0] o__payload;
-  wire [18:0] \o__payload$160 ;
-  wire [32:0] \o__payload$164 ;
-  wire [32:0] \o__payload$182 ;
-  wire [32:0] \o__payload$200 ;
-  wire [32:0] \o__payload$218 ;
-  wire [33:0] \o__payload$222 ;
+  wire [18:0] \o__payload$163 ;
+  wire [32:0] \o__payload$167 ;
+  wire [32:0] \o__payload$186 ;
+  wire [32:0] \o__payload$205 ;
+  wire [32:0] \o__payload$224 ;
   wire [33:0] \o__payload$228 ;
   wire [33:0] \o__payload$234 ;
   wire [33:0] \o__payload$240 ;
+  wire [33:0] \o__payload$246 ;
   wire [33:0] \o__payload$37 ;
   wire o__ready;
-  wire \o__ready$134 ;
-  wire \o__ready$165 ;
-  wire \o__ready$183 ;
-  wire \o__ready$201 ;
-  wire \o__ready$219 ;
-  wire \o__ready$223 ;
+  wire \o__ready$135 ;
+  wire \o__ready$168 ;
+  wire \o__ready$187 ;
+  wire \o__ready$206 ;
+  wire \o__ready$225 ;
   wire \o__ready$229 ;
   wire \o__ready$235 ;
   wire \o__ready$241 ;
+  wire \o__ready$247 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
   wire o__valid;
-  wire \o__valid$158 ;
-  wire \o__valid$162 ;
-  wire \o__valid$180 ;
-  wire \o__valid$198 ;
-  wire \o__valid$216 ;
-  wire \o__valid$226 ;
+  wire \o__valid$161 ;
+  wire \o__valid$165 ;
+  wire \o__valid$184 ;
+  wire \o__valid$203 ;
+  wire \o__valid$222 ;
   wire \o__valid$232 ;
   wire \o__valid$238 ;
   wire \o__valid$244 ;
+  wire \o__valid$250 ;
   wire \o__valid$41 ;
   wire parity;
   wire \parity$56 ;
   wire passed;
-  wire \passed$83 ;
+  wire \passed$85 ;
   wire [34:0] payload__payload;
   wire payload__ready;
   wire payload__valid;
@@ -567,8 +573,8 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire reading;
   wire reject;
   wire \release ;
-  wire [1:0] \release$115 ;
   wire [1:0] \release$116 ;
+  wire [1:0] \release$117 ;
   wire report;
   output [33:0] results__payload;
   wire [33:0] results__payload;
@@ -577,7 +583,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire results__valid;
   wire [1:0] row_banks;
   wire [21:0] rows;
-  wire [21:0] \rows$112 ;
+  wire [21:0] \rows$113 ;
   input rst;
   wire rst;
   wire running;
@@ -588,54 +594,55 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$174 ;
-  wire \selected$192 ;
-  wire \selected$210 ;
+  wire \selected$177 ;
+  wire \selected$196 ;
+  wire \selected$215 ;
   wire sender_busy;
   wire [43:0] settings;
+  wire settling;
   reg [31:0] stalls = 32'd0;
   wire start;
-  wire [36:0] \start$109 ;
   wire [36:0] \start$110 ;
-  wire \start$122 ;
+  wire [36:0] \start$111 ;
+  wire \start$123 ;
   reg [1:0] start_lane = 2'h0;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$151 ;
+  wire [15:0] \start_write$152 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$173 ;
+  wire [15:0] \start_write$176 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$191 ;
+  wire [15:0] \start_write$195 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$209 ;
+  wire [15:0] \start_write$214 ;
   reg [31:0] starved = 32'd0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
-  wire [31:0] \sums$127 ;
+  wire [31:0] \sums$128 ;
   reg [44:0] vector_write = 45'h000000000000;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$149 ;
+  wire [44:0] \vector_write$150 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$172 ;
+  wire [44:0] \vector_write$175 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$190 ;
+  wire [44:0] \vector_write$194 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$208 ;
-  wire [44:0] \vector_write$274 ;
+  wire [44:0] \vector_write$213 ;
+  wire [44:0] \vector_write$280 ;
   wire [13:0] walk;
-  wire [13:0] \walk$119 ;
+  wire [13:0] \walk$120 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$284 ;
+  wire [31:0] \weights$290 ;
   wire [32:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
   wire wipe;
-  wire \wipe$121 ;
+  wire \wipe$122 ;
   wire wiped;
-  wire \wiped$77 ;
+  wire \wiped$79 ;
   reg [31:0] words = 32'd0;
   wire [31:0] words__payload;
   wire [31:0] \words__payload$25 ;
@@ -644,11 +651,13 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire words__valid;
   wire \words__valid$29 ;
   wire [44:0] write;
-  assign \$13  = & { \i__ready$138 , \i__ready$137 , \i__ready$136 , \i__ready$135  };
-  assign \i__valid$213  = \o__valid$158  & \$13 ;
+  assign \i__valid$200  = \o__valid$161  & \$13 ;
+  assign \selected$215  = start_lane == 2'h3;
+  assign \$13  = & { \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
+  assign \i__valid$219  = \o__valid$161  & \$13 ;
   assign \$15  = | in_flight;
   assign \$16  = reading | \$15 ;
-  assign running = \$16  | finishing;
+  assign running = \$16  | \busy$61 ;
   assign \$17  = ! code[32];
   assign \$18  = load_code & \$17 ;
   assign \$19  = ! code_write[1];
@@ -657,20 +666,20 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign \$22  = \$20  & \$21 ;
   assign \$23  = ~ busy_coding;
   assign \$24  = | write[3:0];
-  assign \$25  = \$24  ? write : \vector_write$274 ;
-  assign \$26  = \start$109 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$27  = \start$109 [35:20] - \$26 ;
+  assign \$25  = \$24  ? write : \vector_write$280 ;
+  assign \$26  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
+  assign \$27  = \start$110 [35:20] - \$26 ;
   assign \$28  = $signed(\$27 ) - $signed(2'h1);
-  assign \$29  = \start$109 [0] & \start$109 [36];
+  assign \$29  = \start$110 [0] & \start$110 [36];
   assign \$30  = 1'h1 << start_write[1];
   assign \$31  = code_write[1] ? codes[87:44] : codes[43:0];
   assign \$33  = code_write[2] ? \$31 [11:8] : \$31 [7:4];
   assign \$34  = code_write[6:3] > \$33 ;
   assign \$35  = 1'h0 + multiply;
-  assign \$36  = \$35  + \multiply$280 ;
-  assign \$37  = \$36  + \multiply$281 ;
-  assign \$38  = \$37  + \multiply$282 ;
-  assign \$39  = \matrices$261  + matrix_done;
+  assign \$36  = \$35  + \multiply$286 ;
+  assign \$37  = \$36  + \multiply$287 ;
+  assign \$38  = \$37  + \multiply$288 ;
+  assign \$39  = \matrices$267  + matrix_done;
   assign \$40  = cycles + running;
   assign \$41  = \i__valid$10  & o__ready;
   assign \$42  = words + \$41 ;
@@ -683,7 +692,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign \$49  = running & \$48 ;
   assign \$50  = starved + \$49 ;
   assign \$51  = multiplies + multiplied;
-  assign \$52  = matrix_done ? \weights$284  : 32'd0;
+  assign \$52  = matrix_done ? \weights$290  : 32'd0;
   assign \$53  = weights + \$52 ;
   always @(posedge clk)
     was_coding <= \$54 ;
@@ -694,13 +703,13 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   always @(posedge clk)
     codes <= \$57 ;
   always @(posedge clk)
-    \may_send$63  <= \$58 ;
+    \may_send$65  <= \$58 ;
   always @(posedge clk)
     vector_write <= \$59 ;
   always @(posedge clk)
     map_write <= \$60 ;
   always @(posedge clk)
-    \code_write$142  <= \$61 ;
+    \code_write$143  <= \$61 ;
   always @(posedge clk)
     start_write <= \$62 ;
   always @(posedge clk)
@@ -712,7 +721,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   always @(posedge clk)
     multiplied <= \$66 ;
   always @(posedge clk)
-    \matrices$261  <= \$67 ;
+    \matrices$267  <= \$67 ;
   always @(posedge clk)
     cycles <= \$68 ;
   always @(posedge clk)
@@ -733,16 +742,15 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign busy_coding = \$2  | busy;
   assign \$5  = ~ \$4 ;
   assign may_load_code = \$23  & \$5 ;
-  assign may_send = \may_send$63  & \$23 ;
+  assign may_load_bias = ~ \busy$61 ;
+  assign may_send = \may_send$65  & \$23 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$134  = & { \i__ready$138 , \i__ready$137 , \i__ready$136 , \i__ready$135  };
+  assign \o__ready$135  = & { \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
   assign selected = ! start_lane;
-  assign \i__valid$157  = \o__valid$158  & \$13 ;
-  assign \selected$174  = start_lane == 1'h1;
-  assign \i__valid$177  = \o__valid$158  & \$13 ;
-  assign \selected$192  = start_lane == 2'h2;
-  assign \i__valid$195  = \o__valid$158  & \$13 ;
-  assign \selected$210  = start_lane == 2'h3;
+  assign \i__valid$160  = \o__valid$161  & \$13 ;
+  assign \selected$177  = start_lane == 1'h1;
+  assign \i__valid$181  = \o__valid$161  & \$13 ;
+  assign \selected$196  = start_lane == 2'h2;
   egret_s_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
@@ -750,10 +758,10 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$275 ),
+    .map_write(\map_write$281 ),
     .rst(rst),
     .section__ready(section__ready),
-    .start(\start$109 ),
+    .start(\start$110 ),
     .w_data(\i__payload$6 [31:0]),
     .\w_data$6 (section__payload),
     .w_en(words__valid),
@@ -762,7 +770,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   );
   egret_s_core_finisher  finisher (
     .bias_write(bias_write),
-    .busy(finishing),
+    .busy(\busy$61 ),
     .clk(clk),
     .\job$52 (job),
     .kind(kind),
@@ -772,9 +780,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .o__valid(results__valid),
     .report(report),
     .rst(rst),
-    .start(\start$122 ),
+    .start(\start$123 ),
     .sums(sums),
-    .vector_write(\vector_write$274 ),
+    .vector_write(\vector_write$280 ),
     .walk(walk)
   );
   egret_s_core_gearbox  gearbox (
@@ -783,104 +791,108 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$160 ),
-    .o__ready(\o__ready$134 ),
-    .o__valid(\o__valid$158 ),
+    .o__payload(\o__payload$163 ),
+    .o__ready(\o__ready$135 ),
+    .o__valid(\o__valid$161 ),
     .rst(rst)
   );
   egret_s_core_lane  lane_0 (
-    .bad_index(\bad_index$251 ),
-    .bad_prefix(\bad_prefix$246 ),
+    .bad_index(\bad_index$257 ),
+    .bad_prefix(\bad_prefix$252 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$142 ),
+    .code_write(\code_write$143 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$36 (\i__payload$159 ),
-    .\i__ready$38 (\i__ready$135 ),
-    .\i__valid$40 (\i__valid$157 ),
+    .\i__payload$38 (\i__payload$162 ),
+    .\i__ready$40 (\i__ready$136 ),
+    .\i__valid$42 (\i__valid$160 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$54 (\o__payload$164 ),
-    .\o__ready$56 (\o__ready$165 ),
-    .\o__valid$58 (lane__valid),
+    .\o__payload$56 (\o__payload$167 ),
+    .\o__ready$58 (\o__ready$168 ),
+    .\o__valid$60 (lane__valid),
     .rst(rst),
     .selected(selected),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_1 (
-    .bad_index(\bad_index$252 ),
-    .bad_prefix(\bad_prefix$247 ),
+    .bad_index(\bad_index$258 ),
+    .bad_prefix(\bad_prefix$253 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$142 ),
+    .code_write(\code_write$143 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$36 (\i__payload$178 ),
-    .\i__ready$38 (\i__ready$136 ),
-    .\i__valid$40 (\i__valid$177 ),
+    .\i__payload$38 (\i__payload$182 ),
+    .\i__ready$40 (\i__ready$137 ),
+    .\i__valid$42 (\i__valid$181 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$280 ),
-    .\o__payload$54 (\o__payload$182 ),
-    .\o__ready$56 (\o__ready$183 ),
-    .\o__valid$58 (\lane__valid$179 ),
+    .multiply(\multiply$286 ),
+    .\o__payload$56 (\o__payload$186 ),
+    .\o__ready$58 (\o__ready$187 ),
+    .\o__valid$60 (\lane__valid$183 ),
     .rst(rst),
-    .selected(\selected$174 ),
+    .selected(\selected$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_2 (
-    .bad_index(\bad_index$253 ),
-    .bad_prefix(\bad_prefix$248 ),
+    .bad_index(\bad_index$259 ),
+    .bad_prefix(\bad_prefix$254 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$142 ),
+    .code_write(\code_write$143 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$36 (\i__payload$196 ),
-    .\i__ready$38 (\i__ready$137 ),
-    .\i__valid$40 (\i__valid$195 ),
+    .\i__payload$38 (\i__payload$201 ),
+    .\i__ready$40 (\i__ready$138 ),
+    .\i__valid$42 (\i__valid$200 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$281 ),
-    .\o__payload$54 (\o__payload$200 ),
-    .\o__ready$56 (\o__ready$201 ),
-    .\o__valid$58 (\lane__valid$197 ),
+    .multiply(\multiply$287 ),
+    .\o__payload$56 (\o__payload$205 ),
+    .\o__ready$58 (\o__ready$206 ),
+    .\o__valid$60 (\lane__valid$202 ),
     .rst(rst),
-    .selected(\selected$192 ),
+    .selected(\selected$196 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_3 (
-    .bad_index(\bad_index$254 ),
-    .bad_prefix(\bad_prefix$249 ),
+    .bad_index(\bad_index$260 ),
+    .bad_prefix(\bad_prefix$255 ),
     .cancel(cancel),
-    .clear_errors(\release$115 ),
+    .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$142 ),
+    .code_write(\code_write$143 ),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$36 (\i__payload$214 ),
-    .\i__ready$38 (\i__ready$138 ),
-    .\i__valid$40 (\i__valid$213 ),
+    .\i__payload$38 (\i__payload$220 ),
+    .\i__ready$40 (\i__ready$139 ),
+    .\i__valid$42 (\i__valid$219 ),
     .map_write(map_write),
     .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$282 ),
-    .\o__payload$54 (\o__payload$218 ),
-    .\o__ready$56 (\o__ready$219 ),
-    .\o__valid$58 (\lane__valid$215 ),
+    .multiply(\multiply$288 ),
+    .\o__payload$56 (\o__payload$224 ),
+    .\o__ready$58 (\o__ready$225 ),
+    .\o__valid$60 (\lane__valid$221 ),
     .rst(rst),
-    .selected(\selected$210 ),
+    .selected(\selected$215 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
@@ -919,6 +931,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .load_code(load_code),
     .matrix(header),
     .may_allocate(may_allocate),
+    .may_load_bias(may_load_bias),
     .may_load_code(may_load_code),
     .may_send(may_send),
     .parity(parity),
@@ -935,6 +948,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .section__ready(section__ready),
     .section__valid(section__valid),
     .sender_busy(sender_busy),
+    .settling(drain),
     .wipe(wipe),
     .wiped(wiped),
     .words__ready(words__ready),
@@ -942,55 +956,55 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   );
   egret_s_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$223 ),
+    .behind__ready(\o__ready$229 ),
     .behind__valid(behind__valid),
     .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$165 ),
+    .lane__ready(\o__ready$168 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$239 ),
-    .o__ready(\o__ready$241 ),
-    .o__valid(\i__valid$243 ),
+    .o__payload(\i__payload$245 ),
+    .o__ready(\o__ready$247 ),
+    .o__valid(\i__valid$249 ),
     .rst(rst)
   );
   egret_s_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$227 ),
-    .behind__ready(\o__ready$229 ),
-    .behind__valid(\behind__valid$231 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$181 ),
-    .lane__ready(\o__ready$183 ),
-    .lane__valid(\lane__valid$179 ),
-    .o__payload(behind__payload),
-    .o__ready(\o__ready$223 ),
-    .o__valid(behind__valid),
-    .rst(rst)
-  );
-  egret_s_core_readout_2  readout_2 (
     .behind__payload(\behind__payload$233 ),
     .behind__ready(\o__ready$235 ),
     .behind__valid(\behind__valid$237 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$199 ),
-    .lane__ready(\o__ready$201 ),
-    .lane__valid(\lane__valid$197 ),
-    .o__payload(\behind__payload$227 ),
+    .lane__payload(\lane__payload$185 ),
+    .lane__ready(\o__ready$187 ),
+    .lane__valid(\lane__valid$183 ),
+    .o__payload(behind__payload),
     .o__ready(\o__ready$229 ),
-    .o__valid(\behind__valid$231 ),
+    .o__valid(behind__valid),
+    .rst(rst)
+  );
+  egret_s_core_readout_2  readout_2 (
+    .behind__payload(\behind__payload$239 ),
+    .behind__ready(\o__ready$241 ),
+    .behind__valid(\behind__valid$243 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$204 ),
+    .lane__ready(\o__ready$206 ),
+    .lane__valid(\lane__valid$202 ),
+    .o__payload(\behind__payload$233 ),
+    .o__ready(\o__ready$235 ),
+    .o__valid(\behind__valid$237 ),
     .rst(rst)
   );
   egret_s_core_readout_3  readout_3 (
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$217 ),
-    .lane__ready(\o__ready$219 ),
-    .lane__valid(\lane__valid$215 ),
-    .o__payload(\behind__payload$233 ),
-    .o__ready(\o__ready$235 ),
-    .o__valid(\behind__valid$237 ),
+    .lane__payload(\lane__payload$223 ),
+    .lane__ready(\o__ready$225 ),
+    .lane__valid(\lane__valid$221 ),
+    .o__payload(\behind__payload$239 ),
+    .o__ready(\o__ready$241 ),
+    .o__valid(\behind__valid$243 ),
     .rst(rst)
   );
   egret_s_core_store  store (
@@ -1000,13 +1014,13 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$239 ),
-    .i__ready(\o__ready$241 ),
-    .i__valid(\i__valid$243 ),
-    .\release (\release$115 ),
+    .i__payload(\i__payload$245 ),
+    .i__ready(\o__ready$247 ),
+    .i__valid(\i__valid$249 ),
+    .\release (\release$116 ),
     .rows(rows),
     .rst(rst),
-    .start(\start$109 ),
+    .start(\start$110 ),
     .sums(sums),
     .walk(walk),
     .wipe(wipe),
@@ -1021,8 +1035,8 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .clk(clk),
     .column_bits(column_bits),
     .complete(complete),
-    .finish(\start$122 ),
-    .finishing(finishing),
+    .finish(\start$123 ),
+    .finishing(\busy$61 ),
     .go(go),
     .header(header),
     .in_flight(in_flight),
@@ -1042,19 +1056,19 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .parity(parity),
     .\passed$57 (passed),
     .\placed$58 (placed),
-    .port_0 (\bad_prefix$246 ),
-    .port_1 (\bad_index$251 ),
-    .port_2 (\bad_prefix$247 ),
-    .port_3 (\bad_index$252 ),
-    .port_4 (\bad_prefix$248 ),
-    .port_5 (\bad_index$253 ),
-    .port_6 (\bad_prefix$249 ),
-    .port_7 (\bad_index$254 ),
-    .\release (\release$115 ),
+    .port_0 (\bad_prefix$252 ),
+    .port_1 (\bad_index$257 ),
+    .port_2 (\bad_prefix$253 ),
+    .port_3 (\bad_index$258 ),
+    .port_4 (\bad_prefix$254 ),
+    .port_5 (\bad_index$259 ),
+    .port_6 (\bad_prefix$255 ),
+    .port_7 (\bad_index$260 ),
+    .\release (\release$116 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$284 )
+    .weights(\weights$290 )
   );
   egret_s_core_weights_in  weights_in (
     .clk(clk),
@@ -1071,10 +1085,11 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .microcode_write(\microcode_write$271 ),
+    .port_0 (\$75 ),
     .rst(rst),
     .settings(codes[43:0]),
-    .\start$63 (start)
+    .start(start),
+    .word(\$76 )
   );
   always @* begin
     if (time_zero ) begin end
@@ -1085,7 +1100,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = \microcode_write$271 ;
+    \$55  = { 4'h0, \$76 , \$75  };
     if (rst) begin
       \$55  = 29'h00000000;
     end
@@ -1144,7 +1159,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = \map_write$275 ;
+    \$60  = \map_write$281 ;
     if (rst) begin
       \$60  = 27'h0000000;
     end
@@ -1153,8 +1168,8 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     if (time_zero ) begin end
     \$61  = code_write;
     if (\$34 ) begin
-      \$61 [10:7] = \code_write$142 [10:7];
-      \$61 [22:11] = \code_write$142 [22:11];
+      \$61 [10:7] = \code_write$143 [10:7];
+      \$61 [22:11] = \code_write$143 [22:11];
     end
     if (rst) begin
       \$61  = 23'h000000;
@@ -1162,8 +1177,8 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$62 [0] = \start$109 [0];
-    \$62 [1] = \start$109 [1];
+    \$62 [0] = \start$110 [0];
+    \$62 [1] = \start$110 [1];
     \$62 [2] = 1'h0;
     \$62 [15:3] = \$28 [12:0];
     if (rst) begin
@@ -1172,7 +1187,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$63  = \start$109 [3:2];
+    \$63  = \start$110 [3:2];
     if (rst) begin
       \$63  = 2'h0;
     end
@@ -1312,100 +1327,105 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign \may_allocate$54  = may_allocate;
   assign \parity$56  = parity;
   assign loaded = banks_loaded;
-  assign \kept$65  = kept;
-  assign \in_flight$67  = in_flight;
-  assign \late$69  = late;
-  assign \late_error$71  = late_error;
-  assign \late_position$73  = late_position;
-  assign \wiped$77  = wiped;
-  assign \allocate$79  = allocate;
+  assign \kept$67  = kept;
+  assign \in_flight$69  = in_flight;
+  assign \late$71  = late;
+  assign \late_error$73  = late_error;
+  assign \late_position$75  = late_position;
+  assign \wiped$79  = wiped;
+  assign \allocate$81  = allocate;
   assign matrix = header;
-  assign \passed$83  = passed;
-  assign \cancel$85  = cancel;
+  assign \passed$85  = passed;
+  assign \cancel$87  = cancel;
   assign beats = load_beats;
   assign ended = load_ended;
-  assign \complete$91  = complete;
-  assign \beyond$93  = beyond;
-  assign \beyond_substream$95  = beyond_substream;
-  assign \busy$97  = finishing;
+  assign \complete$93  = complete;
+  assign \beyond$95  = beyond;
+  assign \beyond_substream$97  = beyond_substream;
+  assign finishing = \busy$61 ;
   assign load_allow = allow;
   assign load_memory = memory;
   assign load_release = \release ;
-  assign \cancel$104  = cancel;
-  assign \halted$106  = halted;
-  assign \column_bits$108  = column_bits;
-  assign \start$110  = \start$109 ;
-  assign \rows$112  = rows;
+  assign \cancel$105  = cancel;
+  assign \halted$107  = halted;
+  assign \column_bits$109  = column_bits;
+  assign \start$111  = \start$110 ;
+  assign \rows$113  = rows;
   assign row_banks = banks;
-  assign \release$116  = \release$115 ;
-  assign \cancel$117  = cancel;
-  assign \walk$119  = walk;
-  assign \wipe$121  = wipe;
-  assign finish = \start$122 ;
-  assign \job$125  = job;
-  assign \sums$127  = sums;
-  assign \bias_write$129  = bias_write;
+  assign \release$117  = \release$116 ;
+  assign \cancel$118  = cancel;
+  assign \walk$120  = walk;
+  assign \wipe$122  = wipe;
+  assign finish = \start$123 ;
+  assign \job$126  = job;
+  assign \sums$128  = sums;
+  assign \bias_write$130  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$139  = codes;
-  assign \matrices$141  = matrices;
-  assign \code_write$143  = \code_write$142 ;
-  assign \microcode_write$145  = microcode_write;
-  assign \map_write$147  = map_write;
-  assign \vector_write$149  = vector_write;
-  assign \start_write$151  = start_write;
-  assign \go$155  = go;
-  assign clear_errors = \release$115 ;
-  assign \o__valid$162  = lane__valid;
-  assign lane__ready = \o__ready$165 ;
-  assign \codes$167  = codes;
-  assign \matrices$168  = matrices;
-  assign \code_write$169  = \code_write$142 ;
-  assign \microcode_write$170  = microcode_write;
-  assign \map_write$171  = map_write;
-  assign \vector_write$172  = vector_write;
-  assign \start_write$173  = start_write;
-  assign \go$175  = go;
-  assign \clear_errors$176  = \release$115 ;
-  assign \o__valid$180  = \lane__valid$179 ;
-  assign \lane__ready$184  = \o__ready$183 ;
-  assign \codes$185  = codes;
-  assign \matrices$186  = matrices;
-  assign \code_write$187  = \code_write$142 ;
-  assign \microcode_write$188  = microcode_write;
-  assign \map_write$189  = map_write;
-  assign \vector_write$190  = vector_write;
-  assign \start_write$191  = start_write;
-  assign \go$193  = go;
-  assign \clear_errors$194  = \release$115 ;
-  assign \o__valid$198  = \lane__valid$197 ;
-  assign \lane__ready$202  = \o__ready$201 ;
-  assign \codes$203  = codes;
-  assign \matrices$204  = matrices;
-  assign \code_write$205  = \code_write$142 ;
-  assign \microcode_write$206  = microcode_write;
-  assign \map_write$207  = map_write;
-  assign \vector_write$208  = vector_write;
-  assign \start_write$209  = start_write;
-  assign \go$211  = go;
-  assign \clear_errors$212  = \release$115 ;
-  assign \o__valid$216  = \lane__valid$215 ;
-  assign \lane__ready$220  = \o__ready$219 ;
-  assign \o__payload$222  = behind__payload;
-  assign behind__ready = \o__ready$223 ;
-  assign \o__valid$226  = behind__valid;
-  assign \o__payload$228  = \behind__payload$227 ;
-  assign \behind__ready$230  = \o__ready$229 ;
-  assign \o__valid$232  = \behind__valid$231 ;
+  assign \codes$140  = codes;
+  assign \matrices$142  = matrices;
+  assign \code_write$144  = \code_write$143 ;
+  assign \microcode_write$146  = microcode_write;
+  assign \map_write$148  = map_write;
+  assign \vector_write$150  = vector_write;
+  assign \start_write$152  = start_write;
+  assign settling = drain;
+  assign \go$158  = go;
+  assign clear_errors = \release$116 ;
+  assign \o__valid$165  = lane__valid;
+  assign lane__ready = \o__ready$168 ;
+  assign \codes$170  = codes;
+  assign \matrices$171  = matrices;
+  assign \code_write$172  = \code_write$143 ;
+  assign \microcode_write$173  = microcode_write;
+  assign \map_write$174  = map_write;
+  assign \vector_write$175  = vector_write;
+  assign \start_write$176  = start_write;
+  assign \drain$178  = drain;
+  assign \go$179  = go;
+  assign \clear_errors$180  = \release$116 ;
+  assign \o__valid$184  = \lane__valid$183 ;
+  assign \lane__ready$188  = \o__ready$187 ;
+  assign \codes$189  = codes;
+  assign \matrices$190  = matrices;
+  assign \code_write$191  = \code_write$143 ;
+  assign \microcode_write$192  = microcode_write;
+  assign \map_write$193  = map_write;
+  assign \vector_write$194  = vector_write;
+  assign \start_write$195  = start_write;
+  assign \drain$197  = drain;
+  assign \go$198  = go;
+  assign \clear_errors$199  = \release$116 ;
+  assign \o__valid$203  = \lane__valid$202 ;
+  assign \lane__ready$207  = \o__ready$206 ;
+  assign \codes$208  = codes;
+  assign \matrices$209  = matrices;
+  assign \code_write$210  = \code_write$143 ;
+  assign \microcode_write$211  = microcode_write;
+  assign \map_write$212  = map_write;
+  assign \vector_write$213  = vector_write;
+  assign \start_write$214  = start_write;
+  assign \drain$216  = drain;
+  assign \go$217  = go;
+  assign \clear_errors$218  = \release$116 ;
+  assign \o__valid$222  = \lane__valid$221 ;
+  assign \lane__ready$226  = \o__ready$225 ;
+  assign \o__payload$228  = behind__payload;
+  assign behind__ready = \o__ready$229 ;
+  assign \o__valid$232  = behind__valid;
   assign \o__payload$234  = \behind__payload$233 ;
   assign \behind__ready$236  = \o__ready$235 ;
   assign \o__valid$238  = \behind__valid$237 ;
-  assign \o__payload$240  = \i__payload$239 ;
-  assign \i__ready$242  = \o__ready$241 ;
-  assign \o__valid$244  = \i__valid$243 ;
-  assign bad_prefix = { \bad_prefix$249 [1], \bad_prefix$248 [1], \bad_prefix$247 [1], \bad_prefix$246 [1], \bad_prefix$249 [0], \bad_prefix$248 [0], \bad_prefix$247 [0], \bad_prefix$246 [0] };
-  assign bad_index = { \bad_index$254 [1], \bad_index$253 [1], \bad_index$252 [1], \bad_index$251 [1], \bad_index$254 [0], \bad_index$253 [0], \bad_index$252 [0], \bad_index$251 [0] };
+  assign \o__payload$240  = \behind__payload$239 ;
+  assign \behind__ready$242  = \o__ready$241 ;
+  assign \o__valid$244  = \behind__valid$243 ;
+  assign \o__payload$246  = \i__payload$245 ;
+  assign \i__ready$248  = \o__ready$247 ;
+  assign \o__valid$250  = \i__valid$249 ;
+  assign bad_prefix = { \bad_prefix$255 [1], \bad_prefix$254 [1], \bad_prefix$253 [1], \bad_prefix$252 [1], \bad_prefix$255 [0], \bad_prefix$254 [0], \bad_prefix$253 [0], \bad_prefix$252 [0] };
+  assign bad_index = { \bad_index$260 [1], \bad_index$259 [1], \bad_index$258 [1], \bad_index$257 [1], \bad_index$260 [0], \bad_index$259 [0], \bad_index$258 [0], \bad_index$257 [0] };
   assign judged = matrix_done;
+  assign \microcode_write$277  = { 4'h0, \$76 , \$75  };
   assign status[291:260] = weights;
   assign status[259:228] = multiplies;
   assign status[227:196] = starved;
@@ -1413,41 +1433,41 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign status[163:132] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$261 ;
+  assign status[67:36] = \matrices$267 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$217 [33:4] = \o__payload$218 [32:3];
-  assign \lane__payload$217 [3] = \o__payload$218 [2];
-  assign \lane__payload$217 [2:1] = \$14 ;
-  assign \lane__payload$217 [0] = \o__payload$218 [0];
-  assign \i__payload$214 [6] = \o__payload$160 [18];
-  assign \i__payload$214 [5] = \o__payload$160 [17];
-  assign \i__payload$214 [4] = \o__payload$160 [16];
-  assign \i__payload$214 [3:0] = \o__payload$160 [15:12];
-  assign \lane__payload$199 [33:4] = \o__payload$200 [32:3];
-  assign \lane__payload$199 [3] = \o__payload$200 [2];
-  assign \lane__payload$199 [2:1] = \$12 ;
-  assign \lane__payload$199 [0] = \o__payload$200 [0];
-  assign \i__payload$196 [6] = \o__payload$160 [18];
-  assign \i__payload$196 [5] = \o__payload$160 [17];
-  assign \i__payload$196 [4] = \o__payload$160 [16];
-  assign \i__payload$196 [3:0] = \o__payload$160 [11:8];
-  assign \lane__payload$181 [33:4] = \o__payload$182 [32:3];
-  assign \lane__payload$181 [3] = \o__payload$182 [2];
-  assign \lane__payload$181 [2:1] = { 1'h0, \$10  };
-  assign \lane__payload$181 [0] = \o__payload$182 [0];
-  assign \i__payload$178 [6] = \o__payload$160 [18];
-  assign \i__payload$178 [5] = \o__payload$160 [17];
-  assign \i__payload$178 [4] = \o__payload$160 [16];
-  assign \i__payload$178 [3:0] = \o__payload$160 [7:4];
-  assign lane__payload[33:4] = \o__payload$164 [32:3];
-  assign lane__payload[3] = \o__payload$164 [2];
+  assign \lane__payload$223 [33:4] = \o__payload$224 [32:3];
+  assign \lane__payload$223 [3] = \o__payload$224 [2];
+  assign \lane__payload$223 [2:1] = \$14 ;
+  assign \lane__payload$223 [0] = \o__payload$224 [0];
+  assign \i__payload$220 [6] = \o__payload$163 [18];
+  assign \i__payload$220 [5] = \o__payload$163 [17];
+  assign \i__payload$220 [4] = \o__payload$163 [16];
+  assign \i__payload$220 [3:0] = \o__payload$163 [15:12];
+  assign \lane__payload$204 [33:4] = \o__payload$205 [32:3];
+  assign \lane__payload$204 [3] = \o__payload$205 [2];
+  assign \lane__payload$204 [2:1] = \$12 ;
+  assign \lane__payload$204 [0] = \o__payload$205 [0];
+  assign \i__payload$201 [6] = \o__payload$163 [18];
+  assign \i__payload$201 [5] = \o__payload$163 [17];
+  assign \i__payload$201 [4] = \o__payload$163 [16];
+  assign \i__payload$201 [3:0] = \o__payload$163 [11:8];
+  assign \lane__payload$185 [33:4] = \o__payload$186 [32:3];
+  assign \lane__payload$185 [3] = \o__payload$186 [2];
+  assign \lane__payload$185 [2:1] = { 1'h0, \$10  };
+  assign \lane__payload$185 [0] = \o__payload$186 [0];
+  assign \i__payload$182 [6] = \o__payload$163 [18];
+  assign \i__payload$182 [5] = \o__payload$163 [17];
+  assign \i__payload$182 [4] = \o__payload$163 [16];
+  assign \i__payload$182 [3:0] = \o__payload$163 [7:4];
+  assign lane__payload[33:4] = \o__payload$167 [32:3];
+  assign lane__payload[3] = \o__payload$167 [2];
   assign lane__payload[2:1] = { 1'h0, \$8  };
-  assign lane__payload[0] = \o__payload$164 [0];
-  assign \i__payload$159 [6] = \o__payload$160 [18];
-  assign \i__payload$159 [5] = \o__payload$160 [17];
-  assign \i__payload$159 [4] = \o__payload$160 [16];
-  assign \i__payload$159 [3:0] = \o__payload$160 [3:0];
+  assign lane__payload[0] = \o__payload$167 [0];
+  assign \i__payload$162 [6] = \o__payload$163 [18];
+  assign \i__payload$162 [5] = \o__payload$163 [17];
+  assign \i__payload$162 [4] = \o__payload$163 [16];
+  assign \i__payload$162 [3:0] = \o__payload$163 [3:0];
   assign \$4  = banks_in_use;
   assign \$8  = 1'h0;
   assign \$10  = 1'h1;
@@ -2995,19 +3015,19 @@ module egret_s_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, canc
   assign \$10  = { 16'h0000, word[31:16] };
 endmodule
 
-module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__payload$36 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$58 , \o__payload$54 , \o__ready$56 
-, clk);
+module egret_s_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__payload$38 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$60 , \o__payload$56 
+, \o__ready$58 , clk);
   reg time_zero  = 0;
   wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$3 , \$5 , \$6 , \$7 , \$8 , \$9 ;
   wire [1:0] \$4 ;
   reg [1:0] \$17 ;
   reg [1:0] \$18 ;
   wire bad;
-  wire \bad$92 ;
+  wire \bad$94 ;
   output [1:0] bad_index;
   reg [1:0] bad_index = 2'h0;
   wire bad_parity;
-  wire \bad_parity$93 ;
+  wire \bad_parity$95 ;
   output [1:0] bad_prefix;
   reg [1:0] bad_prefix = 2'h0;
   input cancel;
@@ -3018,85 +3038,88 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$70 ;
+  wire [22:0] \code_write$72 ;
   input [87:0] codes;
   wire [87:0] codes;
-  wire [87:0] \codes$60 ;
-  wire [87:0] \codes$7 ;
+  wire [87:0] \codes$62 ;
+  wire [87:0] \codes$9 ;
+  input drain;
+  wire drain;
+  wire \drain$7 ;
   wire enable;
-  wire \enable$16 ;
-  wire \enable$65 ;
-  wire \enable$66 ;
+  wire \enable$18 ;
+  wire \enable$67 ;
+  wire \enable$68 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$75 ;
+  wire [1:0] \go$77 ;
   wire [26:0] i;
   wire [43:0] i__payload;
-  input [6:0] \i__payload$36 ;
-  wire [6:0] \i__payload$36 ;
-  wire [6:0] \i__payload$37 ;
-  wire [43:0] \i__payload$42 ;
-  wire [32:0] \i__payload$48 ;
+  input [6:0] \i__payload$38 ;
+  wire [6:0] \i__payload$38 ;
+  wire [6:0] \i__payload$39 ;
+  wire [43:0] \i__payload$44 ;
+  wire [32:0] \i__payload$50 ;
   wire i__ready;
-  output \i__ready$38 ;
-  wire \i__ready$38 ;
-  wire \i__ready$39 ;
-  wire \i__ready$45 ;
-  wire \i__ready$51 ;
+  output \i__ready$40 ;
+  wire \i__ready$40 ;
+  wire \i__ready$41 ;
+  wire \i__ready$47 ;
+  wire \i__ready$53 ;
   wire i__valid;
-  input \i__valid$40 ;
-  wire \i__valid$40 ;
-  wire \i__valid$41 ;
-  wire \i__valid$46 ;
-  wire \i__valid$52 ;
+  input \i__valid$42 ;
+  wire \i__valid$42 ;
+  wire \i__valid$43 ;
+  wire \i__valid$48 ;
+  wire \i__valid$54 ;
   wire i_bank;
   wire [3:0] i_bits;
-  wire [3:0] \i_bits$26 ;
+  wire [3:0] \i_bits$28 ;
   wire [3:0] i_end;
   wire [3:0] i_event;
   wire i_first;
   wire i_last;
-  wire \i_last$21 ;
+  wire \i_last$23 ;
   wire i_parity;
-  wire \i_parity$23 ;
+  wire \i_parity$25 ;
   wire i_run_form;
   wire i_slot;
   wire i_valid;
-  wire \i_valid$17 ;
+  wire \i_valid$19 ;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$78 ;
+  wire [26:0] \map_write$80 ;
   input [69:0] matrices;
   wire [69:0] matrices;
-  wire [69:0] \matrices$62 ;
+  wire [69:0] \matrices$64 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$84 ;
+  wire \multiply$86 ;
   wire [43:0] o;
-  wire [37:0] \o$68 ;
-  wire [26:0] \o$82 ;
+  wire [37:0] \o$70 ;
+  wire [26:0] \o$84 ;
   wire [6:0] o__payload;
-  wire [43:0] \o__payload$43 ;
-  wire [32:0] \o__payload$49 ;
-  output [32:0] \o__payload$54 ;
-  wire [32:0] \o__payload$54 ;
-  wire [32:0] \o__payload$55 ;
+  wire [43:0] \o__payload$45 ;
+  wire [32:0] \o__payload$51 ;
+  output [32:0] \o__payload$56 ;
+  wire [32:0] \o__payload$56 ;
+  wire [32:0] \o__payload$57 ;
   wire o__ready;
-  wire \o__ready$44 ;
-  wire \o__ready$50 ;
-  input \o__ready$56 ;
-  wire \o__ready$56 ;
-  wire \o__ready$57 ;
+  wire \o__ready$46 ;
+  wire \o__ready$52 ;
+  input \o__ready$58 ;
+  wire \o__ready$58 ;
+  wire \o__ready$59 ;
   wire o__valid;
-  wire \o__valid$47 ;
-  wire \o__valid$53 ;
-  output \o__valid$58 ;
-  wire \o__valid$58 ;
-  wire \o__valid$59 ;
+  wire \o__valid$49 ;
+  wire \o__valid$55 ;
+  output \o__valid$60 ;
+  wire \o__valid$60 ;
+  wire \o__valid$61 ;
   wire [3:0] o_bits;
   wire [3:0] o_end;
   wire [3:0] o_event;
@@ -3104,28 +3127,28 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
   wire o_parity;
   wire o_slot;
   wire o_valid;
-  wire \o_valid$33 ;
+  wire \o_valid$35 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$73 ;
+  wire \selected$75 ;
   wire [37:0] settings;
-  wire [37:0] \settings$76 ;
+  wire [37:0] \settings$78 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$64 ;
-  wire [15:0] \start_write$71 ;
+  wire [15:0] \start_write$66 ;
+  wire [15:0] \start_write$73 ;
   input [44:0] vector_write;
   wire [44:0] vector_write;
-  wire [44:0] \vector_write$80 ;
+  wire [44:0] \vector_write$82 ;
   assign \$3  = o__valid & o__ready;
   assign \$5  = ! bad_parity;
   assign \$6  = bad & \$5 ;
   assign \$9  = bad & \$8 ;
-  assign \$11  = ! \bad_parity$93 ;
-  assign \$12  = \bad$92  & \$11 ;
-  assign \$15  = \bad$92  & \$14 ;
+  assign \$11  = ! \bad_parity$95 ;
+  assign \$12  = \bad$94  & \$11 ;
+  assign \$15  = \bad$94  & \$14 ;
   always @(posedge clk)
     bad_prefix <= \$17 ;
   always @(posedge clk)
@@ -3136,9 +3159,9 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$42 ),
-    .o__ready(\o__ready$44 ),
-    .o__valid(\i__valid$46 ),
+    .o__payload(\i__payload$44 ),
+    .o__ready(\o__ready$46 ),
+    .o__valid(\i__valid$48 ),
     .rst(rst)
   );
   egret_s_core_lane_collector  collector (
@@ -3147,13 +3170,13 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
     .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
-    .i_bits(\i_bits$26 ),
+    .i_bits(\i_bits$28 ),
     .i_end(i_end),
     .i_event(i_event),
-    .i_last(\i_last$21 ),
-    .i_parity(\i_parity$23 ),
+    .i_last(\i_last$23 ),
+    .i_parity(\i_parity$25 ),
     .i_run_form(i_run_form),
-    .i_valid(\i_valid$17 ),
+    .i_valid(\i_valid$19 ),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
@@ -3161,37 +3184,37 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
   egret_s_core_lane_extractor  extractor (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$42 ),
-    .i__ready(\o__ready$44 ),
-    .i__valid(\i__valid$46 ),
-    .o__payload(\i__payload$48 ),
-    .o__ready(\o__ready$50 ),
-    .o__valid(\i__valid$52 ),
+    .i__payload(\i__payload$44 ),
+    .i__ready(\o__ready$46 ),
+    .i__valid(\i__valid$48 ),
+    .o__payload(\i__payload$50 ),
+    .o__ready(\o__ready$52 ),
+    .o__valid(\i__valid$54 ),
     .rst(rst)
   );
   egret_s_core_lane_input  \input  (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$36 ),
-    .i__ready(\i__ready$38 ),
-    .i__valid(\i__valid$40 ),
+    .i__payload(\i__payload$38 ),
+    .i__ready(\i__ready$40 ),
+    .i__valid(\i__valid$42 ),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
   egret_s_core_lane_mac  mac (
-    .bad(\bad$92 ),
-    .bad_parity(\bad_parity$93 ),
+    .bad(\bad$94 ),
+    .bad_parity(\bad_parity$95 ),
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$65 ),
-    .full(\o__valid$58 ),
+    .enable(\enable$67 ),
+    .full(\o__valid$60 ),
     .i(i),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$54 ),
-    .o__ready(\o__ready$56 ),
+    .o__payload(\o__payload$56 ),
+    .o__ready(\o__ready$58 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
@@ -3202,12 +3225,12 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
     .enable(i__ready),
     .i_valid(i_valid),
     .microcode_write(microcode_write),
-    .o_bits(\i_bits$26 ),
+    .o_bits(\i_bits$28 ),
     .o_end(i_end),
     .o_event(i_event),
-    .o_last(\i_last$21 ),
-    .o_parity(\i_parity$23 ),
-    .o_valid(\i_valid$17 ),
+    .o_last(\i_last$23 ),
+    .o_parity(\i_parity$25 ),
+    .o_valid(\i_valid$19 ),
     .port_0 (o__payload),
     .rst(rst)
   );
@@ -3215,18 +3238,18 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .go(go),
-    .i__payload(\i__payload$48 ),
-    .i__ready(\o__ready$50 ),
-    .i__valid(\i__valid$52 ),
+    .i__payload(\i__payload$50 ),
+    .i__ready(\o__ready$52 ),
+    .i__valid(\i__valid$54 ),
     .o(i),
     .rst(rst),
     .selected(selected),
     .settings(settings),
     .start_write(start_write)
   );
-  egret_s_core_lane_settings_96  \settings$96  (
+  egret_s_core_lane_settings_98  \settings$98  (
     .cancel(cancel),
     .clk(clk),
     .codes(codes),
@@ -3278,48 +3301,49 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
   assign \microcode_write$1  = microcode_write;
   assign mine = 1'h1;
   assign enable = i__ready;
-  assign \codes$7  = codes;
+  assign \drain$7  = drain;
+  assign \codes$9  = codes;
   assign i_first = o__payload[4];
   assign i_last = o__payload[5];
   assign i_parity = o__payload[6];
   assign i_bits = o__payload[3:0];
-  assign \enable$16  = i__ready;
-  assign o_valid = \i_valid$17 ;
+  assign \enable$18  = i__ready;
+  assign o_valid = \i_valid$19 ;
   assign i_slot = 1'h0;
   assign o_slot = 1'h0;
-  assign o_last = \i_last$21 ;
-  assign o_parity = \i_parity$23 ;
-  assign o_bits = \i_bits$26 ;
+  assign o_last = \i_last$23 ;
+  assign o_parity = \i_parity$25 ;
+  assign o_bits = \i_bits$28 ;
   assign o_end = i_end;
   assign o_event = i_event;
-  assign \o_valid$33  = i__valid;
+  assign \o_valid$35  = i__valid;
   assign o = i__payload;
-  assign \i__payload$37  = \i__payload$36 ;
-  assign \i__ready$39  = \i__ready$38 ;
-  assign \i__valid$41  = \i__valid$40 ;
-  assign \o__payload$43  = \i__payload$42 ;
-  assign \i__ready$45  = \o__ready$44 ;
-  assign \o__valid$47  = \i__valid$46 ;
-  assign \o__payload$49  = \i__payload$48 ;
-  assign \i__ready$51  = \o__ready$50 ;
-  assign \o__valid$53  = \i__valid$52 ;
-  assign \o__payload$55  = \o__payload$54 ;
-  assign \o__ready$57  = \o__ready$56 ;
-  assign \o__valid$59  = \o__valid$58 ;
-  assign \codes$60  = codes;
-  assign \matrices$62  = matrices;
-  assign \start_write$64  = start_write;
-  assign \enable$66  = \enable$65 ;
-  assign \o$68  = settings;
-  assign \code_write$70  = code_write;
-  assign \start_write$71  = start_write;
-  assign \selected$73  = selected;
-  assign \go$75  = go;
-  assign \settings$76  = settings;
-  assign \map_write$78  = map_write;
-  assign \vector_write$80  = vector_write;
-  assign \o$82  = i;
-  assign \multiply$84  = multiply;
+  assign \i__payload$39  = \i__payload$38 ;
+  assign \i__ready$41  = \i__ready$40 ;
+  assign \i__valid$43  = \i__valid$42 ;
+  assign \o__payload$45  = \i__payload$44 ;
+  assign \i__ready$47  = \o__ready$46 ;
+  assign \o__valid$49  = \i__valid$48 ;
+  assign \o__payload$51  = \i__payload$50 ;
+  assign \i__ready$53  = \o__ready$52 ;
+  assign \o__valid$55  = \i__valid$54 ;
+  assign \o__payload$57  = \o__payload$56 ;
+  assign \o__ready$59  = \o__ready$58 ;
+  assign \o__valid$61  = \o__valid$60 ;
+  assign \codes$62  = codes;
+  assign \matrices$64  = matrices;
+  assign \start_write$66  = start_write;
+  assign \enable$68  = \enable$67 ;
+  assign \o$70  = settings;
+  assign \code_write$72  = code_write;
+  assign \start_write$73  = start_write;
+  assign \selected$75  = selected;
+  assign \go$77  = go;
+  assign \settings$78  = settings;
+  assign \map_write$80  = map_write;
+  assign \vector_write$82  = vector_write;
+  assign \o$84  = i;
+  assign \multiply$86  = multiply;
   assign o__ready = i__ready;
   assign i_valid = o__valid;
   assign i_bank = 1'h0;
@@ -3330,18 +3354,19 @@ module egret_s_core_lane (rst, selected, \i__valid$40 , \i__ready$38 , \i__paylo
   assign \$8  = bad_parity;
   assign \$10  = \$9 ;
   assign \$13  = \$12 ;
-  assign \$14  = \bad_parity$93 ;
+  assign \$14  = \bad_parity$95 ;
   assign \$16  = \$15 ;
 endmodule
 
 module egret_s_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
   reg time_zero  = 0;
-  wire \$1 , \$2 , \$3 , \$4 ;
-  wire [5:0] \$5 , \$6 ;
-  reg \$10 ;
-  reg [4:0] \$7 ;
-  reg [4:0] \$8 ;
-  reg [43:0] \$9 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg [3:0] \$16 ;
+  reg [3:0] \$17 ;
+  reg [43:0] \$18 ;
+  reg \$19 ;
+  reg \$20 ;
+  (* init = 4'h0 *)
   wire [3:0] \$signature__addr ;
   wire [43:0] \$signature__data ;
   wire \$signature__en ;
@@ -3349,6 +3374,7 @@ module egret_s_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o_
   wire cancel;
   input clk;
   wire clk;
+  reg grew = 1'h0;
   input [43:0] i__payload;
   wire [43:0] i__payload;
   output i__ready;
@@ -3362,13 +3388,16 @@ module egret_s_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o_
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 44'h00000000000 *)
+  wire [43:0] payload;
+  (* init = 4'h0 *)
   wire [3:0] read__addr;
   wire [43:0] read__data;
   input rst;
   wire rst;
-  wire some;
-  reg [4:0] taken = 5'h00;
-  reg [4:0] written = 5'h00;
+  reg [3:0] taken = 4'h0;
+  reg [3:0] written = 4'h0;
+  (* no_rw_check = 32'd1 *)
   reg [43:0] entries [15:0];
   integer entries_entry;
   initial begin
@@ -3377,136 +3406,158 @@ module egret_s_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o_
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written[3:0]] <= i__payload;
+      entries[written] <= i__payload;
   end
-  assign read__data = entries[taken[3:0]];
-  assign some = written != taken;
-  assign \$1  = written[3:0] != taken[3:0];
-  assign \$2  = written[4] == taken[4];
+  assign read__data = entries[taken];
+  assign \$1  = written != taken;
+  assign \$2  = ~ grew;
   assign i__ready = \$1  | \$2 ;
+  assign \$4  = \$1  | grew;
+  assign \$5  = ~ o__valid;
+  assign \$6  = \$5  | o__ready;
+  assign move = \$4  & \$6 ;
   assign \$signature__en  = i__valid & i__ready;
-  assign \$3  = ~ o__valid;
-  assign \$4  = \$3  | o__ready;
-  assign move = some & \$4 ;
-  assign \$5  = written + 1'h1;
-  assign \$6  = taken + 1'h1;
+  assign \$7  = written[3] ^ written[2];
+  assign \$8  = | written[2:0];
+  assign \$9  = ~ \$8 ;
+  assign \$10  = \$7  ^ \$9 ;
+  assign \$11  = taken[3] ^ taken[2];
+  assign \$12  = | taken[2:0];
+  assign \$13  = ~ \$12 ;
+  assign \$14  = \$11  ^ \$13 ;
+  assign \$15  = \$signature__en  != move;
   always @(posedge clk)
-    written <= \$7 ;
+    written <= \$16 ;
   always @(posedge clk)
-    taken <= \$8 ;
+    taken <= \$17 ;
   always @(posedge clk)
-    o__payload <= \$9 ;
+    o__payload <= \$18 ;
   always @(posedge clk)
-    o__valid <= \$10 ;
+    grew <= \$19 ;
+  always @(posedge clk)
+    o__valid <= \$20 ;
   always @* begin
     if (time_zero ) begin end
-    \$7  = written;
+    \$16  = written;
     if (\$signature__en ) begin
-      \$7  = \$5 [4:0];
+      \$16  = { written[2:0], \$10  };
     end
     if (cancel) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
     if (rst) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$8  = taken;
+    \$17  = taken;
     if (move) begin
-      \$8  = \$6 [4:0];
+      \$17  = { taken[2:0], \$14  };
     end
     if (cancel) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
     if (rst) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$9  = o__payload;
+    \$18  = o__payload;
     if (move) begin
-      \$9  = read__data;
-    end
-    if (cancel) begin
-      \$9  = 44'h00000000000;
-    end
-    if (rst) begin
-      \$9  = 44'h00000000000;
+      \$18  = read__data;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$10  = o__valid;
+    \$19  = grew;
+    if (\$15 ) begin
+      \$19  = \$signature__en ;
+    end
+    if (cancel) begin
+      \$19  = 1'h0;
+    end
+    if (rst) begin
+      \$19  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = o__valid;
     if (move) begin
-      \$10  = 1'h1;
+      \$20  = 1'h1;
     end else if (o__ready) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (cancel) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (rst) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
   end
-  assign \$signature__addr  = written[3:0];
+  assign \$signature__addr  = written;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken[3:0];
+  assign read__addr = taken;
+  assign payload = o__payload;
 endmodule
 
 module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
-  wire \$1 , \$113 , \$114 , \$115 , \$116 , \$117 , \$118 , \$120 , \$121 , \$122 , \$125 , \$126 ,
-    \$129 , \$130 , \$133 , \$134 , \$135 , \$136 , \$137 , \$138 , \$139 , \$140 , \$141 , \$145 ,
-    \$147 , \$148 , \$149 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$158 , \$160 , \$161 ,
-    \$162 , \$163 , \$174 , \$175 , \$176 , \$177 , \$178 , \$179 , \$184 , \$19 , \$2 , \$20 ,
-    \$210 , \$216 , \$222 , \$228 , \$229 , \$230 , \$242 , \$243 , \$244 , \$247 , \$261 , \$262 ,
-    \$263 , \$266 , \$285 , \$286 , \$287 , \$290 , \$3 , \$304 , \$308 , \$309 , \$312 , \$322 ,
-    \$323 , \$326 , \$341 , \$342 , \$345 , \$348 , \$349 , \$35 , \$350 , \$351 , \$36 , \$37 ,
-    \$375 , \$376 , \$379 , \$386 , \$387 , \$388 , \$389 , \$420 , \$421 , \$424 , \$434 , \$435 ,
-    \$438 , \$450 , \$451 , \$452 , \$453 , \$474 , \$476 , \$477 , \$478 , \$493 , \$494 , \$496 ,
-    \$497 , \$498 , \$504 , \$505 , \$506 , \$512 , \$513 , \$52 , \$53 , \$54 , \$69 , \$70 , \$74
-    , \$75 , \$79 , \$80 , \$84 , \$85 , \$89 , \$90 , \$92 ;
-  wire [1:0] \$119 , \$172 , \$173 , \$211 , \$234 , \$313 , \$353 , \$370 , \$371 , \$380 , \$425 ;
-  wire [2:0] \$123 , \$142 , \$204 , \$205 , \$217 , \$248 , \$327 , \$390 , \$415 , \$416 , \$439 ,
-    \$490 ;
-  wire [3:0] \$127 , \$223 , \$224 , \$225 , \$267 , \$346 , \$347 , \$454 , \$487 , \$488 , \$500 ,
-    \$501 , \$502 , \$503 , \$511 ;
-  wire [4:0] \$131 , \$132 , \$16 , \$17 , \$291 , \$33 , \$34 , \$492 , \$50 , \$51 , \$67 , \$68 ;
-  wire [14:0] \$489 , \$507 ;
-  wire [5:0] \$491 ;
-  wire [11:0] \$495 ;
-  wire [10:0] \$499 , \$508 , \$510 ;
-  reg \$514 ;
-  reg [39:0] \$515 ;
+  wire \$1 , \$115 , \$116 , \$117 , \$118 , \$119 , \$121 , \$122 , \$123 , \$126 , \$127 , \$130 ,
+    \$131 , \$134 , \$135 , \$136 , \$137 , \$138 , \$139 , \$140 , \$141 , \$142 , \$145 , \$147 ,
+    \$148 , \$149 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$158 , \$160 , \$161 , \$162 ,
+    \$163 , \$174 , \$175 , \$176 , \$177 , \$178 , \$179 , \$184 , \$19 , \$2 , \$20 , \$210 ,
+    \$216 , \$222 , \$227 , \$228 , \$229 , \$241 , \$242 , \$243 , \$246 , \$260 , \$261 , \$262 ,
+    \$265 , \$284 , \$285 , \$286 , \$289 , \$3 , \$303 , \$307 , \$308 , \$311 , \$321 , \$322 ,
+    \$325 , \$340 , \$341 , \$344 , \$346 , \$347 , \$348 , \$349 , \$35 , \$36 , \$37 , \$373 ,
+    \$374 , \$377 , \$384 , \$385 , \$386 , \$387 , \$418 , \$419 , \$422 , \$432 , \$433 , \$436 ,
+    \$448 , \$449 , \$450 , \$451 , \$472 , \$474 , \$475 , \$476 , \$490 , \$491 , \$495 , \$496 ,
+    \$497 , \$498 , \$500 , \$501 , \$506 , \$507 , \$509 , \$510 , \$512 , \$52 , \$53 , \$54 ,
+    \$69 , \$70 , \$71 , \$72 , \$76 , \$77 , \$81 , \$82 , \$86 , \$87 , \$91 , \$92 , \$94 ;
+  wire [1:0] \$120 , \$172 , \$173 , \$211 , \$233 , \$312 , \$351 , \$368 , \$369 , \$378 , \$423 ;
+  wire [2:0] \$124 , \$204 , \$205 , \$217 , \$247 , \$326 , \$388 , \$413 , \$414 , \$437 , \$487 ,
+    \$508 ;
+  wire [3:0] \$128 , \$223 , \$224 , \$266 , \$345 , \$452 , \$485 , \$486 , \$492 , \$493 , \$494 ,
+    \$505 , \$511 ;
+  wire [4:0] \$132 , \$133 , \$16 , \$17 , \$290 , \$33 , \$34 , \$499 , \$50 , \$51 , \$67 , \$68 ;
+  wire [5:0] \$488 ;
+  wire [11:0] \$489 ;
+  wire [14:0] \$503 ;
+  wire [10:0] \$504 ;
+  reg \$513 ;
+  reg [38:0] \$514 ;
+  reg [2:0] \$515 ;
   reg \$516 ;
   reg \$517 ;
   reg [16:0] \$518 ;
-  reg [51:0] \$519 ;
+  reg [50:0] \$519 ;
   reg [4:0] \$520 ;
-  reg [50:0] \$521 ;
-  reg [10:0] \$522 ;
-  reg [3:0] \$523 ;
-  reg [14:0] \$524 ;
-  reg \$525 ;
-  reg [43:0] \$526 ;
-  reg [51:0] aligned = 52'h0000000000000;
+  reg [49:0] \$521 ;
+  reg [2:0] \$522 ;
+  reg [7:0] \$523 ;
+  reg [3:0] \$524 ;
+  reg [14:0] \$525 ;
+  reg \$526 ;
+  reg [43:0] \$527 ;
+  reg [50:0] aligned = 51'h0000000000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
   reg bad_slot = 1'h0;
+  (* init = 44'h00000000000 *)
+  wire [43:0] block;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
-  wire [39:0] entering;
+  wire [38:0] entering;
   wire [3:0] \event ;
+  reg [7:0] high_step = 8'h00;
   input [3:0] i_bits;
   wire [3:0] i_bits;
   input [3:0] i_end;
@@ -3522,59 +3573,67 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   wire i_slot;
   input i_valid;
   wire i_valid;
-  wire [16:0] kept;
-  wire [14:0] left;
-  reg [39:0] \local  = 40'h0000000000;
+  reg [38:0] \local  = 39'h0000000000;
+  reg [2:0] low_step = 3'h0;
+  wire [10:0] number;
   output [43:0] o;
   reg [43:0] o = 44'h00000000000;
   output o_valid;
   reg o_valid = 1'h0;
   reg [16:0] open_0 = 17'h00000;
   wire passes;
-  reg [50:0] ready = 51'h0000000000000;
+  reg [49:0] ready = 50'h0000000000000;
   input rst;
   wire rst;
   reg [14:0] skip_0 = 15'h0000;
-  reg [10:0] step = 11'h000;
   wire [14:0] total;
+  wire turn;
+  wire turn_skips;
+  reg [2:0] valid = 3'h0;
   reg [4:0] zeros = 5'h00;
   reg [3:0] zeros_class = 4'h0;
   wire [4:0] zeros_now;
-  assign \$474  = | \event [2:0];
-  assign \$476  = ~ \$184 ;
-  assign \$477  = \$474  & \$476 ;
-  assign \$478  = \$133  & \$477 ;
-  assign \$487  = \$454  & { \$478 , \$478 , \$478 , \$478  };
-  assign \$488  = { 1'h0, \$416  } | \$487 ;
-  assign \$489  = \local [18] ? { 12'h000, \local [21:19] } : { open_0[10:0], \local [4], \local [5], \local [6], \local [7] };
-  assign \$490  = open_0[16] ? 3'h0 : \local [33:31];
-  assign \$491  = open_0[15:11] + \$490 ;
-  assign \$492  = \local [18] ? { 3'h0, \local [36:35] } : \$491 [4:0];
-  assign \$493  = open_0[16] | \local [34];
-  assign \$494  = \local [18] ? \local [37] : \$493 ;
-  assign \$495  = skip_0[10:0] + step;
-  assign \$496  = ready[24] | ready[1];
-  assign \$497  = ~ ready[3];
-  assign \$498  = skip_0[10] & \$497 ;
-  assign passes = \$496  | \$498 ;
-  assign \$499  = passes ? { 8'h00, ready[30:28] } : total[10:0];
-  assign \$500  = ready[23] ? zeros_class : skip_0[14:11];
-  assign \$501  = passes ? { 2'h0, ready[39:38] } : total[14:11];
-  assign \$502  = ~ i_end;
-  assign \$503  = i_event & \$502 ;
-  assign \$504  = | \$503 ;
-  assign \$505  = i_valid & \$504 ;
-  assign \$506  = enable & \local [0];
-  assign \$507  = { open_0[10:0], \local [4], \local [5], \local [6], \local [7] } >> { \local [17], 1'h0 };
-  assign \$508  = aligned[16] ? aligned[51:41] : aligned[50:40];
-  assign \$510  = aligned[23] ? \$508  : { 8'h00, aligned[27:25] };
-  assign \$511  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
-  assign \$512  = enable & ready[0];
-  assign \$513  = ready[0] & passes;
+  assign \$472  = | \event [2:0];
+  assign \$474  = ~ \$184 ;
+  assign \$475  = \$472  & \$474 ;
+  assign \$476  = \$134  & \$475 ;
+  assign \$485  = \$452  & { \$476 , \$476 , \$476 , \$476  };
+  assign \$486  = { 1'h0, \$414  } | \$485 ;
+  assign turn = enable & valid[0];
+  assign \$487  = open_0[16] ? 3'h0 : \local [32:30];
+  assign \$488  = open_0[15:11] + \$487 ;
+  assign number = aligned[15] ? aligned[50:40] : aligned[49:39];
+  assign \$489  = skip_0[10:0] + { high_step, low_step };
+  assign \$490  = ~ ready[2];
+  assign \$491  = skip_0[10] & \$490 ;
+  assign passes = ready[23] | \$491 ;
+  assign turn_skips = enable & valid[2];
+  assign \$492  = ready[22] ? zeros_class : skip_0[14:11];
+  assign \$493  = ~ i_end;
+  assign \$494  = i_event & \$493 ;
+  assign \$495  = | \$494 ;
+  assign \$496  = i_valid & \$495 ;
+  assign \$497  = turn & \local [17];
+  assign \$498  = turn & \local [0];
+  assign \$499  = \local [17] ? { 3'h0, \local [35:34] } : \$488 [4:0];
+  assign \$500  = open_0[16] | \local [33];
+  assign \$501  = \local [17] ? \local [36] : \$500 ;
+  assign \$503  = { open_0[10:0], \local [3], \local [4], \local [5], \local [6] } >> { \local [16], 1'h0 };
+  assign \$504  = aligned[22] ? number : { 8'h00, aligned[26:24] };
+  assign \$505  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
+  assign \$506  = ~ aligned[22];
+  assign \$507  = enable & \$506 ;
+  assign \$508  = passes ? ready[29:27] : total[2:0];
+  assign \$509  = turn_skips & passes;
+  assign \$510  = turn_skips & ready[0];
+  assign \$511  = passes ? { 2'h0, ready[38:37] } : total[14:11];
+  assign \$512  = valid[2] & passes;
   always @(posedge clk)
-    bad <= \$514 ;
+    bad <= \$513 ;
   always @(posedge clk)
-    \local  <= \$515 ;
+    \local  <= \$514 ;
+  always @(posedge clk)
+    valid <= \$515 ;
   always @(posedge clk)
     bad_slot <= \$516 ;
   always @(posedge clk)
@@ -3588,15 +3647,17 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   always @(posedge clk)
     ready <= \$521 ;
   always @(posedge clk)
-    step <= \$522 ;
+    low_step <= \$522 ;
   always @(posedge clk)
-    zeros_class <= \$523 ;
+    high_step <= \$523 ;
   always @(posedge clk)
-    skip_0 <= \$524 ;
+    zeros_class <= \$524 ;
   always @(posedge clk)
-    o_valid <= \$525 ;
+    skip_0 <= \$525 ;
   always @(posedge clk)
-    o <= \$526 ;
+    o_valid <= \$526 ;
+  always @(posedge clk)
+    o <= \$527 ;
   assign \event  = i_event & i_end;
   assign \$19  = ~ \$3 ;
   assign \$20  = i_end[1] & \$19 ;
@@ -3610,52 +3671,52 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   assign \$54  = i_end[3] & \$53 ;
   assign \$69  = | i_end;
   assign \$70  = \$69  | i_last;
-  assign \$74  = \event [0] & \$3 ;
-  assign \$79  = \event [1] & \$20 ;
-  assign \$80  = \$75  | \$79 ;
-  assign \$84  = \event [2] & \$37 ;
-  assign \$85  = \$80  | \$84 ;
-  assign \$89  = \event [3] & \$54 ;
-  assign \$90  = \$85  | \$89 ;
-  assign \$92  = i_run_form & \$69 ;
-  assign \$113  = ~ \$90 ;
-  assign \$114  = \$92  & \$113 ;
-  assign \$115  = | \event ;
-  assign \$117  = ~ \$116 ;
-  assign \$118  = i_end[0] & \$117 ;
-  assign \$119  = 1'h0 + \$118 ;
-  assign \$120  = | \event [1:0];
-  assign \$121  = ~ \$120 ;
-  assign \$122  = i_end[1] & \$121 ;
-  assign \$123  = \$119  + \$122 ;
-  assign \$125  = ~ \$474 ;
-  assign \$126  = i_end[2] & \$125 ;
-  assign \$127  = \$123  + \$126 ;
-  assign \$129  = ~ \$115 ;
-  assign \$130  = i_end[3] & \$129 ;
-  assign \$131  = \$127  + \$130 ;
-  assign \$132  = i_run_form ? 5'h00 : \$131 ;
-  assign \$134  = ~ \$133 ;
-  assign \$135  = i_bits[3] & \$134 ;
-  assign \$136  = | i_end[3:2];
-  assign \$137  = ~ \$136 ;
-  assign \$138  = i_bits[2] & \$137 ;
-  assign \$139  = | i_end[3:1];
-  assign \$140  = ~ \$139 ;
-  assign \$141  = i_bits[1] & \$140 ;
-  assign \$142  = i_last ? 3'h0 : { \$141 , \$138 , \$135  };
-  assign \$145  = i_end[1] & \$137 ;
+  assign \$71  = | \event ;
+  assign \$72  = \$71  | i_last;
+  assign \$76  = \event [0] & \$3 ;
+  assign \$81  = \event [1] & \$20 ;
+  assign \$82  = \$77  | \$81 ;
+  assign \$86  = \event [2] & \$37 ;
+  assign \$87  = \$82  | \$86 ;
+  assign \$91  = \event [3] & \$54 ;
+  assign \$92  = \$87  | \$91 ;
+  assign \$94  = i_run_form & \$69 ;
+  assign \$115  = ~ \$92 ;
+  assign \$116  = \$94  & \$115 ;
+  assign \$118  = ~ \$117 ;
+  assign \$119  = i_end[0] & \$118 ;
+  assign \$120  = 1'h0 + \$119 ;
+  assign \$121  = | \event [1:0];
+  assign \$122  = ~ \$121 ;
+  assign \$123  = i_end[1] & \$122 ;
+  assign \$124  = \$120  + \$123 ;
+  assign \$126  = ~ \$472 ;
+  assign \$127  = i_end[2] & \$126 ;
+  assign \$128  = \$124  + \$127 ;
+  assign \$130  = ~ \$71 ;
+  assign \$131  = i_end[3] & \$130 ;
+  assign \$132  = \$128  + \$131 ;
+  assign \$133  = i_run_form ? 5'h00 : \$132 ;
+  assign \$135  = ~ \$134 ;
+  assign \$136  = i_bits[3] & \$135 ;
+  assign \$137  = | i_end[3:2];
+  assign \$138  = ~ \$137 ;
+  assign \$139  = i_bits[2] & \$138 ;
+  assign \$140  = | i_end[3:1];
+  assign \$141  = ~ \$140 ;
+  assign \$142  = i_bits[1] & \$141 ;
+  assign \$145  = i_end[1] & \$138 ;
   assign \$147  = | \event [3:1];
   assign \$148  = ~ \$147 ;
-  assign \$149  = \$116  & \$148 ;
+  assign \$149  = \$117  & \$148 ;
   assign \$150  = \$145  & \$149 ;
   assign \$151  = i_bits[1] & \$150 ;
   assign \$154  = ~ \$153 ;
   assign \$155  = i_bits[1] & \$154 ;
-  assign \$158  = i_end[2] & \$134 ;
+  assign \$158  = i_end[2] & \$135 ;
   assign \$160  = | \event [3:2];
   assign \$161  = ~ \$160 ;
-  assign \$162  = \$120  & \$161 ;
+  assign \$162  = \$121  & \$161 ;
   assign \$163  = \$158  & \$162 ;
   assign \$172  = { \$155 , i_bits[2] } & { \$163 , \$163  };
   assign \$173  = { 1'h0, \$152  } | \$172 ;
@@ -3664,92 +3725,97 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   assign \$177  = | i_end[2:1];
   assign \$178  = ~ \$177 ;
   assign \$179  = i_bits[1] & \$178 ;
-  assign \$204  = { \$179 , \$176 , i_bits[3] } & { \$478 , \$478 , \$478  };
+  assign \$204  = { \$179 , \$176 , i_bits[3] } & { \$476 , \$476 , \$476  };
   assign \$205  = { 1'h0, \$173  } | \$204 ;
   assign \$210  = i_end[1] & \$149 ;
   assign \$211  = 1'h0 + \$210 ;
   assign \$216  = i_end[2] & \$162 ;
   assign \$217  = \$211  + \$216 ;
-  assign \$222  = i_end[3] & \$477 ;
+  assign \$222  = i_end[3] & \$475 ;
   assign \$223  = \$217  + \$222 ;
   assign \$224  = i_run_form ? { 1'h0, \$205  } : \$223 ;
-  assign \$225  = i_last ? 4'h0 : \$224 ;
-  assign \$229  = ~ \$228 ;
-  assign \$234  = 1'h0 + \$230 ;
-  assign \$242  = i_bits[1] & \$19 ;
-  assign \$243  = ~ \$242 ;
-  assign \$244  = \$230  & \$243 ;
-  assign \$247  = \$244  & \$19 ;
-  assign \$248  = \$234  + \$247 ;
-  assign \$261  = i_bits[2] & \$36 ;
-  assign \$262  = ~ \$261 ;
-  assign \$263  = \$244  & \$262 ;
-  assign \$266  = \$263  & \$36 ;
-  assign \$267  = \$248  + \$266 ;
-  assign \$285  = i_bits[3] & \$53 ;
-  assign \$286  = ~ \$285 ;
-  assign \$287  = \$263  & \$286 ;
-  assign \$290  = \$287  & \$53 ;
-  assign \$291  = \$267  + \$290 ;
-  assign \$304  = | { \$285 , \$261 , \$242 , \$228  };
-  assign \$308  = ~ \$141 ;
-  assign \$312  = \$309  & \$140 ;
-  assign \$313  = 1'h0 + \$312 ;
-  assign \$322  = ~ \$138 ;
-  assign \$323  = \$309  & \$322 ;
-  assign \$326  = \$323  & \$137 ;
-  assign \$327  = \$313  + \$326 ;
-  assign \$341  = ~ \$135 ;
-  assign \$342  = \$323  & \$341 ;
-  assign \$345  = \$342  & \$134 ;
-  assign \$346  = \$327  + \$345 ;
-  assign \$347  = i_last ? 4'h0 : \$346 ;
-  assign \$348  = | entering[21:19];
-  assign \$350  = ~ \$349 ;
-  assign \$353  = 1'h0 + \$351 ;
-  assign \$370  = \$353  & { \$150 , \$150  };
-  assign \$375  = ~ \$155 ;
-  assign \$379  = \$376  & \$154 ;
-  assign \$380  = 1'h0 + \$379 ;
-  assign \$387  = ~ \$386 ;
-  assign \$388  = \$376  & \$387 ;
-  assign \$390  = \$380  + \$389 ;
-  assign \$415  = \$390  & { \$163 , \$163 , \$163  };
-  assign \$416  = { 1'h0, \$371  } | \$415 ;
-  assign \$420  = ~ \$179 ;
-  assign \$424  = \$421  & \$178 ;
-  assign \$425  = 1'h0 + \$424 ;
-  assign \$434  = ~ \$176 ;
-  assign \$435  = \$421  & \$434 ;
-  assign \$438  = \$435  & \$175 ;
-  assign \$439  = \$425  + \$438 ;
-  assign \$451  = ~ \$450 ;
-  assign \$452  = \$435  & \$451 ;
-  assign \$454  = \$439  + \$453 ;
+  assign \$228  = ~ \$227 ;
+  assign \$233  = 1'h0 + \$229 ;
+  assign \$241  = i_bits[1] & \$19 ;
+  assign \$242  = ~ \$241 ;
+  assign \$243  = \$229  & \$242 ;
+  assign \$246  = \$243  & \$19 ;
+  assign \$247  = \$233  + \$246 ;
+  assign \$260  = i_bits[2] & \$36 ;
+  assign \$261  = ~ \$260 ;
+  assign \$262  = \$243  & \$261 ;
+  assign \$265  = \$262  & \$36 ;
+  assign \$266  = \$247  + \$265 ;
+  assign \$284  = i_bits[3] & \$53 ;
+  assign \$285  = ~ \$284 ;
+  assign \$286  = \$262  & \$285 ;
+  assign \$289  = \$286  & \$53 ;
+  assign \$290  = \$266  + \$289 ;
+  assign \$303  = | { \$284 , \$260 , \$241 , \$227  };
+  assign \$307  = ~ \$142 ;
+  assign \$311  = \$308  & \$141 ;
+  assign \$312  = 1'h0 + \$311 ;
+  assign \$321  = ~ \$139 ;
+  assign \$322  = \$308  & \$321 ;
+  assign \$325  = \$322  & \$138 ;
+  assign \$326  = \$312  + \$325 ;
+  assign \$340  = ~ \$136 ;
+  assign \$341  = \$322  & \$340 ;
+  assign \$344  = \$341  & \$135 ;
+  assign \$345  = \$326  + \$344 ;
+  assign \$346  = | entering[20:18];
+  assign \$348  = ~ \$347 ;
+  assign \$351  = 1'h0 + \$349 ;
+  assign \$368  = \$351  & { \$150 , \$150  };
+  assign \$373  = ~ \$155 ;
+  assign \$377  = \$374  & \$154 ;
+  assign \$378  = 1'h0 + \$377 ;
+  assign \$385  = ~ \$384 ;
+  assign \$386  = \$374  & \$385 ;
+  assign \$388  = \$378  + \$387 ;
+  assign \$413  = \$388  & { \$163 , \$163 , \$163  };
+  assign \$414  = { 1'h0, \$369  } | \$413 ;
+  assign \$418  = ~ \$179 ;
+  assign \$422  = \$419  & \$178 ;
+  assign \$423  = 1'h0 + \$422 ;
+  assign \$432  = ~ \$176 ;
+  assign \$433  = \$419  & \$432 ;
+  assign \$436  = \$433  & \$175 ;
+  assign \$437  = \$423  + \$436 ;
+  assign \$449  = ~ \$448 ;
+  assign \$450  = \$433  & \$449 ;
+  assign \$452  = \$437  + \$451 ;
   always @* begin
     if (time_zero ) begin end
-    \$514  = 1'h0;
+    \$513  = 1'h0;
     if (enable) begin
-      \$514  = \$505 ;
+      \$513  = \$496 ;
     end
     if (cancel) begin
-      \$514  = 1'h0;
+      \$513  = 1'h0;
     end
     if (rst) begin
-      \$514  = 1'h0;
+      \$513  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$515  = \local ;
+    \$514  = \local ;
     if (enable) begin
-      \$515  = entering;
+      \$514  = entering;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$515  = valid;
+    if (enable) begin
+      \$515  = { valid[1:0], i_valid };
     end
     if (cancel) begin
-      \$515  = 40'h0000000000;
+      \$515  = 3'h0;
     end
     if (rst) begin
-      \$515  = 40'h0000000000;
+      \$515  = 3'h0;
     end
   end
   always @* begin
@@ -3781,8 +3847,22 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   always @* begin
     if (time_zero ) begin end
     \$518  = open_0;
-    if (\$506 ) begin
-      \$518  = kept;
+    if (turn) begin
+      \$518 [10:0] = { open_0[6:0], \local [3], \local [20:18] };
+    end
+    if (\$497 ) begin
+      \$518 [10:3] = 8'h00;
+    end
+    if (\$498 ) begin
+      \$518 [2:0] = 3'h0;
+    end
+    if (turn) begin
+      \$518 [15:11] = \$499 ;
+      \$518 [16] = \$501 ;
+    end
+    if (\$498 ) begin
+      \$518 [15:11] = 5'h00;
+      \$518 [16] = 1'h0;
     end
     if (cancel) begin
       \$518  = 17'h00000;
@@ -3798,43 +3878,30 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
       \$519 [0] = \local [0];
       \$519 [1] = \local [1];
       \$519 [2] = \local [2];
-      \$519 [3] = \local [3];
-      \$519 [7:4] = \local [7:4];
-      \$519 [11:8] = \local [11:8];
-      \$519 [15:12] = \local [15:12];
-      \$519 [17:16] = \local [17:16];
-      \$519 [18] = \local [18];
-      \$519 [21:19] = \local [21:19];
+      \$519 [6:3] = \local [6:3];
+      \$519 [10:7] = \local [10:7];
+      \$519 [14:11] = \local [14:11];
+      \$519 [16:15] = \local [16:15];
+      \$519 [17] = \local [17];
+      \$519 [20:18] = \local [20:18];
+      \$519 [21] = \local [21];
       \$519 [22] = \local [22];
       \$519 [23] = \local [23];
-      \$519 [24] = \local [24];
-      \$519 [27:25] = \local [27:25];
-      \$519 [30:28] = \local [30:28];
-      \$519 [33:31] = \local [33:31];
-      \$519 [34] = \local [34];
-      \$519 [36:35] = \local [36:35];
-      \$519 [37] = \local [37];
-      \$519 [39:38] = \local [39:38];
-      \$519 [51:40] = \$507 [11:0];
-    end
-    if (cancel) begin
-      \$519  = 52'h0000000000000;
-    end
-    if (rst) begin
-      \$519  = 52'h0000000000000;
+      \$519 [26:24] = \local [26:24];
+      \$519 [29:27] = \local [29:27];
+      \$519 [32:30] = \local [32:30];
+      \$519 [33] = \local [33];
+      \$519 [35:34] = \local [35:34];
+      \$519 [36] = \local [36];
+      \$519 [38:37] = \local [38:37];
+      \$519 [50:39] = \$503 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     \$520  = zeros;
     if (enable) begin
-      \$520  = \$491 [4:0];
-    end
-    if (cancel) begin
-      \$520  = 5'h00;
-    end
-    if (rst) begin
-      \$520  = 5'h00;
+      \$520  = \$488 [4:0];
     end
   end
   always @* begin
@@ -3844,136 +3911,125 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
       \$521 [0] = aligned[0];
       \$521 [1] = aligned[1];
       \$521 [2] = aligned[2];
-      \$521 [3] = aligned[3];
-      \$521 [7:4] = aligned[7:4];
-      \$521 [11:8] = aligned[11:8];
-      \$521 [15:12] = aligned[15:12];
-      \$521 [17:16] = aligned[17:16];
-      \$521 [18] = aligned[18];
-      \$521 [21:19] = aligned[21:19];
+      \$521 [6:3] = aligned[6:3];
+      \$521 [10:7] = aligned[10:7];
+      \$521 [14:11] = aligned[14:11];
+      \$521 [16:15] = aligned[16:15];
+      \$521 [17] = aligned[17];
+      \$521 [20:18] = aligned[20:18];
+      \$521 [21] = aligned[21];
       \$521 [22] = aligned[22];
       \$521 [23] = aligned[23];
-      \$521 [24] = aligned[24];
-      \$521 [27:25] = aligned[27:25];
-      \$521 [30:28] = aligned[30:28];
-      \$521 [33:31] = aligned[33:31];
-      \$521 [34] = aligned[34];
-      \$521 [36:35] = aligned[36:35];
-      \$521 [37] = aligned[37];
-      \$521 [39:38] = aligned[39:38];
-      \$521 [50:40] = \$508 ;
-    end
-    if (cancel) begin
-      \$521  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$521  = 51'h0000000000000;
+      \$521 [26:24] = aligned[26:24];
+      \$521 [29:27] = aligned[29:27];
+      \$521 [32:30] = aligned[32:30];
+      \$521 [33] = aligned[33];
+      \$521 [35:34] = aligned[35:34];
+      \$521 [36] = aligned[36];
+      \$521 [38:37] = aligned[38:37];
+      \$521 [49:39] = number;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$522  = step;
+    \$522  = low_step;
     if (enable) begin
-      \$522  = \$510 ;
-    end
-    if (cancel) begin
-      \$522  = 11'h000;
-    end
-    if (rst) begin
-      \$522  = 11'h000;
+      \$522  = \$504 [2:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$523  = zeros_class;
+    \$523  = high_step;
     if (enable) begin
-      \$523  = \$511 ;
+      \$523  = number[10:3];
     end
-    if (cancel) begin
-      \$523  = 4'h0;
-    end
-    if (rst) begin
-      \$523  = 4'h0;
+    if (\$507 ) begin
+      \$523  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$524  = skip_0;
-    if (\$512 ) begin
-      \$524  = left;
-    end
-    if (cancel) begin
-      \$524  = 15'h0000;
-    end
-    if (rst) begin
-      \$524  = 15'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$525  = o_valid;
+    \$524  = zeros_class;
     if (enable) begin
-      \$525  = \$513 ;
-    end
-    if (cancel) begin
-      \$525  = 1'h0;
-    end
-    if (rst) begin
-      \$525  = 1'h0;
+      \$524  = \$505 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$526  = o;
-    if (enable) begin
-      \$526 [2:0] = ready[7:5];
-      \$526 [5:3] = ready[10:8];
-      \$526 [9:6] = ready[15:12];
-      \$526 [10] = ready[22];
-      \$526 [21:11] = ready[50:40];
-      \$526 [32:22] = total[10:0];
-      \$526 [36:33] = zeros_class;
-      \$526 [40:37] = total[14:11];
-      \$526 [41] = ready[1];
-      \$526 [42] = ready[2];
-      \$526 [43] = ready[3];
+    \$525  = skip_0;
+    if (turn_skips) begin
+      \$525 [10:0] = { total[10:3], \$508  };
+    end
+    if (\$509 ) begin
+      \$525 [10:3] = 8'h00;
+    end
+    if (\$510 ) begin
+      \$525 [2:0] = 3'h0;
+    end
+    if (turn_skips) begin
+      \$525 [14:11] = \$511 ;
     end
     if (cancel) begin
-      \$526  = 44'h00000000000;
+      \$525  = 15'h0000;
     end
     if (rst) begin
-      \$526  = 44'h00000000000;
+      \$525  = 15'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$526  = o_valid;
+    if (enable) begin
+      \$526  = \$512 ;
+    end
+    if (cancel) begin
+      \$526  = 1'h0;
+    end
+    if (rst) begin
+      \$526  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$527  = o;
+    if (enable) begin
+      \$527 [2:0] = ready[6:4];
+      \$527 [5:3] = ready[9:7];
+      \$527 [9:6] = ready[14:11];
+      \$527 [10] = ready[21];
+      \$527 [21:11] = ready[49:39];
+      \$527 [32:22] = total[10:0];
+      \$527 [36:33] = zeros_class;
+      \$527 [40:37] = total[14:11];
+      \$527 [41] = ready[0];
+      \$527 [42] = ready[1];
+      \$527 [43] = ready[2];
     end
   end
   assign i_slot = 1'h0;
-  assign zeros_now = \$491 [4:0];
-  assign left[14:11] = \$501 ;
-  assign left[10:0] = \$499 ;
-  assign total[14:11] = \$500 ;
-  assign total[10:0] = \$495 [10:0];
-  assign kept[16] = \$494 ;
-  assign kept[15:11] = \$492 ;
-  assign kept[10:0] = \$489 [10:0];
-  assign entering[39:38] = \$488 [1:0];
-  assign entering[37] = \$348 ;
-  assign entering[36:35] = \$347 [1:0];
-  assign entering[34] = \$304 ;
-  assign entering[33:31] = \$291 [2:0];
-  assign entering[30:28] = \$225 [2:0];
-  assign entering[21:19] = \$142 ;
-  assign entering[27:25] = \$132 [2:0];
-  assign entering[24] = \$115 ;
-  assign entering[23] = \$114 ;
-  assign entering[22] = \$90 ;
-  assign entering[18] = \$70 ;
-  assign entering[17:16] = \$68 [1:0];
-  assign entering[15:12] = \event ;
-  assign entering[11:8] = i_end;
-  assign entering[7:4] = i_bits;
-  assign entering[3] = i_run_form;
-  assign entering[2] = i_parity;
-  assign entering[1] = i_last;
-  assign entering[0] = i_valid;
+  assign zeros_now = \$488 [4:0];
+  assign block = o;
+  assign total[14:11] = \$492 ;
+  assign total[10:0] = \$489 [10:0];
+  assign entering[38:37] = \$486 [1:0];
+  assign entering[36] = \$346 ;
+  assign entering[35:34] = \$345 [1:0];
+  assign entering[33] = \$303 ;
+  assign entering[32:30] = \$290 [2:0];
+  assign entering[29:27] = \$224 [2:0];
+  assign entering[20:18] = { \$142 , \$139 , \$136  };
+  assign entering[26:24] = \$133 [2:0];
+  assign entering[22] = \$116 ;
+  assign entering[21] = \$92 ;
+  assign entering[23] = \$72 ;
+  assign entering[17] = \$70 ;
+  assign entering[16:15] = \$68 [1:0];
+  assign entering[14:11] = \event ;
+  assign entering[10:7] = i_end;
+  assign entering[6:3] = i_bits;
+  assign entering[2] = i_run_form;
+  assign entering[1] = i_parity;
+  assign entering[0] = i_last;
   assign \$1  = 1'h0;
   assign \$2  = 1'h1;
   assign \$3  = i_end[0];
@@ -3986,53 +4042,48 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   assign \$50 [0] = \$37 ;
   assign \$67  = 5'h00;
   assign \$68  = \$51 ;
-  assign \$75  = \$74 ;
-  assign \$116  = \event [0];
-  assign \$133  = i_end[3];
+  assign \$77  = \$76 ;
+  assign \$117  = \event [0];
+  assign \$134  = i_end[3];
   assign \$152  = \$151 ;
   assign \$153  = i_end[1];
   assign \$174  = i_end[2];
   assign \$184  = \event [3];
-  assign \$228  = i_bits[0];
-  assign \$230  = \$229 ;
-  assign \$309  = \$308 ;
-  assign \$349  = i_bits[1];
-  assign \$351  = \$350 ;
-  assign \$371  = \$370 ;
-  assign \$376  = \$375 ;
-  assign \$386  = i_bits[2];
-  assign \$389  = \$388 ;
-  assign \$421  = \$420 ;
-  assign \$450  = i_bits[3];
-  assign \$453  = \$452 ;
+  assign \$227  = i_bits[0];
+  assign \$229  = \$228 ;
+  assign \$308  = \$307 ;
+  assign \$347  = i_bits[1];
+  assign \$349  = \$348 ;
+  assign \$369  = \$368 ;
+  assign \$374  = \$373 ;
+  assign \$384  = i_bits[2];
+  assign \$387  = \$386 ;
+  assign \$419  = \$418 ;
+  assign \$448  = i_bits[3];
+  assign \$451  = \$450 ;
 endmodule
 
-module egret_s_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__payload, o__valid, clk);
+module egret_s_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire [4:0] \$1 , \$2 ;
-  wire \$10 , \$106 , \$107 , \$11 , \$110 , \$12 , \$122 , \$123 , \$124 , \$125 , \$13 , \$14 ,
-    \$142 , \$143 , \$146 , \$149 , \$15 , \$150 , \$151 , \$152 , \$153 , \$157 , \$158 , \$16 ,
-    \$161 , \$162 , \$163 , \$164 , \$165 , \$166 , \$17 , \$18 , \$19 , \$20 , \$21 , \$27 , \$28 ,
-    \$282 , \$283 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$4 , \$46 , \$47 , \$48
-    , \$5 , \$6 , \$62 , \$63 , \$66 , \$7 , \$73 , \$74 , \$75 , \$76 , \$8 , \$9 , \$92 , \$93 ,
-    \$96 ;
-  wire [2:0] \$111 , \$200 , \$201 , \$279 , \$280 , \$42 , \$43 , \$77 , \$87 , \$88 ;
-  wire [3:0] \$126 , \$139 , \$140 , \$141 , \$281 , \$294 , \$295 ;
-  wire [1:0] \$147 , \$148 , \$177 , \$178 , \$189 , \$228 , \$229 , \$25 , \$26 , \$50 , \$57 ,
-    \$58 , \$67 , \$97 ;
-  wire [10:0] \$202 , \$44 ;
-  reg \$296 ;
-  reg [43:0] \$297 ;
-  reg [3:0] \$298 ;
-  reg \$299 ;
-  reg [43:0] block = 44'h00000000000;
+  wire [3:0] \$1 , \$219 , \$23 , \$232 , \$233 , \$234 , \$24 ;
+  wire \$10 , \$11 , \$12 , \$134 , \$135 , \$139 , \$140 , \$141 , \$15 , \$155 , \$156 , \$159 ,
+    \$16 , \$166 , \$167 , \$168 , \$169 , \$18 , \$185 , \$186 , \$189 , \$19 , \$199 , \$2 , \$200
+    , \$203 , \$21 , \$215 , \$216 , \$217 , \$218 , \$22 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 ,
+    \$33 , \$34 , \$35 , \$36 , \$37 , \$4 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$6 ,
+    \$67 , \$68 , \$7 , \$71 , \$72 , \$75 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$86 , \$87 ,
+    \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 ;
+  wire [1:0] \$106 , \$107 , \$118 , \$143 , \$150 , \$151 , \$160 , \$190 , \$267 , \$268 , \$44 ,
+    \$45 , \$76 , \$77 ;
+  wire [2:0] \$129 , \$130 , \$131 , \$170 , \$180 , \$181 , \$204 , \$318 , \$319 , \$320 , \$61 ,
+    \$62 , \$63 ;
+  reg \$325 ;
+  reg [3:0] \$326 ;
+  reg [32:0] \$327 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg fresh = 1'h0;
-  (* init = 1'h0 *)
-  wire held;
+  wire \event ;
   input [43:0] i__payload;
   wire [43:0] i__payload;
   output i__ready;
@@ -4041,199 +4092,206 @@ module egret_s_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload,
   wire i__valid;
   wire more;
   output [32:0] o__payload;
-  wire [32:0] o__payload;
+  reg [32:0] o__payload = 33'h000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
-  reg [3:0] pending = 4'h0;
+  wire [3:0] pending;
   input rst;
   wire rst;
-  assign \$1  = pending - 1'h1;
-  assign \$2  = { 1'h0, pending } & \$1 ;
-  assign more = | \$2 ;
-  assign \$3  = | pending;
-  assign \$4  = ~ o__payload[0];
-  assign \$5  = block[41] & \$4 ;
-  assign \$6  = ~ o__valid;
-  assign \$7  = block[41] ? o__payload[0] : more;
-  assign \$8  = ~ \$7 ;
-  assign \$9  = o__ready & \$8 ;
-  assign i__ready = \$6  | \$9 ;
-  assign \$10  = fresh & block[10];
-  assign \$12  = ~ \$11 ;
-  assign \$13  = pending[1] & \$12 ;
-  assign \$14  = block[0] & \$13 ;
-  assign \$17  = ~ \$16 ;
-  assign \$18  = block[0] & \$17 ;
-  assign \$19  = | pending[1:0];
-  assign \$20  = ~ \$19 ;
-  assign \$21  = pending[2] & \$20 ;
-  assign \$25  = { \$18 , block[1] } & { \$21 , \$21  };
-  assign \$26  = { 1'h0, \$15  } | \$25 ;
+  wire take;
+  reg [3:0] taken = 4'h0;
+  (* init = 33'h000000000 *)
+  wire [32:0] \task ;
+  assign \$1  = ~ taken;
+  assign pending = i__payload[9:6] & \$1 ;
+  assign \event  = | pending;
+  assign \$3  = pending[1] & \$2 ;
+  assign \$4  = | pending[1:0];
+  assign \$5  = pending[2] & \$4 ;
+  assign \$6  = | pending[2:0];
+  assign \$7  = pending[3] & \$6 ;
+  assign more = | { \$7 , \$5 , \$3  };
+  assign \$8  = ~ o__valid;
+  assign take = \$8  | o__ready;
+  assign \$9  = i__payload[41] ? \event  : more;
+  assign \$10  = ~ \$9 ;
+  assign i__ready = take & \$10 ;
+  assign \$15  = ~ \$2 ;
+  assign \$16  = pending[1] & \$15 ;
+  assign \$18  = ~ \$4 ;
+  assign \$19  = pending[2] & \$18 ;
+  assign \$21  = ~ \$6 ;
+  assign \$22  = pending[3] & \$21 ;
+  assign \$23  = taken | { \$22 , \$19 , \$16 , \$2  };
+  assign \$24  = i__ready ? 4'h0 : \$23 ;
+  assign \$25  = ~ \event ;
+  assign \$26  = i__payload[41] & \$25 ;
+  assign \$27  = | taken;
   assign \$28  = ~ \$27 ;
-  assign \$29  = block[1] & \$28 ;
-  assign \$30  = | block[5:4];
-  assign \$31  = ~ \$30 ;
-  assign \$32  = block[0] & \$31 ;
-  assign \$33  = | pending[2:0];
-  assign \$34  = ~ \$33 ;
-  assign \$35  = pending[3] & \$34 ;
-  assign \$42  = { \$32 , \$29 , block[2] } & { \$35 , \$35 , \$35  };
-  assign \$43  = { 1'h0, \$26  } | \$42 ;
-  assign \$44  = \$10  ? block[21:11] : { 8'h00, \$43  };
+  assign \$29  = \$28  & i__payload[10];
+  assign \$33  = i__payload[0] & \$16 ;
+  assign \$36  = ~ \$35 ;
+  assign \$37  = i__payload[0] & \$36 ;
+  assign \$44  = { \$37 , i__payload[1] } & { \$19 , \$19  };
+  assign \$45  = { 1'h0, \$34  } | \$44 ;
   assign \$47  = ~ \$46 ;
-  assign \$50  = 1'h0 + \$48 ;
-  assign \$57  = \$50  & { \$13 , \$13  };
-  assign \$62  = ~ \$18 ;
-  assign \$66  = \$63  & \$17 ;
-  assign \$67  = 1'h0 + \$66 ;
-  assign \$74  = ~ \$73 ;
-  assign \$75  = \$63  & \$74 ;
-  assign \$77  = \$67  + \$76 ;
-  assign \$87  = \$77  & { \$21 , \$21 , \$21  };
-  assign \$88  = { 1'h0, \$58  } | \$87 ;
-  assign \$92  = ~ \$32 ;
-  assign \$96  = \$93  & \$31 ;
-  assign \$97  = 1'h0 + \$96 ;
-  assign \$106  = ~ \$29 ;
-  assign \$107  = \$93  & \$106 ;
-  assign \$110  = \$107  & \$28 ;
-  assign \$111  = \$97  + \$110 ;
-  assign \$123  = ~ \$122 ;
-  assign \$124  = \$107  & \$123 ;
-  assign \$126  = \$111  + \$125 ;
-  assign \$139  = \$126  & { \$35 , \$35 , \$35 , \$35  };
-  assign \$140  = { 1'h0, \$88  } | \$139 ;
-  assign \$141  = \$10  ? block[36:33] : \$140 ;
-  assign \$142  = ~ block[7];
-  assign \$143  = block[4] & \$142 ;
-  assign \$146  = \$143  & \$20 ;
-  assign \$147  = ~ pending[3:2];
-  assign \$148  = block[9:8] & \$147 ;
-  assign \$149  = | \$148 ;
-  assign \$150  = ~ \$149 ;
-  assign \$151  = \$146  & \$150 ;
-  assign \$152  = block[0] & \$151 ;
-  assign \$157  = ~ block[8];
-  assign \$158  = block[5] & \$157 ;
-  assign \$161  = \$158  & \$34 ;
-  assign \$162  = ~ pending[3];
-  assign \$163  = block[9] & \$162 ;
-  assign \$165  = ~ \$164 ;
-  assign \$166  = \$161  & \$165 ;
-  assign \$177  = { \$18 , block[1] } & { \$166 , \$166  };
-  assign \$178  = { 1'h0, \$153  } | \$177 ;
-  assign \$189  = 1'h0 + \$151 ;
-  assign \$200  = \$189  + \$166 ;
-  assign \$201  = block[43] ? { 1'h0, \$178  } : \$200 ;
-  assign \$202  = fresh ? block[32:22] : { 8'h00, \$201  };
-  assign \$228  = \$50  & { \$151 , \$151  };
-  assign \$279  = \$77  & { \$166 , \$166 , \$166  };
-  assign \$280  = { 1'h0, \$229  } | \$279 ;
-  assign \$281  = fresh ? block[40:37] : { 1'h0, \$280  };
-  assign \$294  = ~ { \$35 , \$21 , \$13 , \$11  };
-  assign \$295  = pending & \$294 ;
+  assign \$48  = i__payload[1] & \$47 ;
+  assign \$49  = | i__payload[5:4];
+  assign \$50  = ~ \$49 ;
+  assign \$51  = i__payload[0] & \$50 ;
+  assign \$61  = { \$51 , \$48 , i__payload[2] } & { \$22 , \$22 , \$22  };
+  assign \$62  = { 1'h0, \$45  } | \$61 ;
+  assign \$63  = \$29  ? i__payload[13:11] : \$62 ;
+  assign \$67  = ~ \$29 ;
+  assign \$68  = take & \$67 ;
+  assign \$71  = ~ i__payload[7];
+  assign \$72  = i__payload[4] & \$71 ;
+  assign \$75  = \$72  & \$18 ;
+  assign \$76  = ~ pending[3:2];
+  assign \$77  = i__payload[9:8] & \$76 ;
+  assign \$78  = | \$77 ;
+  assign \$79  = ~ \$78 ;
+  assign \$80  = \$75  & \$79 ;
+  assign \$81  = i__payload[0] & \$80 ;
+  assign \$86  = ~ i__payload[8];
+  assign \$87  = i__payload[5] & \$86 ;
+  assign \$90  = \$87  & \$21 ;
+  assign \$91  = ~ pending[3];
+  assign \$92  = i__payload[9] & \$91 ;
+  assign \$94  = ~ \$93 ;
+  assign \$95  = \$90  & \$94 ;
+  assign \$106  = { \$37 , i__payload[1] } & { \$95 , \$95  };
+  assign \$107  = { 1'h0, \$82  } | \$106 ;
+  assign \$118  = 1'h0 + \$80 ;
+  assign \$129  = \$118  + \$95 ;
+  assign \$130  = i__payload[43] ? { 1'h0, \$107  } : \$129 ;
+  assign \$131  = \$27  ? \$130  : i__payload[24:22];
+  assign \$135  = take & \$134 ;
+  assign \$140  = ~ \$139 ;
+  assign \$143  = 1'h0 + \$141 ;
+  assign \$150  = \$143  & { \$16 , \$16  };
+  assign \$155  = ~ \$37 ;
+  assign \$159  = \$156  & \$36 ;
+  assign \$160  = 1'h0 + \$159 ;
+  assign \$167  = ~ \$166 ;
+  assign \$168  = \$156  & \$167 ;
+  assign \$170  = \$160  + \$169 ;
+  assign \$180  = \$170  & { \$19 , \$19 , \$19  };
+  assign \$181  = { 1'h0, \$151  } | \$180 ;
+  assign \$185  = ~ \$51 ;
+  assign \$189  = \$186  & \$50 ;
+  assign \$190  = 1'h0 + \$189 ;
+  assign \$199  = ~ \$48 ;
+  assign \$200  = \$186  & \$199 ;
+  assign \$203  = \$200  & \$47 ;
+  assign \$204  = \$190  + \$203 ;
+  assign \$216  = ~ \$215 ;
+  assign \$217  = \$200  & \$216 ;
+  assign \$219  = \$204  + \$218 ;
+  assign \$232  = \$219  & { \$22 , \$22 , \$22 , \$22  };
+  assign \$233  = { 1'h0, \$181  } | \$232 ;
+  assign \$234  = \$29  ? i__payload[36:33] : \$233 ;
+  assign \$267  = \$143  & { \$80 , \$80  };
+  assign \$318  = \$170  & { \$95 , \$95 , \$95  };
+  assign \$319  = { 1'h0, \$268  } | \$318 ;
+  assign \$320  = \$27  ? \$319  : i__payload[39:37];
   always @(posedge clk)
-    o__valid <= \$296 ;
+    o__valid <= \$325 ;
   always @(posedge clk)
-    block <= \$297 ;
+    taken <= \$326 ;
   always @(posedge clk)
-    pending <= \$298 ;
-  always @(posedge clk)
-    fresh <= \$299 ;
+    o__payload <= \$327 ;
   always @* begin
     if (time_zero ) begin end
-    \$296  = o__valid;
-    if (i__ready) begin
-      \$296  = i__valid;
+    \$325  = o__valid;
+    if (take) begin
+      \$325  = i__valid;
     end
     if (cancel) begin
-      \$296  = 1'h0;
+      \$325  = 1'h0;
     end
     if (rst) begin
-      \$296  = 1'h0;
+      \$325  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$297  = block;
-    if (i__ready) begin
-      \$297  = i__payload;
+    \$326  = taken;
+    if (take) begin
+      if (i__valid) begin
+        \$326  = \$24 ;
+      end
     end
     if (cancel) begin
-      \$297  = 44'h00000000000;
+      \$326  = 4'h0;
     end
     if (rst) begin
-      \$297  = 44'h00000000000;
+      \$326  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$298  = pending;
-    if (i__ready) begin
-      \$298  = i__payload[9:6];
-    end else if (o__ready) begin
-      \$298  = \$295 ;
+    \$327  = o__payload;
+    if (take) begin
+      \$327 [0] = \event ;
+      \$327 [1] = \$26 ;
+      \$327 [32] = i__payload[42];
     end
-    if (cancel) begin
-      \$298  = 4'h0;
+    if (take) begin
+      \$327 [12:2] = { i__payload[21:14], \$63  };
     end
-    if (rst) begin
-      \$298  = 4'h0;
+    if (\$68 ) begin
+      \$327 [12:5] = 8'h00;
+    end
+    if (take) begin
+      \$327 [23:13] = { i__payload[32:25], \$131  };
+    end
+    if (\$135 ) begin
+      \$327 [23:16] = 8'h00;
+    end
+    if (take) begin
+      \$327 [27:24] = \$234 ;
+    end
+    if (take) begin
+      \$327 [31:28] = { i__payload[40], \$320  };
+    end
+    if (\$135 ) begin
+      \$327 [31] = 1'h0;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$299  = fresh;
-    if (i__ready) begin
-      \$299  = 1'h1;
-    end else if (o__ready) begin
-      \$299  = 1'h0;
-    end
-    if (cancel) begin
-      \$299  = 1'h0;
-    end
-    if (rst) begin
-      \$299  = 1'h0;
-    end
-  end
-  assign held = o__valid;
-  assign o__payload[31:28] = \$281 ;
-  assign o__payload[23:13] = \$202 ;
-  assign o__payload[27:24] = \$141 ;
-  assign o__payload[12:2] = \$44 ;
-  assign o__payload[32] = block[42];
-  assign o__payload[1] = \$5 ;
-  assign o__payload[0] = \$3 ;
-  assign \$11  = pending[0];
-  assign \$15  = \$14 ;
-  assign \$16  = block[4];
-  assign \$27  = block[5];
-  assign \$46  = block[0];
-  assign \$48  = \$47 ;
-  assign \$58  = \$57 ;
-  assign \$63  = \$62 ;
-  assign \$73  = block[1];
-  assign \$76  = \$75 ;
+  assign \task  = o__payload;
+  assign \$2  = pending[0];
+  assign \$11  = 1'h0;
+  assign \$12  = 1'h1;
+  assign \$34  = \$33 ;
+  assign \$35  = i__payload[4];
+  assign \$46  = i__payload[5];
+  assign \$82  = \$81 ;
   assign \$93  = \$92 ;
-  assign \$122  = block[2];
-  assign \$125  = \$124 ;
-  assign \$153  = \$152 ;
-  assign \$164  = \$163 ;
-  assign \$229  = \$228 ;
-  assign \$282  = 1'h0;
-  assign \$283  = 1'h1;
+  assign \$134  = \$27 ;
+  assign \$139  = i__payload[0];
+  assign \$141  = \$140 ;
+  assign \$151  = \$150 ;
+  assign \$156  = \$155 ;
+  assign \$166  = i__payload[1];
+  assign \$169  = \$168 ;
+  assign \$186  = \$185 ;
+  assign \$215  = i__payload[2];
+  assign \$218  = \$217 ;
+  assign \$268  = \$267 ;
 endmodule
 
 module egret_s_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
   reg time_zero  = 0;
-  wire \$1 , \$2 , \$3 , \$4 ;
-  wire [5:0] \$5 , \$6 ;
-  reg \$10 ;
-  reg [4:0] \$7 ;
-  reg [4:0] \$8 ;
-  reg [6:0] \$9 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg [3:0] \$16 ;
+  reg [3:0] \$17 ;
+  reg [6:0] \$18 ;
+  reg \$19 ;
+  reg \$20 ;
+  (* init = 4'h0 *)
   wire [3:0] \$signature__addr ;
   wire [6:0] \$signature__data ;
   wire \$signature__en ;
@@ -4241,6 +4299,7 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, c
   wire cancel;
   input clk;
   wire clk;
+  reg grew = 1'h0;
   input [6:0] i__payload;
   wire [6:0] i__payload;
   output i__ready;
@@ -4254,13 +4313,16 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, c
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 7'h00 *)
+  wire [6:0] payload;
+  (* init = 4'h0 *)
   wire [3:0] read__addr;
   wire [6:0] read__data;
   input rst;
   wire rst;
-  wire some;
-  reg [4:0] taken = 5'h00;
-  reg [4:0] written = 5'h00;
+  reg [3:0] taken = 4'h0;
+  reg [3:0] written = 4'h0;
+  (* no_rw_check = 32'd1 *)
   reg [6:0] entries [15:0];
   integer entries_entry;
   initial begin
@@ -4269,84 +4331,101 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, c
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written[3:0]] <= i__payload;
+      entries[written] <= i__payload;
   end
-  assign read__data = entries[taken[3:0]];
-  assign some = written != taken;
-  assign \$1  = written[3:0] != taken[3:0];
-  assign \$2  = written[4] == taken[4];
+  assign read__data = entries[taken];
+  assign \$1  = written != taken;
+  assign \$2  = ~ grew;
   assign i__ready = \$1  | \$2 ;
+  assign \$4  = \$1  | grew;
+  assign \$5  = ~ o__valid;
+  assign \$6  = \$5  | o__ready;
+  assign move = \$4  & \$6 ;
   assign \$signature__en  = i__valid & i__ready;
-  assign \$3  = ~ o__valid;
-  assign \$4  = \$3  | o__ready;
-  assign move = some & \$4 ;
-  assign \$5  = written + 1'h1;
-  assign \$6  = taken + 1'h1;
+  assign \$7  = written[3] ^ written[2];
+  assign \$8  = | written[2:0];
+  assign \$9  = ~ \$8 ;
+  assign \$10  = \$7  ^ \$9 ;
+  assign \$11  = taken[3] ^ taken[2];
+  assign \$12  = | taken[2:0];
+  assign \$13  = ~ \$12 ;
+  assign \$14  = \$11  ^ \$13 ;
+  assign \$15  = \$signature__en  != move;
   always @(posedge clk)
-    written <= \$7 ;
+    written <= \$16 ;
   always @(posedge clk)
-    taken <= \$8 ;
+    taken <= \$17 ;
   always @(posedge clk)
-    o__payload <= \$9 ;
+    o__payload <= \$18 ;
   always @(posedge clk)
-    o__valid <= \$10 ;
+    grew <= \$19 ;
+  always @(posedge clk)
+    o__valid <= \$20 ;
   always @* begin
     if (time_zero ) begin end
-    \$7  = written;
+    \$16  = written;
     if (\$signature__en ) begin
-      \$7  = \$5 [4:0];
+      \$16  = { written[2:0], \$10  };
     end
     if (cancel) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
     if (rst) begin
-      \$7  = 5'h00;
+      \$16  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$8  = taken;
+    \$17  = taken;
     if (move) begin
-      \$8  = \$6 [4:0];
+      \$17  = { taken[2:0], \$14  };
     end
     if (cancel) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
     if (rst) begin
-      \$8  = 5'h00;
+      \$17  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$9  = o__payload;
+    \$18  = o__payload;
     if (move) begin
-      \$9  = read__data;
-    end
-    if (cancel) begin
-      \$9  = 7'h00;
-    end
-    if (rst) begin
-      \$9  = 7'h00;
+      \$18  = read__data;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$10  = o__valid;
+    \$19  = grew;
+    if (\$15 ) begin
+      \$19  = \$signature__en ;
+    end
+    if (cancel) begin
+      \$19  = 1'h0;
+    end
+    if (rst) begin
+      \$19  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = o__valid;
     if (move) begin
-      \$10  = 1'h1;
+      \$20  = 1'h1;
     end else if (o__ready) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (cancel) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
     if (rst) begin
-      \$10  = 1'h0;
+      \$20  = 1'h0;
     end
   end
-  assign \$signature__addr  = written[3:0];
+  assign \$signature__addr  = written;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken[3:0];
+  assign read__addr = taken;
+  assign payload = o__payload;
 endmodule
 
 module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, settings, i, multiply, bad, bad_parity, full, o__payload, o__ready, clk);
@@ -5267,36 +5346,35 @@ module egret_s_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, 
   assign \$2  = 1'h0;
 endmodule
 
-module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write, start_write, cancel, go, settings, i__payload, i__valid, o, clk);
+module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, clk);
   reg time_zero  = 0;
-  wire \$1 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$26 , \$28 , \$29 , \$3 , \$30
-    , \$31 , \$34 , \$35 , \$36 , \$37 , \$4 , \$5 , \$6 , \$8 ;
-  wire [12:0] \$10 , \$18 , \$23 , \$32 , \$33 , \$7 , \$9 ;
-  wire [14:0] \$12 ;
-  wire [1:0] \$24 ;
-  reg [12:0] \$38 ;
-  reg \$39 ;
-  reg [32:0] \$40 ;
-  reg \$41 ;
-  reg \$42 ;
+  wire \$1 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$21 , \$22 , \$23 , \$24 , \$29 , \$3 , \$30
+    , \$31 , \$32 , \$33 , \$34 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$6 ;
+  wire [14:0] \$10 ;
+  wire [12:0] \$18 , \$35 , \$5 , \$7 , \$8 ;
+  wire [1:0] \$25 ;
   reg [12:0] \$43 ;
   reg \$44 ;
   reg \$45 ;
-  reg [16:0] \$46 ;
-  reg [12:0] \$47 ;
-  reg [12:0] \$48 ;
+  reg \$46 ;
+  reg \$47 ;
+  reg [3:0] \$48 ;
   reg [12:0] \$49 ;
-  reg \$50 ;
-  reg [16:0] \$51 ;
+  reg [12:0] \$50 ;
+  reg [12:0] \$51 ;
   reg [12:0] \$52 ;
+  reg \$53 ;
+  reg [3:0] \$54 ;
+  reg [12:0] \$55 ;
+  reg [12:0] \$56 ;
   wire [3:0] \$signature__addr ;
-  wire [3:0] \$signature__addr$21 ;
+  wire [3:0] \$signature__addr$23 ;
   wire [11:0] \$signature__data ;
-  wire [11:0] \$signature__data$22 ;
+  wire [11:0] \$signature__data$24 ;
   wire \$signature__en ;
-  wire \$signature__en$20 ;
+  wire \$signature__en$22 ;
   wire advance;
-  reg [16:0] at_work = 17'h00000;
+  reg [12:0] at_work = 13'h0000;
   reg bank = 1'h0;
   input cancel;
   wire cancel;
@@ -5323,32 +5401,33 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
   wire [12:0] length;
   wire load;
   reg loading = 1'h1;
-  reg loads = 1'h0;
-  reg [16:0] moved = 17'h00000;
+  reg [3:0] marks = 4'h0;
   output [26:0] o;
   wire [26:0] o;
+  reg opened = 1'h0;
   wire [12:0] operand;
-  reg passes = 1'h0;
   reg placed = 1'h0;
   reg [12:0] position_0 = 13'h1fff;
   wire [3:0] read__addr;
-  wire [3:0] \read__addr$23 ;
+  wire [3:0] \read__addr$25 ;
   wire [11:0] read__data;
-  wire [11:0] \read__data$25 ;
+  wire [11:0] \read__data$27 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
   input [37:0] settings;
   wire [37:0] settings;
+  wire settle;
   reg [12:0] start = 13'h0000;
   reg [12:0] start_0 = 13'h0000;
-  reg [12:0] start_step = 13'h0000;
   input [15:0] start_write;
   wire [15:0] start_write;
   reg [12:0] step = 13'h0000;
-  reg [32:0] taken = 33'h000000000;
+  reg [12:0] tag = 13'h0000;
   wire [12:0] total;
+  reg [3:0] working = 4'h0;
+  (* no_rw_check = 32'd1 *)
   reg [11:0] level_offsets [15:0];
   integer level_offsets_entry;
   initial begin
@@ -5359,7 +5438,8 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
     if (\$signature__en )
       level_offsets[code_write[6:3]] <= code_write[22:11];
   end
-  assign read__data = level_offsets[taken[27:24]];
+  assign read__data = level_offsets[i__payload[27:24]];
+  (* no_rw_check = 32'd1 *)
   reg [11:0] run_offsets [15:0];
   integer run_offsets_entry;
   initial begin
@@ -5367,177 +5447,113 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
       run_offsets[run_offsets_entry] = 12'h000;
   end
   always @(posedge clk) begin
-    if (\$signature__en$20 )
+    if (\$signature__en$22 )
       run_offsets[code_write[6:3]] <= code_write[22:11];
   end
-  assign \read__data$25  = run_offsets[taken[31:28]];
-  assign \$37  = advance & moved[2];
+  assign \read__data$27  = run_offsets[i__payload[31:28]];
+  assign \$32  = comes & \$31 ;
+  assign \$33  = comes & i__payload[0];
+  assign \$34  = comes & i__payload[1];
+  assign \$36  = advance & load;
+  assign \$37  = ~ load;
+  assign \$38  = advance & \$37 ;
+  assign \$39  = emitting | marks[0];
+  assign \$40  = \$39  | marks[3];
+  assign \$41  = enable & \$40 ;
+  assign \$42  = advance & marks[2];
   always @(posedge clk)
-    start_0 <= \$38 ;
+    start_0 <= \$43 ;
   always @(posedge clk)
-    placed <= \$39 ;
+    placed <= \$44 ;
   always @(posedge clk)
-    taken <= \$40 ;
+    opened <= \$45 ;
   always @(posedge clk)
-    passes <= \$41 ;
+    loading <= \$46 ;
   always @(posedge clk)
-    loads <= \$42 ;
+    bank <= \$47 ;
   always @(posedge clk)
-    start <= \$43 ;
+    marks <= \$48 ;
   always @(posedge clk)
-    loading <= \$44 ;
+    tag <= \$49 ;
   always @(posedge clk)
-    bank <= \$45 ;
+    step <= \$50 ;
   always @(posedge clk)
-    moved <= \$46 ;
+    start <= \$51 ;
   always @(posedge clk)
-    step <= \$47 ;
+    position_0 <= \$52 ;
   always @(posedge clk)
-    start_step <= \$48 ;
+    \inside  <= \$53 ;
   always @(posedge clk)
-    position_0 <= \$49 ;
+    working <= \$54 ;
   always @(posedge clk)
-    \inside  <= \$50 ;
+    at_work <= \$55 ;
   always @(posedge clk)
-    at_work <= \$51 ;
-  always @(posedge clk)
-    columns <= \$52 ;
+    columns <= \$56 ;
   assign advance = enable & \$1 ;
-  assign comes = i__valid & i__ready;
   assign load = loading & placed;
-  assign \$2  = ~ loading;
-  assign \$3  = advance & \$2 ;
-  assign \$4  = go >> i__payload[32];
-  assign i__ready = \$3  & \$4 ;
-  assign \$5  = ! code_write[2];
-  assign \$signature__en  = code_write[0] & \$5 ;
-  assign \$signature__en$20  = code_write[0] & \$6 ;
-  assign \$7  = taken[12:2] + read__data;
-  assign length = $signed({ 1'h0, taken[23:13] }) + $signed(\read__data$25 );
+  assign comes = i__valid & opened;
+  assign i__ready = advance & opened;
+  assign \$3  = ! code_write[2];
+  assign \$signature__en  = code_write[0] & \$3 ;
+  assign \$signature__en$22  = code_write[0] & \$4 ;
+  assign \$5  = i__payload[12:2] + read__data;
+  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$27 );
   assign emitting = ~ \inside ;
-  assign \$8  = emitting | moved[1];
-  assign carry = \$8  | moved[3];
-  assign \$9  = step | start_step;
-  assign \$10  = ~ columns;
-  assign operand = \inside  ? \$9  : \$10 ;
-  assign \$12  = { \$18 , 1'h1 } + { operand, carry };
-  assign \$14  = at_work[3] & \$1 ;
-  assign \$16  = at_work[1] & \$1 ;
-  assign \$17  = at_work[2] | emitting;
+  assign \$6  = emitting | marks[1];
+  assign carry = \$6  | marks[3];
+  assign \$7  = step | start;
+  assign \$8  = ~ columns;
+  assign operand = \inside  ? \$7  : \$8 ;
+  assign \$10  = { \$18 , 1'h1 } + { operand, carry };
+  assign \$14  = \$12  & \$1 ;
+  assign \$16  = working[1] & \$1 ;
+  assign \$17  = working[2] | emitting;
   assign \$19  = start_write[0] & selected;
-  assign \$21  = i__payload[0] & comes;
-  assign \$22  = i__payload[1] & comes;
-  assign \$26  = comes & i__payload[1];
-  assign \$29  = advance & loads;
-  assign \$30  = ~ taken[1];
-  assign \$31  = passes & \$30 ;
-  assign \$32  = loads ? 13'h0000 : length;
-  assign \$33  = loads ? start : 13'h0000;
-  assign \$34  = emitting | moved[0];
-  assign \$35  = \$34  | moved[3];
-  assign \$36  = enable & \$35 ;
+  assign \$21  = ~ loading;
+  assign \$22  = \$21  & i__valid;
+  assign \$23  = go >> i__payload[32];
+  assign \$24  = \$22  & \$23 ;
+  assign \$30  = advance & settle;
+  assign \$31  = ~ i__payload[1];
   always @* begin
     if (time_zero ) begin end
-    \$38  = start_0;
+    \$43  = start_0;
     if (\$19 ) begin
-      \$38  = start_write[15:3];
+      \$43  = start_write[15:3];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = placed;
+    \$44  = placed;
     if (\$19 ) begin
-      if (\$20 ) begin
-        \$39  = 1'h1;
-      end
-    end
-    if (advance) begin
-      if (load) begin
-        if (\$20 ) begin
-          \$39  = 1'h0;
-        end
-      end
-    end
-    if (cancel) begin
-      \$39  = 1'h0;
-    end
-    if (rst) begin
-      \$39  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$40  = taken;
-    if (advance) begin
-      \$40 [32:2] = i__payload[32:2];
-      \$40 [0] = \$21 ;
-      \$40 [1] = \$22 ;
-    end
-    if (cancel) begin
-      \$40  = 33'h000000000;
-    end
-    if (rst) begin
-      \$40  = 33'h000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$41  = passes;
-    if (advance) begin
-      \$41  = comes;
-    end
-    if (cancel) begin
-      \$41  = 1'h0;
-    end
-    if (rst) begin
-      \$41  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$42  = loads;
-    if (advance) begin
-      \$42  = load;
-    end
-    if (cancel) begin
-      \$42  = 1'h0;
-    end
-    if (rst) begin
-      \$42  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$43  = start;
-    if (advance) begin
-      \$43  = \$23 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$44  = loading;
-    if (advance) begin
-      if (load) begin
-        if (\$20 ) begin
-          \$44  = 1'h0;
-        end
-      end
-      if (\$28 ) begin
+      if (\$2 ) begin
         \$44  = 1'h1;
       end
     end
+    if (advance) begin
+      if (load) begin
+        if (\$2 ) begin
+          \$44  = 1'h0;
+        end
+      end
+    end
     if (cancel) begin
-      \$44  = 1'h1;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$44  = 1'h1;
+      \$44  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = bank;
-    if (\$29 ) begin
-      \$45  = settings[13];
+    \$45  = opened;
+    if (\$24 ) begin
+      \$45  = 1'h1;
+    end
+    if (advance) begin
+      if (\$29 ) begin
+        \$45  = 1'h0;
+      end
     end
     if (cancel) begin
       \$45  = 1'h0;
@@ -5548,127 +5564,169 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = moved;
+    \$46  = loading;
     if (advance) begin
-      \$46 [0] = \$31 ;
-      \$46 [1] = taken[0];
-      \$46 [2] = taken[1];
-      \$46 [3] = loads;
-      \$46 [15:4] = \$7 [11:0];
-      \$46 [16] = taken[32];
+      if (load) begin
+        if (\$2 ) begin
+          \$46  = 1'h0;
+        end
+      end
+      if (\$29 ) begin
+        \$46  = 1'h1;
+      end
     end
     if (cancel) begin
-      \$46  = 17'h00000;
+      \$46  = 1'h1;
     end
     if (rst) begin
-      \$46  = 17'h00000;
+      \$46  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = step;
-    if (advance) begin
-      \$47  = \$32 ;
+    \$47  = bank;
+    if (\$30 ) begin
+      \$47  = settings[13];
     end
     if (cancel) begin
-      \$47  = 13'h0000;
+      \$47  = 1'h0;
     end
     if (rst) begin
-      \$47  = 13'h0000;
+      \$47  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = start_step;
+    \$48  = marks;
     if (advance) begin
-      \$48  = \$33 ;
+      \$48 [0] = \$32 ;
+      \$48 [1] = \$33 ;
+      \$48 [2] = \$34 ;
+      \$48 [3] = load;
     end
     if (cancel) begin
-      \$48  = 13'h0000;
+      \$48  = 4'h0;
     end
     if (rst) begin
-      \$48  = 13'h0000;
+      \$48  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = position_0;
+    \$49  = tag;
+    if (advance) begin
+      \$49 [11:0] = \$5 [11:0];
+      \$49 [12] = i__payload[32];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$50  = step;
+    if (advance) begin
+      \$50  = length;
+    end
     if (\$36 ) begin
-      \$49  = \$12 [13:1];
-    end
-    if (\$37 ) begin
-      \$49  = 13'h1fff;
-    end
-    if (cancel) begin
-      \$49  = 13'h1fff;
-    end
-    if (rst) begin
-      \$49  = 13'h1fff;
+      \$50  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = \inside ;
-    if (\$36 ) begin
-      \$50  = \$12 [13];
-    end
-    if (\$37 ) begin
-      \$50  = 1'h1;
-    end
-    if (cancel) begin
-      \$50  = 1'h1;
-    end
-    if (rst) begin
-      \$50  = 1'h1;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51  = at_work;
+    \$51  = start;
     if (advance) begin
-      \$51  = moved;
+      \$51  = \$35 ;
     end
-    if (cancel) begin
-      \$51  = 17'h00000;
-    end
-    if (rst) begin
-      \$51  = 17'h00000;
+    if (\$38 ) begin
+      \$51  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$52  = columns;
+    \$52  = position_0;
+    if (\$41 ) begin
+      \$52  = \$10 [13:1];
+    end
+    if (\$42 ) begin
+      \$52  = 13'h1fff;
+    end
+    if (cancel) begin
+      \$52  = 13'h1fff;
+    end
+    if (rst) begin
+      \$52  = 13'h1fff;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$53  = \inside ;
+    if (\$41 ) begin
+      \$53  = \$10 [13];
+    end
+    if (\$42 ) begin
+      \$53  = 1'h1;
+    end
+    if (cancel) begin
+      \$53  = 1'h1;
+    end
+    if (rst) begin
+      \$53  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = working;
     if (advance) begin
-      if (moved[3]) begin
-        \$52  = { 2'h0, settings[10:0] };
+      \$54  = marks;
+    end
+    if (cancel) begin
+      \$54  = 4'h0;
+    end
+    if (rst) begin
+      \$54  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$55  = at_work;
+    if (advance) begin
+      \$55  = tag;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$56  = columns;
+    if (advance) begin
+      if (settle) begin
+        \$56  = { 2'h0, settings[10:0] };
       end
     end
   end
-  assign index = \$7 [11:0];
+  assign index = \$5 [11:0];
   assign \$signature__addr  = code_write[6:3];
   assign \$signature__data  = code_write[22:11];
-  assign read__addr = taken[27:24];
-  assign \$signature__addr$21  = code_write[6:3];
-  assign \$signature__data$22  = code_write[22:11];
-  assign \read__addr$23  = taken[31:28];
-  assign total = \$12 [13:1];
-  assign o[26] = at_work[16];
+  assign read__addr = i__payload[27:24];
+  assign \$signature__addr$23  = code_write[6:3];
+  assign \$signature__data$24  = code_write[22:11];
+  assign \read__addr$25  = i__payload[31:28];
+  assign total = \$10 [13:1];
+  assign o[26] = at_work[12];
   assign o[25:16] = \$18 [9:0];
-  assign o[15:4] = at_work[15:4];
-  assign o[3] = at_work[2];
+  assign o[15:4] = at_work[11:0];
+  assign o[3] = working[2];
   assign o[2] = \$17 ;
   assign o[1] = \$16 ;
   assign o[0] = \$14 ;
-  assign \$23  = start_0;
+  assign \$35  = start_0;
   assign \$18  = position_0;
   assign \$1  = \inside ;
-  assign \$6  = code_write[2];
-  assign \$20  = 1'h1;
-  assign \$24  = 2'h1;
-  assign \$28  = \$26 ;
+  assign \$2  = 1'h1;
+  assign settle = marks[3];
+  assign \$4  = code_write[2];
+  assign \$12  = working[3];
+  assign \$25  = 2'h1;
+  assign \$29  = \$34 ;
 endmodule
 
-module egret_s_core_lane_settings_96 (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_s_core_lane_settings_98 (rst, codes, start_write, cancel, matrices, o, clk);
   reg time_zero  = 0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
@@ -6035,42 +6093,42 @@ module egret_s_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payl
   end
 endmodule
 
-module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code, words__valid
-, payload__valid, payload_word, passed, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
+, words__valid, payload__valid, payload_word, passed, settling, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$100 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 ,
-    \$11 , \$110 , \$113 , \$114 , \$115 , \$116 , \$117 , \$118 , \$119 , \$12 , \$122 , \$124 ,
-    \$126 , \$127 , \$129 , \$13 , \$133 , \$134 , \$14 , \$143 , \$145 , \$15 , \$155 , \$16 ,
-    \$164 , \$167 , \$169 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$24 , \$27 , \$29 , \$3 , \$30
-    , \$31 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43
-    , \$44 , \$45 , \$5 , \$52 , \$53 , \$54 , \$59 , \$6 , \$60 , \$61 , \$62 , \$64 , \$65 , \$66
-    , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79
-    , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 , \$89 , \$9 , \$90 , \$91
-    , \$92 , \$94 , \$95 , \$96 , \$98 , \$99 ;
-  wire [63:0] \$111 , \$112 , \$120 ;
-  wire [16:0] \$130 , \$135 , \$136 , \$137 , \$138 , \$139 , \$93 , \$97 ;
-  wire [11:0] \$132 ;
-  wire [7:0] \$142 ;
-  wire [2:0] \$144 , \$153 ;
-  wire [32:0] \$162 , \$47 , \$48 , \$49 ;
-  wire [191:0] \$57 , \$58 ;
-  wire [10:0] \$63 ;
-  reg \$170 ;
-  reg [31:0] \$171 ;
-  reg [31:0] \$172 ;
+  wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
+    \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
+    \$125 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 , \$15 ,
+    \$158 , \$16 , \$167 , \$17 , \$170 , \$172 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 , \$24 ,
+    \$25 , \$27 , \$3 , \$30 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 ,
+    \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5 , \$55 , \$56 , \$57 , \$6 , \$62 ,
+    \$63 , \$64 , \$65 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 , \$74 , \$75 , \$76 ,
+    \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 , \$89 ,
+    \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 , \$97 , \$98 , \$99 ;
+  wire [16:0] \$100 , \$133 , \$138 , \$139 , \$140 , \$141 , \$142 , \$96 ;
+  wire [63:0] \$114 , \$115 , \$123 ;
+  wire [11:0] \$135 ;
+  wire [7:0] \$145 ;
+  wire [2:0] \$147 , \$156 ;
+  wire [32:0] \$165 , \$50 , \$51 , \$52 ;
+  wire [191:0] \$60 , \$61 ;
+  wire [10:0] \$66 ;
   reg \$173 ;
-  reg \$174 ;
-  reg \$175 ;
+  reg [31:0] \$174 ;
+  reg [31:0] \$175 ;
   reg \$176 ;
-  reg [37:0] \$177 ;
-  reg [15:0] \$178 ;
+  reg \$177 ;
+  reg \$178 ;
   reg \$179 ;
-  reg [191:0] \$180 ;
-  reg [3:0] \$181 ;
-  reg [3:0] \$182 ;
-  reg [31:0] \$183 ;
-  reg [31:0] \$184 ;
-  reg \$185 ;
+  reg [37:0] \$180 ;
+  reg [15:0] \$181 ;
+  reg \$182 ;
+  reg [191:0] \$183 ;
+  reg [3:0] \$184 ;
+  reg [3:0] \$185 ;
+  reg [31:0] \$186 ;
+  reg [31:0] \$187 ;
+  reg \$188 ;
   output allocate;
   reg allocate;
   reg allocated = 1'h0;
@@ -6141,6 +6199,8 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
   wire [179:0] matrix;
   input may_allocate;
   wire may_allocate;
+  input may_load_bias;
+  wire may_load_bias;
   input may_load_code;
   wire may_load_code;
   input may_send;
@@ -6178,6 +6238,8 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
   reg section__valid;
   input sender_busy;
   wire sender_busy;
+  output settling;
+  reg settling;
   wire start;
   wire take;
   reg truncated = 1'h0;
@@ -6202,155 +6264,158 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
   assign \$4  = padded[31:24] == 3'h4;
   assign \$5  = may_allocate & section__ready;
   assign \$6  = may_load_code & section__ready;
-  assign \$7  = words < 1'h1;
-  assign \$8  = payload_left <= 1'h1;
-  assign \$9  = \$44  | \$45 ;
-  assign \$10  = \$9  | \$38 ;
-  assign \$11  = ~ \$10 ;
-  assign \$12  = ! words;
-  assign \$13  = \$34  & \$12 ;
+  assign \$7  = ~ section[35];
+  assign \$8  = \$7  | may_load_bias;
+  assign \$9  = section__ready & \$8 ;
+  assign \$10  = words < 1'h1;
+  assign \$11  = payload_left <= 1'h1;
+  assign \$12  = \$47  | \$48 ;
+  assign \$13  = \$12  | \$41 ;
   assign \$14  = ~ \$13 ;
-  assign \$15  = \$14  | i__valid;
-  assign reading = \$11  & \$15 ;
-  assign \$16  = ~ common_good;
-  assign \$17  = ~ kind_good;
-  assign \$18  = \$16  | \$17 ;
-  assign \$20  = allowed & \$1 ;
-  assign \$21  = ~ late;
-  assign \$22  = \$20  & \$21 ;
-  assign \$24  = i__valid & \$1 ;
-  assign \$27  = i__valid & may_send;
-  assign \$29  = \$27  & \$1 ;
-  assign \$30  = payload__ready & may_send;
-  assign \$31  = ~ i__payload[32];
-  assign \$32  = i__payload[31:0] != crc;
-  assign \$33  = ~ sender_busy;
-  assign \$34  = ! fsm_state;
-  assign \$35  = fsm_state == 1'h1;
-  assign \$36  = fsm_state == 2'h2;
-  assign \$37  = fsm_state == 2'h3;
-  assign \$38  = fsm_state == 3'h4;
-  assign \$39  = fsm_state == 3'h5;
-  assign \$40  = fsm_state == 3'h6;
-  assign \$41  = fsm_state == 3'h7;
-  assign \$42  = fsm_state == 4'h8;
-  assign \$43  = fsm_state == 4'h9;
-  assign \$44  = fsm_state == 4'ha;
-  assign \$45  = fsm_state == 4'hb;
-  assign \$47  = offset + 1'h1;
-  assign \$48  = i__payload[32] ? 33'h000000000 : \$47 ;
-  assign \$49  = words + 1'h1;
-  assign \$52  = matrix[15:0] == 15'h4745;
-  assign \$53  = matrix[23:16] == 2'h2;
-  assign \$54  = \$52  & \$53 ;
-  assign \$59  = | \$58 ;
-  assign \$60  = ~ \$59 ;
-  assign \$61  = | padded[47:32];
-  assign \$62  = \$60  & \$61 ;
-  assign \$64  = padded[47:32] <= 11'h400;
-  assign \$65  = \$62  & \$64 ;
-  assign \$66  = | padded[63:48];
-  assign \$67  = \$65  & \$66 ;
-  assign \$68  = padded[63:48] <= 11'h400;
-  assign \$69  = \$67  & \$68 ;
-  assign \$70  = padded[66] | padded[67];
-  assign \$71  = \$70  | padded[68];
-  assign \$72  = padded[71] & \$71 ;
-  assign \$73  = ~ \$72 ;
-  assign \$74  = \$69  & \$73 ;
-  assign \$75  = ~ padded[64];
-  assign \$76  = padded[66] & \$75 ;
-  assign \$77  = ~ kept;
-  assign \$78  = \$76  & \$77 ;
-  assign \$79  = ~ \$78 ;
-  assign \$80  = \$74  & \$79 ;
-  assign \$81  = | padded[79:76];
-  assign \$82  = padded[73] & \$81 ;
-  assign \$83  = ~ \$82 ;
-  assign \$84  = \$80  & \$83 ;
-  assign \$85  = | padded[111:96];
-  assign \$86  = padded[70] & \$85 ;
-  assign \$87  = ~ \$86 ;
-  assign \$88  = \$84  & \$87 ;
-  assign \$89  = | padded[127:112];
-  assign \$90  = \$88  & \$89 ;
-  assign \$91  = padded[127:112] <= 11'h400;
-  assign \$92  = \$90  & \$91 ;
-  assign \$93  = padded[111:96] + padded[127:112];
-  assign \$94  = \$93  <= 11'h400;
-  assign \$95  = padded[70] | \$94 ;
-  assign \$96  = \$92  & \$95 ;
-  assign \$97  = padded[159:144] + padded[47:32];
-  assign \$98  = \$97  <= 12'h800;
-  assign \$99  = | padded[159:144];
-  assign \$100  = ~ \$99 ;
-  assign \$101  = padded[69] ? \$98  : \$100 ;
-  assign \$102  = \$96  & \$101 ;
-  assign \$103  = | padded[191:160];
-  assign \$104  = \$102  & \$103 ;
-  assign \$107  = padded[72] < 1'h1;
-  assign \$108  = \$106  & \$107 ;
-  assign \$110  = \$108  & \$109 ;
-  assign \$113  = | \$112 ;
-  assign \$114  = ~ \$113 ;
-  assign \$115  = padded[32] < 1'h1;
-  assign \$116  = \$114  & \$115 ;
-  assign \$117  = padded[33] & padded[34];
-  assign \$118  = ~ \$117 ;
-  assign \$119  = \$116  & \$118 ;
-  assign \$124  = padded[31:24] == 2'h2;
-  assign \$126  = \$124  | \$4 ;
-  assign \$129  = \$127  & \$66 ;
-  assign \$130  = padded[47:32] + padded[63:48];
-  assign \$132  = \$124  ? 12'h400 : 12'h800;
-  assign \$133  = \$130  <= \$132 ;
-  assign \$134  = \$129  & \$133 ;
-  assign \$135  = count + 1'h0;
-  assign \$137  = count + 1'h1;
-  assign \$139  = wide ? \$136  : \$138 ;
-  assign \$142  = \$12  ? i__payload[31:24] : padded[31:24];
-  assign \$143  = \$142  == 1'h1;
-  assign \$144  = \$143  ? 3'h6 : 3'h2;
-  assign \$145  = \$49  == \$144 ;
-  assign \$153  = is_matrix ? 3'h5 : 3'h1;
-  assign \$155  = \$49  == body_words;
-  assign \$162  = payload_left - 1'h1;
-  assign \$164  = \$49  == matrix[179:148];
-  assign \$167  = in_flight == allocated;
-  assign \$169  = take & i__payload[32];
+  assign \$15  = ! words;
+  assign \$16  = \$37  & \$15 ;
+  assign \$17  = ~ \$16 ;
+  assign \$18  = \$17  | i__valid;
+  assign reading = \$14  & \$18 ;
+  assign \$19  = ~ common_good;
+  assign \$20  = ~ kind_good;
+  assign \$21  = \$19  | \$20 ;
+  assign \$23  = allowed & \$1 ;
+  assign \$24  = ~ late;
+  assign \$25  = \$23  & \$24 ;
+  assign \$27  = i__valid & \$1 ;
+  assign \$30  = i__valid & may_send;
+  assign \$32  = \$30  & \$1 ;
+  assign \$33  = payload__ready & may_send;
+  assign \$34  = ~ i__payload[32];
+  assign \$35  = i__payload[31:0] != crc;
+  assign \$36  = ~ sender_busy;
+  assign \$37  = ! fsm_state;
+  assign \$38  = fsm_state == 1'h1;
+  assign \$39  = fsm_state == 2'h2;
+  assign \$40  = fsm_state == 2'h3;
+  assign \$41  = fsm_state == 3'h4;
+  assign \$42  = fsm_state == 3'h5;
+  assign \$43  = fsm_state == 3'h6;
+  assign \$44  = fsm_state == 3'h7;
+  assign \$45  = fsm_state == 4'h8;
+  assign \$46  = fsm_state == 4'h9;
+  assign \$47  = fsm_state == 4'ha;
+  assign \$48  = fsm_state == 4'hb;
+  assign \$50  = offset + 1'h1;
+  assign \$51  = i__payload[32] ? 33'h000000000 : \$50 ;
+  assign \$52  = words + 1'h1;
+  assign \$55  = matrix[15:0] == 15'h4745;
+  assign \$56  = matrix[23:16] == 2'h2;
+  assign \$57  = \$55  & \$56 ;
+  assign \$62  = | \$61 ;
+  assign \$63  = ~ \$62 ;
+  assign \$64  = | padded[47:32];
+  assign \$65  = \$63  & \$64 ;
+  assign \$67  = padded[47:32] <= 11'h400;
+  assign \$68  = \$65  & \$67 ;
+  assign \$69  = | padded[63:48];
+  assign \$70  = \$68  & \$69 ;
+  assign \$71  = padded[63:48] <= 11'h400;
+  assign \$72  = \$70  & \$71 ;
+  assign \$73  = padded[66] | padded[67];
+  assign \$74  = \$73  | padded[68];
+  assign \$75  = padded[71] & \$74 ;
+  assign \$76  = ~ \$75 ;
+  assign \$77  = \$72  & \$76 ;
+  assign \$78  = ~ padded[64];
+  assign \$79  = padded[66] & \$78 ;
+  assign \$80  = ~ kept;
+  assign \$81  = \$79  & \$80 ;
+  assign \$82  = ~ \$81 ;
+  assign \$83  = \$77  & \$82 ;
+  assign \$84  = | padded[79:76];
+  assign \$85  = padded[73] & \$84 ;
+  assign \$86  = ~ \$85 ;
+  assign \$87  = \$83  & \$86 ;
+  assign \$88  = | padded[111:96];
+  assign \$89  = padded[70] & \$88 ;
+  assign \$90  = ~ \$89 ;
+  assign \$91  = \$87  & \$90 ;
+  assign \$92  = | padded[127:112];
+  assign \$93  = \$91  & \$92 ;
+  assign \$94  = padded[127:112] <= 11'h400;
+  assign \$95  = \$93  & \$94 ;
+  assign \$96  = padded[111:96] + padded[127:112];
+  assign \$97  = \$96  <= 11'h400;
+  assign \$98  = padded[70] | \$97 ;
+  assign \$99  = \$95  & \$98 ;
+  assign \$100  = padded[159:144] + padded[47:32];
+  assign \$101  = \$100  <= 12'h800;
+  assign \$102  = | padded[159:144];
+  assign \$103  = ~ \$102 ;
+  assign \$104  = padded[69] ? \$101  : \$103 ;
+  assign \$105  = \$99  & \$104 ;
+  assign \$106  = | padded[191:160];
+  assign \$107  = \$105  & \$106 ;
+  assign \$110  = padded[72] < 1'h1;
+  assign \$111  = \$109  & \$110 ;
+  assign \$113  = \$111  & \$112 ;
+  assign \$116  = | \$115 ;
+  assign \$117  = ~ \$116 ;
+  assign \$118  = padded[32] < 1'h1;
+  assign \$119  = \$117  & \$118 ;
+  assign \$120  = padded[33] & padded[34];
+  assign \$121  = ~ \$120 ;
+  assign \$122  = \$119  & \$121 ;
+  assign \$127  = padded[31:24] == 2'h2;
+  assign \$129  = \$127  | \$4 ;
+  assign \$132  = \$130  & \$69 ;
+  assign \$133  = padded[47:32] + padded[63:48];
+  assign \$135  = \$127  ? 12'h400 : 12'h800;
+  assign \$136  = \$133  <= \$135 ;
+  assign \$137  = \$132  & \$136 ;
+  assign \$138  = count + 1'h0;
+  assign \$140  = count + 1'h1;
+  assign \$142  = wide ? \$139  : \$141 ;
+  assign \$145  = \$15  ? i__payload[31:24] : padded[31:24];
+  assign \$146  = \$145  == 1'h1;
+  assign \$147  = \$146  ? 3'h6 : 3'h2;
+  assign \$148  = \$52  == \$147 ;
+  assign \$156  = is_matrix ? 3'h5 : 3'h1;
+  assign \$158  = \$52  == body_words;
+  assign \$165  = payload_left - 1'h1;
+  assign \$167  = \$52  == matrix[179:148];
+  assign \$170  = in_flight == allocated;
+  assign \$172  = take & i__payload[32];
   always @(posedge clk)
-    in_packet <= \$170 ;
+    in_packet <= \$173 ;
   always @(posedge clk)
-    offset <= \$171 ;
+    offset <= \$174 ;
   always @(posedge clk)
-    words <= \$172 ;
+    words <= \$175 ;
   always @(posedge clk)
-    is_matrix <= \$173 ;
+    is_matrix <= \$176 ;
   always @(posedge clk)
-    is_code <= \$174 ;
+    is_code <= \$177 ;
   always @(posedge clk)
-    common_good <= \$175 ;
+    common_good <= \$178 ;
   always @(posedge clk)
-    kind_good <= \$176 ;
+    kind_good <= \$179 ;
   always @(posedge clk)
-    section <= \$177 ;
+    section <= \$180 ;
   always @(posedge clk)
-    body_words <= \$178 ;
+    body_words <= \$181 ;
   always @(posedge clk)
-    truncated <= \$179 ;
+    truncated <= \$182 ;
   always @(posedge clk)
-    padded <= \$180 ;
+    padded <= \$183 ;
   always @(posedge clk)
-    fsm_state <= \$181 ;
+    fsm_state <= \$184 ;
   always @(posedge clk)
-    error <= \$182 ;
+    error <= \$185 ;
   always @(posedge clk)
-    position <= \$183 ;
+    position <= \$186 ;
   always @(posedge clk)
-    payload_left <= \$184 ;
+    payload_left <= \$187 ;
   always @(posedge clk)
-    allocated <= \$185 ;
-  egret_s_core_reader_crc_63  \crc$63  (
+    allocated <= \$188 ;
+  egret_s_core_reader_crc_65  \crc$65  (
     .clk(clk),
     .crc(crc),
     .data(i__payload[31:0]),
@@ -6388,7 +6453,7 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
     end else if (is_code) begin
       allowed = \$6 ;
     end else begin
-      allowed = section__ready;
+      allowed = \$9 ;
     end
   end
   always @* begin
@@ -6400,15 +6465,15 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             ready = words__ready;
           end
       4'h6:
           ready = words__ready;
       4'h7:
-          ready = \$30 ;
+          ready = \$33 ;
       4'h8:
           ready = 1'h1;
       4'h2:
@@ -6491,9 +6556,9 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             section__valid = 1'h1;
           end
     endcase
@@ -6507,9 +6572,9 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             allocate = is_matrix;
           end
     endcase
@@ -6523,9 +6588,9 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             load_code = is_code;
           end
     endcase
@@ -6539,13 +6604,13 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
-            words__valid = \$24 ;
+          end else if (\$25 ) begin
+            words__valid = \$27 ;
           end
       4'h6:
-          words__valid = \$24 ;
+          words__valid = \$27 ;
     endcase
   end
   always @* begin
@@ -6561,7 +6626,7 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h6:
           /* empty */;
       4'h7:
-          payload__valid = \$29 ;
+          payload__valid = \$32 ;
     endcase
   end
   always @* begin
@@ -6597,12 +6662,32 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-            end else if (\$32 ) begin
+            if (\$34 ) begin
+            end else if (\$35 ) begin
             end else begin
               passed = is_matrix;
             end
           end
+    endcase
+  end
+  always @* begin
+    if (time_zero ) begin end
+    settling = 1'h0;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          /* empty */;
+      4'h5:
+          /* empty */;
+      4'h6:
+          /* empty */;
+      4'h7:
+          /* empty */;
+      4'h8:
+          /* empty */;
+      4'h2:
+          settling = 1'h1;
     endcase
   end
   always @* begin
@@ -6626,7 +6711,7 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h3:
           /* empty */;
       4'h9:
-          if (\$33 ) begin
+          if (\$36 ) begin
             reject = 1'h1;
           end
     endcase
@@ -6687,311 +6772,311 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
   end
   always @* begin
     if (time_zero ) begin end
-    \$170  = in_packet;
+    \$173  = in_packet;
     if (take) begin
-      \$170  = \$31 ;
+      \$173  = \$34 ;
     end
-    if (rst) begin
-      \$170  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$171  = offset;
-    if (take) begin
-      \$171  = \$48 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h1:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h5:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h6:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h7:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h8:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h2:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h3:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h9:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'ha:
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-      4'h4:
-        begin
-          \$171  = 32'd0;
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-        end
-      4'hb:
-        begin
-          if (\$169 ) begin
-            \$171  = 32'd0;
-          end
-          if (clear) begin
-            \$171  = 32'd0;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$171  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$172  = words;
-    if (take) begin
-      \$172  = \$49 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          /* empty */;
-      4'h1:
-          \$172  = 32'd0;
-      4'h5:
-          if (\$18 ) begin
-          end else if (truncated) begin
-          end else if (\$22 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (\$155 ) begin
-                  \$172  = 32'd0;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (\$155 ) begin
-                  \$172  = 32'd0;
-                end
-              end
-            end
-          end
-      4'h6:
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (\$155 ) begin
-                \$172  = 32'd0;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (\$155 ) begin
-                \$172  = 32'd0;
-              end
-            end
-          end
-      4'h7:
-          if (take) begin
-            if (\$164 ) begin
-              \$172  = 32'd0;
-            end
-          end
-      4'h8:
-          if (take) begin
-            \$172  = 32'd0;
-          end
-      4'h2:
-          /* empty */;
-      4'h3:
-          /* empty */;
-      4'h9:
-          /* empty */;
-      4'ha:
-          /* empty */;
-      4'h4:
-          \$172  = 32'd0;
-      4'hb:
-          if (\$169 ) begin
-            \$172  = 32'd0;
-          end
-    endcase
-    if (rst) begin
-      \$172  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$173  = \$2 ;
     if (rst) begin
       \$173  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$174  = \$3 ;
+    \$174  = offset;
+    if (take) begin
+      \$174  = \$51 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h1:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h5:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h6:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h7:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h8:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h2:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h3:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h9:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'ha:
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+      4'h4:
+        begin
+          \$174  = 32'd0;
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+        end
+      4'hb:
+        begin
+          if (\$172 ) begin
+            \$174  = 32'd0;
+          end
+          if (clear) begin
+            \$174  = 32'd0;
+          end
+        end
+    endcase
     if (rst) begin
-      \$174  = 1'h0;
+      \$174  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$175  = \$54 ;
+    \$175  = words;
+    if (take) begin
+      \$175  = \$52 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$175  = 32'd0;
+      4'h5:
+          if (\$21 ) begin
+          end else if (truncated) begin
+          end else if (\$25 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (\$158 ) begin
+                  \$175  = 32'd0;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (\$158 ) begin
+                  \$175  = 32'd0;
+                end
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (\$158 ) begin
+                \$175  = 32'd0;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (\$158 ) begin
+                \$175  = 32'd0;
+              end
+            end
+          end
+      4'h7:
+          if (take) begin
+            if (\$167 ) begin
+              \$175  = 32'd0;
+            end
+          end
+      4'h8:
+          if (take) begin
+            \$175  = 32'd0;
+          end
+      4'h2:
+          /* empty */;
+      4'h3:
+          /* empty */;
+      4'h9:
+          /* empty */;
+      4'ha:
+          /* empty */;
+      4'h4:
+          \$175  = 32'd0;
+      4'hb:
+          if (\$172 ) begin
+            \$175  = 32'd0;
+          end
+    endcase
     if (rst) begin
-      \$175  = 1'h0;
+      \$175  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$2 ) begin
-      \$176  = \$110 ;
-    end else if (\$3 ) begin
-      \$176  = \$119 ;
-    end else begin
-      \$176  = \$134 ;
-    end
+    \$176  = \$2 ;
     if (rst) begin
       \$176  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$177 [36] = section[36];
-    \$177 [2:0] = padded[26:24];
-    \$177 [18:3] = padded[47:32];
-    \$177 [34:19] = count;
-    \$177 [35] = wide;
-    \$177 [37] = code[32];
+    \$177  = \$3 ;
     if (rst) begin
-      \$177  = 38'h0000000000;
+      \$177  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$178  = \$139 [15:0];
+    \$178  = \$57 ;
     if (rst) begin
-      \$178  = 16'h0000;
+      \$178  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$179  = truncated;
-    casez (fsm_state)
-      4'h0:
-          \$179  = i__payload[32];
-    endcase
+    (* full_case = 32'd1 *)
+    if (\$2 ) begin
+      \$179  = \$113 ;
+    end else if (\$3 ) begin
+      \$179  = \$122 ;
+    end else begin
+      \$179  = \$137 ;
+    end
     if (rst) begin
       \$179  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$180  = padded;
+    \$180 [36] = section[36];
+    \$180 [2:0] = padded[26:24];
+    \$180 [18:3] = padded[47:32];
+    \$180 [34:19] = count;
+    \$180 [35] = wide;
+    \$180 [37] = code[32];
+    if (rst) begin
+      \$180  = 38'h0000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$181  = \$142 [15:0];
+    if (rst) begin
+      \$181  = 16'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$182  = truncated;
+    casez (fsm_state)
+      4'h0:
+          \$182  = i__payload[32];
+    endcase
+    if (rst) begin
+      \$182  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$183  = padded;
     casez (fsm_state)
       4'h0:
           if (take) begin
             casez (words[2:0])
               3'h0:
-                  \$180 [31:0] = i__payload[31:0];
+                  \$183 [31:0] = i__payload[31:0];
               3'h1:
-                  \$180 [63:32] = i__payload[31:0];
+                  \$183 [63:32] = i__payload[31:0];
               3'h2:
-                  \$180 [95:64] = i__payload[31:0];
+                  \$183 [95:64] = i__payload[31:0];
               3'h3:
-                  \$180 [127:96] = i__payload[31:0];
+                  \$183 [127:96] = i__payload[31:0];
               3'h4:
-                  \$180 [159:128] = i__payload[31:0];
+                  \$183 [159:128] = i__payload[31:0];
               3'h5:
-                  \$180 [191:160] = i__payload[31:0];
+                  \$183 [191:160] = i__payload[31:0];
             endcase
           end
     endcase
     if (rst) begin
-      \$180  = 192'h000000000000000000000000000000000000000000000000;
+      \$183  = 192'h000000000000000000000000000000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$181  = fsm_state;
+    \$184  = fsm_state;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$145 ) begin
-              \$181  = 4'h1;
+            if (\$148 ) begin
+              \$184  = 4'h1;
             end else if (i__payload[32]) begin
-              \$181  = 4'h2;
+              \$184  = 4'h2;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h1:
         begin
-          \$181  = 4'h5;
+          \$184  = 4'h5;
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$181  = 4'h2;
+          if (\$21 ) begin
+            \$184  = 4'h2;
           end else if (truncated) begin
-            \$181  = 4'h2;
-          end else if (\$22 ) begin
-            \$181  = 4'h6;
+            \$184  = 4'h2;
+          end else if (\$25 ) begin
+            \$184  = 4'h6;
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
-                if (\$155 ) begin
-                  \$181  = 4'h7;
+                if (\$158 ) begin
+                  \$184  = 4'h7;
                 end
                 if (i__payload[32]) begin
-                  \$181  = 4'h2;
+                  \$184  = 4'h2;
                 end
               end
             end else begin
               if (take) begin
-                if (\$155 ) begin
-                  \$181  = 4'h8;
+                if (\$158 ) begin
+                  \$184  = 4'h8;
                 end
                 if (i__payload[32]) begin
-                  \$181  = 4'h2;
+                  \$184  = 4'h2;
                 end
               end
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h6:
@@ -6999,107 +7084,107 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
           (* full_case = 32'd1 *)
           if (is_matrix) begin
             if (take) begin
-              if (\$155 ) begin
-                \$181  = 4'h7;
+              if (\$158 ) begin
+                \$184  = 4'h7;
               end
               if (i__payload[32]) begin
-                \$181  = 4'h2;
+                \$184  = 4'h2;
               end
             end
           end else begin
             if (take) begin
-              if (\$155 ) begin
-                \$181  = 4'h8;
+              if (\$158 ) begin
+                \$184  = 4'h8;
               end
               if (i__payload[32]) begin
-                \$181  = 4'h2;
+                \$184  = 4'h2;
               end
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h7:
         begin
           if (take) begin
-            if (\$164 ) begin
-              \$181  = 4'h8;
+            if (\$167 ) begin
+              \$184  = 4'h8;
             end
             if (i__payload[32]) begin
-              \$181  = 4'h2;
+              \$184  = 4'h2;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h8:
         begin
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-              \$181  = 4'h2;
-            end else if (\$32 ) begin
-              \$181  = 4'h2;
+            if (\$34 ) begin
+              \$184  = 4'h2;
+            end else if (\$35 ) begin
+              \$184  = 4'h2;
             end else begin
-              \$181  = 4'h0;
+              \$184  = 4'h0;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h2:
         begin
-          if (\$167 ) begin
-            \$181  = 4'h3;
+          if (\$170 ) begin
+            \$184  = 4'h3;
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h3:
         begin
-          \$181  = 4'h9;
+          \$184  = 4'h9;
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h9:
         begin
-          if (\$33 ) begin
-            \$181  = 4'ha;
+          if (\$36 ) begin
+            \$184  = 4'ha;
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'h4:
@@ -7107,90 +7192,90 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
           if (wiped) begin
             (* full_case = 32'd1 *)
             if (in_packet) begin
-              \$181  = 4'hb;
+              \$184  = 4'hb;
             end else begin
-              \$181  = 4'h0;
+              \$184  = 4'h0;
             end
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
       4'hb:
         begin
-          if (\$169 ) begin
-            \$181  = 4'h0;
+          if (\$172 ) begin
+            \$184  = 4'h0;
           end
           if (late) begin
-            \$181  = 4'h3;
+            \$184  = 4'h3;
           end
           if (clear) begin
-            \$181  = 4'h4;
+            \$184  = 4'h4;
           end
         end
     endcase
     if (rst) begin
-      \$181  = 4'h4;
+      \$184  = 4'h4;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$182  = error;
+    \$185  = error;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$145 ) begin
+            if (\$148 ) begin
             end else if (i__payload[32]) begin
-              \$182  = 4'h2;
+              \$185  = 4'h2;
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h1:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$182  = 4'h1;
+          if (\$21 ) begin
+            \$185  = 4'h1;
           end else if (truncated) begin
-            \$182  = 4'h2;
-          end else if (\$22 ) begin
+            \$185  = 4'h2;
+          end else if (\$25 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$182  = 4'h2;
+                  \$185  = 4'h2;
                 end
               end
             end else begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$182  = 4'h2;
+                  \$185  = 4'h2;
                 end
               end
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h6:
@@ -7199,167 +7284,167 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
           if (is_matrix) begin
             if (take) begin
               if (i__payload[32]) begin
-                \$182  = 4'h2;
+                \$185  = 4'h2;
               end
             end
           end else begin
             if (take) begin
               if (i__payload[32]) begin
-                \$182  = 4'h2;
+                \$185  = 4'h2;
               end
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h7:
         begin
           if (take) begin
             if (i__payload[32]) begin
-              \$182  = 4'h2;
+              \$185  = 4'h2;
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h8:
         begin
           if (take) begin
-            if (\$31 ) begin
-              \$182  = 4'h3;
-            end else if (\$32 ) begin
-              \$182  = 4'h4;
+            if (\$34 ) begin
+              \$185  = 4'h3;
+            end else if (\$35 ) begin
+              \$185  = 4'h4;
             end
           end
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h2:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h3:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h9:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'h4:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
       4'hb:
         begin
           if (late) begin
-            \$182  = late_error;
+            \$185  = late_error;
           end
           if (clear) begin
-            \$182  = 4'h0;
+            \$185  = 4'h0;
           end
         end
     endcase
     if (rst) begin
-      \$182  = 4'h0;
+      \$185  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$183  = position;
+    \$186  = position;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$145 ) begin
+            if (\$148 ) begin
             end else if (i__payload[32]) begin
-              \$183  = offset;
+              \$186  = offset;
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h1:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$183  = 32'd0;
+          if (\$21 ) begin
+            \$186  = 32'd0;
           end else if (truncated) begin
-            \$183  = { 29'h00000000, \$153  };
-          end else if (\$22 ) begin
+            \$186  = { 29'h00000000, \$156  };
+          end else if (\$25 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$183  = offset;
+                  \$186  = offset;
                 end
               end
             end else begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$183  = offset;
+                  \$186  = offset;
                 end
               end
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h6:
@@ -7368,146 +7453,146 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
           if (is_matrix) begin
             if (take) begin
               if (i__payload[32]) begin
-                \$183  = offset;
+                \$186  = offset;
               end
             end
           end else begin
             if (take) begin
               if (i__payload[32]) begin
-                \$183  = offset;
+                \$186  = offset;
               end
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h7:
         begin
           if (take) begin
             if (i__payload[32]) begin
-              \$183  = offset;
+              \$186  = offset;
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h8:
         begin
           if (take) begin
-            if (\$31 ) begin
-              \$183  = offset;
-            end else if (\$32 ) begin
-              \$183  = offset;
+            if (\$34 ) begin
+              \$186  = offset;
+            end else if (\$35 ) begin
+              \$186  = offset;
             end
           end
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h2:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h3:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h9:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'h4:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
       4'hb:
         begin
           if (late) begin
-            \$183  = late_position;
+            \$186  = late_position;
           end
           if (clear) begin
-            \$183  = 32'd0;
+            \$186  = 32'd0;
           end
         end
     endcase
     if (rst) begin
-      \$183  = 32'd0;
+      \$186  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = payload_left;
+    \$187  = payload_left;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          \$184  = matrix[179:148];
+          \$187  = matrix[179:148];
       4'h6:
           /* empty */;
       4'h7:
           if (take) begin
-            \$184  = \$162 [31:0];
+            \$187  = \$165 [31:0];
           end
     endcase
     if (rst) begin
-      \$184  = 32'd0;
+      \$187  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$185  = allocated;
+    \$188  = allocated;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
-            \$185  = is_matrix;
+          end else if (\$25 ) begin
+            \$188  = is_matrix;
           end
       4'h6:
           /* empty */;
@@ -7516,10 +7601,10 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-            end else if (\$32 ) begin
+            if (\$34 ) begin
+            end else if (\$35 ) begin
             end else begin
-              \$185  = 1'h0;
+              \$188  = 1'h0;
             end
           end
       4'h2:
@@ -7531,10 +7616,10 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
       4'ha:
           /* empty */;
       4'h4:
-          \$185  = 1'h0;
+          \$188  = 1'h0;
     endcase
     if (rst) begin
-      \$185  = 1'h0;
+      \$188  = 1'h0;
     end
   end
   assign data = i__payload[31:0];
@@ -7574,28 +7659,28 @@ module egret_s_core_reader (rst, may_load_code, may_send, sender_busy, i__ready,
   assign matrix[31:24] = padded[31:24];
   assign matrix[23:16] = padded[23:16];
   assign matrix[15:0] = padded[15:0];
-  assign payload__payload[33] = \$8 ;
-  assign payload__payload[32] = \$7 ;
+  assign payload__payload[33] = \$11 ;
+  assign payload__payload[32] = \$10 ;
   assign payload__payload[34] = parity;
   assign payload__payload[31:0] = i__payload[31:0];
-  assign \$57  = 192'h000000000000000000000000ffc00c000000000000000000;
-  assign { \$58 [191:96], \$58 [85:76], \$58 [73:0] } = 180'h000000000000000000000000000000000000000000000;
-  assign { \$58 [95:86], \$58 [75:74] } = { padded[95:86], padded[75:74] };
-  assign \$63  = 11'h400;
-  assign \$105  = 1'h1;
-  assign \$106  = \$104 ;
-  assign \$109  = banks_loaded;
-  assign \$111  = 64'hffff00e000000000;
-  assign { \$112 [47:40], \$112 [36:0] } = 45'h000000000000;
-  assign { \$112 [63:48], \$112 [39:37] } = { padded[63:48], padded[39:37] };
-  assign \$120  = 64'h0000000000000000;
-  assign \$122  = 1'h0;
-  assign \$127  = \$126 ;
-  assign \$136  = \$135 ;
-  assign \$138  = { 1'h0, \$137 [16:1] };
+  assign \$60  = 192'h000000000000000000000000ffc00c000000000000000000;
+  assign { \$61 [191:96], \$61 [85:76], \$61 [73:0] } = 180'h000000000000000000000000000000000000000000000;
+  assign { \$61 [95:86], \$61 [75:74] } = { padded[95:86], padded[75:74] };
+  assign \$66  = 11'h400;
+  assign \$108  = 1'h1;
+  assign \$109  = \$107 ;
+  assign \$112  = banks_loaded;
+  assign \$114  = 64'hffff00e000000000;
+  assign { \$115 [47:40], \$115 [36:0] } = 45'h000000000000;
+  assign { \$115 [63:48], \$115 [39:37] } = { padded[63:48], padded[39:37] };
+  assign \$123  = 64'h0000000000000000;
+  assign \$125  = 1'h0;
+  assign \$130  = \$129 ;
+  assign \$139  = \$138 ;
+  assign \$141  = { 1'h0, \$140 [16:1] };
 endmodule
 
-module egret_s_core_reader_crc_63 (rst, valid, start, crc, data, clk);
+module egret_s_core_reader_crc_65 (rst, valid, start, crc, data, clk);
   reg time_zero  = 0;
   wire [31:0] \$1 ;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
@@ -9898,50 +9983,50 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
 , late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , clk
 );
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$100 , \$101 , \$102 , \$103 , \$11 , \$112 , \$12 , \$122 , \$123 , \$125 ,
-    \$126 , \$127 , \$128 , \$129 , \$130 , \$131 , \$132 , \$133 , \$134 , \$135 , \$136 , \$137 ,
-    \$138 , \$139 , \$14 , \$140 , \$145 , \$147 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 ,
-    \$21 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 , \$31 , \$32 , \$33 , \$35 , \$36 ,
-    \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 ,
-    \$51 , \$52 , \$53 , \$56 , \$58 , \$6 , \$60 , \$61 , \$66 , \$67 , \$68 , \$69 , \$7 , \$70 ,
-    \$71 , \$74 , \$75 , \$76 , \$78 , \$8 , \$80 , \$9 , \$90 , \$91 , \$93 , \$95 , \$96 , \$97 ,
-    \$98 , \$99 ;
-  wire [1:0] \$141 , \$142 , \$143 , \$144 , \$44 , \$55 , \$65 ;
-  wire [2:0] \$146 , \$153 , \$252 ;
-  wire [3:0] \$57 , \$59 , \$64 ;
-  wire [16:0] \$72 , \$73 ;
-  wire [31:0] \$77 ;
-  reg [50:0] \$160 ;
-  reg [1:0] \$161 ;
-  reg [1:0] \$162 ;
-  reg [1:0] \$163 ;
-  reg [1:0] \$164 ;
-  reg [8:0] \$165 ;
-  reg [1:0] \$166 ;
-  reg [1:0] \$167 ;
-  reg [1:0] \$168 ;
-  reg \$169 ;
-  reg \$170 ;
-  reg \$171 ;
+  wire \$1 , \$10 , \$101 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 ,
+    \$111 , \$12 , \$120 , \$130 , \$131 , \$133 , \$135 , \$136 , \$137 , \$138 , \$139 , \$14 ,
+    \$140 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$15 , \$153 , \$155 ,
+    \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
+    \$3 , \$31 , \$33 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 ,
+    \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$53 , \$54 , \$55 , \$56 , \$57 , \$58 , \$59 ,
+    \$6 , \$60 , \$61 , \$64 , \$66 , \$68 , \$69 , \$7 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 ,
+    \$8 , \$82 , \$83 , \$84 , \$86 , \$88 , \$9 , \$98 , \$99 ;
+  wire [1:0] \$149 , \$150 , \$151 , \$152 , \$52 , \$63 , \$73 ;
+  wire [2:0] \$154 , \$161 , \$268 ;
+  wire [3:0] \$65 , \$67 , \$72 ;
+  wire [16:0] \$80 , \$81 ;
+  wire [31:0] \$85 ;
+  reg [50:0] \$168 ;
+  reg [1:0] \$169 ;
+  reg [1:0] \$170 ;
+  reg [1:0] \$171 ;
   reg [1:0] \$172 ;
-  reg [21:0] \$173 ;
-  reg [7:0] \$174 ;
-  reg [31:0] \$175 ;
-  reg [69:0] \$176 ;
-  reg [50:0] \$177 ;
-  reg [8:0] \$178 ;
-  reg [1:0] \$179 ;
-  reg [8:0] \$180 ;
-  reg [31:0] \$181 ;
-  reg [50:0] \$182 ;
-  reg [8:0] \$183 ;
-  reg \$184 ;
-  reg [1:0] \$185 ;
-  reg [1:0] \$186 ;
+  reg [8:0] \$173 ;
+  reg [1:0] \$174 ;
+  reg [1:0] \$175 ;
+  reg [1:0] \$176 ;
+  reg \$177 ;
+  reg \$178 ;
+  reg \$179 ;
+  reg [1:0] \$180 ;
+  reg [21:0] \$181 ;
+  reg [7:0] \$182 ;
+  reg [31:0] \$183 ;
+  reg [69:0] \$184 ;
+  reg [50:0] \$185 ;
+  reg [8:0] \$186 ;
   reg [1:0] \$187 ;
-  reg [1:0] \$188 ;
-  reg \$189 ;
-  reg [8:0] \$54 ;
+  reg [8:0] \$188 ;
+  reg [31:0] \$189 ;
+  reg [50:0] \$190 ;
+  reg [8:0] \$191 ;
+  reg \$192 ;
+  reg [1:0] \$193 ;
+  reg [1:0] \$194 ;
+  reg [1:0] \$195 ;
+  reg [1:0] \$196 ;
+  reg \$197 ;
+  reg [8:0] \$62 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
@@ -10098,148 +10183,154 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign \$29  = ~ memory_now;
   assign load_memory = \$24  ? \$28  : \$29 ;
   assign \$31  = busy[0] & \$16 ;
-  assign \$32  = matrices[2] == load_memory;
-  assign \$33  = \$31  & \$32 ;
-  assign \$35  = busy[1] & \$7 ;
-  assign \$36  = matrices[37] == load_memory;
+  assign \$33  = wanted[1] & \$15 ;
+  assign \$34  = ~ \$33 ;
+  assign \$35  = \$31  & \$34 ;
+  assign \$36  = matrices[2] == load_memory;
   assign \$37  = \$35  & \$36 ;
-  assign \$38  = | { \$37 , \$33  };
-  assign \$39  = ~ \$38 ;
-  assign \$40  = finishing & \finishing$20 [24];
-  assign \$41  = ~ \$40 ;
-  assign \$42  = \$39  & \$41 ;
-  assign \$44  = busy & keeps;
-  assign \$45  = | \$44 ;
-  assign \$46  = \$45  | kept;
+  assign \$39  = busy[1] & \$7 ;
+  assign \$40  = ~ tail;
+  assign \$41  = wanted[0] & \$40 ;
+  assign \$42  = ~ \$41 ;
+  assign \$43  = \$39  & \$42 ;
+  assign \$44  = matrices[37] == load_memory;
+  assign \$45  = \$43  & \$44 ;
+  assign \$46  = | { \$45 , \$37  };
   assign \$47  = ~ \$46 ;
-  assign \$48  = \$24  | \$47 ;
-  assign load_allow = \$42  & \$48 ;
-  assign \$49  = wrong >> tail;
-  assign \$50  = any_bad >> tail;
-  assign \$51  = beyond >> tail;
-  assign \$52  = more >> tail;
-  assign \$53  = ~ finishing;
-  assign \$252  = tail * 2'h2;
-  assign \$55  = beyond_substream >> \$252 ;
-  assign \$56  = ~ cancel;
-  assign \$57  = tail ? { port_7 [1], port_5 [1], port_3 [1], port_1 [1] } : { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
-  assign \$58  = \$57  >> substream;
-  assign \$59  = tail ? { port_6 [1], port_4 [1], port_2 [1], port_0 [1] } : { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
-  assign \$60  = \$59  >> substream;
-  assign \$61  = \$58  | \$60 ;
-  assign \$64  = \$58  ? 4'h7 : 4'h6;
-  assign \$65  = 1'h1 << tail;
-  assign \$66  = ! fsm_state;
-  assign \$67  = fsm_state == 1'h1;
-  assign \$68  = fsm_state == 2'h2;
-  assign \$69  = fsm_state == 2'h3;
-  assign \$70  = ! parity;
-  assign \$71  = allocate & \$70 ;
-  assign \$72  = header[63:48] + 2'h3;
-  assign \$74  = memory ^ header[66];
-  assign \$75  = ~ header[71];
-  assign \$76  = bank_now ^ \$75 ;
-  assign \$77  = header[47:32] * header[63:48];
-  assign \$78  = ~ memory;
-  assign \$80  = \passed$57  & \$70 ;
-  assign \$90  = ~ \$14 ;
-  assign \$91  = busy[0] & placed[0];
-  assign \$93  = \$91  & \$16 ;
-  assign \$95  = \$15  & keeps[1];
-  assign \$96  = \finishing$20 [49] == row_banks[0];
-  assign \$97  = \finishing$20 [24] | \$96 ;
-  assign \$98  = finishing & \$97 ;
-  assign \$99  = \$95  | \$98 ;
-  assign \$100  = ~ \$99 ;
-  assign \$101  = \$93  & \$100 ;
-  assign \$103  = allocate & \$102 ;
-  assign \$112  = \passed$57  & \$102 ;
-  assign \$122  = ~ \$23 ;
-  assign \$123  = busy[1] & placed[1];
-  assign \$125  = \$123  & \$7 ;
-  assign \$126  = ~ tail;
-  assign \$127  = \$126  & keeps[0];
-  assign \$128  = \finishing$20 [49] == row_banks[1];
-  assign \$129  = \finishing$20 [24] | \$128 ;
-  assign \$130  = finishing & \$129 ;
-  assign \$131  = \$127  | \$130 ;
-  assign \$132  = ~ \$131 ;
-  assign \$133  = \$125  & \$132 ;
-  assign \$134  = ~ parity;
-  assign \$135  = | { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
-  assign \$136  = | { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
-  assign \$137  = \$135  | \$136 ;
-  assign \$138  = | { port_6 [1], port_4 [1], port_2 [1], port_0 [1] };
-  assign \$139  = | { port_7 [1], port_5 [1], port_3 [1], port_1 [1] };
-  assign \$140  = \$138  | \$139 ;
-  assign \$141  = busy & passed;
-  assign \$142  = \$141  & complete;
-  assign \$143  = ~ wanted;
-  assign \$144  = \$142  & \$143 ;
-  assign \$145  = \$144  >> tail;
-  assign \$146  = settle + 1'h1;
-  assign \$147  = settle == 2'h3;
-  assign \$153  = substream + 1'h1;
+  assign \$48  = finishing & \finishing$20 [24];
+  assign \$49  = ~ \$48 ;
+  assign \$50  = \$47  & \$49 ;
+  assign \$52  = busy & keeps;
+  assign \$53  = | \$52 ;
+  assign \$54  = \$53  | kept;
+  assign \$55  = ~ \$54 ;
+  assign \$56  = \$24  | \$55 ;
+  assign load_allow = \$50  & \$56 ;
+  assign \$57  = wrong >> tail;
+  assign \$58  = any_bad >> tail;
+  assign \$59  = beyond >> tail;
+  assign \$60  = more >> tail;
+  assign \$61  = ~ finishing;
+  assign \$268  = tail * 2'h2;
+  assign \$63  = beyond_substream >> \$268 ;
+  assign \$64  = ~ cancel;
+  assign \$65  = tail ? { port_7 [1], port_5 [1], port_3 [1], port_1 [1] } : { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$66  = \$65  >> substream;
+  assign \$67  = tail ? { port_6 [1], port_4 [1], port_2 [1], port_0 [1] } : { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign \$68  = \$67  >> substream;
+  assign \$69  = \$66  | \$68 ;
+  assign \$72  = \$66  ? 4'h7 : 4'h6;
+  assign \$73  = 1'h1 << tail;
+  assign \$74  = ! fsm_state;
+  assign \$75  = fsm_state == 1'h1;
+  assign \$76  = fsm_state == 2'h2;
+  assign \$77  = fsm_state == 2'h3;
+  assign \$78  = ! parity;
+  assign \$79  = allocate & \$78 ;
+  assign \$80  = header[63:48] + 2'h3;
+  assign \$82  = memory ^ header[66];
+  assign \$83  = ~ header[71];
+  assign \$84  = bank_now ^ \$83 ;
+  assign \$85  = header[47:32] * header[63:48];
+  assign \$86  = ~ memory;
+  assign \$88  = \passed$57  & \$78 ;
+  assign \$98  = ~ \$14 ;
+  assign \$99  = busy[0] & placed[0];
+  assign \$101  = \$99  & \$16 ;
+  assign \$103  = \$15  & keeps[1];
+  assign \$104  = \finishing$20 [49] == row_banks[0];
+  assign \$105  = \finishing$20 [24] | \$104 ;
+  assign \$106  = finishing & \$105 ;
+  assign \$107  = \$103  | \$106 ;
+  assign \$108  = ~ \$107 ;
+  assign \$109  = \$101  & \$108 ;
+  assign \$111  = allocate & \$110 ;
+  assign \$120  = \passed$57  & \$110 ;
+  assign \$130  = ~ \$23 ;
+  assign \$131  = busy[1] & placed[1];
+  assign \$133  = \$131  & \$7 ;
+  assign \$135  = \$40  & keeps[0];
+  assign \$136  = \finishing$20 [49] == row_banks[1];
+  assign \$137  = \finishing$20 [24] | \$136 ;
+  assign \$138  = finishing & \$137 ;
+  assign \$139  = \$135  | \$138 ;
+  assign \$140  = ~ \$139 ;
+  assign \$141  = \$133  & \$140 ;
+  assign \$142  = ~ parity;
+  assign \$143  = | { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign \$144  = | { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$145  = \$143  | \$144 ;
+  assign \$146  = | { port_6 [1], port_4 [1], port_2 [1], port_0 [1] };
+  assign \$147  = | { port_7 [1], port_5 [1], port_3 [1], port_1 [1] };
+  assign \$148  = \$146  | \$147 ;
+  assign \$149  = busy & passed;
+  assign \$150  = \$149  & complete;
+  assign \$151  = ~ wanted;
+  assign \$152  = \$150  & \$151 ;
+  assign \$153  = \$152  >> tail;
+  assign \$154  = settle + 1'h1;
+  assign \$155  = settle == 2'h3;
+  assign \$161  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$20  <= \$160 ;
+    \finishing$20  <= \$168 ;
   always @(posedge clk)
-    busy <= \$161 ;
+    busy <= \$169 ;
   always @(posedge clk)
-    passed <= \$162 ;
+    passed <= \$170 ;
   always @(posedge clk)
-    placed <= \$163 ;
+    placed <= \$171 ;
   always @(posedge clk)
-    wanted <= \$164 ;
+    wanted <= \$172 ;
   always @(posedge clk)
-    needed_0 <= \$165 ;
+    needed_0 <= \$173 ;
   always @(posedge clk)
-    wrong <= \$166 ;
+    wrong <= \$174 ;
   always @(posedge clk)
-    more <= \$167 ;
+    more <= \$175 ;
   always @(posedge clk)
-    keeps <= \$168 ;
+    keeps <= \$176 ;
   always @(posedge clk)
-    kept <= \$169 ;
+    kept <= \$177 ;
   always @(posedge clk)
-    memory_now <= \$170 ;
+    memory_now <= \$178 ;
   always @(posedge clk)
-    bank_now <= \$171 ;
+    bank_now <= \$179 ;
   always @(posedge clk)
-    row_banks <= \$172 ;
+    row_banks <= \$180 ;
   always @(posedge clk)
-    rows <= \$173 ;
+    rows <= \$181 ;
   always @(posedge clk)
-    column_bits <= \$174 ;
+    column_bits <= \$182 ;
   always @(posedge clk)
-    size_0 <= \$175 ;
+    size_0 <= \$183 ;
   always @(posedge clk)
-    matrices <= \$176 ;
+    matrices <= \$184 ;
   always @(posedge clk)
-    job_0 <= \$177 ;
+    job_0 <= \$185 ;
   always @(posedge clk)
-    received_0 <= \$178 ;
+    received_0 <= \$186 ;
   always @(posedge clk)
-    go <= \$179 ;
+    go <= \$187 ;
   always @(posedge clk)
-    needed_1 <= \$180 ;
+    needed_1 <= \$188 ;
   always @(posedge clk)
-    size_1 <= \$181 ;
+    size_1 <= \$189 ;
   always @(posedge clk)
-    job_1 <= \$182 ;
+    job_1 <= \$190 ;
   always @(posedge clk)
-    received_1 <= \$183 ;
+    received_1 <= \$191 ;
   always @(posedge clk)
-    parity <= \$184 ;
+    parity <= \$192 ;
   always @(posedge clk)
-    any_bad <= \$185 ;
+    any_bad <= \$193 ;
   always @(posedge clk)
-    settle <= \$186 ;
+    settle <= \$194 ;
   always @(posedge clk)
-    fsm_state <= \$187 ;
+    fsm_state <= \$195 ;
   always @(posedge clk)
-    substream <= \$188 ;
+    substream <= \$196 ;
   always @(posedge clk)
-    tail <= \$189 ;
+    tail <= \$197 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -10265,9 +10356,9 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     (* full_case = 32'd1 *)
     casez (tail)
       1'h0:
-          \$54  = received_0;
+          \$62  = received_0;
       1'h1:
-          \$54  = received_1;
+          \$62  = received_1;
     endcase
   end
   always @* begin
@@ -10290,14 +10381,14 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
+          if (\$57 ) begin
             late = 1'h1;
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
             late = 1'h1;
           end
       2'h3:
-          if (\$61 ) begin
+          if (\$69 ) begin
             late = 1'h1;
           end
     endcase
@@ -10312,15 +10403,15 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
+          if (\$57 ) begin
             late_error = 4'h5;
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
             late_error = 4'h8;
           end
       2'h3:
-          if (\$61 ) begin
-            late_error = \$64 ;
+          if (\$69 ) begin
+            late_error = \$72 ;
           end
     endcase
   end
@@ -10334,14 +10425,14 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
-            late_position = { 23'h000000, \$54  };
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
-            late_position = { 30'h00000000, \$55  };
+          if (\$57 ) begin
+            late_position = { 23'h000000, \$62  };
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
+            late_position = { 30'h00000000, \$63  };
           end
       2'h3:
-          if (\$61 ) begin
+          if (\$69 ) begin
             late_position = { 30'h00000000, substream };
           end
     endcase
@@ -10355,12 +10446,12 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
-          end else if (\$52 ) begin
+          if (\$57 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
+          end else if (\$60 ) begin
             judged = 1'h1;
-          end else if (\$53 ) begin
+          end else if (\$61 ) begin
             judged = 1'h1;
           end
     endcase
@@ -10374,12 +10465,12 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$49 ) begin
-          end else if (\$50 ) begin
-          end else if (\$51 ) begin
-          end else if (\$52 ) begin
-          end else if (\$53 ) begin
-            finish = \$56 ;
+          if (\$57 ) begin
+          end else if (\$58 ) begin
+          end else if (\$59 ) begin
+          end else if (\$60 ) begin
+          end else if (\$61 ) begin
+            finish = \$64 ;
           end
     endcase
   end
@@ -10387,236 +10478,105 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     if (time_zero ) begin end
     \release  = 2'h0;
     if (judged) begin
-      \release  = \$65 ;
+      \release  = \$73 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$160  = \finishing$20 ;
+    \$168  = \finishing$20 ;
     if (finish) begin
-      \$160  = job;
+      \$168  = job;
     end
     if (cancel) begin
-      \$160  = 51'h0000000000000;
+      \$168  = 51'h0000000000000;
     end
     if (rst) begin
-      \$160  = 51'h0000000000000;
+      \$168  = 51'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$161  = busy;
-    if (\$71 ) begin
-      \$161 [0] = 1'h1;
+    \$169  = busy;
+    if (\$79 ) begin
+      \$169 [0] = 1'h1;
     end
-    if (\$103 ) begin
-      \$161 [1] = 1'h1;
+    if (\$111 ) begin
+      \$169 [1] = 1'h1;
     end
     if (judged) begin
       (* full_case = 32'd1 *)
       casez (tail)
         1'h0:
-            \$161 [0] = 1'h0;
+            \$169 [0] = 1'h0;
         1'h1:
-            \$161 [1] = 1'h0;
+            \$169 [1] = 1'h0;
       endcase
     end
     if (cancel) begin
-      \$161  = 2'h0;
+      \$169  = 2'h0;
     end
     if (rst) begin
-      \$161  = 2'h0;
+      \$169  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$162  = passed;
-    if (\$71 ) begin
-      \$162 [0] = 1'h0;
+    \$170  = passed;
+    if (\$79 ) begin
+      \$170 [0] = 1'h0;
     end
-    if (\$80 ) begin
-      \$162 [0] = 1'h1;
+    if (\$88 ) begin
+      \$170 [0] = 1'h1;
     end
-    if (\$103 ) begin
-      \$162 [1] = 1'h0;
+    if (\$111 ) begin
+      \$170 [1] = 1'h0;
     end
-    if (\$112 ) begin
-      \$162 [1] = 1'h1;
+    if (\$120 ) begin
+      \$170 [1] = 1'h1;
     end
     if (cancel) begin
-      \$162  = 2'h0;
+      \$170  = 2'h0;
     end
     if (rst) begin
-      \$162  = 2'h0;
+      \$170  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$163  = placed;
-    if (\$71 ) begin
-      \$163 [0] = 1'h0;
+    \$171  = placed;
+    if (\$79 ) begin
+      \$171 [0] = 1'h0;
     end
     if (\placed$58 [0]) begin
-      \$163 [0] = 1'h1;
+      \$171 [0] = 1'h1;
     end
-    if (\$103 ) begin
-      \$163 [1] = 1'h0;
+    if (\$111 ) begin
+      \$171 [1] = 1'h0;
     end
     if (\placed$58 [1]) begin
-      \$163 [1] = 1'h1;
+      \$171 [1] = 1'h1;
     end
     if (cancel) begin
-      \$163  = 2'h0;
+      \$171  = 2'h0;
     end
     if (rst) begin
-      \$163  = 2'h0;
+      \$171  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$164  = wanted;
-    if (\$71 ) begin
-      \$164 [0] = header[64];
+    \$172  = wanted;
+    if (\$79 ) begin
+      \$172 [0] = header[64];
     end
     if (\$12 ) begin
-      \$164 [0] = 1'h0;
+      \$172 [0] = 1'h0;
     end
-    if (\$103 ) begin
-      \$164 [1] = header[64];
-    end
-    if (\$21 ) begin
-      \$164 [1] = 1'h0;
-    end
-    if (cancel) begin
-      \$164  = 2'h0;
-    end
-    if (rst) begin
-      \$164  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$165  = needed_0;
-    if (\$71 ) begin
-      \$165  = \$73 [8:0];
-    end
-    if (cancel) begin
-      \$165  = 9'h000;
-    end
-    if (rst) begin
-      \$165  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$166  = wrong;
-    if (\$71 ) begin
-      \$166 [0] = 1'h0;
-    end
-    if (\$12 ) begin
-      \$166 [0] = \$90 ;
-    end
-    if (\$103 ) begin
-      \$166 [1] = 1'h0;
+    if (\$111 ) begin
+      \$172 [1] = header[64];
     end
     if (\$21 ) begin
-      \$166 [1] = \$122 ;
-    end
-    if (cancel) begin
-      \$166  = 2'h0;
-    end
-    if (rst) begin
-      \$166  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$167  = more;
-    if (\$71 ) begin
-      \$167 [0] = header[71];
-    end
-    if (\$103 ) begin
-      \$167 [1] = header[71];
-    end
-    if (cancel) begin
-      \$167  = 2'h0;
-    end
-    if (rst) begin
-      \$167  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$168  = keeps;
-    if (\$71 ) begin
-      \$168 [0] = header[66];
-    end
-    if (\$103 ) begin
-      \$168 [1] = header[66];
-    end
-    if (cancel) begin
-      \$168  = 2'h0;
-    end
-    if (rst) begin
-      \$168  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$169  = kept;
-    if (\$71 ) begin
-      \$169  = header[66];
-    end
-    if (\$103 ) begin
-      \$169  = header[66];
-    end
-    if (cancel) begin
-      \$169  = 1'h0;
-    end
-    if (rst) begin
-      \$169  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$170  = memory_now;
-    if (\$71 ) begin
-      \$170  = \$74 ;
-    end
-    if (\$103 ) begin
-      \$170  = \$74 ;
-    end
-    if (cancel) begin
-      \$170  = 1'h0;
-    end
-    if (rst) begin
-      \$170  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$171  = bank_now;
-    if (\$71 ) begin
-      \$171  = \$76 ;
-    end
-    if (\$103 ) begin
-      \$171  = \$76 ;
-    end
-    if (cancel) begin
-      \$171  = 1'h0;
-    end
-    if (rst) begin
-      \$171  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$172  = row_banks;
-    if (\$71 ) begin
-      \$172 [0] = bank_now;
-    end
-    if (\$103 ) begin
-      \$172 [1] = bank_now;
+      \$172 [1] = 1'h0;
     end
     if (cancel) begin
       \$172  = 2'h0;
@@ -10627,293 +10587,424 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   end
   always @* begin
     if (time_zero ) begin end
-    \$173  = rows;
-    if (\$71 ) begin
-      \$173 [10:0] = header[42:32];
-    end
-    if (\$103 ) begin
-      \$173 [21:11] = header[42:32];
+    \$173  = needed_0;
+    if (\$79 ) begin
+      \$173  = \$81 [8:0];
     end
     if (cancel) begin
-      \$173  = 22'h000000;
+      \$173  = 9'h000;
     end
     if (rst) begin
-      \$173  = 22'h000000;
+      \$173  = 9'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$174  = column_bits;
-    if (\$71 ) begin
-      \$174 [3:0] = header[77:74];
+    \$174  = wrong;
+    if (\$79 ) begin
+      \$174 [0] = 1'h0;
     end
-    if (\$103 ) begin
-      \$174 [7:4] = header[77:74];
-    end
-    if (cancel) begin
-      \$174  = 8'h00;
-    end
-    if (rst) begin
-      \$174  = 8'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$175  = size_0;
-    if (\$71 ) begin
-      \$175  = \$77 ;
-    end
-    if (cancel) begin
-      \$175  = 32'd0;
-    end
-    if (rst) begin
-      \$175  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$176  = matrices;
-    if (\$71 ) begin
-      \$176 [0] = header[72];
-      \$176 [1] = header[70];
-      \$176 [2] = memory;
-      \$176 [13:3] = header[58:48];
-      \$176 [23:14] = header[93:84];
-      \$176 [34:24] = header[110:100];
-    end
-    if (\$103 ) begin
-      \$176 [35] = header[72];
-      \$176 [36] = header[70];
-      \$176 [37] = memory;
-      \$176 [48:38] = header[58:48];
-      \$176 [58:49] = header[93:84];
-      \$176 [69:59] = header[110:100];
-    end
-    if (cancel) begin
-      \$176  = 70'h000000000000000000;
-    end
-    if (rst) begin
-      \$176  = 70'h000000000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$177  = job_0;
-    if (\$71 ) begin
-      \$177 [10:0] = header[42:32];
-      \$177 [21:11] = header[142:132];
-      \$177 [22] = header[69];
-      \$177 [23] = header[65];
-      \$177 [24] = header[66];
-      \$177 [25] = header[67];
-      \$177 [26] = header[68];
-      \$177 [42:27] = header[131:116];
-      \$177 [48:43] = header[83:78];
-      \$177 [49] = bank_now;
-      \$177 [50] = \$78 ;
-    end
-    if (cancel) begin
-      \$177  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$177  = 51'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$178  = received_0;
     if (\$12 ) begin
-      \$178  = load_beats;
+      \$174 [0] = \$98 ;
     end
-    if (cancel) begin
-      \$178  = 9'h000;
+    if (\$111 ) begin
+      \$174 [1] = 1'h0;
     end
-    if (rst) begin
-      \$178  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$179 [0] = \$101 ;
-    \$179 [1] = \$133 ;
-    if (cancel) begin
-      \$179  = 2'h0;
-    end
-    if (rst) begin
-      \$179  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$180  = needed_1;
-    if (\$103 ) begin
-      \$180  = \$73 [8:0];
-    end
-    if (cancel) begin
-      \$180  = 9'h000;
-    end
-    if (rst) begin
-      \$180  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$181  = size_1;
-    if (\$103 ) begin
-      \$181  = \$77 ;
-    end
-    if (cancel) begin
-      \$181  = 32'd0;
-    end
-    if (rst) begin
-      \$181  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$182  = job_1;
-    if (\$103 ) begin
-      \$182 [10:0] = header[42:32];
-      \$182 [21:11] = header[142:132];
-      \$182 [22] = header[69];
-      \$182 [23] = header[65];
-      \$182 [24] = header[66];
-      \$182 [25] = header[67];
-      \$182 [26] = header[68];
-      \$182 [42:27] = header[131:116];
-      \$182 [48:43] = header[83:78];
-      \$182 [49] = bank_now;
-      \$182 [50] = \$78 ;
-    end
-    if (cancel) begin
-      \$182  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$182  = 51'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$183  = received_1;
     if (\$21 ) begin
-      \$183  = load_beats;
+      \$174 [1] = \$130 ;
     end
     if (cancel) begin
-      \$183  = 9'h000;
+      \$174  = 2'h0;
     end
     if (rst) begin
-      \$183  = 9'h000;
+      \$174  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = parity;
+    \$175  = more;
+    if (\$79 ) begin
+      \$175 [0] = header[71];
+    end
+    if (\$111 ) begin
+      \$175 [1] = header[71];
+    end
+    if (cancel) begin
+      \$175  = 2'h0;
+    end
+    if (rst) begin
+      \$175  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$176  = keeps;
+    if (\$79 ) begin
+      \$176 [0] = header[66];
+    end
+    if (\$111 ) begin
+      \$176 [1] = header[66];
+    end
+    if (cancel) begin
+      \$176  = 2'h0;
+    end
+    if (rst) begin
+      \$176  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$177  = kept;
+    if (\$79 ) begin
+      \$177  = header[66];
+    end
+    if (\$111 ) begin
+      \$177  = header[66];
+    end
+    if (cancel) begin
+      \$177  = 1'h0;
+    end
+    if (rst) begin
+      \$177  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$178  = memory_now;
+    if (\$79 ) begin
+      \$178  = \$82 ;
+    end
+    if (\$111 ) begin
+      \$178  = \$82 ;
+    end
+    if (cancel) begin
+      \$178  = 1'h0;
+    end
+    if (rst) begin
+      \$178  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$179  = bank_now;
+    if (\$79 ) begin
+      \$179  = \$84 ;
+    end
+    if (\$111 ) begin
+      \$179  = \$84 ;
+    end
+    if (cancel) begin
+      \$179  = 1'h0;
+    end
+    if (rst) begin
+      \$179  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$180  = row_banks;
+    if (\$79 ) begin
+      \$180 [0] = bank_now;
+    end
+    if (\$111 ) begin
+      \$180 [1] = bank_now;
+    end
+    if (cancel) begin
+      \$180  = 2'h0;
+    end
+    if (rst) begin
+      \$180  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$181  = rows;
+    if (\$79 ) begin
+      \$181 [10:0] = header[42:32];
+    end
+    if (\$111 ) begin
+      \$181 [21:11] = header[42:32];
+    end
+    if (cancel) begin
+      \$181  = 22'h000000;
+    end
+    if (rst) begin
+      \$181  = 22'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$182  = column_bits;
+    if (\$79 ) begin
+      \$182 [3:0] = header[77:74];
+    end
+    if (\$111 ) begin
+      \$182 [7:4] = header[77:74];
+    end
+    if (cancel) begin
+      \$182  = 8'h00;
+    end
+    if (rst) begin
+      \$182  = 8'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$183  = size_0;
+    if (\$79 ) begin
+      \$183  = \$85 ;
+    end
+    if (cancel) begin
+      \$183  = 32'd0;
+    end
+    if (rst) begin
+      \$183  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$184  = matrices;
+    if (\$79 ) begin
+      \$184 [0] = header[72];
+      \$184 [1] = header[70];
+      \$184 [2] = memory;
+      \$184 [13:3] = header[58:48];
+      \$184 [23:14] = header[93:84];
+      \$184 [34:24] = header[110:100];
+    end
+    if (\$111 ) begin
+      \$184 [35] = header[72];
+      \$184 [36] = header[70];
+      \$184 [37] = memory;
+      \$184 [48:38] = header[58:48];
+      \$184 [58:49] = header[93:84];
+      \$184 [69:59] = header[110:100];
+    end
+    if (cancel) begin
+      \$184  = 70'h000000000000000000;
+    end
+    if (rst) begin
+      \$184  = 70'h000000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$185  = job_0;
+    if (\$79 ) begin
+      \$185 [10:0] = header[42:32];
+      \$185 [21:11] = header[142:132];
+      \$185 [22] = header[69];
+      \$185 [23] = header[65];
+      \$185 [24] = header[66];
+      \$185 [25] = header[67];
+      \$185 [26] = header[68];
+      \$185 [42:27] = header[131:116];
+      \$185 [48:43] = header[83:78];
+      \$185 [49] = bank_now;
+      \$185 [50] = \$86 ;
+    end
+    if (cancel) begin
+      \$185  = 51'h0000000000000;
+    end
+    if (rst) begin
+      \$185  = 51'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$186  = received_0;
+    if (\$12 ) begin
+      \$186  = load_beats;
+    end
+    if (cancel) begin
+      \$186  = 9'h000;
+    end
+    if (rst) begin
+      \$186  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$187 [0] = \$109 ;
+    \$187 [1] = \$141 ;
+    if (cancel) begin
+      \$187  = 2'h0;
+    end
+    if (rst) begin
+      \$187  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$188  = needed_1;
+    if (\$111 ) begin
+      \$188  = \$81 [8:0];
+    end
+    if (cancel) begin
+      \$188  = 9'h000;
+    end
+    if (rst) begin
+      \$188  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$189  = size_1;
+    if (\$111 ) begin
+      \$189  = \$85 ;
+    end
+    if (cancel) begin
+      \$189  = 32'd0;
+    end
+    if (rst) begin
+      \$189  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$190  = job_1;
+    if (\$111 ) begin
+      \$190 [10:0] = header[42:32];
+      \$190 [21:11] = header[142:132];
+      \$190 [22] = header[69];
+      \$190 [23] = header[65];
+      \$190 [24] = header[66];
+      \$190 [25] = header[67];
+      \$190 [26] = header[68];
+      \$190 [42:27] = header[131:116];
+      \$190 [48:43] = header[83:78];
+      \$190 [49] = bank_now;
+      \$190 [50] = \$86 ;
+    end
+    if (cancel) begin
+      \$190  = 51'h0000000000000;
+    end
+    if (rst) begin
+      \$190  = 51'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$191  = received_1;
+    if (\$21 ) begin
+      \$191  = load_beats;
+    end
+    if (cancel) begin
+      \$191  = 9'h000;
+    end
+    if (rst) begin
+      \$191  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$192  = parity;
     if (\passed$57 ) begin
-      \$184  = \$134 ;
+      \$192  = \$142 ;
     end
     if (cancel) begin
-      \$184  = 1'h0;
+      \$192  = 1'h0;
     end
     if (rst) begin
-      \$184  = 1'h0;
+      \$192  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$185 [0] = \$137 ;
-    \$185 [1] = \$140 ;
+    \$193 [0] = \$145 ;
+    \$193 [1] = \$148 ;
     if (cancel) begin
-      \$185  = 2'h0;
+      \$193  = 2'h0;
     end
     if (rst) begin
-      \$185  = 2'h0;
+      \$193  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$186  = settle;
+    \$194  = settle;
     casez (fsm_state)
       2'h0:
-          \$186  = 2'h0;
+          \$194  = 2'h0;
       2'h1:
-          \$186  = \$146 [1:0];
+          \$194  = \$154 [1:0];
     endcase
     if (cancel) begin
-      \$186  = 2'h0;
+      \$194  = 2'h0;
     end
     if (rst) begin
-      \$186  = 2'h0;
+      \$194  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$187  = fsm_state;
+    \$195  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
-          if (\$145 ) begin
-            \$187  = 2'h1;
+          if (\$153 ) begin
+            \$195  = 2'h1;
           end
       2'h1:
-          if (\$147 ) begin
-            \$187  = 2'h2;
+          if (\$155 ) begin
+            \$195  = 2'h2;
           end
       2'h2:
-          if (\$49 ) begin
-            \$187  = 2'h0;
-          end else if (\$50 ) begin
-            \$187  = 2'h3;
-          end else if (\$51 ) begin
-            \$187  = 2'h0;
-          end else if (\$52 ) begin
-            \$187  = 2'h0;
-          end else if (\$53 ) begin
-            \$187  = 2'h0;
+          if (\$57 ) begin
+            \$195  = 2'h0;
+          end else if (\$58 ) begin
+            \$195  = 2'h3;
+          end else if (\$59 ) begin
+            \$195  = 2'h0;
+          end else if (\$60 ) begin
+            \$195  = 2'h0;
+          end else if (\$61 ) begin
+            \$195  = 2'h0;
           end
       2'h3:
-          if (\$61 ) begin
-            \$187  = 2'h0;
+          if (\$69 ) begin
+            \$195  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$187  = 2'h0;
+      \$195  = 2'h0;
     end
     if (rst) begin
-      \$187  = 2'h0;
+      \$195  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$188  = substream;
+    \$196  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$188  = 2'h0;
+          \$196  = 2'h0;
       2'h2:
           /* empty */;
       2'h3:
-          \$188  = \$153 [1:0];
+          \$196  = \$161 [1:0];
     endcase
     if (cancel) begin
-      \$188  = 2'h0;
+      \$196  = 2'h0;
     end
     if (rst) begin
-      \$188  = 2'h0;
+      \$196  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$189  = tail;
+    \$197  = tail;
     if (judged) begin
-      \$189  = \$126 ;
+      \$197  = \$40 ;
     end
     if (cancel) begin
-      \$189  = 1'h0;
+      \$197  = 1'h0;
     end
     if (rst) begin
-      \$189  = 1'h0;
+      \$197  = 1'h0;
     end
   end
   assign head = parity;
@@ -10922,8 +11013,8 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign bad_prefix = { port_6 [1], port_4 [1], port_2 [1], port_0 [1], port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
   assign \cancel$62  = cancel;
   assign \$15  = tail;
-  assign \$73  = { 2'h0, \$72 [16:2] };
-  assign \$102  = parity;
+  assign \$81  = { 2'h0, \$80 [16:2] };
+  assign \$110  = parity;
 endmodule
 
 module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
@@ -11013,106 +11104,162 @@ module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o
   end
 endmodule
 
-module egret_s_core_writer (rst, \start$63 , busy, settings, cancel, code_write, microcode_write, clk);
+module egret_s_core_writer (rst, start, busy, settings, cancel, code_write, port_0 , word, clk);
   reg time_zero  = 0;
-  wire \$1 , \$100 , \$102 , \$104 , \$105 , \$106 , \$107 , \$109 , \$110 , \$111 , \$112 , \$119 ,
-    \$12 , \$120 , \$121 , \$122 , \$124 , \$125 , \$128 , \$130 , \$131 , \$133 , \$135 , \$136 ,
-    \$137 , \$138 , \$14 , \$140 , \$141 , \$142 , \$143 , \$15 , \$150 , \$151 , \$152 , \$153 ,
-    \$155 , \$156 , \$159 , \$16 , \$161 , \$164 , \$165 , \$167 , \$168 , \$169 , \$17 , \$170 ,
-    \$171 , \$172 , \$173 , \$174 , \$20 , \$21 , \$22 , \$26 , \$27 , \$28 , \$29 , \$31 , \$32 ,
-    \$35 , \$37 , \$38 , \$40 , \$42 , \$43 , \$44 , \$45 , \$47 , \$48 , \$49 , \$50 , \$57 , \$58
-    , \$59 , \$6 , \$60 , \$62 , \$63 , \$66 , \$68 , \$69 , \$7 , \$71 , \$73 , \$74 , \$75 , \$76
-    , \$78 , \$79 , \$8 , \$80 , \$81 , \$88 , \$89 , \$9 , \$90 , \$91 , \$93 , \$94 , \$97 , \$99
+  wire \$1 , \$10 , \$104 , \$105 , \$107 , \$108 , \$110 , \$112 , \$113 , \$115 , \$116 , \$119 ,
+    \$12 , \$123 , \$124 , \$126 , \$127 , \$128 , \$129 , \$13 , \$130 , \$132 , \$134 , \$135 ,
+    \$136 , \$137 , \$139 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$15 , \$154 ,
+    \$155 , \$157 , \$158 , \$16 , \$160 , \$162 , \$163 , \$165 , \$166 , \$169 , \$173 , \$174 ,
+    \$176 , \$177 , \$178 , \$179 , \$180 , \$182 , \$184 , \$185 , \$186 , \$187 , \$189 , \$19 ,
+    \$191 , \$192 , \$193 , \$194 , \$195 , \$196 , \$197 , \$2 , \$204 , \$205 , \$207 , \$208 ,
+    \$210 , \$212 , \$213 , \$214 , \$215 , \$216 , \$217 , \$218 , \$219 , \$223 , \$224 , \$225 ,
+    \$228 , \$229 , \$23 , \$230 , \$231 , \$232 , \$233 , \$239 , \$24 , \$242 , \$245 , \$246 ,
+    \$247 , \$248 , \$249 , \$252 , \$255 , \$257 , \$258 , \$259 , \$26 , \$261 , \$264 , \$266 ,
+    \$267 , \$268 , \$27 , \$270 , \$273 , \$275 , \$276 , \$277 , \$279 , \$28 , \$282 , \$284 ,
+    \$285 , \$286 , \$29 , \$30 , \$32 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42
+    , \$43 , \$44 , \$45 , \$46 , \$47 , \$54 , \$55 , \$57 , \$58 , \$6 , \$60 , \$62 , \$63 , \$65
+    , \$66 , \$69 , \$7 , \$73 , \$74 , \$76 , \$77 , \$78 , \$79 , \$80 , \$82 , \$84 , \$85 , \$86
+    , \$87 , \$89 , \$9 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 ;
+  wire [5:0] \$100 , \$150 , \$200 , \$287 , \$288 , \$50 ;
+  wire [3:0] \$101 , \$102 , \$103 , \$114 , \$14 , \$151 , \$152 , \$153 , \$164 , \$201 , \$202 ,
+    \$203 , \$3 , \$320 , \$389 , \$458 , \$51 , \$52 , \$527 , \$53 , \$64 ;
+  wire [4:0] \$11 , \$148 , \$149 , \$198 , \$199 , \$220 , \$234 , \$48 , \$49 , \$8 , \$98 , \$99
     ;
-  wire [4:0] \$10 , \$114 , \$115 , \$118 , \$13 , \$145 , \$146 , \$149 , \$18 , \$3 , \$4 , \$5 ,
-    \$52 , \$53 , \$56 , \$83 , \$84 , \$87 ;
-  wire [3:0] \$101 , \$108 , \$117 , \$132 , \$139 , \$148 , \$2 , \$210 , \$235 , \$25 , \$270 ,
-    \$305 , \$340 , \$39 , \$46 , \$55 , \$70 , \$77 , \$86 ;
-  wire [10:0] \$163 ;
-  wire [5:0] \$166 ;
-  reg \$175 ;
-  reg \$176 ;
-  reg \$177 ;
-  reg [9:0] \$178 ;
-  reg [24:0] \$179 ;
-  reg [24:0] \$180 ;
-  reg [24:0] \$181 ;
-  reg [24:0] \$182 ;
-  reg [24:0] \$183 ;
+  wire [10:0] \$244 ;
+  wire [1:0] \$5 ;
+  reg [10:0] \$289 ;
+  reg [10:0] \$290  = 11'h000;
+  reg [9:0] \$291 ;
+  reg \$292 ;
+  reg [9:0] \$293 ;
+  reg \$294 ;
+  reg [20:0] \$295 ;
+  reg \$296 ;
+  reg [9:0] \$297 ;
+  reg [25:0] \$298 ;
+  reg [25:0] \$299 ;
+  reg [25:0] \$300 ;
+  reg [25:0] \$301 ;
+  reg [25:0] \$302 ;
+  reg [13:0] \$303 ;
   reg [9:0] address = 10'h000;
-  reg [24:0] after0 = 25'h0000000;
-  reg [24:0] after1 = 25'h0000000;
-  reg [24:0] after2 = 25'h0000000;
-  reg [24:0] after3 = 25'h0000000;
-  wire [14:0] bank0;
+  reg [25:0] after0 = 26'h0000000;
+  reg [25:0] after1 = 26'h0000000;
+  reg [25:0] after2 = 26'h0000000;
+  reg [25:0] after3 = 26'h0000000;
+  wire [20:0] bank0;
   reg bare00 = 1'h0;
   reg bare01 = 1'h0;
-  reg bit0_bad;
-  reg bit0_end;
+  wire bit0_bare;
+  wire bit0_closes;
+  wire [3:0] bit0_counted;
+  wire bit0_empty;
+  wire bit0_ends;
   wire bit0_event;
-  wire bit0_last;
-  reg [5:0] bit0_state;
-  reg bit1_bad;
-  reg bit1_end;
+  wire bit0_event_before;
+  wire bit0_exceeds;
+  wire bit0_fresh;
+  wire [3:0] bit0_left;
+  wire bit0_loads;
+  wire bit0_opens;
+  wire [6:0] bit0_state;
+  wire bit0_stays;
+  wire bit0_table;
+  wire bit1_bare;
+  wire bit1_closes;
+  wire [3:0] bit1_counted;
+  wire bit1_empty;
+  wire bit1_ends;
   wire bit1_event;
-  wire bit1_last;
-  reg [5:0] bit1_state;
-  reg bit2_bad;
-  reg bit2_end;
+  wire bit1_event_before;
+  wire bit1_exceeds;
+  wire bit1_fresh;
+  wire [3:0] bit1_left;
+  wire bit1_loads;
+  wire bit1_opens;
+  wire [6:0] bit1_state;
+  wire bit1_stays;
+  wire bit1_table;
+  wire bit2_bare;
+  wire bit2_closes;
+  wire [3:0] bit2_counted;
+  wire bit2_empty;
+  wire bit2_ends;
   wire bit2_event;
-  wire bit2_last;
-  reg [5:0] bit2_state;
-  reg bit3_bad;
-  reg bit3_end;
+  wire bit2_event_before;
+  wire bit2_exceeds;
+  wire bit2_fresh;
+  wire [3:0] bit2_left;
+  wire bit2_loads;
+  wire bit2_opens;
+  wire [6:0] bit2_state;
+  wire bit2_stays;
+  wire bit2_table;
+  wire bit3_bare;
+  wire bit3_closes;
+  wire [3:0] bit3_counted;
+  wire bit3_empty;
+  wire bit3_ends;
   wire bit3_event;
-  wire bit3_last;
-  reg [5:0] bit3_state;
+  wire bit3_event_before;
+  wire bit3_exceeds;
+  wire bit3_fresh;
+  wire [3:0] bit3_left;
+  wire bit3_loads;
+  wire bit3_opens;
+  wire [6:0] bit3_state;
+  wire bit3_stays;
+  wire bit3_table;
   output busy;
   wire busy;
   input cancel;
   wire cancel;
+  wire [20:0] chosen;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [3:0] count0;
-  wire [3:0] count1;
-  reg [24:0] entering = 25'h0000000;
-  output [28:0] microcode_write;
+  reg [25:0] entering = 26'h0000000;
   wire [28:0] microcode_write;
+  (* init = 11'h000 *)
+  output [10:0] port_0 ;
+  wire [10:0] port_0 ;
   wire [3:0] port__addr;
-  wire [3:0] \port__addr$11 ;
-  wire [3:0] \port__addr$16 ;
-  wire [3:0] \port__addr$18 ;
-  wire [3:0] \port__addr$26 ;
-  wire [3:0] \port__addr$28 ;
-  wire [3:0] \port__addr$36 ;
+  wire [3:0] \port__addr$10 ;
+  wire [3:0] \port__addr$17 ;
+  wire [3:0] \port__addr$19 ;
   wire [3:0] \port__addr$38 ;
-  wire [3:0] \port__addr$46 ;
-  wire [3:0] \port__addr$48 ;
+  wire [3:0] \port__addr$39 ;
+  wire [3:0] \port__addr$58 ;
+  wire [3:0] \port__addr$59 ;
+  wire [3:0] \port__addr$78 ;
+  wire [3:0] \port__addr$79 ;
   wire [3:0] port__data;
-  wire [3:0] \port__data$12 ;
-  wire [3:0] \port__data$23 ;
-  wire [3:0] \port__data$24 ;
-  wire [3:0] \port__data$33 ;
-  wire [3:0] \port__data$34 ;
-  wire [3:0] \port__data$43 ;
-  wire [3:0] \port__data$44 ;
-  wire [3:0] \port__data$53 ;
-  wire [3:0] \port__data$54 ;
+  wire [3:0] \port__data$11 ;
+  wire [3:0] \port__data$21 ;
+  wire [3:0] \port__data$22 ;
+  wire [3:0] \port__data$41 ;
+  wire [3:0] \port__data$42 ;
+  wire [3:0] \port__data$61 ;
+  wire [3:0] \port__data$62 ;
+  wire [3:0] \port__data$81 ;
+  wire [3:0] \port__data$82 ;
   wire port__en;
-  wire \port__en$10 ;
+  wire \port__en$8 ;
   input rst;
   wire rst;
   reg running = 1'h0;
   input [43:0] settings;
   wire [43:0] settings;
-  wire [14:0] \settings$14 ;
-  wire [5:0] start;
-  input \start$63 ;
-  wire \start$63 ;
-  wire [13:0] word;
-  wire [14:0] written;
+  wire [20:0] \settings$14 ;
+  reg [20:0] \settings$18  = 21'h000000;
+  input start;
+  wire start;
+  output [13:0] word;
+  reg [13:0] word = 14'h0000;
+  reg [9:0] write0 = 10'h000;
+  reg [9:0] write1 = 10'h000;
+  wire [20:0] written;
   (* no_rw_check = 32'd1 *)
   reg [3:0] table0 [15:0];
   integer table0_entry;
@@ -11121,13 +11268,13 @@ module egret_s_core_writer (rst, \start$63 , busy, settings, cancel, code_write,
       table0[table0_entry] = 4'h0;
   end
   always @(posedge clk) begin
-    if (port__en)
-      table0[\$5 [3:0]] <= \$10 [3:0];
+    if (write0[0])
+      table0[write0[5:2]] <= write0[9:6];
   end
-  assign \port__data$53  = table0[after2[14:11]];
-  assign \port__data$43  = table0[after1[14:11]];
-  assign \port__data$33  = table0[after0[14:11]];
-  assign \port__data$23  = table0[entering[14:11]];
+  assign \port__data$81  = table0[after2[14:11]];
+  assign \port__data$61  = table0[after1[14:11]];
+  assign \port__data$41  = table0[after0[14:11]];
+  assign \port__data$21  = table0[entering[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] table1 [15:0];
   integer table1_entry;
@@ -11136,474 +11283,546 @@ module egret_s_core_writer (rst, \start$63 , busy, settings, cancel, code_write,
       table1[table1_entry] = 4'h0;
   end
   always @(posedge clk) begin
-    if (\port__en$10 )
-      table1[\$13 [3:0]] <= \$18 [3:0];
+    if (write1[0])
+      table1[write1[5:2]] <= write1[9:6];
   end
-  assign \port__data$54  = table1[after2[14:11]];
-  assign \port__data$44  = table1[after1[14:11]];
-  assign \port__data$34  = table1[after0[14:11]];
-  assign \port__data$24  = table1[entering[14:11]];
-  assign \$1  = settings[0] ? settings[3] : settings[2];
-  assign \$2  = settings[0] ? settings[11:8] : settings[7:4];
-  assign \$3  = \$2  + bank0[3];
-  assign \$4  = settings[7:4] + bank0[4];
-  assign \$5  = bank0[8:5] - code_write[6:3];
-  assign \$6  = code_write[2] == bank0[1];
-  assign port__en = code_write[0] & \$6 ;
-  assign \$7  = ! \$5 [3:0];
-  assign \$8  = ~ bank0[3];
-  assign \$9  = \$7  & \$8 ;
-  assign \$10  = code_write[10:7] - \$9 ;
-  assign \$12  = bare00 & \$8 ;
-  assign \$13  = bank0[12:9] - code_write[6:3];
-  assign \$14  = ~ code_write[2];
-  assign \port__en$10  = code_write[0] & \$14 ;
-  assign \$15  = ! \$13 [3:0];
-  assign \$16  = ~ bank0[4];
-  assign \$17  = \$15  & \$16 ;
-  assign \$18  = code_write[10:7] - \$17 ;
-  assign \$20  = bare01 & \$16 ;
-  assign \$21  = ~ bank0[1];
-  assign \$22  = \$21  & bank0[2];
-  assign \$210  = \$22  * 3'h4;
-  assign \$25  = bank0[12:5] >> \$210 ;
-  assign \$26  = ! entering[14:11];
-  assign \$27  = bank0[4:3] >> entering[15];
-  assign \$28  = ~ \$27 ;
-  assign \$29  = \$26  & \$28 ;
-  assign bit0_last = entering[16] | \$29 ;
-  assign \$31  = entering[4] == bit0_last;
-  assign \$32  = \$21  & \$31 ;
-  assign bit0_event = entering[15] | \$32 ;
-  assign \$35  = \$26  & \$27 ;
-  assign \$37  = entering[4] | \$26 ;
-  assign \$38  = entering[14:11] == 1'h1;
-  assign \$39  = entering[15] ? \port__data$24  : \port__data$23 ;
-  assign \$40  = ! \$39 ;
-  assign \$42  = bank0[14:13] >> entering[15];
-  assign \$43  = \$38  & \$42 ;
-  assign \$44  = ~ entering[15];
-  assign \$45  = bank0[1] ? \$44  : bank0[2];
-  assign \$235  = bit0_state[4] * 3'h4;
-  assign \$46  = bank0[12:5] >> \$235 ;
-  assign \$47  = bit0_last | entering[4];
-  assign \$48  = entering[4] | bit0_last;
-  assign \$49  = ~ \$48 ;
-  assign \$50  = entering[16] | \$49 ;
-  assign \$52  = entering[14:11] - 1'h1;
-  assign \$53  = \$26  ? 5'h00 : \$52 ;
-  assign \$55  = bit0_bad ? 4'h0 : \$39 ;
-  assign \$56  = \$50  ? \$53  : { 1'h0, \$55  };
-  assign \$57  = ! after0[14:11];
-  assign \$58  = bank0[4:3] >> after0[15];
-  assign \$59  = ~ \$58 ;
-  assign \$60  = \$57  & \$59 ;
-  assign bit1_last = after0[16] | \$60 ;
-  assign \$62  = after0[3] == bit1_last;
-  assign \$63  = \$21  & \$62 ;
-  assign bit1_event = after0[15] | \$63 ;
-  assign \$66  = \$57  & \$58 ;
-  assign \$68  = after0[3] | \$57 ;
-  assign \$69  = after0[14:11] == 1'h1;
-  assign \$70  = after0[15] ? \port__data$34  : \port__data$33 ;
-  assign \$71  = ! \$70 ;
-  assign \$73  = bank0[14:13] >> after0[15];
-  assign \$74  = \$69  & \$73 ;
-  assign \$75  = ~ after0[15];
-  assign \$76  = bank0[1] ? \$75  : bank0[2];
-  assign \$270  = bit1_state[4] * 3'h4;
-  assign \$77  = bank0[12:5] >> \$270 ;
-  assign \$78  = bit1_last | after0[3];
-  assign \$79  = after0[3] | bit1_last;
-  assign \$80  = ~ \$79 ;
-  assign \$81  = after0[16] | \$80 ;
-  assign \$83  = after0[14:11] - 1'h1;
-  assign \$84  = \$57  ? 5'h00 : \$83 ;
-  assign \$86  = bit1_bad ? 4'h0 : \$70 ;
-  assign \$87  = \$81  ? \$84  : { 1'h0, \$86  };
-  assign \$88  = ! after1[14:11];
-  assign \$89  = bank0[4:3] >> after1[15];
-  assign \$90  = ~ \$89 ;
-  assign \$91  = \$88  & \$90 ;
-  assign bit2_last = after1[16] | \$91 ;
-  assign \$93  = after1[2] == bit2_last;
-  assign \$94  = \$21  & \$93 ;
-  assign bit2_event = after1[15] | \$94 ;
-  assign \$97  = \$88  & \$89 ;
-  assign \$99  = after1[2] | \$88 ;
-  assign \$100  = after1[14:11] == 1'h1;
-  assign \$101  = after1[15] ? \port__data$44  : \port__data$43 ;
-  assign \$102  = ! \$101 ;
-  assign \$104  = bank0[14:13] >> after1[15];
-  assign \$105  = \$100  & \$104 ;
-  assign \$106  = ~ after1[15];
-  assign \$107  = bank0[1] ? \$106  : bank0[2];
-  assign \$305  = bit2_state[4] * 3'h4;
-  assign \$108  = bank0[12:5] >> \$305 ;
-  assign \$109  = bit2_last | after1[2];
-  assign \$110  = after1[2] | bit2_last;
-  assign \$111  = ~ \$110 ;
-  assign \$112  = after1[16] | \$111 ;
-  assign \$114  = after1[14:11] - 1'h1;
-  assign \$115  = \$88  ? 5'h00 : \$114 ;
-  assign \$117  = bit2_bad ? 4'h0 : \$101 ;
-  assign \$118  = \$112  ? \$115  : { 1'h0, \$117  };
-  assign \$119  = ! after2[14:11];
-  assign \$120  = bank0[4:3] >> after2[15];
-  assign \$121  = ~ \$120 ;
-  assign \$122  = \$119  & \$121 ;
-  assign bit3_last = after2[16] | \$122 ;
-  assign \$124  = after2[1] == bit3_last;
-  assign \$125  = \$21  & \$124 ;
-  assign bit3_event = after2[15] | \$125 ;
-  assign \$128  = \$119  & \$120 ;
-  assign \$130  = after2[1] | \$119 ;
-  assign \$131  = after2[14:11] == 1'h1;
-  assign \$132  = after2[15] ? \port__data$54  : \port__data$53 ;
-  assign \$133  = ! \$132 ;
-  assign \$135  = bank0[14:13] >> after2[15];
-  assign \$136  = \$131  & \$135 ;
-  assign \$137  = ~ after2[15];
-  assign \$138  = bank0[1] ? \$137  : bank0[2];
-  assign \$340  = bit3_state[4] * 3'h4;
-  assign \$139  = bank0[12:5] >> \$340 ;
-  assign \$140  = bit3_last | after2[1];
-  assign \$141  = after2[1] | bit3_last;
-  assign \$142  = ~ \$141 ;
-  assign \$143  = after2[16] | \$142 ;
-  assign \$145  = after2[14:11] - 1'h1;
-  assign \$146  = \$119  ? 5'h00 : \$145 ;
-  assign \$148  = bit3_bad ? 4'h0 : \$132 ;
-  assign \$149  = \$143  ? \$146  : { 1'h0, \$148  };
-  assign \$150  = | { after3[0], after2[0], after1[0], after0[0], entering[0] };
-  assign busy = running | \$150 ;
-  assign \$151  = ! code_write[1];
-  assign \$155  = \$153  & \$7 ;
-  assign \$156  = ! code_write[10:7];
-  assign \$161  = \$159  & \$15 ;
-  assign \$163  = address + 1'h1;
-  assign \$164  = & address;
-  assign \$165  = address[9:4] == 6'h3f;
-  assign \$166  = \$165  ? start : address[9:4];
-  assign \$167  = bit0_end & bit0_event;
-  assign \$168  = \$167  | bit0_bad;
-  assign \$169  = bit1_end & bit1_event;
-  assign \$170  = \$169  | bit1_bad;
-  assign \$171  = bit2_end & bit2_event;
-  assign \$172  = \$171  | bit2_bad;
-  assign \$173  = bit3_end & bit3_event;
-  assign \$174  = \$173  | bit3_bad;
+  assign \port__data$82  = table1[after2[14:11]];
+  assign \port__data$62  = table1[after1[14:11]];
+  assign \port__data$42  = table1[after0[14:11]];
+  assign \port__data$22  = table1[entering[14:11]];
+  assign \$1  = ~ settings[0];
+  assign \$2  = settings[1] & \$1 ;
+  assign \$3  = settings[0] ? settings[11:8] : settings[7:4];
+  assign \$4  = settings[0] ? settings[3] : settings[2];
+  assign \$5  = ~ { settings[2], \$4  };
+  assign \$6  = bare00 & bank0[11];
+  assign \$7  = bare01 & bank0[12];
+  assign \$8  = bank0[6:3] - bank0[13];
+  assign \$9  = ~ bank0[13];
+  assign \$10  = bank0[11] & \$9 ;
+  assign \$11  = bank0[10:7] - bank0[14];
+  assign \$12  = ~ bank0[14];
+  assign \$13  = bank0[12] & \$12 ;
+  assign bit0_left = bit0_table ? \port__data$22  : \port__data$21 ;
+  assign bit0_empty = ! bit0_left;
+  assign \$320  = bit0_table * 3'h4;
+  assign \$14  = \settings$18 [10:3] >> \$320 ;
+  assign \$15  = entering[14:11] == \$14 ;
+  assign \$16  = \settings$18 [12:11] >> bit0_table;
+  assign bit0_opens = \$15  & \$16 ;
+  assign \$19  = \settings$18 [14:13] >> bit0_table;
+  assign bit0_closes = \$15  & \$19 ;
+  assign \$23  = ~ \$16 ;
+  assign \$24  = \$15  & \$23 ;
+  assign \$26  = ~ \$19 ;
+  assign bit0_exceeds = \$24  & \$26 ;
+  assign \$27  = ~ entering[16];
+  assign \$28  = ~ entering[17];
+  assign \$29  = \$27  & \$28 ;
+  assign \$30  = entering[4] | bit0_opens;
+  assign bit0_loads = \$29  & \$30 ;
+  assign \$32  = bit0_closes & \$27 ;
+  assign \$34  = \$32  & \$28 ;
+  assign \$35  = ~ entering[4];
+  assign bit0_bare = \$34  & \$35 ;
+  assign \$36  = entering[14:11] == 1'h1;
+  assign \$37  = entering[16] & \$36 ;
+  assign \$39  = \$37  & \$28 ;
+  assign bit0_ends = bit0_bare | \$39 ;
+  assign \$40  = ~ \settings$18 [1];
+  assign \$41  = entering[16] | bit0_opens;
+  assign \$42  = entering[4] == \$41 ;
+  assign \$43  = \$40  & \$42 ;
+  assign bit0_event = bit0_table | \$43 ;
+  assign \$44  = ~ bit0_table;
+  assign bit0_fresh = \settings$18 [1] ? \$44  : \settings$18 [2];
+  assign \$45  = entering[16] | entering[4];
+  assign \$46  = \$45  | bit0_opens;
+  assign \$47  = ~ bit0_ends;
+  assign bit0_stays = \$46  & \$47 ;
+  assign bit0_event_before = bit0_ends ? bit0_fresh : bit0_event;
+  assign \$48  = entering[14:11] - 1'h1;
+  assign \$49  = entering[14:11] + 1'h1;
+  assign \$50  = entering[16] ? { \$48 [4], \$48  } : { 1'h0, \$49  };
+  assign \$51  = ~ { bit0_bare, bit0_bare, bit0_bare, bit0_bare };
+  assign \$52  = \$50 [3:0] & \$51 ;
+  assign \$53  = bit0_loads ? bit0_left : \$52 ;
+  assign \$54  = bit0_loads & bit0_empty;
+  assign \$55  = \$54  ? bit0_fresh : bit0_event_before;
+  assign \$57  = ~ \$54 ;
+  assign \$58  = bit0_stays & \$57 ;
+  assign \$60  = bit0_exceeds & \$27 ;
+  assign \$62  = \$60  & \$35 ;
+  assign \$63  = entering[17] | \$62 ;
+  assign bit1_left = bit1_table ? \port__data$42  : \port__data$41 ;
+  assign bit1_empty = ! bit1_left;
+  assign \$389  = bit1_table * 3'h4;
+  assign \$64  = \settings$18 [10:3] >> \$389 ;
+  assign \$65  = after0[14:11] == \$64 ;
+  assign \$66  = \settings$18 [12:11] >> bit1_table;
+  assign bit1_opens = \$65  & \$66 ;
+  assign \$69  = \settings$18 [14:13] >> bit1_table;
+  assign bit1_closes = \$65  & \$69 ;
+  assign \$73  = ~ \$66 ;
+  assign \$74  = \$65  & \$73 ;
+  assign \$76  = ~ \$69 ;
+  assign bit1_exceeds = \$74  & \$76 ;
+  assign \$77  = ~ after0[16];
+  assign \$78  = ~ after0[17];
+  assign \$79  = \$77  & \$78 ;
+  assign \$80  = after0[3] | bit1_opens;
+  assign bit1_loads = \$79  & \$80 ;
+  assign \$82  = bit1_closes & \$77 ;
+  assign \$84  = \$82  & \$78 ;
+  assign \$85  = ~ after0[3];
+  assign bit1_bare = \$84  & \$85 ;
+  assign \$86  = after0[14:11] == 1'h1;
+  assign \$87  = after0[16] & \$86 ;
+  assign \$89  = \$87  & \$78 ;
+  assign bit1_ends = bit1_bare | \$89 ;
+  assign \$91  = after0[16] | bit1_opens;
+  assign \$92  = after0[3] == \$91 ;
+  assign \$93  = \$40  & \$92 ;
+  assign bit1_event = bit1_table | \$93 ;
+  assign \$94  = ~ bit1_table;
+  assign bit1_fresh = \settings$18 [1] ? \$94  : \settings$18 [2];
+  assign \$95  = after0[16] | after0[3];
+  assign \$96  = \$95  | bit1_opens;
+  assign \$97  = ~ bit1_ends;
+  assign bit1_stays = \$96  & \$97 ;
+  assign bit1_event_before = bit1_ends ? bit1_fresh : bit1_event;
+  assign \$98  = after0[14:11] - 1'h1;
+  assign \$99  = after0[14:11] + 1'h1;
+  assign \$100  = after0[16] ? { \$98 [4], \$98  } : { 1'h0, \$99  };
+  assign \$101  = ~ { bit1_bare, bit1_bare, bit1_bare, bit1_bare };
+  assign \$102  = \$100 [3:0] & \$101 ;
+  assign \$103  = bit1_loads ? bit1_left : \$102 ;
+  assign \$104  = bit1_loads & bit1_empty;
+  assign \$105  = \$104  ? bit1_fresh : bit1_event_before;
+  assign \$107  = ~ \$104 ;
+  assign \$108  = bit1_stays & \$107 ;
+  assign \$110  = bit1_exceeds & \$77 ;
+  assign \$112  = \$110  & \$85 ;
+  assign \$113  = after0[17] | \$112 ;
+  assign bit2_left = bit2_table ? \port__data$62  : \port__data$61 ;
+  assign bit2_empty = ! bit2_left;
+  assign \$458  = bit2_table * 3'h4;
+  assign \$114  = \settings$18 [10:3] >> \$458 ;
+  assign \$115  = after1[14:11] == \$114 ;
+  assign \$116  = \settings$18 [12:11] >> bit2_table;
+  assign bit2_opens = \$115  & \$116 ;
+  assign \$119  = \settings$18 [14:13] >> bit2_table;
+  assign bit2_closes = \$115  & \$119 ;
+  assign \$123  = ~ \$116 ;
+  assign \$124  = \$115  & \$123 ;
+  assign \$126  = ~ \$119 ;
+  assign bit2_exceeds = \$124  & \$126 ;
+  assign \$127  = ~ after1[16];
+  assign \$128  = ~ after1[17];
+  assign \$129  = \$127  & \$128 ;
+  assign \$130  = after1[2] | bit2_opens;
+  assign bit2_loads = \$129  & \$130 ;
+  assign \$132  = bit2_closes & \$127 ;
+  assign \$134  = \$132  & \$128 ;
+  assign \$135  = ~ after1[2];
+  assign bit2_bare = \$134  & \$135 ;
+  assign \$136  = after1[14:11] == 1'h1;
+  assign \$137  = after1[16] & \$136 ;
+  assign \$139  = \$137  & \$128 ;
+  assign bit2_ends = bit2_bare | \$139 ;
+  assign \$141  = after1[16] | bit2_opens;
+  assign \$142  = after1[2] == \$141 ;
+  assign \$143  = \$40  & \$142 ;
+  assign bit2_event = bit2_table | \$143 ;
+  assign \$144  = ~ bit2_table;
+  assign bit2_fresh = \settings$18 [1] ? \$144  : \settings$18 [2];
+  assign \$145  = after1[16] | after1[2];
+  assign \$146  = \$145  | bit2_opens;
+  assign \$147  = ~ bit2_ends;
+  assign bit2_stays = \$146  & \$147 ;
+  assign bit2_event_before = bit2_ends ? bit2_fresh : bit2_event;
+  assign \$148  = after1[14:11] - 1'h1;
+  assign \$149  = after1[14:11] + 1'h1;
+  assign \$150  = after1[16] ? { \$148 [4], \$148  } : { 1'h0, \$149  };
+  assign \$151  = ~ { bit2_bare, bit2_bare, bit2_bare, bit2_bare };
+  assign \$152  = \$150 [3:0] & \$151 ;
+  assign \$153  = bit2_loads ? bit2_left : \$152 ;
+  assign \$154  = bit2_loads & bit2_empty;
+  assign \$155  = \$154  ? bit2_fresh : bit2_event_before;
+  assign \$157  = ~ \$154 ;
+  assign \$158  = bit2_stays & \$157 ;
+  assign \$160  = bit2_exceeds & \$127 ;
+  assign \$162  = \$160  & \$135 ;
+  assign \$163  = after1[17] | \$162 ;
+  assign bit3_left = bit3_table ? \port__data$82  : \port__data$81 ;
+  assign bit3_empty = ! bit3_left;
+  assign \$527  = bit3_table * 3'h4;
+  assign \$164  = \settings$18 [10:3] >> \$527 ;
+  assign \$165  = after2[14:11] == \$164 ;
+  assign \$166  = \settings$18 [12:11] >> bit3_table;
+  assign bit3_opens = \$165  & \$166 ;
+  assign \$169  = \settings$18 [14:13] >> bit3_table;
+  assign bit3_closes = \$165  & \$169 ;
+  assign \$173  = ~ \$166 ;
+  assign \$174  = \$165  & \$173 ;
+  assign \$176  = ~ \$169 ;
+  assign bit3_exceeds = \$174  & \$176 ;
+  assign \$177  = ~ after2[16];
+  assign \$178  = ~ after2[17];
+  assign \$179  = \$177  & \$178 ;
+  assign \$180  = after2[1] | bit3_opens;
+  assign bit3_loads = \$179  & \$180 ;
+  assign \$182  = bit3_closes & \$177 ;
+  assign \$184  = \$182  & \$178 ;
+  assign \$185  = ~ after2[1];
+  assign bit3_bare = \$184  & \$185 ;
+  assign \$186  = after2[14:11] == 1'h1;
+  assign \$187  = after2[16] & \$186 ;
+  assign \$189  = \$187  & \$178 ;
+  assign bit3_ends = bit3_bare | \$189 ;
+  assign \$191  = after2[16] | bit3_opens;
+  assign \$192  = after2[1] == \$191 ;
+  assign \$193  = \$40  & \$192 ;
+  assign bit3_event = bit3_table | \$193 ;
+  assign \$194  = ~ bit3_table;
+  assign bit3_fresh = \settings$18 [1] ? \$194  : \settings$18 [2];
+  assign \$195  = after2[16] | after2[1];
+  assign \$196  = \$195  | bit3_opens;
+  assign \$197  = ~ bit3_ends;
+  assign bit3_stays = \$196  & \$197 ;
+  assign bit3_event_before = bit3_ends ? bit3_fresh : bit3_event;
+  assign \$198  = after2[14:11] - 1'h1;
+  assign \$199  = after2[14:11] + 1'h1;
+  assign \$200  = after2[16] ? { \$198 [4], \$198  } : { 1'h0, \$199  };
+  assign \$201  = ~ { bit3_bare, bit3_bare, bit3_bare, bit3_bare };
+  assign \$202  = \$200 [3:0] & \$201 ;
+  assign \$203  = bit3_loads ? bit3_left : \$202 ;
+  assign \$204  = bit3_loads & bit3_empty;
+  assign \$205  = \$204  ? bit3_fresh : bit3_event_before;
+  assign \$207  = ~ \$204 ;
+  assign \$208  = bit3_stays & \$207 ;
+  assign \$210  = bit3_exceeds & \$177 ;
+  assign \$212  = \$210  & \$185 ;
+  assign \$213  = after2[17] | \$212 ;
+  assign \$214  = | { after3[0], after2[0], after1[0], after0[0], entering[0] };
+  assign \$215  = running | \$214 ;
+  assign busy = \$215  | \$290 [0];
+  assign \$216  = code_write[2] == bank0[1];
+  assign \$217  = code_write[0] & \$216 ;
+  assign \$218  = code_write[6:3] == bank0[6:3];
+  assign \$219  = \$218  & bank0[11];
+  assign \$220  = code_write[10:7] - \$219 ;
+  assign \$223  = ! code_write[1];
+  assign \$228  = \$225  & \$219 ;
+  assign \$229  = ! code_write[10:7];
+  assign \$230  = ~ code_write[2];
+  assign \$231  = code_write[0] & \$230 ;
+  assign \$232  = code_write[6:3] == bank0[10:7];
+  assign \$233  = \$232  & bank0[12];
+  assign \$234  = code_write[10:7] - \$233 ;
+  assign \$242  = \$239  & \$233 ;
+  assign \$244  = address + 1'h1;
+  assign \$245  = & address;
+  assign \$246  = address[9:4] == 6'h3f;
+  assign \$247  = address[9:4] == 6'h2f;
+  assign \$248  = address[9:4] == 6'h2e;
+  assign \$249  = \$247  | \$248 ;
+  assign \$252  = \$54  | bit0_ends;
+  assign \$255  = \$252  & bit0_event;
+  assign \$257  = entering[17] & \$27 ;
+  assign \$258  = \$257  & entering[4];
+  assign \$259  = \$255  | \$258 ;
+  assign \$261  = \$104  | bit1_ends;
+  assign \$264  = \$261  & bit1_event;
+  assign \$266  = after0[17] & \$77 ;
+  assign \$267  = \$266  & after0[3];
+  assign \$268  = \$264  | \$267 ;
+  assign \$270  = \$154  | bit2_ends;
+  assign \$273  = \$270  & bit2_event;
+  assign \$275  = after1[17] & \$127 ;
+  assign \$276  = \$275  & after1[2];
+  assign \$277  = \$273  | \$276 ;
+  assign \$279  = \$204  | bit3_ends;
+  assign \$282  = \$279  & bit3_event;
+  assign \$284  = after2[17] & \$177 ;
+  assign \$285  = \$284  & after2[1];
+  assign \$286  = \$282  | \$285 ;
+  assign \$287  = after3[16] ? 6'h2e : 6'h2f;
+  assign \$288  = after3[17] ? \$287  : after3[16:11];
   always @(posedge clk)
-    bare00 <= \$175 ;
+    \$290  <= \$289 ;
   always @(posedge clk)
-    bare01 <= \$176 ;
+    write0 <= \$291 ;
   always @(posedge clk)
-    running <= \$177 ;
+    bare00 <= \$292 ;
   always @(posedge clk)
-    address <= \$178 ;
+    write1 <= \$293 ;
   always @(posedge clk)
-    entering <= \$179 ;
+    bare01 <= \$294 ;
   always @(posedge clk)
-    after0 <= \$180 ;
+    \settings$18  <= \$295 ;
   always @(posedge clk)
-    after1 <= \$181 ;
+    running <= \$296 ;
   always @(posedge clk)
-    after2 <= \$182 ;
+    address <= \$297 ;
   always @(posedge clk)
-    after3 <= \$183 ;
+    entering <= \$298 ;
+  always @(posedge clk)
+    after0 <= \$299 ;
+  always @(posedge clk)
+    after1 <= \$300 ;
+  always @(posedge clk)
+    after2 <= \$301 ;
+  always @(posedge clk)
+    after3 <= \$302 ;
+  always @(posedge clk)
+    word <= \$303 ;
   always @* begin
     if (time_zero ) begin end
-    bit0_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (entering[16]) begin
-      bit0_end = \$38 ;
-    end else if (\$35 ) begin
-    end else if (\$37 ) begin
-      bit0_end = \$40 ;
-    end else begin
-      bit0_end = \$43 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit0_bad = 1'h0;
-    if (entering[16]) begin
-    end else if (\$35 ) begin
-      bit0_bad = entering[4];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit0_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit0_end) begin
-      bit0_state[4] = \$45 ;
-      bit0_state[3:0] = \$46 ;
-    end else begin
-      bit0_state[4] = bit0_event;
-      bit0_state[5] = \$47 ;
-      bit0_state[3:0] = \$56 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit1_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (after0[16]) begin
-      bit1_end = \$69 ;
-    end else if (\$66 ) begin
-    end else if (\$68 ) begin
-      bit1_end = \$71 ;
-    end else begin
-      bit1_end = \$74 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit1_bad = 1'h0;
-    if (after0[16]) begin
-    end else if (\$66 ) begin
-      bit1_bad = after0[3];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit1_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit1_end) begin
-      bit1_state[4] = \$76 ;
-      bit1_state[3:0] = \$77 ;
-    end else begin
-      bit1_state[4] = bit1_event;
-      bit1_state[5] = \$78 ;
-      bit1_state[3:0] = \$87 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit2_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (after1[16]) begin
-      bit2_end = \$100 ;
-    end else if (\$97 ) begin
-    end else if (\$99 ) begin
-      bit2_end = \$102 ;
-    end else begin
-      bit2_end = \$105 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit2_bad = 1'h0;
-    if (after1[16]) begin
-    end else if (\$97 ) begin
-      bit2_bad = after1[2];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit2_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit2_end) begin
-      bit2_state[4] = \$107 ;
-      bit2_state[3:0] = \$108 ;
-    end else begin
-      bit2_state[4] = bit2_event;
-      bit2_state[5] = \$109 ;
-      bit2_state[3:0] = \$118 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit3_end = 1'h0;
-    (* full_case = 32'd1 *)
-    if (after2[16]) begin
-      bit3_end = \$131 ;
-    end else if (\$128 ) begin
-    end else if (\$130 ) begin
-      bit3_end = \$133 ;
-    end else begin
-      bit3_end = \$136 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit3_bad = 1'h0;
-    if (after2[16]) begin
-    end else if (\$128 ) begin
-      bit3_bad = after2[1];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    bit3_state[5] = 1'h0;
-    (* full_case = 32'd1 *)
-    if (bit3_end) begin
-      bit3_state[4] = \$138 ;
-      bit3_state[3:0] = \$139 ;
-    end else begin
-      bit3_state[4] = bit3_event;
-      bit3_state[5] = \$140 ;
-      bit3_state[3:0] = \$149 [3:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$175  = bare00;
-    if (\$155 ) begin
-      \$175  = \$156 ;
-    end
+    \$289 [0] = after3[0];
+    \$289 [10:1] = after3[10:1];
     if (cancel) begin
-      \$175  = 1'h0;
+      \$289  = 11'h000;
     end
     if (rst) begin
-      \$175  = 1'h0;
+      \$289  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$176  = bare01;
-    if (\$161 ) begin
-      \$176  = \$156 ;
-    end
+    \$291 [0] = \$217 ;
+    \$291 [1] = code_write[1];
+    \$291 [5:2] = code_write[6:3];
+    \$291 [9:6] = \$220 [3:0];
     if (cancel) begin
-      \$176  = 1'h0;
+      \$291  = 10'h000;
     end
     if (rst) begin
-      \$176  = 1'h0;
+      \$291  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$177  = running;
-    if (\start$63 ) begin
-      \$177  = 1'h1;
+    \$292  = bare00;
+    if (\$228 ) begin
+      \$292  = \$229 ;
+    end
+    if (cancel) begin
+      \$292  = 1'h0;
+    end
+    if (rst) begin
+      \$292  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$293 [0] = \$231 ;
+    \$293 [1] = code_write[1];
+    \$293 [5:2] = code_write[6:3];
+    \$293 [9:6] = \$234 [3:0];
+    if (cancel) begin
+      \$293  = 10'h000;
+    end
+    if (rst) begin
+      \$293  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$294  = bare01;
+    if (\$242 ) begin
+      \$294  = \$229 ;
+    end
+    if (cancel) begin
+      \$294  = 1'h0;
+    end
+    if (rst) begin
+      \$294  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$295  = \settings$14 ;
+    if (cancel) begin
+      \$295  = 21'h000000;
+    end
+    if (rst) begin
+      \$295  = 21'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$296  = running;
+    if (start) begin
+      \$296  = 1'h1;
     end else if (running) begin
-      if (\$164 ) begin
-        \$177  = 1'h0;
+      if (\$245 ) begin
+        \$296  = 1'h0;
       end
     end
     if (cancel) begin
-      \$177  = 1'h0;
+      \$296  = 1'h0;
     end
     if (rst) begin
-      \$177  = 1'h0;
+      \$296  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$178  = address;
-    if (\start$63 ) begin
-      \$178  = 10'h000;
+    \$297  = address;
+    if (start) begin
+      \$297  = 10'h000;
     end else if (running) begin
-      \$178  = \$163 [9:0];
+      \$297  = \$244 [9:0];
     end
     if (cancel) begin
-      \$178  = 10'h000;
+      \$297  = 10'h000;
     end
     if (rst) begin
-      \$178  = 10'h000;
+      \$297  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$179 [24:17] = entering[24:17];
-    \$179 [0] = running;
-    \$179 [10:1] = address;
-    \$179 [16:11] = \$166 ;
+    \$298 [25:18] = entering[25:18];
+    \$298 [0] = running;
+    \$298 [10:1] = address;
+    \$298 [17:11] = { 1'h0, address[9:4] };
+    if (\$246 ) begin
+      \$298 [17:11] = { 2'h0, \settings$18 [2], 4'h0 };
+    end
+    if (\$249 ) begin
+      \$298 [16] = \$248 ;
+      \$298 [17] = 1'h1;
+    end
     if (cancel) begin
-      \$179 [16:0] = 17'h00000;
+      \$298 [17:0] = 18'h00000;
     end
     if (rst) begin
-      \$179  = 25'h0000000;
+      \$298  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$180 [24:22], \$180 [20:18], \$180 [10:0] } = { entering[24:22], entering[20:18], entering[10:0] };
-    \$180 [16:11] = bit0_state;
-    \$180 [17] = bit0_end;
-    \$180 [21] = \$168 ;
+    { \$299 [25:23], \$299 [21:19], \$299 [10:0] } = { entering[25:23], entering[21:19], entering[10:0] };
+    \$299 [17:11] = bit0_state;
+    \$299 [18] = \$252 ;
+    \$299 [22] = \$259 ;
     if (cancel) begin
-      \$180  = 25'h0000000;
+      \$299  = 26'h0000000;
     end
     if (rst) begin
-      \$180  = 25'h0000000;
+      \$299  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$181 [24:23], \$181 [21:19], \$181 [17], \$181 [10:0] } = { after0[24:23], after0[21:19], after0[17], after0[10:0] };
-    \$181 [16:11] = bit1_state;
-    \$181 [18] = bit1_end;
-    \$181 [22] = \$170 ;
+    { \$300 [25:24], \$300 [22:20], \$300 [18], \$300 [10:0] } = { after0[25:24], after0[22:20], after0[18], after0[10:0] };
+    \$300 [17:11] = bit1_state;
+    \$300 [19] = \$261 ;
+    \$300 [23] = \$268 ;
     if (cancel) begin
-      \$181  = 25'h0000000;
+      \$300  = 26'h0000000;
     end
     if (rst) begin
-      \$181  = 25'h0000000;
+      \$300  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$182 [24], \$182 [22:20], \$182 [18:17], \$182 [10:0] } = { after1[24], after1[22:20], after1[18:17], after1[10:0] };
-    \$182 [16:11] = bit2_state;
-    \$182 [19] = bit2_end;
-    \$182 [23] = \$172 ;
+    { \$301 [25], \$301 [23:21], \$301 [19:18], \$301 [10:0] } = { after1[25], after1[23:21], after1[19:18], after1[10:0] };
+    \$301 [17:11] = bit2_state;
+    \$301 [20] = \$270 ;
+    \$301 [24] = \$277 ;
     if (cancel) begin
-      \$182  = 25'h0000000;
+      \$301  = 26'h0000000;
     end
     if (rst) begin
-      \$182  = 25'h0000000;
+      \$301  = 26'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$183 [23:21], \$183 [19:17], \$183 [10:0] } = { after2[23:21], after2[19:17], after2[10:0] };
-    \$183 [16:11] = bit3_state;
-    \$183 [20] = bit3_end;
-    \$183 [24] = \$174 ;
+    { \$302 [24:22], \$302 [20:18], \$302 [10:0] } = { after2[24:22], after2[20:18], after2[10:0] };
+    \$302 [17:11] = bit3_state;
+    \$302 [21] = \$279 ;
+    \$302 [25] = \$286 ;
     if (cancel) begin
-      \$183  = 25'h0000000;
+      \$302  = 26'h0000000;
     end
     if (rst) begin
-      \$183  = 25'h0000000;
+      \$302  = 26'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$303  = { after3[25:18], \$288  };
+    if (cancel) begin
+      \$303  = 14'h0000;
+    end
+    if (rst) begin
+      \$303  = 14'h0000;
     end
   end
   assign written = bank0;
-  assign count0 = \$5 [3:0];
-  assign port__addr = \$5 [3:0];
-  assign port__data = \$10 [3:0];
-  assign count1 = \$13 [3:0];
-  assign \port__addr$11  = \$13 [3:0];
-  assign \port__data$12  = \$18 [3:0];
-  assign \settings$14  = bank0;
-  assign \port__addr$16  = entering[14:11];
-  assign \port__addr$18  = entering[14:11];
-  assign \port__addr$26  = after0[14:11];
-  assign \port__addr$28  = after0[14:11];
-  assign \port__addr$36  = after1[14:11];
-  assign \port__addr$38  = after1[14:11];
-  assign \port__addr$46  = after2[14:11];
-  assign \port__addr$48  = after2[14:11];
-  assign word = after3[24:11];
-  assign microcode_write[28:11] = { 4'h0, after3[24:11] };
-  assign microcode_write[10:1] = after3[10:1];
-  assign microcode_write[0] = after3[0];
-  assign start[3:0] = \$25 ;
-  assign start[4] = \$22 ;
-  assign start[5] = 1'h0;
-  assign bank0[14] = \$20 ;
-  assign bank0[13] = \$12 ;
-  assign bank0[12:9] = \$4 [3:0];
-  assign bank0[8:5] = \$3 [3:0];
-  assign bank0[4:3] = { settings[2], \$1  };
-  assign bank0[2] = settings[1];
+  assign port__en = write0[0];
+  assign port__addr = write0[5:2];
+  assign port__data = write0[9:6];
+  assign \port__en$8  = write1[0];
+  assign \port__addr$10  = write1[5:2];
+  assign \port__data$11  = write1[9:6];
+  assign chosen = bank0;
+  assign \port__addr$17  = entering[14:11];
+  assign \port__addr$19  = entering[14:11];
+  assign bit0_counted = \$50 [3:0];
+  assign \port__addr$38  = after0[14:11];
+  assign \port__addr$39  = after0[14:11];
+  assign bit1_counted = \$100 [3:0];
+  assign \port__addr$58  = after1[14:11];
+  assign \port__addr$59  = after1[14:11];
+  assign bit2_counted = \$150 [3:0];
+  assign \port__addr$78  = after2[14:11];
+  assign \port__addr$79  = after2[14:11];
+  assign bit3_counted = \$200 [3:0];
+  assign microcode_write = { 4'h0, word, \$290  };
+  assign port_0  = \$290 ;
+  assign bit3_state[6] = \$213 ;
+  assign bit3_state[5] = \$208 ;
+  assign bit3_state[4] = \$205 ;
+  assign bit3_state[3:0] = \$203 ;
+  assign bit2_state[6] = \$163 ;
+  assign bit2_state[5] = \$158 ;
+  assign bit2_state[4] = \$155 ;
+  assign bit2_state[3:0] = \$153 ;
+  assign bit1_state[6] = \$113 ;
+  assign bit1_state[5] = \$108 ;
+  assign bit1_state[4] = \$105 ;
+  assign bit1_state[3:0] = \$103 ;
+  assign bit0_state[6] = \$63 ;
+  assign bit0_state[5] = \$58 ;
+  assign bit0_state[4] = \$55 ;
+  assign bit0_state[3:0] = \$53 ;
+  assign \settings$14 [12] = \$13 ;
+  assign \settings$14 [10:7] = \$11 [3:0];
+  assign \settings$14 [11] = \$10 ;
+  assign \settings$14 [6:3] = \$8 [3:0];
+  assign { \settings$14 [20:13], \settings$14 [2:0] } = { bank0[20:13], bank0[2:0] };
+  assign bank0[14] = \$7 ;
+  assign bank0[13] = \$6 ;
+  assign bank0[12:11] = \$5 ;
+  assign bank0[10:7] = settings[7:4];
+  assign bank0[6:3] = \$3 ;
+  assign bank0[2] = \$2 ;
   assign bank0[1] = settings[0];
   assign bank0[0] = 1'h0;
-  assign \$152  = 1'h1;
-  assign \$153  = port__en;
-  assign \$159  = \port__en$10 ;
+  assign bank0[20:15] = 6'h00;
+  assign bit0_table = entering[15];
+  assign bit1_table = after0[15];
+  assign bit2_table = after1[15];
+  assign bit3_table = after2[15];
+  assign \$224  = 1'h1;
+  assign \$225  = \$217 ;
+  assign \$239  = \$231 ;
 endmodule
 
 module egret_s_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid

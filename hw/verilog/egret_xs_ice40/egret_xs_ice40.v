@@ -280,28 +280,28 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire activations__ready;
   wire activations__valid;
   wire allocate;
-  wire \allocate$73 ;
+  wire \allocate$75 ;
   wire allow;
   wire [1:0] bad_index;
-  wire [1:0] \bad_index$168 ;
+  wire [1:0] \bad_index$171 ;
   wire [1:0] bad_prefix;
-  wire [1:0] \bad_prefix$166 ;
+  wire [1:0] \bad_prefix$169 ;
   wire [1:0] banks;
   wire [1:0] banks_in_use;
   reg [1:0] banks_loaded = 2'h0;
   wire [9:0] beats;
   wire [1:0] beyond;
-  wire [1:0] \beyond$87 ;
+  wire [1:0] \beyond$89 ;
   wire [1:0] beyond_substream;
-  wire [1:0] \beyond_substream$89 ;
+  wire [1:0] \beyond_substream$91 ;
   wire [42:0] bias_write;
-  wire [42:0] \bias_write$123 ;
+  wire [42:0] \bias_write$124 ;
   wire busy;
   wire busy_coding;
   wire cancel;
-  wire \cancel$111 ;
-  wire \cancel$79 ;
-  wire \cancel$98 ;
+  wire \cancel$112 ;
+  wire \cancel$81 ;
+  wire \cancel$99 ;
   input clear;
   wire clear;
   wire \clear$46 ;
@@ -311,17 +311,18 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [44:0] code;
   reg [22:0] code_write = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$135 ;
-  wire [22:0] \code_write$186 ;
+  wire [22:0] \code_write$136 ;
+  wire [22:0] \code_write$189 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$131 ;
+  wire [87:0] \codes$132 ;
   wire coding;
   wire [7:0] column_bits;
-  wire [7:0] \column_bits$102 ;
+  wire [7:0] \column_bits$103 ;
   wire [1:0] complete;
-  wire [1:0] \complete$85 ;
+  wire [1:0] \complete$87 ;
   reg [31:0] cycles = 32'd0;
+  wire drain;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -338,39 +339,39 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$147 ;
+  wire [1:0] \go$150 ;
   wire halted;
-  wire \halted$100 ;
+  wire \halted$101 ;
   wire [179:0] header;
   input [32:0] i__payload;
   wire [32:0] i__payload;
   input [8:0] \i__payload$12 ;
   wire [8:0] \i__payload$12 ;
-  wire [3:0] \i__payload$151 ;
-  wire [27:0] \i__payload$159 ;
+  wire [3:0] \i__payload$154 ;
+  wire [27:0] \i__payload$162 ;
   wire [34:0] \i__payload$30 ;
   wire [32:0] \i__payload$6 ;
   wire i__ready;
-  wire \i__ready$129 ;
+  wire \i__ready$130 ;
   wire \i__ready$15 ;
-  wire \i__ready$162 ;
+  wire \i__ready$165 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
-  wire \i__valid$149 ;
+  wire \i__valid$152 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$163 ;
+  wire \i__valid$166 ;
   wire \i__valid$34 ;
   wire [1:0] in_flight;
-  wire [1:0] \in_flight$61 ;
+  wire [1:0] \in_flight$63 ;
   wire [48:0] job;
-  wire [48:0] \job$119 ;
+  wire [48:0] \job$120 ;
   wire judged;
   wire kept;
-  wire \kept$59 ;
+  wire \kept$61 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -386,7 +387,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire lane__ready;
   wire lane__valid;
   wire late;
-  wire \late$63 ;
+  wire \late$65 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -408,9 +409,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  wire [3:0] \late_error$65 ;
+  wire [3:0] \late_error$67 ;
   wire [31:0] late_position;
-  wire [31:0] \late_position$67 ;
+  wire [31:0] \late_position$69 ;
   wire load_allow;
   wire [9:0] load_beats;
   wire load_code;
@@ -421,46 +422,47 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [1:0] loaded;
   reg [24:0] map_write = 25'h0000000;
   (* init = 25'h0000000 *)
-  wire [24:0] \map_write$139 ;
-  wire [24:0] \map_write$189 ;
+  wire [24:0] \map_write$140 ;
+  wire [24:0] \map_write$192 ;
   wire [59:0] matrices;
-  wire [59:0] \matrices$133 ;
-  reg [31:0] \matrices$175  = 32'd0;
+  wire [59:0] \matrices$134 ;
+  reg [31:0] \matrices$178  = 32'd0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
   wire may_allocate;
   wire \may_allocate$48 ;
+  wire may_load_bias;
   wire may_load_code;
   wire may_report;
   wire may_send;
-  reg \may_send$57  = 1'h0;
+  reg \may_send$59  = 1'h0;
   wire memory;
   wire [28:0] microcode_write;
-  wire [28:0] \microcode_write$137 ;
+  wire [28:0] \microcode_write$138 ;
   reg multiplied = 1'h0;
   reg [31:0] multiplies = 32'd0;
   wire multiply;
   wire [32:0] o__payload;
-  wire [3:0] \o__payload$152 ;
-  wire [27:0] \o__payload$156 ;
-  wire [27:0] \o__payload$160 ;
+  wire [3:0] \o__payload$155 ;
+  wire [27:0] \o__payload$159 ;
+  wire [27:0] \o__payload$163 ;
   wire [33:0] \o__payload$37 ;
   wire o__ready;
-  wire \o__ready$128 ;
-  wire \o__ready$157 ;
-  wire \o__ready$161 ;
+  wire \o__ready$129 ;
+  wire \o__ready$160 ;
+  wire \o__ready$164 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
   wire o__valid;
-  wire \o__valid$150 ;
-  wire \o__valid$154 ;
-  wire \o__valid$164 ;
+  wire \o__valid$153 ;
+  wire \o__valid$157 ;
+  wire \o__valid$167 ;
   wire \o__valid$41 ;
   wire parity;
   wire \parity$50 ;
   wire passed;
-  wire \passed$77 ;
+  wire \passed$79 ;
   wire [34:0] payload__payload;
   wire payload__ready;
   wire payload__valid;
@@ -471,8 +473,8 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire reading;
   wire reject;
   wire \release ;
-  wire [1:0] \release$109 ;
   wire [1:0] \release$110 ;
+  wire [1:0] \release$111 ;
   wire report;
   output [33:0] results__payload;
   wire [33:0] results__payload;
@@ -481,7 +483,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire results__valid;
   wire [1:0] row_banks;
   wire [19:0] rows;
-  wire [19:0] \rows$106 ;
+  wire [19:0] \rows$107 ;
   input rst;
   wire rst;
   wire running;
@@ -493,36 +495,37 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \section__valid$23 ;
   wire selected;
   wire sender_busy;
+  wire settling;
   reg [31:0] stalls = 32'd0;
   wire [35:0] start;
-  wire [35:0] \start$104 ;
-  wire \start$116 ;
+  wire [35:0] \start$105 ;
+  wire \start$117 ;
   reg start_lane = 1'h0;
   reg [13:0] start_write = 14'h0000;
   (* init = 14'h0000 *)
-  wire [13:0] \start_write$143 ;
+  wire [13:0] \start_write$144 ;
   reg [31:0] starved = 32'd0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
-  wire [31:0] \sums$121 ;
+  wire [31:0] \sums$122 ;
   reg [18:0] vector_write = 19'h00000;
   (* init = 19'h00000 *)
-  wire [18:0] \vector_write$141 ;
-  wire [18:0] \vector_write$188 ;
+  wire [18:0] \vector_write$142 ;
+  wire [18:0] \vector_write$191 ;
   wire [12:0] walk;
-  wire [12:0] \walk$113 ;
+  wire [12:0] \walk$114 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$195 ;
+  wire [31:0] \weights$198 ;
   wire [32:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
   wire wipe;
-  wire \wipe$115 ;
+  wire \wipe$116 ;
   wire wiped;
-  wire \wiped$71 ;
+  wire \wiped$73 ;
   reg [31:0] words = 32'd0;
   wire [31:0] words__payload;
   wire [31:0] \words__payload$25 ;
@@ -531,16 +534,17 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire words__valid;
   wire \words__valid$29 ;
   wire [18:0] write;
+  assign \$23  = \$22  ? write : \vector_write$191 ;
   assign \$24  = start[1] ? matrices[42:33] : matrices[12:3];
   assign \$25  = start[34:19] - \$24 ;
   assign \$26  = $signed(\$25 ) - $signed(2'h1);
   assign \$27  = start[0] & start[35];
   assign \$28  = 1'h1 << start_write[1];
-  assign \$29  = \code_write$186 [1] ? codes[87:44] : codes[43:0];
-  assign \$31  = \code_write$186 [2] ? \$29 [11:8] : \$29 [7:4];
-  assign \$32  = \code_write$186 [6:3] > \$31 ;
+  assign \$29  = \code_write$189 [1] ? codes[87:44] : codes[43:0];
+  assign \$31  = \code_write$189 [2] ? \$29 [11:8] : \$29 [7:4];
+  assign \$32  = \code_write$189 [6:3] > \$31 ;
   assign \$33  = 1'h0 + multiply;
-  assign \$34  = \matrices$175  + matrix_done;
+  assign \$34  = \matrices$178  + matrix_done;
   assign \$35  = cycles + running;
   assign \$36  = \i__valid$10  & o__ready;
   assign \$37  = words + \$36 ;
@@ -553,7 +557,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$44  = running & \$43 ;
   assign \$45  = starved + \$44 ;
   assign \$46  = multiplies + multiplied;
-  assign \$47  = matrix_done ? \weights$195  : 32'd0;
+  assign \$47  = matrix_done ? \weights$198  : 32'd0;
   assign \$48  = weights + \$47 ;
   always @(posedge clk)
     was_coding <= \$49 ;
@@ -562,7 +566,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     codes <= \$51 ;
   always @(posedge clk)
-    \may_send$57  <= \$52 ;
+    \may_send$59  <= \$52 ;
   always @(posedge clk)
     vector_write <= \$53 ;
   always @(posedge clk)
@@ -580,7 +584,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     multiplied <= \$60 ;
   always @(posedge clk)
-    \matrices$175  <= \$61 ;
+    \matrices$178  <= \$61 ;
   always @(posedge clk)
     cycles <= \$62 ;
   always @(posedge clk)
@@ -600,31 +604,31 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$2  = banks_in_use >> code[32];
   assign \$3  = ~ \$2 ;
   assign may_load_code = \$1  & \$3 ;
-  assign may_send = \may_send$57  & \$1 ;
+  assign may_load_bias = ~ busy;
+  assign may_send = \may_send$59  & \$1 ;
   assign sender_busy = ~ may_report;
   assign selected = ! start_lane;
-  assign \i__valid$149  = \o__valid$150  & \$5 ;
+  assign \i__valid$152  = \o__valid$153  & \$5 ;
   assign \$7  = | in_flight;
   assign \$8  = reading | \$7 ;
-  assign running = \$8  | finishing;
+  assign running = \$8  | busy;
   assign \$9  = ! code[32];
   assign \$10  = load_code & \$9 ;
-  assign \$11  = ! \code_write$186 [1];
-  assign \$12  = \code_write$186 [0] & \$11 ;
-  assign \$13  = ! \code_write$186 [6:3];
+  assign \$11  = ! \code_write$189 [1];
+  assign \$12  = \code_write$189 [0] & \$11 ;
+  assign \$13  = ! \code_write$189 [6:3];
   assign \$14  = \$12  & \$13 ;
   assign \$16  = load_code & \$15 ;
-  assign \$18  = \code_write$186 [0] & \$17 ;
+  assign \$18  = \code_write$189 [0] & \$17 ;
   assign \$20  = \$18  & \$13 ;
-  assign \$23  = \$22  ? write : \vector_write$188 ;
   egret_xs_ice40_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
     .clk(clk),
-    .code_write(\code_write$186 ),
+    .code_write(\code_write$189 ),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$189 ),
+    .map_write(\map_write$192 ),
     .rst(rst),
     .section__ready(section__ready),
     .start(start),
@@ -636,7 +640,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   );
   egret_xs_ice40_core_finisher  finisher (
     .bias_write(bias_write),
-    .busy(finishing),
+    .busy(busy),
     .clk(clk),
     .\job$52 (job),
     .kind(kind),
@@ -646,9 +650,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .o__valid(results__valid),
     .report(report),
     .rst(rst),
-    .start(\start$116 ),
+    .start(\start$117 ),
     .sums(sums),
-    .vector_write(\vector_write$188 ),
+    .vector_write(\vector_write$191 ),
     .walk(walk)
   );
   egret_xs_ice40_core_gearbox  gearbox (
@@ -657,29 +661,30 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$152 ),
-    .o__ready(\o__ready$128 ),
-    .o__valid(\o__valid$150 ),
+    .o__payload(\o__payload$155 ),
+    .o__ready(\o__ready$129 ),
+    .o__valid(\o__valid$153 ),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0  lane_0 (
     .bad_index(bad_index),
     .bad_prefix(bad_prefix),
     .cancel(cancel),
-    .clear_errors(\release$109 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
     .code_write(code_write),
     .codes(codes),
+    .drain(drain),
     .go(go),
-    .\i__payload$37 (\i__payload$151 ),
-    .\i__ready$39 (\i__ready$129 ),
-    .\i__valid$41 (\i__valid$149 ),
+    .\i__payload$39 (\i__payload$154 ),
+    .\i__ready$41 (\i__ready$130 ),
+    .\i__valid$43 (\i__valid$152 ),
     .map_write(map_write),
     .matrices(matrices),
     .multiply(multiply),
-    .\o__payload$55 (\o__payload$156 ),
-    .\o__ready$57 (\o__ready$157 ),
-    .\o__valid$59 (lane__valid),
+    .\o__payload$57 (\o__payload$159 ),
+    .\o__ready$59 (\o__ready$160 ),
+    .\o__valid$61 (lane__valid),
     .rst(rst),
     .selected(selected),
     .start_write(start_write),
@@ -720,6 +725,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .load_code(load_code),
     .matrix(header),
     .may_allocate(may_allocate),
+    .may_load_bias(may_load_bias),
     .may_load_code(may_load_code),
     .may_send(may_send),
     .parity(parity),
@@ -736,6 +742,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .section__ready(section__ready),
     .section__valid(section__valid),
     .sender_busy(sender_busy),
+    .settling(drain),
     .wipe(wipe),
     .wiped(wiped),
     .words__ready(words__ready),
@@ -745,11 +752,11 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$157 ),
+    .lane__ready(\o__ready$160 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$159 ),
-    .o__ready(\o__ready$161 ),
-    .o__valid(\i__valid$163 ),
+    .o__payload(\i__payload$162 ),
+    .o__ready(\o__ready$164 ),
+    .o__valid(\i__valid$166 ),
     .rst(rst)
   );
   egret_xs_ice40_core_store  store (
@@ -759,10 +766,10 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$159 ),
-    .i__ready(\o__ready$161 ),
-    .i__valid(\i__valid$163 ),
-    .\release (\release$109 ),
+    .i__payload(\i__payload$162 ),
+    .i__ready(\o__ready$164 ),
+    .i__valid(\i__valid$166 ),
+    .\release (\release$110 ),
     .rows(rows),
     .rst(rst),
     .start(start),
@@ -782,8 +789,8 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .clk(clk),
     .column_bits(column_bits),
     .complete(complete),
-    .finish(\start$116 ),
-    .finishing(finishing),
+    .finish(\start$117 ),
+    .finishing(busy),
     .go(go),
     .header(header),
     .in_flight(in_flight),
@@ -803,11 +810,11 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .parity(parity),
     .\passed$57 (passed),
     .\placed$58 (placed),
-    .\release (\release$109 ),
+    .\release (\release$110 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$195 )
+    .weights(\weights$198 )
   );
   egret_xs_ice40_core_weights_in  weights_in (
     .clk(clk),
@@ -855,12 +862,12 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     end
     if (\$14 ) begin
       (* full_case = 32'd1 *)
-      if (\code_write$186 [2]) begin
-        \$51 [19:16] = \code_write$186 [10:7];
-        \$51 [43:32] = \code_write$186 [22:11];
+      if (\code_write$189 [2]) begin
+        \$51 [19:16] = \code_write$189 [10:7];
+        \$51 [43:32] = \code_write$189 [22:11];
       end else begin
-        \$51 [15:12] = \code_write$186 [10:7];
-        \$51 [31:20] = \code_write$186 [22:11];
+        \$51 [15:12] = \code_write$189 [10:7];
+        \$51 [31:20] = \code_write$189 [22:11];
       end
     end
     if (\$16 ) begin
@@ -873,12 +880,12 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     end
     if (\$20 ) begin
       (* full_case = 32'd1 *)
-      if (\code_write$186 [2]) begin
-        \$51 [63:60] = \code_write$186 [10:7];
-        \$51 [87:76] = \code_write$186 [22:11];
+      if (\code_write$189 [2]) begin
+        \$51 [63:60] = \code_write$189 [10:7];
+        \$51 [87:76] = \code_write$189 [22:11];
       end else begin
-        \$51 [59:56] = \code_write$186 [10:7];
-        \$51 [75:64] = \code_write$186 [22:11];
+        \$51 [59:56] = \code_write$189 [10:7];
+        \$51 [75:64] = \code_write$189 [22:11];
       end
     end
     if (rst) begin
@@ -901,14 +908,14 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$54  = \map_write$189 ;
+    \$54  = \map_write$192 ;
     if (rst) begin
       \$54  = 25'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = \code_write$186 ;
+    \$55  = \code_write$189 ;
     if (\$32 ) begin
       \$55 [10:7] = code_write[10:7];
       \$55 [22:11] = code_write[22:11];
@@ -1067,58 +1074,59 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \may_allocate$48  = may_allocate;
   assign \parity$50  = parity;
   assign loaded = banks_loaded;
-  assign \kept$59  = kept;
-  assign \in_flight$61  = in_flight;
-  assign \late$63  = late;
-  assign \late_error$65  = late_error;
-  assign \late_position$67  = late_position;
-  assign \wiped$71  = wiped;
-  assign \allocate$73  = allocate;
+  assign \kept$61  = kept;
+  assign \in_flight$63  = in_flight;
+  assign \late$65  = late;
+  assign \late_error$67  = late_error;
+  assign \late_position$69  = late_position;
+  assign \wiped$73  = wiped;
+  assign \allocate$75  = allocate;
   assign matrix = header;
-  assign \passed$77  = passed;
-  assign \cancel$79  = cancel;
+  assign \passed$79  = passed;
+  assign \cancel$81  = cancel;
   assign beats = load_beats;
   assign ended = load_ended;
-  assign \complete$85  = complete;
-  assign \beyond$87  = beyond;
-  assign \beyond_substream$89  = beyond_substream;
-  assign busy = finishing;
+  assign \complete$87  = complete;
+  assign \beyond$89  = beyond;
+  assign \beyond_substream$91  = beyond_substream;
+  assign finishing = busy;
   assign load_allow = allow;
   assign load_memory = memory;
   assign load_release = \release ;
-  assign \cancel$98  = cancel;
-  assign \halted$100  = halted;
-  assign \column_bits$102  = column_bits;
-  assign \start$104  = start;
-  assign \rows$106  = rows;
+  assign \cancel$99  = cancel;
+  assign \halted$101  = halted;
+  assign \column_bits$103  = column_bits;
+  assign \start$105  = start;
+  assign \rows$107  = rows;
   assign row_banks = banks;
-  assign \release$110  = \release$109 ;
-  assign \cancel$111  = cancel;
-  assign \walk$113  = walk;
-  assign \wipe$115  = wipe;
-  assign finish = \start$116 ;
-  assign \job$119  = job;
-  assign \sums$121  = sums;
-  assign \bias_write$123  = bias_write;
+  assign \release$111  = \release$110 ;
+  assign \cancel$112  = cancel;
+  assign \walk$114  = walk;
+  assign \wipe$116  = wipe;
+  assign finish = \start$117 ;
+  assign \job$120  = job;
+  assign \sums$122  = sums;
+  assign \bias_write$124  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$131  = codes;
-  assign \matrices$133  = matrices;
-  assign \code_write$135  = code_write;
+  assign \codes$132  = codes;
+  assign \matrices$134  = matrices;
+  assign \code_write$136  = code_write;
   assign microcode_write = 29'h00000000;
-  assign \microcode_write$137  = 29'h00000000;
-  assign \map_write$139  = map_write;
-  assign \vector_write$141  = vector_write;
-  assign \start_write$143  = start_write;
-  assign \go$147  = go;
-  assign clear_errors = \release$109 ;
-  assign \o__valid$154  = lane__valid;
-  assign lane__ready = \o__ready$157 ;
-  assign \o__payload$160  = \i__payload$159 ;
-  assign \i__ready$162  = \o__ready$161 ;
-  assign \o__valid$164  = \i__valid$163 ;
-  assign \bad_prefix$166  = bad_prefix;
-  assign \bad_index$168  = bad_index;
+  assign \microcode_write$138  = 29'h00000000;
+  assign \map_write$140  = map_write;
+  assign \vector_write$142  = vector_write;
+  assign \start_write$144  = start_write;
+  assign settling = drain;
+  assign \go$150  = go;
+  assign clear_errors = \release$110 ;
+  assign \o__valid$157  = lane__valid;
+  assign lane__ready = \o__ready$160 ;
+  assign \o__payload$163  = \i__payload$162 ;
+  assign \i__ready$165  = \o__ready$164 ;
+  assign \o__valid$167  = \i__valid$166 ;
+  assign \bad_prefix$169  = bad_prefix;
+  assign \bad_index$171  = bad_index;
   assign judged = matrix_done;
   assign status[291:260] = weights;
   assign status[259:228] = multiplies;
@@ -1127,22 +1135,22 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign status[163:132] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$175 ;
+  assign status[67:36] = \matrices$178 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign lane__payload[27:3] = \o__payload$156 [27:3];
-  assign lane__payload[2] = \o__payload$156 [2];
+  assign lane__payload[27:3] = \o__payload$159 [27:3];
+  assign lane__payload[2] = \o__payload$159 [2];
   assign lane__payload[1] = \$6 ;
-  assign lane__payload[0] = \o__payload$156 [0];
-  assign \i__payload$151 [3] = \o__payload$152 [3];
-  assign \i__payload$151 [2] = \o__payload$152 [2];
-  assign \i__payload$151 [1] = \o__payload$152 [1];
-  assign \i__payload$151 [0] = \o__payload$152 [0];
-  assign \o__ready$128  = \i__ready$129 ;
-  assign \$5  = \i__ready$129 ;
+  assign lane__payload[0] = \o__payload$159 [0];
+  assign \i__payload$154 [3] = \o__payload$155 [3];
+  assign \i__payload$154 [2] = \o__payload$155 [2];
+  assign \i__payload$154 [1] = \o__payload$155 [1];
+  assign \i__payload$154 [0] = \o__payload$155 [0];
+  assign \o__ready$129  = \i__ready$130 ;
+  assign \$5  = \i__ready$130 ;
   assign \$6  = 1'h0;
   assign \$15  = code[32];
-  assign \$17  = \code_write$186 [1];
+  assign \$17  = \code_write$189 [1];
   assign \$22  = write[0];
 endmodule
 
@@ -2671,8 +2679,8 @@ module egret_xs_ice40_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
   assign \$10  = { 1'h0, word[31:1] };
 endmodule
 
-module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , \i__payload$37 , codes, vector_write, map_write, code_write, start_write, cancel, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$59 , \o__payload$55 , \o__ready$57 , clk
-);
+module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , \i__payload$39 , codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$61 , \o__payload$57 , \o__ready$59 
+, clk);
   reg time_zero  = 0;
   wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$2 , \$3 , \$5 , \$6 , \$7 , \$8 ,
     \$9 ;
@@ -2680,11 +2688,11 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
   reg [1:0] \$17 ;
   reg [1:0] \$18 ;
   wire bad;
-  wire \bad$91 ;
+  wire \bad$93 ;
   output [1:0] bad_index;
   reg [1:0] bad_index = 2'h0;
   wire bad_parity;
-  wire \bad_parity$92 ;
+  wire \bad_parity$94 ;
   output [1:0] bad_prefix;
   reg [1:0] bad_prefix = 2'h0;
   input cancel;
@@ -2696,82 +2704,85 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
   input [22:0] code_write;
   wire [22:0] code_write;
   wire [22:0] \code_write$1 ;
-  wire [22:0] \code_write$69 ;
+  wire [22:0] \code_write$71 ;
   input [87:0] codes;
   wire [87:0] codes;
-  wire [87:0] \codes$61 ;
-  wire [87:0] \codes$7 ;
+  wire [87:0] \codes$63 ;
+  wire [87:0] \codes$9 ;
+  input drain;
+  wire drain;
+  wire \drain$7 ;
   wire enable;
-  wire \enable$17 ;
-  wire \enable$65 ;
-  wire \enable$66 ;
+  wire \enable$19 ;
+  wire \enable$67 ;
+  wire \enable$68 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$74 ;
+  wire [1:0] \go$76 ;
   wire [25:0] i;
   wire [21:0] i__payload;
-  input [3:0] \i__payload$37 ;
-  wire [3:0] \i__payload$37 ;
-  wire [3:0] \i__payload$38 ;
-  wire [21:0] \i__payload$43 ;
-  wire [20:0] \i__payload$49 ;
+  input [3:0] \i__payload$39 ;
+  wire [3:0] \i__payload$39 ;
+  wire [3:0] \i__payload$40 ;
+  wire [21:0] \i__payload$45 ;
+  wire [20:0] \i__payload$51 ;
   wire i__ready;
-  output \i__ready$39 ;
-  wire \i__ready$39 ;
-  wire \i__ready$40 ;
-  wire \i__ready$46 ;
-  wire \i__ready$52 ;
+  output \i__ready$41 ;
+  wire \i__ready$41 ;
+  wire \i__ready$42 ;
+  wire \i__ready$48 ;
+  wire \i__ready$54 ;
   wire i__valid;
-  input \i__valid$41 ;
-  wire \i__valid$41 ;
-  wire \i__valid$42 ;
-  wire \i__valid$47 ;
-  wire \i__valid$53 ;
+  input \i__valid$43 ;
+  wire \i__valid$43 ;
+  wire \i__valid$44 ;
+  wire \i__valid$49 ;
+  wire \i__valid$55 ;
   wire i_bank;
   wire i_bits;
-  wire \i_bits$27 ;
+  wire \i_bits$29 ;
   wire i_end;
   wire i_event;
   wire i_first;
   wire i_last;
-  wire \i_last$22 ;
+  wire \i_last$24 ;
   wire i_parity;
-  wire \i_parity$24 ;
+  wire \i_parity$26 ;
   wire i_run_form;
   wire i_slot;
   wire i_valid;
-  wire \i_valid$18 ;
+  wire \i_valid$20 ;
   input [24:0] map_write;
   wire [24:0] map_write;
-  wire [24:0] \map_write$77 ;
+  wire [24:0] \map_write$79 ;
   input [59:0] matrices;
   wire [59:0] matrices;
-  wire [59:0] \matrices$62 ;
+  wire [59:0] \matrices$64 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$83 ;
+  wire \multiply$85 ;
   wire [21:0] o;
-  wire [36:0] \o$68 ;
-  wire [25:0] \o$81 ;
+  wire [36:0] \o$70 ;
+  wire [25:0] \o$83 ;
   wire [3:0] o__payload;
-  wire [21:0] \o__payload$44 ;
-  wire [20:0] \o__payload$50 ;
-  output [27:0] \o__payload$55 ;
-  wire [27:0] \o__payload$55 ;
-  wire [27:0] \o__payload$56 ;
+  wire [21:0] \o__payload$46 ;
+  wire [20:0] \o__payload$52 ;
+  output [27:0] \o__payload$57 ;
+  wire [27:0] \o__payload$57 ;
+  wire [27:0] \o__payload$58 ;
   wire o__ready;
-  wire \o__ready$45 ;
-  wire \o__ready$51 ;
-  input \o__ready$57 ;
-  wire \o__ready$57 ;
-  wire \o__ready$58 ;
+  wire \o__ready$47 ;
+  wire \o__ready$53 ;
+  input \o__ready$59 ;
+  wire \o__ready$59 ;
+  wire \o__ready$60 ;
   wire o__valid;
-  wire \o__valid$48 ;
-  wire \o__valid$54 ;
-  output \o__valid$59 ;
-  wire \o__valid$59 ;
-  wire \o__valid$60 ;
+  wire \o__valid$50 ;
+  wire \o__valid$56 ;
+  output \o__valid$61 ;
+  wire \o__valid$61 ;
+  wire \o__valid$62 ;
   wire o_bits;
   wire o_end;
   wire o_event;
@@ -2779,32 +2790,32 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
   wire o_parity;
   wire o_slot;
   wire o_valid;
-  wire \o_valid$34 ;
+  wire \o_valid$36 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$72 ;
+  wire \selected$74 ;
   wire [36:0] settings;
-  wire [36:0] \settings$75 ;
+  wire [36:0] \settings$77 ;
   input [13:0] start_write;
   wire [13:0] start_write;
-  wire [13:0] \start_write$64 ;
-  wire [13:0] \start_write$70 ;
+  wire [13:0] \start_write$66 ;
+  wire [13:0] \start_write$72 ;
   input [18:0] vector_write;
   wire [18:0] vector_write;
-  wire [18:0] \vector_write$79 ;
+  wire [18:0] \vector_write$81 ;
   assign i_bank = o__payload[3] ? matrices[30] : matrices[0];
   assign \$1  = matrices[30] ? codes[44] : codes[0];
   assign \$2  = matrices[0] ? codes[44] : codes[0];
-  assign i_run_form = \i_parity$24  ? \$1  : \$2 ;
+  assign i_run_form = \i_parity$26  ? \$1  : \$2 ;
   assign \$3  = o__valid & o__ready;
   assign \$5  = ! bad_parity;
   assign \$6  = bad & \$5 ;
   assign \$9  = bad & \$8 ;
-  assign \$11  = ! \bad_parity$92 ;
-  assign \$12  = \bad$91  & \$11 ;
-  assign \$15  = \bad$91  & \$14 ;
+  assign \$11  = ! \bad_parity$94 ;
+  assign \$12  = \bad$93  & \$11 ;
+  assign \$15  = \bad$93  & \$14 ;
   always @(posedge clk)
     bad_prefix <= \$17 ;
   always @(posedge clk)
@@ -2815,9 +2826,9 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$43 ),
-    .o__ready(\o__ready$45 ),
-    .o__valid(\i__valid$47 ),
+    .o__payload(\i__payload$45 ),
+    .o__ready(\o__ready$47 ),
+    .o__valid(\i__valid$49 ),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_collector  collector (
@@ -2826,12 +2837,12 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
     .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
-    .i_bits(\i_bits$27 ),
+    .i_bits(\i_bits$29 ),
     .i_end(i_end),
     .i_event(i_event),
-    .i_last(\i_last$22 ),
-    .i_parity(\i_parity$24 ),
-    .i_valid(\i_valid$18 ),
+    .i_last(\i_last$24 ),
+    .i_parity(\i_parity$26 ),
+    .i_valid(\i_valid$20 ),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
@@ -2839,37 +2850,37 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
   egret_xs_ice40_core_lane_0_extractor  extractor (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$43 ),
-    .i__ready(\o__ready$45 ),
-    .i__valid(\i__valid$47 ),
-    .o__payload(\i__payload$49 ),
-    .o__ready(\o__ready$51 ),
-    .o__valid(\i__valid$53 ),
+    .i__payload(\i__payload$45 ),
+    .i__ready(\o__ready$47 ),
+    .i__valid(\i__valid$49 ),
+    .o__payload(\i__payload$51 ),
+    .o__ready(\o__ready$53 ),
+    .o__valid(\i__valid$55 ),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_input  \input  (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$37 ),
-    .i__ready(\i__ready$39 ),
-    .i__valid(\i__valid$41 ),
+    .i__payload(\i__payload$39 ),
+    .i__ready(\i__ready$41 ),
+    .i__valid(\i__valid$43 ),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_mac  mac (
-    .bad(\bad$91 ),
-    .bad_parity(\bad_parity$92 ),
+    .bad(\bad$93 ),
+    .bad_parity(\bad_parity$94 ),
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$65 ),
-    .full(\o__valid$59 ),
+    .enable(\enable$67 ),
+    .full(\o__valid$61 ),
     .i(i),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$55 ),
-    .o__ready(\o__ready$57 ),
+    .o__payload(\o__payload$57 ),
+    .o__ready(\o__ready$59 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
@@ -2881,30 +2892,30 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
     .enable(i__ready),
     .i_bank(i_bank),
     .i_valid(i_valid),
-    .o_bits(\i_bits$27 ),
+    .o_bits(\i_bits$29 ),
     .o_end(i_end),
     .o_event(i_event),
-    .o_last(\i_last$22 ),
-    .o_parity(\i_parity$24 ),
-    .o_valid(\i_valid$18 ),
+    .o_last(\i_last$24 ),
+    .o_parity(\i_parity$26 ),
+    .o_valid(\i_valid$20 ),
     .port_0 (o__payload),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_positioner  positioner (
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .go(go),
-    .i__payload(\i__payload$49 ),
-    .i__ready(\o__ready$51 ),
-    .i__valid(\i__valid$53 ),
+    .i__payload(\i__payload$51 ),
+    .i__ready(\o__ready$53 ),
+    .i__valid(\i__valid$55 ),
     .o(i),
     .rst(rst),
     .selected(selected),
     .settings(settings),
     .start_write(start_write)
   );
-  egret_xs_ice40_core_lane_0_settings_95  \settings$95  (
+  egret_xs_ice40_core_lane_0_settings_97  \settings$97  (
     .cancel(cancel),
     .clk(clk),
     .codes(codes),
@@ -2956,48 +2967,49 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
   assign \code_write$1  = code_write;
   assign mine = 1'h1;
   assign enable = i__ready;
-  assign \codes$7  = codes;
+  assign \drain$7  = drain;
+  assign \codes$9  = codes;
   assign i_first = o__payload[1];
   assign i_last = o__payload[2];
   assign i_parity = o__payload[3];
   assign i_bits = o__payload[0];
-  assign \enable$17  = i__ready;
-  assign o_valid = \i_valid$18 ;
+  assign \enable$19  = i__ready;
+  assign o_valid = \i_valid$20 ;
   assign i_slot = 1'h0;
   assign o_slot = 1'h0;
-  assign o_last = \i_last$22 ;
-  assign o_parity = \i_parity$24 ;
-  assign o_bits = \i_bits$27 ;
+  assign o_last = \i_last$24 ;
+  assign o_parity = \i_parity$26 ;
+  assign o_bits = \i_bits$29 ;
   assign o_end = i_end;
   assign o_event = i_event;
-  assign \o_valid$34  = i__valid;
+  assign \o_valid$36  = i__valid;
   assign o = i__payload;
-  assign \i__payload$38  = \i__payload$37 ;
-  assign \i__ready$40  = \i__ready$39 ;
-  assign \i__valid$42  = \i__valid$41 ;
-  assign \o__payload$44  = \i__payload$43 ;
-  assign \i__ready$46  = \o__ready$45 ;
-  assign \o__valid$48  = \i__valid$47 ;
-  assign \o__payload$50  = \i__payload$49 ;
-  assign \i__ready$52  = \o__ready$51 ;
-  assign \o__valid$54  = \i__valid$53 ;
-  assign \o__payload$56  = \o__payload$55 ;
-  assign \o__ready$58  = \o__ready$57 ;
-  assign \o__valid$60  = \o__valid$59 ;
-  assign \codes$61  = codes;
-  assign \matrices$62  = matrices;
-  assign \start_write$64  = start_write;
-  assign \enable$66  = \enable$65 ;
-  assign \o$68  = settings;
-  assign \code_write$69  = code_write;
-  assign \start_write$70  = start_write;
-  assign \selected$72  = selected;
-  assign \go$74  = go;
-  assign \settings$75  = settings;
-  assign \map_write$77  = map_write;
-  assign \vector_write$79  = vector_write;
-  assign \o$81  = i;
-  assign \multiply$83  = multiply;
+  assign \i__payload$40  = \i__payload$39 ;
+  assign \i__ready$42  = \i__ready$41 ;
+  assign \i__valid$44  = \i__valid$43 ;
+  assign \o__payload$46  = \i__payload$45 ;
+  assign \i__ready$48  = \o__ready$47 ;
+  assign \o__valid$50  = \i__valid$49 ;
+  assign \o__payload$52  = \i__payload$51 ;
+  assign \i__ready$54  = \o__ready$53 ;
+  assign \o__valid$56  = \i__valid$55 ;
+  assign \o__payload$58  = \o__payload$57 ;
+  assign \o__ready$60  = \o__ready$59 ;
+  assign \o__valid$62  = \o__valid$61 ;
+  assign \codes$63  = codes;
+  assign \matrices$64  = matrices;
+  assign \start_write$66  = start_write;
+  assign \enable$68  = \enable$67 ;
+  assign \o$70  = settings;
+  assign \code_write$71  = code_write;
+  assign \start_write$72  = start_write;
+  assign \selected$74  = selected;
+  assign \go$76  = go;
+  assign \settings$77  = settings;
+  assign \map_write$79  = map_write;
+  assign \vector_write$81  = vector_write;
+  assign \o$83  = i;
+  assign \multiply$85  = multiply;
   assign o__ready = i__ready;
   assign i_valid = o__valid;
   assign \$4  = 2'h1;
@@ -3005,7 +3017,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$41 , \i__ready$39 , 
   assign \$8  = bad_parity;
   assign \$10  = \$9 ;
   assign \$13  = \$12 ;
-  assign \$14  = \bad_parity$92 ;
+  assign \$14  = \bad_parity$94 ;
   assign \$16  = \$15 ;
 endmodule
 
@@ -3156,40 +3168,45 @@ endmodule
 
 module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
-  wire \$1 , \$19 , \$2 , \$24 , \$3 , \$30 , \$32 , \$34 , \$36 , \$37 , \$42 , \$43 , \$44 , \$45
-    , \$46 , \$47 , \$48 , \$49 , \$55 , \$56 ;
+  wire \$1 , \$19 , \$2 , \$20 , \$21 , \$26 , \$3 , \$32 , \$34 , \$37 , \$38 , \$42 , \$43 , \$44
+    , \$45 , \$46 , \$47 , \$48 , \$49 , \$53 , \$54 , \$56 , \$57 , \$58 ;
   wire [4:0] \$16 ;
-  wire [1:0] \$38 , \$39 ;
-  wire [9:0] \$40 , \$41 , \$50 ;
-  wire [8:0] \$51 , \$53 ;
-  wire [3:0] \$54 ;
-  reg \$57 ;
-  reg [13:0] \$58 ;
+  wire [1:0] \$39 , \$40 ;
+  wire [9:0] \$41 , \$50 ;
+  wire [8:0] \$51 ;
+  wire [3:0] \$52 ;
   reg \$59 ;
-  reg \$60 ;
-  reg [8:0] \$61 ;
-  reg [23:0] \$62 ;
-  reg [4:0] \$63 ;
-  reg [22:0] \$64 ;
-  reg [8:0] \$65 ;
-  reg [3:0] \$66 ;
-  reg [8:0] \$67 ;
+  reg [12:0] \$60 ;
+  reg [2:0] \$61 ;
+  reg \$62 ;
+  reg \$63 ;
+  reg [8:0] \$64 ;
+  reg [22:0] \$65 ;
+  reg [4:0] \$66 ;
+  reg [21:0] \$67 ;
   reg \$68 ;
-  reg [21:0] \$69 ;
-  reg [23:0] aligned = 24'h000000;
+  reg [7:0] \$69 ;
+  reg [3:0] \$70 ;
+  reg [8:0] \$71 ;
+  reg \$72 ;
+  reg [21:0] \$73 ;
+  reg [22:0] aligned = 23'h000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
   reg bad_slot = 1'h0;
+  (* init = 22'h000000 *)
+  wire [21:0] block;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
-  wire [13:0] entering;
+  wire [12:0] entering;
   wire \event ;
+  reg [7:0] high_step = 8'h00;
   input i_bits;
   wire i_bits;
   input i_end;
@@ -3203,103 +3220,87 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   wire i_slot;
   input i_valid;
   wire i_valid;
-  wire [8:0] kept;
-  wire [8:0] left;
-  reg [13:0] \local  = 14'h0000;
+  reg [12:0] \local  = 13'h0000;
+  reg low_step = 1'h0;
+  wire [8:0] number;
   output [21:0] o;
   reg [21:0] o = 22'h000000;
   output o_valid;
   reg o_valid = 1'h0;
   reg [8:0] open_0 = 9'h000;
   wire passes;
-  reg [22:0] ready = 23'h000000;
+  reg [21:0] ready = 22'h000000;
   input rst;
   wire rst;
   reg [8:0] skip_0 = 9'h000;
-  reg [8:0] step = 9'h000;
   wire [8:0] total;
+  wire turn;
+  wire turn_skips;
+  reg [2:0] valid = 3'h0;
   reg [4:0] zeros = 5'h00;
   reg [3:0] zeros_class = 4'h0;
   wire [4:0] zeros_now;
-  assign \$30  = \event  & \$3 ;
-  assign \$32  = ~ \$24 ;
-  assign \$36  = ~ \$34 ;
-  assign \$37  = i_end & \$36 ;
-  assign \$38  = 1'h0 + \$37 ;
-  assign \$40  = \local [7] ? 10'h000 : { open_0, \local [4] };
-  assign \$41  = skip_0 + step;
-  assign \$42  = ready[10] | ready[1];
-  assign \$43  = ~ ready[3];
-  assign \$44  = skip_0[8] & \$43 ;
-  assign passes = \$42  | \$44 ;
-  assign left = passes ? 9'h000 : \$41 [8:0];
-  assign \$45  = ~ i_end;
-  assign \$46  = i_event & \$45 ;
-  assign \$48  = i_valid & \$47 ;
-  assign \$49  = enable & \local [0];
-  assign \$53  = aligned[9] ? \$51  : { 8'h00, aligned[11] };
-  assign \$54  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
-  assign \$55  = enable & ready[0];
-  assign \$56  = ready[0] & passes;
+  assign \$32  = \event  & \$3 ;
+  assign \$34  = ~ \$26 ;
+  assign \$37  = ~ \$20 ;
+  assign \$38  = i_end & \$37 ;
+  assign \$39  = 1'h0 + \$38 ;
+  assign turn = enable & valid[0];
+  assign \$41  = skip_0 + { high_step, low_step };
+  assign \$42  = ~ ready[2];
+  assign \$43  = skip_0[8] & \$42 ;
+  assign passes = ready[9] | \$43 ;
+  assign turn_skips = enable & valid[2];
+  assign \$44  = ~ i_end;
+  assign \$45  = i_event & \$44 ;
+  assign \$47  = i_valid & \$46 ;
+  assign \$48  = turn & \local [6];
+  assign \$49  = turn & \local [0];
+  assign \$51  = aligned[8] ? number : { 8'h00, aligned[10] };
+  assign \$52  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
+  assign \$53  = ~ aligned[8];
+  assign \$54  = enable & \$53 ;
+  assign \$56  = turn_skips & passes;
+  assign \$57  = turn_skips & ready[0];
+  assign \$58  = valid[2] & passes;
   always @(posedge clk)
-    bad <= \$57 ;
+    bad <= \$59 ;
   always @(posedge clk)
-    \local  <= \$58 ;
+    \local  <= \$60 ;
   always @(posedge clk)
-    bad_slot <= \$59 ;
+    valid <= \$61 ;
   always @(posedge clk)
-    bad_parity <= \$60 ;
+    bad_slot <= \$62 ;
   always @(posedge clk)
-    open_0 <= \$61 ;
+    bad_parity <= \$63 ;
   always @(posedge clk)
-    aligned <= \$62 ;
+    open_0 <= \$64 ;
   always @(posedge clk)
-    zeros <= \$63 ;
+    aligned <= \$65 ;
   always @(posedge clk)
-    ready <= \$64 ;
+    zeros <= \$66 ;
   always @(posedge clk)
-    step <= \$65 ;
+    ready <= \$67 ;
   always @(posedge clk)
-    zeros_class <= \$66 ;
+    low_step <= \$68 ;
   always @(posedge clk)
-    skip_0 <= \$67 ;
+    high_step <= \$69 ;
   always @(posedge clk)
-    o_valid <= \$68 ;
+    zeros_class <= \$70 ;
   always @(posedge clk)
-    o <= \$69 ;
+    skip_0 <= \$71 ;
+  always @(posedge clk)
+    o_valid <= \$72 ;
+  always @(posedge clk)
+    o <= \$73 ;
   assign \event  = i_event & i_end;
   assign \$19  = \$3  | i_last;
+  assign \$21  = \$20  | i_last;
   always @* begin
     if (time_zero ) begin end
-    \$57  = 1'h0;
+    \$59  = 1'h0;
     if (enable) begin
-      \$57  = \$48 ;
-    end
-    if (cancel) begin
-      \$57  = 1'h0;
-    end
-    if (rst) begin
-      \$57  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$58  = \local ;
-    if (enable) begin
-      \$58  = entering;
-    end
-    if (cancel) begin
-      \$58  = 14'h0000;
-    end
-    if (rst) begin
-      \$58  = 14'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$59  = bad_slot;
-    if (enable) begin
-      \$59  = 1'h0;
+      \$59  = \$47 ;
     end
     if (cancel) begin
       \$59  = 1'h0;
@@ -3310,212 +3311,217 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = bad_parity;
+    \$60  = \local ;
     if (enable) begin
-      \$60  = i_parity;
-    end
-    if (cancel) begin
-      \$60  = 1'h0;
-    end
-    if (rst) begin
-      \$60  = 1'h0;
+      \$60  = entering;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$61  = open_0;
-    if (\$49 ) begin
-      \$61  = \$40 [8:0];
-    end
-    if (cancel) begin
-      \$61  = 9'h000;
-    end
-    if (rst) begin
-      \$61  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$62  = aligned;
+    \$61  = valid;
     if (enable) begin
-      \$62 [0] = \local [0];
-      \$62 [1] = \local [1];
-      \$62 [2] = \local [2];
-      \$62 [3] = \local [3];
-      \$62 [4] = \local [4];
-      \$62 [5] = \local [5];
-      \$62 [6] = \local [6];
-      \$62 [7] = \local [7];
-      \$62 [8] = \local [8];
-      \$62 [9] = \local [9];
-      \$62 [10] = \local [10];
-      \$62 [11] = \local [11];
-      \$62 [12] = \local [12];
-      \$62 [13] = \local [13];
-      \$62 [23:14] = \$50 ;
+      \$61  = { valid[1:0], i_valid };
     end
     if (cancel) begin
-      \$62  = 24'h000000;
+      \$61  = 3'h0;
     end
     if (rst) begin
-      \$62  = 24'h000000;
+      \$61  = 3'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$63  = zeros;
+    \$62  = bad_slot;
     if (enable) begin
-      \$63  = 5'h00;
+      \$62  = 1'h0;
     end
     if (cancel) begin
-      \$63  = 5'h00;
+      \$62  = 1'h0;
     end
     if (rst) begin
-      \$63  = 5'h00;
+      \$62  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$64  = ready;
+    \$63  = bad_parity;
     if (enable) begin
-      \$64 [0] = aligned[0];
-      \$64 [1] = aligned[1];
-      \$64 [2] = aligned[2];
-      \$64 [3] = aligned[3];
-      \$64 [4] = aligned[4];
-      \$64 [5] = aligned[5];
-      \$64 [6] = aligned[6];
-      \$64 [7] = aligned[7];
-      \$64 [8] = aligned[8];
-      \$64 [9] = aligned[9];
-      \$64 [10] = aligned[10];
-      \$64 [11] = aligned[11];
-      \$64 [12] = aligned[12];
-      \$64 [13] = aligned[13];
-      \$64 [22:14] = \$51 ;
+      \$63  = i_parity;
     end
     if (cancel) begin
-      \$64  = 23'h000000;
+      \$63  = 1'h0;
     end
     if (rst) begin
-      \$64  = 23'h000000;
+      \$63  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$65  = step;
+    \$64  = open_0;
+    if (turn) begin
+      \$64  = { open_0[7:0], \local [3] };
+    end
+    if (\$48 ) begin
+      \$64  = 9'h000;
+    end
+    if (cancel) begin
+      \$64  = 9'h000;
+    end
+    if (rst) begin
+      \$64  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$65  = aligned;
     if (enable) begin
-      \$65  = \$53 ;
-    end
-    if (cancel) begin
-      \$65  = 9'h000;
-    end
-    if (rst) begin
-      \$65  = 9'h000;
+      \$65 [0] = \local [0];
+      \$65 [1] = \local [1];
+      \$65 [2] = \local [2];
+      \$65 [3] = \local [3];
+      \$65 [4] = \local [4];
+      \$65 [5] = \local [5];
+      \$65 [6] = \local [6];
+      \$65 [7] = \local [7];
+      \$65 [8] = \local [8];
+      \$65 [9] = \local [9];
+      \$65 [10] = \local [10];
+      \$65 [11] = \local [11];
+      \$65 [12] = \local [12];
+      \$65 [22:13] = \$50 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$66  = zeros_class;
+    \$66  = zeros;
     if (enable) begin
-      \$66  = \$54 ;
-    end
-    if (cancel) begin
-      \$66  = 4'h0;
-    end
-    if (rst) begin
-      \$66  = 4'h0;
+      \$66  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$67  = skip_0;
-    if (\$55 ) begin
-      \$67  = left;
-    end
-    if (cancel) begin
-      \$67  = 9'h000;
-    end
-    if (rst) begin
-      \$67  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$68  = o_valid;
+    \$67  = ready;
     if (enable) begin
-      \$68  = \$56 ;
-    end
-    if (cancel) begin
-      \$68  = 1'h0;
-    end
-    if (rst) begin
-      \$68  = 1'h0;
+      \$67 [0] = aligned[0];
+      \$67 [1] = aligned[1];
+      \$67 [2] = aligned[2];
+      \$67 [3] = aligned[3];
+      \$67 [4] = aligned[4];
+      \$67 [5] = aligned[5];
+      \$67 [6] = aligned[6];
+      \$67 [7] = aligned[7];
+      \$67 [8] = aligned[8];
+      \$67 [9] = aligned[9];
+      \$67 [10] = aligned[10];
+      \$67 [11] = aligned[11];
+      \$67 [12] = aligned[12];
+      \$67 [21:13] = number;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$69  = o;
+    \$68  = low_step;
     if (enable) begin
-      \$69 [0] = ready[6];
-      \$69 [1] = ready[8];
-      \$69 [10:2] = ready[22:14];
-      \$69 [19:11] = \$41 [8:0];
-      \$69 [20] = ready[1];
-      \$69 [21] = ready[2];
+      \$68  = \$51 [0];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$69  = high_step;
+    if (enable) begin
+      \$69  = 8'h00;
+    end
+    if (\$54 ) begin
+      \$69  = 8'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$70  = zeros_class;
+    if (enable) begin
+      \$70  = \$52 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$71  = skip_0;
+    if (turn_skips) begin
+      \$71  = \$41 [8:0];
+    end
+    if (\$56 ) begin
+      \$71  = 9'h000;
     end
     if (cancel) begin
-      \$69  = 22'h000000;
+      \$71  = 9'h000;
     end
     if (rst) begin
-      \$69  = 22'h000000;
+      \$71  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$72  = o_valid;
+    if (enable) begin
+      \$72  = \$58 ;
+    end
+    if (cancel) begin
+      \$72  = 1'h0;
+    end
+    if (rst) begin
+      \$72  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$73  = o;
+    if (enable) begin
+      \$73 [0] = ready[5];
+      \$73 [1] = ready[7];
+      \$73 [10:2] = ready[21:13];
+      \$73 [19:11] = \$41 [8:0];
+      \$73 [20] = ready[0];
+      \$73 [21] = ready[1];
     end
   end
   assign i_slot = 1'h0;
-  assign kept = \$40 [8:0];
   assign total = \$41 [8:0];
+  assign block = o;
   assign zeros_now = 5'h00;
-  assign entering[11] = \$39 [0];
-  assign entering[10] = \$34 ;
-  assign entering[9] = \$1 ;
-  assign entering[8] = \$24 ;
-  assign entering[7] = \$19 ;
-  assign entering[6] = \event ;
-  assign entering[5] = i_end;
-  assign entering[4] = i_bits;
-  assign entering[3] = 1'h0;
-  assign entering[2] = i_parity;
-  assign entering[1] = i_last;
-  assign entering[0] = i_valid;
-  assign entering[13:12] = 2'h0;
+  assign entering[10] = \$40 [0];
+  assign entering[8] = \$1 ;
+  assign entering[7] = \$26 ;
+  assign entering[9] = \$21 ;
+  assign entering[6] = \$19 ;
+  assign entering[5] = \event ;
+  assign entering[4] = i_end;
+  assign entering[3] = i_bits;
+  assign entering[2] = 1'h0;
+  assign entering[1] = i_parity;
+  assign entering[0] = i_last;
+  assign entering[12:11] = 2'h0;
   assign \$1  = 1'h0;
   assign \$2  = 1'h1;
   assign \$3  = i_end;
   assign \$16  = 5'h00;
-  assign \$24  = \$30 ;
-  assign \$34  = \event ;
-  assign \$39  = \$38 ;
-  assign \$47  = \$46 ;
-  assign \$50  = { open_0, \local [4] };
-  assign \$51  = aligned[22:14];
+  assign \$20  = \event ;
+  assign \$26  = \$32 ;
+  assign \$40  = \$39 ;
+  assign number = aligned[21:13];
+  assign \$46  = \$45 ;
+  assign \$50  = { open_0, \local [3] };
 endmodule
 
-module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__payload, o__valid, clk);
+module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire [1:0] \$1 , \$2 ;
-  wire \$10 , \$11 , \$13 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg \$15 ;
-  reg [21:0] \$16 ;
-  reg \$17 ;
-  reg \$18 ;
-  reg [21:0] block = 22'h000000;
+  wire \$1 , \$10 , \$11 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg \$12 ;
+  reg \$13 ;
+  reg [20:0] \$14 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg fresh = 1'h0;
-  (* init = 1'h0 *)
-  wire held;
+  wire \event ;
   input [21:0] i__payload;
   wire [21:0] i__payload;
   output i__ready;
@@ -3524,98 +3530,82 @@ module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i_
   wire i__valid;
   wire more;
   output [20:0] o__payload;
-  wire [20:0] o__payload;
+  reg [20:0] o__payload = 21'h000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
-  reg pending = 1'h0;
+  wire pending;
   input rst;
   wire rst;
-  assign \$1  = pending - 1'h1;
-  assign \$2  = { 1'h0, pending } & \$1 ;
-  assign more = | \$2 ;
-  assign \$4  = ~ o__payload[0];
-  assign \$5  = block[20] & \$4 ;
-  assign \$6  = ~ o__valid;
-  assign \$7  = block[20] ? o__payload[0] : more;
-  assign \$8  = ~ \$7 ;
-  assign \$9  = o__ready & \$8 ;
-  assign i__ready = \$6  | \$9 ;
-  assign \$13  = ~ \$3 ;
+  wire take;
+  reg taken = 1'h0;
+  (* init = 21'h000000 *)
+  wire [20:0] \task ;
+  assign \$1  = ~ taken;
+  assign pending = i__payload[0] & \$1 ;
+  assign \$2  = ~ o__valid;
+  assign take = \$2  | o__ready;
+  assign \$3  = i__payload[20] ? \event  : 1'h0;
+  assign \$4  = ~ \$3 ;
+  assign i__ready = take & \$4 ;
+  assign \$8  = taken | \$7 ;
+  assign \$9  = i__ready ? 1'h0 : \$8 ;
+  assign \$10  = ~ \event ;
+  assign \$11  = i__payload[20] & \$10 ;
   always @(posedge clk)
-    o__valid <= \$15 ;
+    o__valid <= \$12 ;
   always @(posedge clk)
-    block <= \$16 ;
+    taken <= \$13 ;
   always @(posedge clk)
-    pending <= \$17 ;
-  always @(posedge clk)
-    fresh <= \$18 ;
+    o__payload <= \$14 ;
   always @* begin
     if (time_zero ) begin end
-    \$15  = o__valid;
-    if (i__ready) begin
-      \$15  = i__valid;
+    \$12  = o__valid;
+    if (take) begin
+      \$12  = i__valid;
     end
     if (cancel) begin
-      \$15  = 1'h0;
+      \$12  = 1'h0;
     end
     if (rst) begin
-      \$15  = 1'h0;
+      \$12  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$16  = block;
-    if (i__ready) begin
-      \$16  = i__payload;
+    \$13  = taken;
+    if (take) begin
+      if (i__valid) begin
+        \$13  = \$9 ;
+      end
     end
     if (cancel) begin
-      \$16  = 22'h000000;
+      \$13  = 1'h0;
     end
     if (rst) begin
-      \$16  = 22'h000000;
+      \$13  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$17  = pending;
-    if (i__ready) begin
-      \$17  = i__payload[0];
-    end else if (o__ready) begin
-      \$17  = \$10 ;
+    \$14  = o__payload;
+    if (take) begin
+      \$14 [0] = \event ;
+      \$14 [1] = \$11 ;
+      \$14 [20] = i__payload[21];
     end
-    if (cancel) begin
-      \$17  = 1'h0;
-    end
-    if (rst) begin
-      \$17  = 1'h0;
+    if (take) begin
+      \$14 [10:2] = i__payload[10:2];
+      \$14 [19:11] = i__payload[19:11];
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$18  = fresh;
-    if (i__ready) begin
-      \$18  = 1'h1;
-    end else if (o__ready) begin
-      \$18  = 1'h0;
-    end
-    if (cancel) begin
-      \$18  = 1'h0;
-    end
-    if (rst) begin
-      \$18  = 1'h0;
-    end
-  end
-  assign held = o__valid;
-  assign o__payload[19:11] = block[19:11];
-  assign o__payload[10:2] = block[10:2];
-  assign o__payload[20] = block[21];
-  assign o__payload[1] = \$5 ;
-  assign o__payload[0] = \$3 ;
-  assign \$3  = pending;
-  assign \$10  = 1'h0;
-  assign \$11  = 1'h1;
+  assign more = 1'h0;
+  assign \task  = o__payload;
+  assign \event  = pending;
+  assign \$5  = 1'h0;
+  assign \$6  = 1'h1;
+  assign \$7  = pending;
 endmodule
 
 module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
@@ -4409,24 +4399,24 @@ endmodule
 
 module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, cancel, port_0 , o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero  = 0;
-  wire [2:0] \$1 ;
-  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$18 , \$2 , \$20 , \$21 , \$23 , \$24 ,
-    \$25 , \$26 , \$27 , \$28 , \$29 , \$32 , \$33 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 ,
-    \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$53 , \$56 , \$58 , \$60 , \$61 ,
-    \$62 , \$63 , \$7 , \$8 , \$9 ;
-  wire [6:0] \$131 ;
-  wire [43:0] \$54 ;
-  reg [1:0] \$64 ;
-  reg [11:0] \$65 ;
+  wire [43:0] \$1 ;
+  wire \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$22 , \$23 , \$24 ,
+    \$25 , \$26 , \$28 , \$29 , \$3 , \$30 , \$32 , \$33 , \$36 , \$37 , \$39 , \$41 , \$42 , \$43 ,
+    \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$50 , \$51 , \$52 , \$56 , \$57 , \$6 , \$60 , \$61 ,
+    \$62 , \$63 , \$64 , \$8 , \$9 ;
+  wire [2:0] \$5 ;
+  wire [6:0] \$77 ;
+  reg [1:0] \$65 ;
   reg [11:0] \$66 ;
-  reg [12:0] \$67 ;
-  reg \$68 ;
+  reg [11:0] \$67 ;
+  reg [12:0] \$68 ;
   reg \$69 ;
   reg \$70 ;
   reg \$71 ;
   reg \$72 ;
   reg \$73 ;
   reg \$74 ;
+  reg \$75 ;
   reg [11:0] beat = 12'h000;
   wire [3:0] bit0_count;
   wire bit0_ending;
@@ -4465,128 +4455,116 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   wire [3:0] port_0 ;
   input rst;
   wire rst;
+  wire [4:0] settings;
   reg [11:0] stage0_beat = 12'h000;
   wire [11:0] stage0_found;
   reg [12:0] stage0_state = 13'h0080;
   wire step;
   reg [1:0] valid = 2'h0;
+  assign bit0_ending = \$15  | \$17 ;
+  assign bit0_event = stage0_state[7] ? beat[11] : stage0_state[10];
+  assign \$18  = stage0_state[0] | beat[3];
+  assign \$19  = ~ bit0_ending;
+  assign \$20  = \$18  & \$19 ;
+  assign \$22  = \$18  & bit0_ending;
   assign \$23  = ~ beat[3];
-  assign \$24  = \$23  & \$2 ;
-  assign \$25  = stage0_state[0] ? \$27  : \$24 ;
-  assign \$26  = \$4  ^ \$25 ;
-  assign \$27  = ~ \$2 ;
-  assign \$28  = ~ \$4 ;
-  assign \$29  = \$27  & \$28 ;
-  assign \$32  = \$24  & \$4 ;
-  assign \$33  = stage0_state[0] ? \$29  : \$32 ;
-  assign \$35  = \$4  & \$27 ;
-  assign \$37  = beat[3] & \$28 ;
-  assign \$38  = \$37  & \$2 ;
-  assign \$39  = stage0_state[0] ? \$35  : \$38 ;
-  assign \$40  = \$7  | \$10 ;
-  assign \$41  = \$40  | stage0_state[12];
-  assign \$42  = stage0_state[0] == beat[3];
-  assign \$43  = bit0_event | \$42 ;
-  assign \$44  = { \$10 , \$7 , \$4 , \$2  } >= 4'h8;
-  assign \$45  = ~ stage0_state[0];
-  assign \$46  = stage0_state[11] | stage0_state[12];
-  assign \$47  = \$45  & \$46 ;
-  assign \$48  = stage0_state[12] | \$47 ;
-  assign \$49  = bit0_state[7] & bit0_state[10];
-  assign \$53  = \$47  & beat[3];
-  assign \$131  = i_bank * 6'h2c;
-  assign \$54  = codes >> \$131 ;
-  assign \$56  = ! \$54 [14:12];
+  assign \$24  = stage0_state[0] | \$23 ;
+  assign \$25  = \$6  ^ \$24 ;
+  assign \$26  = ~ \$6 ;
+  assign \$28  = \$23  & \$6 ;
+  assign \$29  = stage0_state[0] ? \$26  : \$28 ;
+  assign \$30  = \$8  ^ \$29 ;
+  assign \$32  = ~ \$8 ;
+  assign \$33  = \$26  & \$32 ;
+  assign \$36  = \$28  & \$8 ;
+  assign \$37  = stage0_state[0] ? \$33  : \$36 ;
+  assign \$39  = \$8  & \$26 ;
+  assign \$41  = beat[3] & \$32 ;
+  assign \$42  = \$41  & \$6 ;
+  assign \$43  = stage0_state[0] ? \$39  : \$42 ;
+  assign \$44  = \$11  | \$14 ;
+  assign \$45  = \$44  | stage0_state[12];
+  assign \$46  = stage0_state[0] == beat[3];
+  assign \$47  = bit0_event | \$46 ;
+  assign \$48  = { \$14 , \$11 , \$8 , \$6  } >= 4'h8;
+  assign \$49  = ~ stage0_state[0];
+  assign \$50  = stage0_state[11] | stage0_state[12];
+  assign \$51  = \$49  & \$50 ;
+  assign \$52  = stage0_state[12] | \$51 ;
+  assign \$56  = \$51  & beat[3];
   assign \$60  = step & valid[0];
   assign \$61  = enable & i_valid;
   assign \$62  = \$61  & port_0 [1];
-  assign \$63  = stage0_beat[5] | stage0_beat[6];
+  assign \$63  = stage0_beat[4] & stage0_beat[5];
+  assign \$64  = \$63  | stage0_beat[6];
   always @(posedge clk)
-    valid <= \$64 ;
+    valid <= \$65 ;
   always @(posedge clk)
-    beat <= \$65 ;
+    beat <= \$66 ;
   always @(posedge clk)
-    stage0_beat <= \$66 ;
+    stage0_beat <= \$67 ;
   always @(posedge clk)
-    stage0_state <= \$67 ;
+    stage0_state <= \$68 ;
   always @(posedge clk)
-    o_valid <= \$68 ;
+    o_valid <= \$69 ;
   always @(posedge clk)
-    o_first <= \$69 ;
+    o_first <= \$70 ;
   always @(posedge clk)
-    o_last <= \$70 ;
+    o_last <= \$71 ;
   always @(posedge clk)
-    o_parity <= \$71 ;
+    o_parity <= \$72 ;
   always @(posedge clk)
-    o_bits <= \$72 ;
+    o_bits <= \$73 ;
   always @(posedge clk)
-    o_end <= \$73 ;
+    o_end <= \$74 ;
   always @(posedge clk)
-    o_event <= \$74 ;
-  assign \$1  = { stage0_state[7], stage0_state[7], stage0_state[7] } & beat[9:7];
-  assign \$2  = stage0_state[2] | \$1 [0];
-  assign \$4  = stage0_state[3] | \$1 [1];
-  assign \$5  = stage0_state[4] ^ stage0_state[6];
-  assign \$7  = \$5  | \$1 [2];
-  assign \$8  = stage0_state[1] ^ stage0_state[4];
-  assign \$9  = stage0_state[6] & \$8 ;
-  assign \$10  = stage0_state[5] ^ \$9 ;
-  assign \$11  = stage0_state[7] & beat[10];
-  assign \$12  = ~ stage0_state[9];
-  assign \$13  = stage0_state[8] & \$12 ;
-  assign bit0_ending = \$11  | \$13 ;
-  assign bit0_event = stage0_state[7] ? beat[11] : stage0_state[10];
-  assign \$14  = stage0_state[0] | beat[3];
-  assign \$15  = ~ bit0_ending;
-  assign \$16  = \$14  & \$15 ;
-  assign \$18  = \$14  & bit0_ending;
-  assign \$20  = stage0_state[0] | \$23 ;
-  assign \$21  = \$2  ^ \$20 ;
+    o_event <= \$75 ;
+  assign \$77  = i_bank * 6'h2c;
+  assign \$1  = codes >> \$77 ;
+  assign \$3  = ! \$1 [14:12];
+  assign \$5  = { stage0_state[7], stage0_state[7], stage0_state[7] } & beat[9:7];
+  assign \$6  = stage0_state[2] | \$5 [0];
+  assign \$8  = stage0_state[3] | \$5 [1];
+  assign \$9  = stage0_state[4] ^ stage0_state[6];
+  assign \$11  = \$9  | \$5 [2];
+  assign \$12  = stage0_state[1] ^ stage0_state[4];
+  assign \$13  = stage0_state[6] & \$12 ;
+  assign \$14  = stage0_state[5] ^ \$13 ;
+  assign \$15  = stage0_state[7] & beat[10];
+  assign \$16  = ~ stage0_state[9];
+  assign \$17  = stage0_state[8] & \$16 ;
   always @* begin
     if (time_zero ) begin end
-    \$64  = valid;
+    \$65  = valid;
     if (enable) begin
-      \$64 [0] = i_valid;
+      \$65 [0] = i_valid;
     end
     if (step) begin
-      \$64 [1] = valid[0];
+      \$65 [1] = valid[0];
     end
-    if (\$58 ) begin
-      \$64 [1] = 1'h0;
+    if (\$57 ) begin
+      \$65 [1] = 1'h0;
     end
     if (cancel) begin
-      \$64  = 2'h0;
+      \$65  = 2'h0;
     end
     if (rst) begin
-      \$64  = 2'h0;
+      \$65  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$65  = beat;
+    \$66  = beat;
     if (enable) begin
-      \$65 [0] = port_0 [1];
-      \$65 [1] = port_0 [2];
-      \$65 [2] = port_0 [3];
-      \$65 [3] = port_0 [0];
-      \$65 [11:7] = { \$54 [1], \$56 , \$54 [14:12] };
+      \$66 [0] = port_0 [1];
+      \$66 [1] = port_0 [2];
+      \$66 [2] = port_0 [3];
+      \$66 [3] = port_0 [0];
+      \$66 [11:7] = { \$1 [1], \$3 , \$1 [14:12] };
     end
     if (cancel) begin
-      \$65 [3:0] = 4'h0;
-      \$65 [11:7] = 5'h00;
-    end
-    if (rst) begin
-      \$65  = 12'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$66  = stage0_beat;
-    if (step) begin
-      \$66  = stage0_found;
-    end
-    if (cancel) begin
-      \$66  = 12'h000;
+      \$66 [3:0] = 4'h0;
+      \$66 [11:7] = 5'h00;
     end
     if (rst) begin
       \$66  = 12'h000;
@@ -4594,38 +4572,38 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   end
   always @* begin
     if (time_zero ) begin end
-    \$67  = stage0_state;
+    \$67  = stage0_beat;
+    if (step) begin
+      \$67  = stage0_found;
+    end
+    if (cancel) begin
+      \$67  = 12'h000;
+    end
+    if (rst) begin
+      \$67  = 12'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$68  = stage0_state;
     if (\$60 ) begin
-      \$67  = bit0_state;
+      \$68  = bit0_state;
     end
     if (\$62 ) begin
-      \$67  = 13'h0080;
+      \$68  = 13'h0080;
     end
     if (cancel) begin
-      \$67  = 13'h0080;
+      \$68  = 13'h0080;
     end
     if (rst) begin
-      \$67  = 13'h0080;
+      \$68  = 13'h0080;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$68  = o_valid;
+    \$69  = o_valid;
     if (enable) begin
-      \$68  = valid[1];
-    end
-    if (cancel) begin
-      \$68  = 1'h0;
-    end
-    if (rst) begin
-      \$68  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$69  = o_first;
-    if (enable) begin
-      \$69  = stage0_beat[0];
+      \$69  = valid[1];
     end
     if (cancel) begin
       \$69  = 1'h0;
@@ -4636,9 +4614,9 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   end
   always @* begin
     if (time_zero ) begin end
-    \$70  = o_last;
+    \$70  = o_first;
     if (enable) begin
-      \$70  = stage0_beat[1];
+      \$70  = stage0_beat[0];
     end
     if (cancel) begin
       \$70  = 1'h0;
@@ -4649,9 +4627,9 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   end
   always @* begin
     if (time_zero ) begin end
-    \$71  = o_parity;
+    \$71  = o_last;
     if (enable) begin
-      \$71  = stage0_beat[2];
+      \$71  = stage0_beat[1];
     end
     if (cancel) begin
       \$71  = 1'h0;
@@ -4662,9 +4640,9 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   end
   always @* begin
     if (time_zero ) begin end
-    \$72  = o_bits;
+    \$72  = o_parity;
     if (enable) begin
-      \$72  = stage0_beat[3];
+      \$72  = stage0_beat[2];
     end
     if (cancel) begin
       \$72  = 1'h0;
@@ -4675,9 +4653,9 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   end
   always @* begin
     if (time_zero ) begin end
-    \$73  = o_end;
+    \$73  = o_bits;
     if (enable) begin
-      \$73  = stage0_beat[4];
+      \$73  = stage0_beat[3];
     end
     if (cancel) begin
       \$73  = 1'h0;
@@ -4688,9 +4666,9 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   end
   always @* begin
     if (time_zero ) begin end
-    \$74  = o_event;
+    \$74  = o_end;
     if (enable) begin
-      \$74  = \$63 ;
+      \$74  = stage0_beat[4];
     end
     if (cancel) begin
       \$74  = 1'h0;
@@ -4699,51 +4677,67 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
       \$74  = 1'h0;
     end
   end
-  assign bit0_count = { \$10 , \$7 , \$4 , \$2  };
+  always @* begin
+    if (time_zero ) begin end
+    \$75  = o_event;
+    if (enable) begin
+      \$75  = \$64 ;
+    end
+    if (cancel) begin
+      \$75  = 1'h0;
+    end
+    if (rst) begin
+      \$75  = 1'h0;
+    end
+  end
+  assign settings = { \$1 [1], \$3 , \$1 [14:12] };
+  assign bit0_count = { \$14 , \$11 , \$8 , \$6  };
   assign i_first = port_0 [1];
   assign i_last = port_0 [2];
   assign i_parity = port_0 [3];
   assign i_bits = port_0 [0];
-  assign bit0_state[12] = \$48 ;
-  assign bit0_state[11] = \$44 ;
-  assign bit0_state[10] = \$43 ;
-  assign bit0_state[9] = \$41 ;
-  assign bit0_state[8] = \$39 ;
-  assign bit0_state[6] = \$33 ;
-  assign bit0_state[5:4] = { \$10 , \$7  };
-  assign bit0_state[3] = \$26 ;
-  assign bit0_state[2] = \$21 ;
+  assign bit0_state[12] = \$52 ;
+  assign bit0_state[11] = \$48 ;
+  assign bit0_state[10] = \$47 ;
+  assign bit0_state[9] = \$45 ;
+  assign bit0_state[8] = \$43 ;
+  assign bit0_state[6] = \$37 ;
+  assign bit0_state[5:4] = { \$14 , \$11  };
+  assign bit0_state[3] = \$30 ;
+  assign bit0_state[2] = \$25 ;
   assign bit0_state[1] = stage0_state[0];
-  assign bit0_state[7] = \$18 ;
-  assign bit0_state[0] = \$16 ;
-  assign stage0_found[6] = \$53 ;
-  assign stage0_found[5] = \$49 ;
+  assign bit0_state[7] = \$22 ;
+  assign bit0_state[0] = \$20 ;
+  assign stage0_found[6] = \$56 ;
+  assign stage0_found[5] = bit0_state[10];
   assign stage0_found[4] = bit0_state[7];
   assign { stage0_found[11:7], stage0_found[3:0] } = { beat[11:7], beat[3:0] };
   assign step = enable;
-  assign \$58  = 1'h0;
+  assign \$57  = 1'h0;
 endmodule
 
-module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, start_write, cancel, go, settings, i__payload, i__valid, o, clk);
+module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, start_write, cancel, go, settings, i__valid, i__payload, o, clk);
   reg time_zero  = 0;
-  wire \$1 , \$13 , \$15 , \$16 , \$18 , \$19 , \$2 , \$20 , \$21 , \$25 , \$27 , \$28 , \$29 , \$3
-    , \$30 , \$31 , \$4 , \$5 , \$6 , \$7 ;
-  wire [12:0] \$11 ;
-  wire [10:0] \$17 , \$22 , \$8 , \$9 ;
-  wire [1:0] \$23 ;
-  reg [10:0] \$32 ;
-  reg \$33 ;
-  reg [20:0] \$34 ;
-  reg \$35 ;
-  reg \$36 ;
-  reg [10:0] \$37 ;
-  reg \$38 ;
+  wire \$1 , \$11 , \$13 , \$14 , \$16 , \$18 , \$19 , \$2 , \$20 , \$21 , \$24 , \$26 , \$27 , \$28
+    , \$29 , \$3 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$9 ;
+  wire [10:0] \$15 , \$31 , \$4 , \$5 ;
+  wire [1:0] \$22 ;
+  wire [12:0] \$7 ;
   reg [10:0] \$39 ;
   reg \$40 ;
-  reg [16:0] \$41 ;
-  reg [10:0] \$42 ;
+  reg \$41 ;
+  reg \$42 ;
+  reg [3:0] \$43 ;
+  reg [12:0] \$44 ;
+  reg [10:0] \$45 ;
+  reg [10:0] \$46 ;
+  reg [10:0] \$47 ;
+  reg \$48 ;
+  reg [3:0] \$49 ;
+  reg [12:0] \$50 ;
+  reg [10:0] \$51 ;
   wire advance;
-  reg [16:0] at_work = 17'h00000;
+  reg [12:0] at_work = 13'h0000;
   input cancel;
   wire cancel;
   wire carry;
@@ -4767,12 +4761,11 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, s
   wire [10:0] length;
   wire load;
   reg loading = 1'h1;
-  reg loads = 1'h0;
-  wire [16:0] moved;
+  reg [3:0] marks = 4'h0;
   output [25:0] o;
   wire [25:0] o;
+  reg opened = 1'h0;
   wire [10:0] operand;
-  reg passes = 1'h0;
   reg placed = 1'h0;
   reg [10:0] position_0 = 11'h7ff;
   input rst;
@@ -4781,241 +4774,264 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, s
   wire selected;
   input [36:0] settings;
   wire [36:0] settings;
+  wire settle;
   reg [10:0] start = 11'h000;
   reg [10:0] start_0 = 11'h000;
-  wire [10:0] start_step;
   input [13:0] start_write;
   wire [13:0] start_write;
-  wire [10:0] step;
-  reg [20:0] taken = 21'h000000;
+  reg [10:0] step = 11'h000;
+  reg [12:0] tag = 13'h0000;
   wire [10:0] total;
+  reg [3:0] working = 4'h0;
   always @(posedge clk)
-    position_0 <= \$39 ;
+    start_0 <= \$39 ;
   always @(posedge clk)
-    \inside  <= \$40 ;
+    placed <= \$40 ;
   always @(posedge clk)
-    at_work <= \$41 ;
+    opened <= \$41 ;
   always @(posedge clk)
-    columns <= \$42 ;
+    loading <= \$42 ;
+  always @(posedge clk)
+    marks <= \$43 ;
+  always @(posedge clk)
+    tag <= \$44 ;
+  always @(posedge clk)
+    step <= \$45 ;
+  always @(posedge clk)
+    start <= \$46 ;
+  always @(posedge clk)
+    position_0 <= \$47 ;
+  always @(posedge clk)
+    \inside  <= \$48 ;
+  always @(posedge clk)
+    working <= \$49 ;
+  always @(posedge clk)
+    at_work <= \$50 ;
+  always @(posedge clk)
+    columns <= \$51 ;
   assign advance = enable & \$1 ;
-  assign comes = i__valid & i__ready;
   assign load = loading & placed;
-  assign \$2  = ~ loading;
-  assign \$3  = advance & \$2 ;
-  assign \$4  = go >> i__payload[20];
-  assign i__ready = \$3  & \$4 ;
-  assign \$5  = ~ taken[1];
-  assign \$6  = passes & \$5 ;
-  assign step = loads ? 11'h000 : { 2'h0, taken[19:11] };
-  assign start_step = loads ? start : 11'h000;
+  assign comes = i__valid & opened;
+  assign i__ready = advance & opened;
   assign emitting = ~ \inside ;
-  assign \$7  = emitting | moved[1];
-  assign carry = \$7  | moved[3];
-  assign \$8  = step | start_step;
-  assign \$9  = ~ columns;
-  assign operand = \inside  ? \$8  : \$9 ;
-  assign \$11  = { \$17 , 1'h1 } + { operand, carry };
-  assign \$13  = at_work[3] & \$1 ;
-  assign \$15  = at_work[1] & \$1 ;
-  assign \$16  = at_work[2] | emitting;
-  assign \$18  = start_write[0] & selected;
-  assign \$20  = i__payload[0] & comes;
-  assign \$21  = i__payload[1] & comes;
-  assign \$25  = comes & i__payload[1];
-  assign \$28  = emitting | moved[0];
-  assign \$29  = \$28  | moved[3];
-  assign \$30  = enable & \$29 ;
-  assign \$31  = advance & moved[2];
-  always @(posedge clk)
-    start_0 <= \$32 ;
-  always @(posedge clk)
-    placed <= \$33 ;
-  always @(posedge clk)
-    taken <= \$34 ;
-  always @(posedge clk)
-    passes <= \$35 ;
-  always @(posedge clk)
-    loads <= \$36 ;
-  always @(posedge clk)
-    start <= \$37 ;
-  always @(posedge clk)
-    loading <= \$38 ;
+  assign \$3  = emitting | marks[1];
+  assign carry = \$3  | marks[3];
+  assign \$4  = step | start;
+  assign \$5  = ~ columns;
+  assign operand = \inside  ? \$4  : \$5 ;
+  assign \$7  = { \$15 , 1'h1 } + { operand, carry };
+  assign \$11  = \$9  & \$1 ;
+  assign \$13  = working[1] & \$1 ;
+  assign \$14  = working[2] | emitting;
+  assign \$16  = start_write[0] & selected;
+  assign \$18  = ~ loading;
+  assign \$19  = \$18  & i__valid;
+  assign \$20  = go >> i__payload[20];
+  assign \$21  = \$19  & \$20 ;
+  assign \$24  = comes & i__payload[1];
+  assign \$27  = ~ i__payload[1];
+  assign \$28  = comes & \$27 ;
+  assign \$29  = comes & i__payload[0];
+  assign \$32  = advance & load;
+  assign \$33  = ~ load;
+  assign \$34  = advance & \$33 ;
+  assign \$35  = emitting | marks[0];
+  assign \$36  = \$35  | marks[3];
+  assign \$37  = enable & \$36 ;
+  assign \$38  = advance & marks[2];
   always @* begin
     if (time_zero ) begin end
-    \$39  = position_0;
-    if (\$30 ) begin
-      \$39  = \$11 [11:1];
-    end
-    if (\$31 ) begin
-      \$39  = 11'h7ff;
-    end
-    if (cancel) begin
-      \$39  = 11'h7ff;
-    end
-    if (rst) begin
-      \$39  = 11'h7ff;
+    \$39  = start_0;
+    if (\$16 ) begin
+      \$39  = start_write[13:3];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$40  = \inside ;
-    if (\$30 ) begin
-      \$40  = \$11 [11];
-    end
-    if (\$31 ) begin
-      \$40  = 1'h1;
-    end
-    if (cancel) begin
-      \$40  = 1'h1;
-    end
-    if (rst) begin
-      \$40  = 1'h1;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$41  = at_work;
-    if (advance) begin
-      \$41  = moved;
-    end
-    if (cancel) begin
-      \$41  = 17'h00000;
-    end
-    if (rst) begin
-      \$41  = 17'h00000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$42  = columns;
-    if (advance) begin
-      if (moved[3]) begin
-        \$42  = { 1'h0, settings[9:0] };
-      end
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$32  = start_0;
-    if (\$18 ) begin
-      \$32  = start_write[13:3];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$33  = placed;
-    if (\$18 ) begin
-      if (\$19 ) begin
-        \$33  = 1'h1;
+    \$40  = placed;
+    if (\$16 ) begin
+      if (\$2 ) begin
+        \$40  = 1'h1;
       end
     end
     if (advance) begin
       if (load) begin
-        if (\$19 ) begin
-          \$33  = 1'h0;
+        if (\$2 ) begin
+          \$40  = 1'h0;
         end
       end
     end
     if (cancel) begin
-      \$33  = 1'h0;
+      \$40  = 1'h0;
     end
     if (rst) begin
-      \$33  = 1'h0;
+      \$40  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$34  = taken;
+    \$41  = opened;
+    if (\$21 ) begin
+      \$41  = 1'h1;
+    end
     if (advance) begin
-      \$34 [20:2] = i__payload[20:2];
-      \$34 [0] = \$20 ;
-      \$34 [1] = \$21 ;
+      if (\$26 ) begin
+        \$41  = 1'h0;
+      end
     end
     if (cancel) begin
-      \$34  = 21'h000000;
+      \$41  = 1'h0;
     end
     if (rst) begin
-      \$34  = 21'h000000;
+      \$41  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$35  = passes;
-    if (advance) begin
-      \$35  = comes;
-    end
-    if (cancel) begin
-      \$35  = 1'h0;
-    end
-    if (rst) begin
-      \$35  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$36  = loads;
-    if (advance) begin
-      \$36  = load;
-    end
-    if (cancel) begin
-      \$36  = 1'h0;
-    end
-    if (rst) begin
-      \$36  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$37  = start;
-    if (advance) begin
-      \$37  = \$22 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$38  = loading;
+    \$42  = loading;
     if (advance) begin
       if (load) begin
-        if (\$19 ) begin
-          \$38  = 1'h0;
+        if (\$2 ) begin
+          \$42  = 1'h0;
         end
       end
-      if (\$27 ) begin
-        \$38  = 1'h1;
+      if (\$26 ) begin
+        \$42  = 1'h1;
       end
     end
     if (cancel) begin
-      \$38  = 1'h1;
+      \$42  = 1'h1;
     end
     if (rst) begin
-      \$38  = 1'h1;
+      \$42  = 1'h1;
     end
   end
-  assign index = { 3'h0, taken[10:2] };
-  assign length = { 2'h0, taken[19:11] };
-  assign total = \$11 [11:1];
-  assign o[25] = at_work[16];
-  assign o[24:16] = \$17 [8:0];
-  assign o[15:4] = at_work[15:4];
-  assign o[3] = at_work[2];
-  assign o[2] = \$16 ;
-  assign o[1] = \$15 ;
-  assign o[0] = \$13 ;
-  assign moved[16] = taken[20];
-  assign moved[15:4] = { 3'h0, taken[10:2] };
-  assign moved[3] = loads;
-  assign moved[2] = taken[1];
-  assign moved[1] = taken[0];
-  assign moved[0] = \$6 ;
-  assign \$22  = start_0;
-  assign \$17  = position_0;
+  always @* begin
+    if (time_zero ) begin end
+    \$43  = marks;
+    if (advance) begin
+      \$43 [0] = \$28 ;
+      \$43 [1] = \$29 ;
+      \$43 [2] = \$24 ;
+      \$43 [3] = load;
+    end
+    if (cancel) begin
+      \$43  = 4'h0;
+    end
+    if (rst) begin
+      \$43  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = tag;
+    if (advance) begin
+      \$44 [11:0] = { 3'h0, i__payload[10:2] };
+      \$44 [12] = i__payload[20];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = step;
+    if (advance) begin
+      \$45  = { 2'h0, i__payload[19:11] };
+    end
+    if (\$32 ) begin
+      \$45  = 11'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$46  = start;
+    if (advance) begin
+      \$46  = \$31 ;
+    end
+    if (\$34 ) begin
+      \$46  = 11'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$47  = position_0;
+    if (\$37 ) begin
+      \$47  = \$7 [11:1];
+    end
+    if (\$38 ) begin
+      \$47  = 11'h7ff;
+    end
+    if (cancel) begin
+      \$47  = 11'h7ff;
+    end
+    if (rst) begin
+      \$47  = 11'h7ff;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$48  = \inside ;
+    if (\$37 ) begin
+      \$48  = \$7 [11];
+    end
+    if (\$38 ) begin
+      \$48  = 1'h1;
+    end
+    if (cancel) begin
+      \$48  = 1'h1;
+    end
+    if (rst) begin
+      \$48  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$49  = working;
+    if (advance) begin
+      \$49  = marks;
+    end
+    if (cancel) begin
+      \$49  = 4'h0;
+    end
+    if (rst) begin
+      \$49  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$50  = at_work;
+    if (advance) begin
+      \$50  = tag;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = columns;
+    if (advance) begin
+      if (settle) begin
+        \$51  = { 1'h0, settings[9:0] };
+      end
+    end
+  end
+  assign index = { 3'h0, i__payload[10:2] };
+  assign length = { 2'h0, i__payload[19:11] };
+  assign total = \$7 [11:1];
+  assign o[25] = at_work[12];
+  assign o[24:16] = \$15 [8:0];
+  assign o[15:4] = at_work[11:0];
+  assign o[3] = working[2];
+  assign o[2] = \$14 ;
+  assign o[1] = \$13 ;
+  assign o[0] = \$11 ;
+  assign \$31  = start_0;
+  assign \$15  = position_0;
   assign \$1  = \inside ;
-  assign \$19  = 1'h1;
-  assign \$23  = 2'h1;
-  assign \$27  = \$25 ;
+  assign \$2  = 1'h1;
+  assign settle = marks[3];
+  assign \$9  = working[3];
+  assign \$22  = 2'h1;
+  assign \$26  = \$24 ;
 endmodule
 
-module egret_xs_ice40_core_lane_0_settings_95 (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_xs_ice40_core_lane_0_settings_97 (rst, codes, start_write, cancel, matrices, o, clk);
   reg time_zero  = 0;
   wire [7:0] \$1 ;
   wire [12:0] \$2 , \$3 ;
@@ -5342,42 +5358,43 @@ module egret_xs_ice40_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   end
 endmodule
 
-module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code, words__valid
-, payload__valid, payload_word, passed, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
+, words__valid, payload__valid, payload_word, passed, settling, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$100 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 ,
-    \$11 , \$110 , \$113 , \$114 , \$115 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 ,
-    \$123 , \$124 , \$125 , \$128 , \$13 , \$130 , \$132 , \$133 , \$135 , \$139 , \$14 , \$140 ,
-    \$149 , \$15 , \$151 , \$16 , \$161 , \$17 , \$170 , \$173 , \$175 , \$18 , \$2 , \$20 , \$21 ,
-    \$22 , \$24 , \$27 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 ,
-    \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$5 , \$52 , \$53 , \$54 , \$59 , \$6 ,
-    \$60 , \$61 , \$62 , \$64 , \$65 , \$66 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 ,
-    \$74 , \$75 , \$76 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 ,
-    \$87 , \$88 , \$89 , \$9 , \$90 , \$91 , \$92 , \$94 , \$95 , \$96 , \$98 , \$99 ;
-  wire [63:0] \$111 , \$112 , \$126 ;
-  wire [16:0] \$136 , \$141 , \$142 , \$143 , \$144 , \$145 , \$93 , \$97 ;
-  wire [10:0] \$138 ;
-  wire [7:0] \$148 ;
-  wire [2:0] \$150 , \$159 ;
-  wire [32:0] \$168 , \$47 , \$48 , \$49 ;
-  wire [191:0] \$57 , \$58 ;
-  wire [9:0] \$63 ;
-  reg \$176 ;
-  reg [31:0] \$177 ;
-  reg [31:0] \$178 ;
+  wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
+    \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
+    \$123 , \$124 , \$126 , \$127 , \$128 , \$13 , \$131 , \$133 , \$135 , \$136 , \$138 , \$14 ,
+    \$142 , \$143 , \$15 , \$152 , \$154 , \$16 , \$164 , \$17 , \$173 , \$176 , \$178 , \$18 , \$19
+    , \$2 , \$20 , \$21 , \$23 , \$24 , \$25 , \$27 , \$3 , \$30 , \$32 , \$33 , \$34 , \$35 , \$36
+    , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5
+    , \$55 , \$56 , \$57 , \$6 , \$62 , \$63 , \$64 , \$65 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71
+    , \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84
+    , \$85 , \$86 , \$87 , \$88 , \$89 , \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 , \$97 , \$98
+    , \$99 ;
+  wire [16:0] \$100 , \$139 , \$144 , \$145 , \$146 , \$147 , \$148 , \$96 ;
+  wire [63:0] \$114 , \$115 , \$129 ;
+  wire [10:0] \$141 ;
+  wire [7:0] \$151 ;
+  wire [2:0] \$153 , \$162 ;
+  wire [32:0] \$171 , \$50 , \$51 , \$52 ;
+  wire [191:0] \$60 , \$61 ;
+  wire [9:0] \$66 ;
   reg \$179 ;
-  reg \$180 ;
-  reg \$181 ;
+  reg [31:0] \$180 ;
+  reg [31:0] \$181 ;
   reg \$182 ;
-  reg [37:0] \$183 ;
-  reg [15:0] \$184 ;
+  reg \$183 ;
+  reg \$184 ;
   reg \$185 ;
-  reg [191:0] \$186 ;
-  reg [3:0] \$187 ;
-  reg [3:0] \$188 ;
-  reg [31:0] \$189 ;
-  reg [31:0] \$190 ;
-  reg \$191 ;
+  reg [37:0] \$186 ;
+  reg [15:0] \$187 ;
+  reg \$188 ;
+  reg [191:0] \$189 ;
+  reg [3:0] \$190 ;
+  reg [3:0] \$191 ;
+  reg [31:0] \$192 ;
+  reg [31:0] \$193 ;
+  reg \$194 ;
   output allocate;
   reg allocate;
   reg allocated = 1'h0;
@@ -5448,6 +5465,8 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
   wire [179:0] matrix;
   input may_allocate;
   wire may_allocate;
+  input may_load_bias;
+  wire may_load_bias;
   input may_load_code;
   wire may_load_code;
   input may_send;
@@ -5485,6 +5504,8 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
   reg section__valid;
   input sender_busy;
   wire sender_busy;
+  output settling;
+  reg settling;
   wire start;
   wire take;
   reg truncated = 1'h0;
@@ -5509,161 +5530,164 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
   assign \$4  = padded[31:24] == 3'h4;
   assign \$5  = may_allocate & section__ready;
   assign \$6  = may_load_code & section__ready;
-  assign \$7  = words < 1'h1;
-  assign \$8  = payload_left <= 1'h1;
-  assign \$9  = \$44  | \$45 ;
-  assign \$10  = \$9  | \$38 ;
-  assign \$11  = ~ \$10 ;
-  assign \$12  = ! words;
-  assign \$13  = \$34  & \$12 ;
+  assign \$7  = ~ section[35];
+  assign \$8  = \$7  | may_load_bias;
+  assign \$9  = section__ready & \$8 ;
+  assign \$10  = words < 1'h1;
+  assign \$11  = payload_left <= 1'h1;
+  assign \$12  = \$47  | \$48 ;
+  assign \$13  = \$12  | \$41 ;
   assign \$14  = ~ \$13 ;
-  assign \$15  = \$14  | i__valid;
-  assign reading = \$11  & \$15 ;
-  assign \$16  = ~ common_good;
-  assign \$17  = ~ kind_good;
-  assign \$18  = \$16  | \$17 ;
-  assign \$20  = allowed & \$1 ;
-  assign \$21  = ~ late;
-  assign \$22  = \$20  & \$21 ;
-  assign \$24  = i__valid & \$1 ;
-  assign \$27  = i__valid & may_send;
-  assign \$29  = \$27  & \$1 ;
-  assign \$30  = payload__ready & may_send;
-  assign \$31  = ~ i__payload[32];
-  assign \$32  = i__payload[31:0] != crc;
-  assign \$33  = ~ sender_busy;
-  assign \$34  = ! fsm_state;
-  assign \$35  = fsm_state == 1'h1;
-  assign \$36  = fsm_state == 2'h2;
-  assign \$37  = fsm_state == 2'h3;
-  assign \$38  = fsm_state == 3'h4;
-  assign \$39  = fsm_state == 3'h5;
-  assign \$40  = fsm_state == 3'h6;
-  assign \$41  = fsm_state == 3'h7;
-  assign \$42  = fsm_state == 4'h8;
-  assign \$43  = fsm_state == 4'h9;
-  assign \$44  = fsm_state == 4'ha;
-  assign \$45  = fsm_state == 4'hb;
-  assign \$47  = offset + 1'h1;
-  assign \$48  = i__payload[32] ? 33'h000000000 : \$47 ;
-  assign \$49  = words + 1'h1;
-  assign \$52  = matrix[15:0] == 15'h4745;
-  assign \$53  = matrix[23:16] == 2'h2;
-  assign \$54  = \$52  & \$53 ;
-  assign \$59  = | \$58 ;
-  assign \$60  = ~ \$59 ;
-  assign \$61  = | padded[47:32];
-  assign \$62  = \$60  & \$61 ;
-  assign \$64  = padded[47:32] <= 10'h200;
-  assign \$65  = \$62  & \$64 ;
-  assign \$66  = | padded[63:48];
-  assign \$67  = \$65  & \$66 ;
-  assign \$68  = padded[63:48] <= 10'h200;
-  assign \$69  = \$67  & \$68 ;
-  assign \$70  = padded[66] | padded[67];
-  assign \$71  = \$70  | padded[68];
-  assign \$72  = padded[71] & \$71 ;
-  assign \$73  = ~ \$72 ;
-  assign \$74  = \$69  & \$73 ;
-  assign \$75  = ~ padded[64];
-  assign \$76  = padded[66] & \$75 ;
-  assign \$77  = ~ kept;
-  assign \$78  = \$76  & \$77 ;
-  assign \$79  = ~ \$78 ;
-  assign \$80  = \$74  & \$79 ;
-  assign \$81  = | padded[79:76];
-  assign \$82  = padded[73] & \$81 ;
-  assign \$83  = ~ \$82 ;
-  assign \$84  = \$80  & \$83 ;
-  assign \$85  = | padded[111:96];
-  assign \$86  = padded[70] & \$85 ;
-  assign \$87  = ~ \$86 ;
-  assign \$88  = \$84  & \$87 ;
-  assign \$89  = | padded[127:112];
-  assign \$90  = \$88  & \$89 ;
-  assign \$91  = padded[127:112] <= 9'h100;
-  assign \$92  = \$90  & \$91 ;
-  assign \$93  = padded[111:96] + padded[127:112];
-  assign \$94  = \$93  <= 9'h100;
-  assign \$95  = padded[70] | \$94 ;
-  assign \$96  = \$92  & \$95 ;
-  assign \$97  = padded[159:144] + padded[47:32];
-  assign \$98  = \$97  <= 11'h400;
-  assign \$99  = | padded[159:144];
-  assign \$100  = ~ \$99 ;
-  assign \$101  = padded[69] ? \$98  : \$100 ;
-  assign \$102  = \$96  & \$101 ;
-  assign \$103  = | padded[191:160];
-  assign \$104  = \$102  & \$103 ;
-  assign \$107  = padded[72] < 2'h2;
-  assign \$108  = \$106  & \$107 ;
-  assign \$109  = banks_loaded >> padded[72];
-  assign \$110  = \$108  & \$109 ;
-  assign \$113  = | \$112 ;
-  assign \$114  = ~ \$113 ;
-  assign \$115  = padded[32] < 2'h2;
-  assign \$116  = \$114  & \$115 ;
-  assign \$117  = padded[33] & padded[34];
-  assign \$118  = ~ \$117 ;
-  assign \$119  = \$116  & \$118 ;
-  assign \$120  = ~ padded[33];
-  assign \$121  = \$119  & \$120 ;
-  assign \$123  = \$120  | padded[36];
-  assign \$124  = padded[35] & \$123 ;
-  assign \$125  = \$121  & \$124 ;
-  assign \$130  = padded[31:24] == 2'h2;
-  assign \$132  = \$130  | \$4 ;
-  assign \$135  = \$133  & \$66 ;
-  assign \$136  = padded[47:32] + padded[63:48];
-  assign \$138  = \$130  ? 11'h100 : 11'h400;
-  assign \$139  = \$136  <= \$138 ;
-  assign \$140  = \$135  & \$139 ;
-  assign \$141  = count + 1'h0;
-  assign \$143  = count + 1'h1;
-  assign \$145  = wide ? \$142  : \$144 ;
-  assign \$148  = \$12  ? i__payload[31:24] : padded[31:24];
-  assign \$149  = \$148  == 1'h1;
-  assign \$150  = \$149  ? 3'h6 : 3'h2;
-  assign \$151  = \$49  == \$150 ;
-  assign \$159  = is_matrix ? 3'h5 : 3'h1;
-  assign \$161  = \$49  == body_words;
-  assign \$168  = payload_left - 1'h1;
-  assign \$170  = \$49  == matrix[179:148];
-  assign \$173  = in_flight == allocated;
-  assign \$175  = take & i__payload[32];
+  assign \$15  = ! words;
+  assign \$16  = \$37  & \$15 ;
+  assign \$17  = ~ \$16 ;
+  assign \$18  = \$17  | i__valid;
+  assign reading = \$14  & \$18 ;
+  assign \$19  = ~ common_good;
+  assign \$20  = ~ kind_good;
+  assign \$21  = \$19  | \$20 ;
+  assign \$23  = allowed & \$1 ;
+  assign \$24  = ~ late;
+  assign \$25  = \$23  & \$24 ;
+  assign \$27  = i__valid & \$1 ;
+  assign \$30  = i__valid & may_send;
+  assign \$32  = \$30  & \$1 ;
+  assign \$33  = payload__ready & may_send;
+  assign \$34  = ~ i__payload[32];
+  assign \$35  = i__payload[31:0] != crc;
+  assign \$36  = ~ sender_busy;
+  assign \$37  = ! fsm_state;
+  assign \$38  = fsm_state == 1'h1;
+  assign \$39  = fsm_state == 2'h2;
+  assign \$40  = fsm_state == 2'h3;
+  assign \$41  = fsm_state == 3'h4;
+  assign \$42  = fsm_state == 3'h5;
+  assign \$43  = fsm_state == 3'h6;
+  assign \$44  = fsm_state == 3'h7;
+  assign \$45  = fsm_state == 4'h8;
+  assign \$46  = fsm_state == 4'h9;
+  assign \$47  = fsm_state == 4'ha;
+  assign \$48  = fsm_state == 4'hb;
+  assign \$50  = offset + 1'h1;
+  assign \$51  = i__payload[32] ? 33'h000000000 : \$50 ;
+  assign \$52  = words + 1'h1;
+  assign \$55  = matrix[15:0] == 15'h4745;
+  assign \$56  = matrix[23:16] == 2'h2;
+  assign \$57  = \$55  & \$56 ;
+  assign \$62  = | \$61 ;
+  assign \$63  = ~ \$62 ;
+  assign \$64  = | padded[47:32];
+  assign \$65  = \$63  & \$64 ;
+  assign \$67  = padded[47:32] <= 10'h200;
+  assign \$68  = \$65  & \$67 ;
+  assign \$69  = | padded[63:48];
+  assign \$70  = \$68  & \$69 ;
+  assign \$71  = padded[63:48] <= 10'h200;
+  assign \$72  = \$70  & \$71 ;
+  assign \$73  = padded[66] | padded[67];
+  assign \$74  = \$73  | padded[68];
+  assign \$75  = padded[71] & \$74 ;
+  assign \$76  = ~ \$75 ;
+  assign \$77  = \$72  & \$76 ;
+  assign \$78  = ~ padded[64];
+  assign \$79  = padded[66] & \$78 ;
+  assign \$80  = ~ kept;
+  assign \$81  = \$79  & \$80 ;
+  assign \$82  = ~ \$81 ;
+  assign \$83  = \$77  & \$82 ;
+  assign \$84  = | padded[79:76];
+  assign \$85  = padded[73] & \$84 ;
+  assign \$86  = ~ \$85 ;
+  assign \$87  = \$83  & \$86 ;
+  assign \$88  = | padded[111:96];
+  assign \$89  = padded[70] & \$88 ;
+  assign \$90  = ~ \$89 ;
+  assign \$91  = \$87  & \$90 ;
+  assign \$92  = | padded[127:112];
+  assign \$93  = \$91  & \$92 ;
+  assign \$94  = padded[127:112] <= 9'h100;
+  assign \$95  = \$93  & \$94 ;
+  assign \$96  = padded[111:96] + padded[127:112];
+  assign \$97  = \$96  <= 9'h100;
+  assign \$98  = padded[70] | \$97 ;
+  assign \$99  = \$95  & \$98 ;
+  assign \$100  = padded[159:144] + padded[47:32];
+  assign \$101  = \$100  <= 11'h400;
+  assign \$102  = | padded[159:144];
+  assign \$103  = ~ \$102 ;
+  assign \$104  = padded[69] ? \$101  : \$103 ;
+  assign \$105  = \$99  & \$104 ;
+  assign \$106  = | padded[191:160];
+  assign \$107  = \$105  & \$106 ;
+  assign \$110  = padded[72] < 2'h2;
+  assign \$111  = \$109  & \$110 ;
+  assign \$112  = banks_loaded >> padded[72];
+  assign \$113  = \$111  & \$112 ;
+  assign \$116  = | \$115 ;
+  assign \$117  = ~ \$116 ;
+  assign \$118  = padded[32] < 2'h2;
+  assign \$119  = \$117  & \$118 ;
+  assign \$120  = padded[33] & padded[34];
+  assign \$121  = ~ \$120 ;
+  assign \$122  = \$119  & \$121 ;
+  assign \$123  = ~ padded[33];
+  assign \$124  = \$122  & \$123 ;
+  assign \$126  = \$123  | padded[36];
+  assign \$127  = padded[35] & \$126 ;
+  assign \$128  = \$124  & \$127 ;
+  assign \$133  = padded[31:24] == 2'h2;
+  assign \$135  = \$133  | \$4 ;
+  assign \$138  = \$136  & \$69 ;
+  assign \$139  = padded[47:32] + padded[63:48];
+  assign \$141  = \$133  ? 11'h100 : 11'h400;
+  assign \$142  = \$139  <= \$141 ;
+  assign \$143  = \$138  & \$142 ;
+  assign \$144  = count + 1'h0;
+  assign \$146  = count + 1'h1;
+  assign \$148  = wide ? \$145  : \$147 ;
+  assign \$151  = \$15  ? i__payload[31:24] : padded[31:24];
+  assign \$152  = \$151  == 1'h1;
+  assign \$153  = \$152  ? 3'h6 : 3'h2;
+  assign \$154  = \$52  == \$153 ;
+  assign \$162  = is_matrix ? 3'h5 : 3'h1;
+  assign \$164  = \$52  == body_words;
+  assign \$171  = payload_left - 1'h1;
+  assign \$173  = \$52  == matrix[179:148];
+  assign \$176  = in_flight == allocated;
+  assign \$178  = take & i__payload[32];
   always @(posedge clk)
-    in_packet <= \$176 ;
+    in_packet <= \$179 ;
   always @(posedge clk)
-    offset <= \$177 ;
+    offset <= \$180 ;
   always @(posedge clk)
-    words <= \$178 ;
+    words <= \$181 ;
   always @(posedge clk)
-    is_matrix <= \$179 ;
+    is_matrix <= \$182 ;
   always @(posedge clk)
-    is_code <= \$180 ;
+    is_code <= \$183 ;
   always @(posedge clk)
-    common_good <= \$181 ;
+    common_good <= \$184 ;
   always @(posedge clk)
-    kind_good <= \$182 ;
+    kind_good <= \$185 ;
   always @(posedge clk)
-    section <= \$183 ;
+    section <= \$186 ;
   always @(posedge clk)
-    body_words <= \$184 ;
+    body_words <= \$187 ;
   always @(posedge clk)
-    truncated <= \$185 ;
+    truncated <= \$188 ;
   always @(posedge clk)
-    padded <= \$186 ;
+    padded <= \$189 ;
   always @(posedge clk)
-    fsm_state <= \$187 ;
+    fsm_state <= \$190 ;
   always @(posedge clk)
-    error <= \$188 ;
+    error <= \$191 ;
   always @(posedge clk)
-    position <= \$189 ;
+    position <= \$192 ;
   always @(posedge clk)
-    payload_left <= \$190 ;
+    payload_left <= \$193 ;
   always @(posedge clk)
-    allocated <= \$191 ;
-  egret_xs_ice40_core_reader_crc_63  \crc$63  (
+    allocated <= \$194 ;
+  egret_xs_ice40_core_reader_crc_65  \crc$65  (
     .clk(clk),
     .crc(crc),
     .data(i__payload[31:0]),
@@ -5701,7 +5725,7 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
     end else if (is_code) begin
       allowed = \$6 ;
     end else begin
-      allowed = section__ready;
+      allowed = \$9 ;
     end
   end
   always @* begin
@@ -5713,15 +5737,15 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             ready = words__ready;
           end
       4'h6:
           ready = words__ready;
       4'h7:
-          ready = \$30 ;
+          ready = \$33 ;
       4'h8:
           ready = 1'h1;
       4'h2:
@@ -5804,9 +5828,9 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             section__valid = 1'h1;
           end
     endcase
@@ -5820,9 +5844,9 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             allocate = is_matrix;
           end
     endcase
@@ -5836,9 +5860,9 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
+          end else if (\$25 ) begin
             load_code = is_code;
           end
     endcase
@@ -5852,13 +5876,13 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
-            words__valid = \$24 ;
+          end else if (\$25 ) begin
+            words__valid = \$27 ;
           end
       4'h6:
-          words__valid = \$24 ;
+          words__valid = \$27 ;
     endcase
   end
   always @* begin
@@ -5874,7 +5898,7 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h6:
           /* empty */;
       4'h7:
-          payload__valid = \$29 ;
+          payload__valid = \$32 ;
     endcase
   end
   always @* begin
@@ -5910,12 +5934,32 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-            end else if (\$32 ) begin
+            if (\$34 ) begin
+            end else if (\$35 ) begin
             end else begin
               passed = is_matrix;
             end
           end
+    endcase
+  end
+  always @* begin
+    if (time_zero ) begin end
+    settling = 1'h0;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          /* empty */;
+      4'h5:
+          /* empty */;
+      4'h6:
+          /* empty */;
+      4'h7:
+          /* empty */;
+      4'h8:
+          /* empty */;
+      4'h2:
+          settling = 1'h1;
     endcase
   end
   always @* begin
@@ -5939,7 +5983,7 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h3:
           /* empty */;
       4'h9:
-          if (\$33 ) begin
+          if (\$36 ) begin
             reject = 1'h1;
           end
     endcase
@@ -6000,311 +6044,311 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
   end
   always @* begin
     if (time_zero ) begin end
-    \$176  = in_packet;
+    \$179  = in_packet;
     if (take) begin
-      \$176  = \$31 ;
+      \$179  = \$34 ;
     end
-    if (rst) begin
-      \$176  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$177  = offset;
-    if (take) begin
-      \$177  = \$48 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h1:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h5:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h6:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h7:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h8:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h2:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h3:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h9:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'ha:
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-      4'h4:
-        begin
-          \$177  = 32'd0;
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-        end
-      4'hb:
-        begin
-          if (\$175 ) begin
-            \$177  = 32'd0;
-          end
-          if (clear) begin
-            \$177  = 32'd0;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$177  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$178  = words;
-    if (take) begin
-      \$178  = \$49 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          /* empty */;
-      4'h1:
-          \$178  = 32'd0;
-      4'h5:
-          if (\$18 ) begin
-          end else if (truncated) begin
-          end else if (\$22 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (\$161 ) begin
-                  \$178  = 32'd0;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (\$161 ) begin
-                  \$178  = 32'd0;
-                end
-              end
-            end
-          end
-      4'h6:
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (\$161 ) begin
-                \$178  = 32'd0;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (\$161 ) begin
-                \$178  = 32'd0;
-              end
-            end
-          end
-      4'h7:
-          if (take) begin
-            if (\$170 ) begin
-              \$178  = 32'd0;
-            end
-          end
-      4'h8:
-          if (take) begin
-            \$178  = 32'd0;
-          end
-      4'h2:
-          /* empty */;
-      4'h3:
-          /* empty */;
-      4'h9:
-          /* empty */;
-      4'ha:
-          /* empty */;
-      4'h4:
-          \$178  = 32'd0;
-      4'hb:
-          if (\$175 ) begin
-            \$178  = 32'd0;
-          end
-    endcase
-    if (rst) begin
-      \$178  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$179  = \$2 ;
     if (rst) begin
       \$179  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$180  = \$3 ;
+    \$180  = offset;
+    if (take) begin
+      \$180  = \$51 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h1:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h5:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h6:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h7:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h8:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h2:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h3:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h9:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'ha:
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+      4'h4:
+        begin
+          \$180  = 32'd0;
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+        end
+      4'hb:
+        begin
+          if (\$178 ) begin
+            \$180  = 32'd0;
+          end
+          if (clear) begin
+            \$180  = 32'd0;
+          end
+        end
+    endcase
     if (rst) begin
-      \$180  = 1'h0;
+      \$180  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$181  = \$54 ;
+    \$181  = words;
+    if (take) begin
+      \$181  = \$52 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$181  = 32'd0;
+      4'h5:
+          if (\$21 ) begin
+          end else if (truncated) begin
+          end else if (\$25 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (\$164 ) begin
+                  \$181  = 32'd0;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (\$164 ) begin
+                  \$181  = 32'd0;
+                end
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (\$164 ) begin
+                \$181  = 32'd0;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (\$164 ) begin
+                \$181  = 32'd0;
+              end
+            end
+          end
+      4'h7:
+          if (take) begin
+            if (\$173 ) begin
+              \$181  = 32'd0;
+            end
+          end
+      4'h8:
+          if (take) begin
+            \$181  = 32'd0;
+          end
+      4'h2:
+          /* empty */;
+      4'h3:
+          /* empty */;
+      4'h9:
+          /* empty */;
+      4'ha:
+          /* empty */;
+      4'h4:
+          \$181  = 32'd0;
+      4'hb:
+          if (\$178 ) begin
+            \$181  = 32'd0;
+          end
+    endcase
     if (rst) begin
-      \$181  = 1'h0;
+      \$181  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$2 ) begin
-      \$182  = \$110 ;
-    end else if (\$3 ) begin
-      \$182  = \$125 ;
-    end else begin
-      \$182  = \$140 ;
-    end
+    \$182  = \$2 ;
     if (rst) begin
       \$182  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$183 [36] = section[36];
-    \$183 [2:0] = padded[26:24];
-    \$183 [18:3] = padded[47:32];
-    \$183 [34:19] = count;
-    \$183 [35] = wide;
-    \$183 [37] = code[32];
+    \$183  = \$3 ;
     if (rst) begin
-      \$183  = 38'h0000000000;
+      \$183  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = \$145 [15:0];
+    \$184  = \$57 ;
     if (rst) begin
-      \$184  = 16'h0000;
+      \$184  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$185  = truncated;
-    casez (fsm_state)
-      4'h0:
-          \$185  = i__payload[32];
-    endcase
+    (* full_case = 32'd1 *)
+    if (\$2 ) begin
+      \$185  = \$113 ;
+    end else if (\$3 ) begin
+      \$185  = \$128 ;
+    end else begin
+      \$185  = \$143 ;
+    end
     if (rst) begin
       \$185  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$186  = padded;
+    \$186 [36] = section[36];
+    \$186 [2:0] = padded[26:24];
+    \$186 [18:3] = padded[47:32];
+    \$186 [34:19] = count;
+    \$186 [35] = wide;
+    \$186 [37] = code[32];
+    if (rst) begin
+      \$186  = 38'h0000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$187  = \$148 [15:0];
+    if (rst) begin
+      \$187  = 16'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$188  = truncated;
+    casez (fsm_state)
+      4'h0:
+          \$188  = i__payload[32];
+    endcase
+    if (rst) begin
+      \$188  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$189  = padded;
     casez (fsm_state)
       4'h0:
           if (take) begin
             casez (words[2:0])
               3'h0:
-                  \$186 [31:0] = i__payload[31:0];
+                  \$189 [31:0] = i__payload[31:0];
               3'h1:
-                  \$186 [63:32] = i__payload[31:0];
+                  \$189 [63:32] = i__payload[31:0];
               3'h2:
-                  \$186 [95:64] = i__payload[31:0];
+                  \$189 [95:64] = i__payload[31:0];
               3'h3:
-                  \$186 [127:96] = i__payload[31:0];
+                  \$189 [127:96] = i__payload[31:0];
               3'h4:
-                  \$186 [159:128] = i__payload[31:0];
+                  \$189 [159:128] = i__payload[31:0];
               3'h5:
-                  \$186 [191:160] = i__payload[31:0];
+                  \$189 [191:160] = i__payload[31:0];
             endcase
           end
     endcase
     if (rst) begin
-      \$186  = 192'h000000000000000000000000000000000000000000000000;
+      \$189  = 192'h000000000000000000000000000000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$187  = fsm_state;
+    \$190  = fsm_state;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$151 ) begin
-              \$187  = 4'h1;
+            if (\$154 ) begin
+              \$190  = 4'h1;
             end else if (i__payload[32]) begin
-              \$187  = 4'h2;
+              \$190  = 4'h2;
             end
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h1:
         begin
-          \$187  = 4'h5;
+          \$190  = 4'h5;
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$187  = 4'h2;
+          if (\$21 ) begin
+            \$190  = 4'h2;
           end else if (truncated) begin
-            \$187  = 4'h2;
-          end else if (\$22 ) begin
-            \$187  = 4'h6;
+            \$190  = 4'h2;
+          end else if (\$25 ) begin
+            \$190  = 4'h6;
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
-                if (\$161 ) begin
-                  \$187  = 4'h7;
+                if (\$164 ) begin
+                  \$190  = 4'h7;
                 end
                 if (i__payload[32]) begin
-                  \$187  = 4'h2;
+                  \$190  = 4'h2;
                 end
               end
             end else begin
               if (take) begin
-                if (\$161 ) begin
-                  \$187  = 4'h8;
+                if (\$164 ) begin
+                  \$190  = 4'h8;
                 end
                 if (i__payload[32]) begin
-                  \$187  = 4'h2;
+                  \$190  = 4'h2;
                 end
               end
             end
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h6:
@@ -6312,107 +6356,107 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
           (* full_case = 32'd1 *)
           if (is_matrix) begin
             if (take) begin
-              if (\$161 ) begin
-                \$187  = 4'h7;
+              if (\$164 ) begin
+                \$190  = 4'h7;
               end
               if (i__payload[32]) begin
-                \$187  = 4'h2;
+                \$190  = 4'h2;
               end
             end
           end else begin
             if (take) begin
-              if (\$161 ) begin
-                \$187  = 4'h8;
+              if (\$164 ) begin
+                \$190  = 4'h8;
               end
               if (i__payload[32]) begin
-                \$187  = 4'h2;
+                \$190  = 4'h2;
               end
             end
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h7:
         begin
           if (take) begin
-            if (\$170 ) begin
-              \$187  = 4'h8;
+            if (\$173 ) begin
+              \$190  = 4'h8;
             end
             if (i__payload[32]) begin
-              \$187  = 4'h2;
+              \$190  = 4'h2;
             end
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h8:
         begin
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-              \$187  = 4'h2;
-            end else if (\$32 ) begin
-              \$187  = 4'h2;
+            if (\$34 ) begin
+              \$190  = 4'h2;
+            end else if (\$35 ) begin
+              \$190  = 4'h2;
             end else begin
-              \$187  = 4'h0;
+              \$190  = 4'h0;
             end
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h2:
         begin
-          if (\$173 ) begin
-            \$187  = 4'h3;
+          if (\$176 ) begin
+            \$190  = 4'h3;
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h3:
         begin
-          \$187  = 4'h9;
+          \$190  = 4'h9;
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h9:
         begin
-          if (\$33 ) begin
-            \$187  = 4'ha;
+          if (\$36 ) begin
+            \$190  = 4'ha;
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'h4:
@@ -6420,90 +6464,90 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
           if (wiped) begin
             (* full_case = 32'd1 *)
             if (in_packet) begin
-              \$187  = 4'hb;
+              \$190  = 4'hb;
             end else begin
-              \$187  = 4'h0;
+              \$190  = 4'h0;
             end
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
       4'hb:
         begin
-          if (\$175 ) begin
-            \$187  = 4'h0;
+          if (\$178 ) begin
+            \$190  = 4'h0;
           end
           if (late) begin
-            \$187  = 4'h3;
+            \$190  = 4'h3;
           end
           if (clear) begin
-            \$187  = 4'h4;
+            \$190  = 4'h4;
           end
         end
     endcase
     if (rst) begin
-      \$187  = 4'h4;
+      \$190  = 4'h4;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$188  = error;
+    \$191  = error;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$151 ) begin
+            if (\$154 ) begin
             end else if (i__payload[32]) begin
-              \$188  = 4'h2;
+              \$191  = 4'h2;
             end
           end
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h1:
         begin
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$188  = 4'h1;
+          if (\$21 ) begin
+            \$191  = 4'h1;
           end else if (truncated) begin
-            \$188  = 4'h2;
-          end else if (\$22 ) begin
+            \$191  = 4'h2;
+          end else if (\$25 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$188  = 4'h2;
+                  \$191  = 4'h2;
                 end
               end
             end else begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$188  = 4'h2;
+                  \$191  = 4'h2;
                 end
               end
             end
           end
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h6:
@@ -6512,167 +6556,167 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
           if (is_matrix) begin
             if (take) begin
               if (i__payload[32]) begin
-                \$188  = 4'h2;
+                \$191  = 4'h2;
               end
             end
           end else begin
             if (take) begin
               if (i__payload[32]) begin
-                \$188  = 4'h2;
+                \$191  = 4'h2;
               end
             end
           end
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h7:
         begin
           if (take) begin
             if (i__payload[32]) begin
-              \$188  = 4'h2;
+              \$191  = 4'h2;
             end
           end
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h8:
         begin
           if (take) begin
-            if (\$31 ) begin
-              \$188  = 4'h3;
-            end else if (\$32 ) begin
-              \$188  = 4'h4;
+            if (\$34 ) begin
+              \$191  = 4'h3;
+            end else if (\$35 ) begin
+              \$191  = 4'h4;
             end
           end
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h2:
         begin
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h3:
         begin
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h9:
         begin
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'h4:
         begin
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
       4'hb:
         begin
           if (late) begin
-            \$188  = late_error;
+            \$191  = late_error;
           end
           if (clear) begin
-            \$188  = 4'h0;
+            \$191  = 4'h0;
           end
         end
     endcase
     if (rst) begin
-      \$188  = 4'h0;
+      \$191  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$189  = position;
+    \$192  = position;
     casez (fsm_state)
       4'h0:
         begin
           if (take) begin
-            if (\$151 ) begin
+            if (\$154 ) begin
             end else if (i__payload[32]) begin
-              \$189  = offset;
+              \$192  = offset;
             end
           end
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h1:
         begin
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h5:
         begin
-          if (\$18 ) begin
-            \$189  = 32'd0;
+          if (\$21 ) begin
+            \$192  = 32'd0;
           end else if (truncated) begin
-            \$189  = { 29'h00000000, \$159  };
-          end else if (\$22 ) begin
+            \$192  = { 29'h00000000, \$162  };
+          end else if (\$25 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$189  = offset;
+                  \$192  = offset;
                 end
               end
             end else begin
               if (take) begin
                 if (i__payload[32]) begin
-                  \$189  = offset;
+                  \$192  = offset;
                 end
               end
             end
           end
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h6:
@@ -6681,146 +6725,146 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
           if (is_matrix) begin
             if (take) begin
               if (i__payload[32]) begin
-                \$189  = offset;
+                \$192  = offset;
               end
             end
           end else begin
             if (take) begin
               if (i__payload[32]) begin
-                \$189  = offset;
+                \$192  = offset;
               end
             end
           end
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h7:
         begin
           if (take) begin
             if (i__payload[32]) begin
-              \$189  = offset;
+              \$192  = offset;
             end
           end
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h8:
         begin
           if (take) begin
-            if (\$31 ) begin
-              \$189  = offset;
-            end else if (\$32 ) begin
-              \$189  = offset;
+            if (\$34 ) begin
+              \$192  = offset;
+            end else if (\$35 ) begin
+              \$192  = offset;
             end
           end
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h2:
         begin
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h3:
         begin
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h9:
         begin
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'ha:
         begin
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'h4:
         begin
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
       4'hb:
         begin
           if (late) begin
-            \$189  = late_position;
+            \$192  = late_position;
           end
           if (clear) begin
-            \$189  = 32'd0;
+            \$192  = 32'd0;
           end
         end
     endcase
     if (rst) begin
-      \$189  = 32'd0;
+      \$192  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = payload_left;
+    \$193  = payload_left;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          \$190  = matrix[179:148];
+          \$193  = matrix[179:148];
       4'h6:
           /* empty */;
       4'h7:
           if (take) begin
-            \$190  = \$168 [31:0];
+            \$193  = \$171 [31:0];
           end
     endcase
     if (rst) begin
-      \$190  = 32'd0;
+      \$193  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$191  = allocated;
+    \$194  = allocated;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          if (\$18 ) begin
+          if (\$21 ) begin
           end else if (truncated) begin
-          end else if (\$22 ) begin
-            \$191  = is_matrix;
+          end else if (\$25 ) begin
+            \$194  = is_matrix;
           end
       4'h6:
           /* empty */;
@@ -6829,10 +6873,10 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$31 ) begin
-            end else if (\$32 ) begin
+            if (\$34 ) begin
+            end else if (\$35 ) begin
             end else begin
-              \$191  = 1'h0;
+              \$194  = 1'h0;
             end
           end
       4'h2:
@@ -6844,10 +6888,10 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
       4'ha:
           /* empty */;
       4'h4:
-          \$191  = 1'h0;
+          \$194  = 1'h0;
     endcase
     if (rst) begin
-      \$191  = 1'h0;
+      \$194  = 1'h0;
     end
   end
   assign data = i__payload[31:0];
@@ -6887,27 +6931,27 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_send, sender_busy, i_
   assign matrix[31:24] = padded[31:24];
   assign matrix[23:16] = padded[23:16];
   assign matrix[15:0] = padded[15:0];
-  assign payload__payload[33] = \$8 ;
-  assign payload__payload[32] = \$7 ;
+  assign payload__payload[33] = \$11 ;
+  assign payload__payload[32] = \$10 ;
   assign payload__payload[34] = parity;
   assign payload__payload[31:0] = i__payload[31:0];
-  assign \$57  = 192'h000000000000000000000000ffc00c000000000000000000;
-  assign { \$58 [191:96], \$58 [85:76], \$58 [73:0] } = 180'h000000000000000000000000000000000000000000000;
-  assign { \$58 [95:86], \$58 [75:74] } = { padded[95:86], padded[75:74] };
-  assign \$63  = 10'h200;
-  assign \$105  = 1'h1;
-  assign \$106  = \$104 ;
-  assign \$111  = 64'hffff00e000000000;
-  assign { \$112 [47:40], \$112 [36:0] } = 45'h000000000000;
-  assign { \$112 [63:48], \$112 [39:37] } = { padded[63:48], padded[39:37] };
-  assign \$126  = 64'h0000000000000000;
-  assign \$128  = 1'h0;
-  assign \$133  = \$132 ;
-  assign \$142  = \$141 ;
-  assign \$144  = { 1'h0, \$143 [16:1] };
+  assign \$60  = 192'h000000000000000000000000ffc00c000000000000000000;
+  assign { \$61 [191:96], \$61 [85:76], \$61 [73:0] } = 180'h000000000000000000000000000000000000000000000;
+  assign { \$61 [95:86], \$61 [75:74] } = { padded[95:86], padded[75:74] };
+  assign \$66  = 10'h200;
+  assign \$108  = 1'h1;
+  assign \$109  = \$107 ;
+  assign \$114  = 64'hffff00e000000000;
+  assign { \$115 [47:40], \$115 [36:0] } = 45'h000000000000;
+  assign { \$115 [63:48], \$115 [39:37] } = { padded[63:48], padded[39:37] };
+  assign \$129  = 64'h0000000000000000;
+  assign \$131  = 1'h0;
+  assign \$136  = \$135 ;
+  assign \$145  = \$144 ;
+  assign \$147  = { 1'h0, \$146 [16:1] };
 endmodule
 
-module egret_xs_ice40_core_reader_crc_63 (rst, valid, start, crc, data, clk);
+module egret_xs_ice40_core_reader_crc_65 (rst, valid, start, crc, data, clk);
   reg time_zero  = 0;
   wire [31:0] \$1 ;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
@@ -8770,50 +8814,51 @@ endmodule
 module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, banks_in_use, load_release, late
 , late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, bad_prefix, bad_index, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
-    \$118 , \$12 , \$128 , \$129 , \$13 , \$131 , \$132 , \$133 , \$134 , \$135 , \$136 , \$137 ,
-    \$138 , \$139 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$15 , \$151 ,
-    \$153 , \$16 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$29
-    , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$41 , \$42 , \$43
-    , \$44 , \$45 , \$46 , \$47 , \$48 , \$5 , \$51 , \$52 , \$53 , \$54 , \$55 , \$56 , \$57 , \$58
-    , \$59 , \$6 , \$61 , \$62 , \$63 , \$64 , \$65 , \$66 , \$67 , \$7 , \$72 , \$73 , \$74 , \$75
-    , \$76 , \$77 , \$8 , \$80 , \$81 , \$82 , \$84 , \$86 , \$9 , \$96 , \$97 , \$99 ;
-  wire [1:0] \$147 , \$148 , \$149 , \$150 , \$159 , \$50 , \$71 ;
-  wire [2:0] \$152 ;
-  wire [3:0] \$70 ;
-  wire [16:0] \$78 , \$79 ;
-  wire [31:0] \$83 ;
-  reg [48:0] \$166 ;
-  reg [1:0] \$167 ;
-  reg [1:0] \$168 ;
-  reg [1:0] \$169 ;
-  reg [1:0] \$170 ;
-  reg [9:0] \$171 ;
-  reg [1:0] \$172 ;
-  reg [1:0] \$173 ;
-  reg [1:0] \$174 ;
-  reg \$175 ;
-  reg \$176 ;
-  reg \$177 ;
+  wire \$1 , \$10 , \$104 , \$105 , \$107 , \$109 , \$11 , \$110 , \$111 , \$112 , \$113 , \$114 ,
+    \$115 , \$116 , \$117 , \$12 , \$126 , \$13 , \$136 , \$137 , \$139 , \$14 , \$141 , \$142 ,
+    \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$149 , \$15 , \$150 , \$151 , \$152 , \$153 ,
+    \$154 , \$159 , \$16 , \$161 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 ,
+    \$26 , \$27 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$39 , \$4 , \$40 ,
+    \$41 , \$42 , \$43 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53 , \$54 ,
+    \$55 , \$56 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$64 , \$65 , \$66 , \$67 , \$69 , \$7 ,
+    \$70 , \$71 , \$72 , \$73 , \$74 , \$75 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$88 ,
+    \$89 , \$9 , \$90 , \$92 , \$94 ;
+  wire [1:0] \$155 , \$156 , \$157 , \$158 , \$167 , \$58 , \$79 ;
+  wire [2:0] \$160 ;
+  wire [3:0] \$78 ;
+  wire [16:0] \$86 , \$87 ;
+  wire [31:0] \$91 ;
+  reg [48:0] \$174 ;
+  reg [1:0] \$175 ;
+  reg [1:0] \$176 ;
+  reg [1:0] \$177 ;
   reg [1:0] \$178 ;
-  reg [19:0] \$179 ;
-  reg [7:0] \$180 ;
-  reg [31:0] \$181 ;
-  reg [59:0] \$182 ;
-  reg [48:0] \$183 ;
-  reg [9:0] \$184 ;
-  reg [1:0] \$185 ;
-  reg [9:0] \$186 ;
-  reg [31:0] \$187 ;
-  reg [48:0] \$188 ;
-  reg [9:0] \$189 ;
-  reg \$190 ;
-  reg [1:0] \$191 ;
-  reg [1:0] \$192 ;
+  reg [9:0] \$179 ;
+  reg [1:0] \$180 ;
+  reg [1:0] \$181 ;
+  reg [1:0] \$182 ;
+  reg \$183 ;
+  reg \$184 ;
+  reg \$185 ;
+  reg [1:0] \$186 ;
+  reg [19:0] \$187 ;
+  reg [7:0] \$188 ;
+  reg [31:0] \$189 ;
+  reg [59:0] \$190 ;
+  reg [48:0] \$191 ;
+  reg [9:0] \$192 ;
   reg [1:0] \$193 ;
-  reg \$194 ;
-  reg \$195 ;
-  reg [9:0] \$60 ;
+  reg [9:0] \$194 ;
+  reg [31:0] \$195 ;
+  reg [48:0] \$196 ;
+  reg [9:0] \$197 ;
+  reg \$198 ;
+  reg [1:0] \$199 ;
+  reg [1:0] \$200 ;
+  reg [1:0] \$201 ;
+  reg \$202 ;
+  reg \$203 ;
+  reg [9:0] \$68 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
@@ -8959,143 +9004,149 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   assign \$35  = ~ memory_now;
   assign load_memory = \$30  ? \$34  : \$35 ;
   assign \$37  = busy[0] & \$22 ;
-  assign \$38  = matrices[2] == load_memory;
-  assign \$39  = \$37  & \$38 ;
-  assign \$41  = busy[1] & \$13 ;
-  assign \$42  = matrices[32] == load_memory;
+  assign \$39  = wanted[1] & \$21 ;
+  assign \$40  = ~ \$39 ;
+  assign \$41  = \$37  & \$40 ;
+  assign \$42  = matrices[2] == load_memory;
   assign \$43  = \$41  & \$42 ;
-  assign \$44  = | { \$43 , \$39  };
-  assign \$45  = ~ \$44 ;
-  assign \$46  = finishing & \finishing$20 [22];
-  assign \$47  = ~ \$46 ;
-  assign \$48  = \$45  & \$47 ;
-  assign \$50  = busy & keeps;
-  assign \$51  = | \$50 ;
-  assign \$52  = \$51  | kept;
+  assign \$45  = busy[1] & \$13 ;
+  assign \$46  = ~ tail;
+  assign \$47  = wanted[0] & \$46 ;
+  assign \$48  = ~ \$47 ;
+  assign \$49  = \$45  & \$48 ;
+  assign \$50  = matrices[32] == load_memory;
+  assign \$51  = \$49  & \$50 ;
+  assign \$52  = | { \$51 , \$43  };
   assign \$53  = ~ \$52 ;
-  assign \$54  = \$30  | \$53 ;
-  assign load_allow = \$48  & \$54 ;
-  assign \$55  = wrong >> tail;
-  assign \$56  = any_bad >> tail;
-  assign \$57  = beyond >> tail;
-  assign \$58  = more >> tail;
-  assign \$59  = ~ finishing;
-  assign \$61  = beyond_substream >> tail;
-  assign \$62  = ~ cancel;
-  assign \$63  = tail ? bad_index[1] : bad_index[0];
-  assign \$64  = \$63  >> substream;
-  assign \$65  = tail ? bad_prefix[1] : bad_prefix[0];
-  assign \$66  = \$65  >> substream;
-  assign \$67  = \$64  | \$66 ;
-  assign \$70  = \$64  ? 4'h7 : 4'h6;
-  assign \$71  = 1'h1 << tail;
-  assign \$72  = ! fsm_state;
-  assign \$73  = fsm_state == 1'h1;
-  assign \$74  = fsm_state == 2'h2;
-  assign \$75  = fsm_state == 2'h3;
-  assign \$76  = ! parity;
-  assign \$77  = allocate & \$76 ;
-  assign \$78  = header[63:48] + 1'h0;
-  assign \$80  = memory ^ header[66];
-  assign \$81  = ~ header[71];
-  assign \$82  = bank_now ^ \$81 ;
-  assign \$83  = header[47:32] * header[63:48];
-  assign \$84  = ~ memory;
-  assign \$86  = \passed$57  & \$76 ;
-  assign \$96  = ~ \$20 ;
-  assign \$97  = busy[0] & placed[0];
-  assign \$99  = \$97  & \$22 ;
-  assign \$101  = \$21  & keeps[1];
-  assign \$102  = \finishing$20 [47] == row_banks[0];
-  assign \$103  = \finishing$20 [22] | \$102 ;
-  assign \$104  = finishing & \$103 ;
-  assign \$105  = \$101  | \$104 ;
-  assign \$106  = ~ \$105 ;
-  assign \$107  = \$99  & \$106 ;
-  assign \$109  = allocate & \$108 ;
-  assign \$118  = \passed$57  & \$108 ;
-  assign \$128  = ~ \$29 ;
-  assign \$129  = busy[1] & placed[1];
-  assign \$131  = \$129  & \$13 ;
-  assign \$132  = ~ tail;
-  assign \$133  = \$132  & keeps[0];
-  assign \$134  = \finishing$20 [47] == row_banks[1];
-  assign \$135  = \finishing$20 [22] | \$134 ;
-  assign \$136  = finishing & \$135 ;
-  assign \$137  = \$133  | \$136 ;
-  assign \$138  = ~ \$137 ;
-  assign \$139  = \$131  & \$138 ;
-  assign \$140  = ~ parity;
-  assign \$143  = \$141  | \$142 ;
-  assign \$146  = \$144  | \$145 ;
-  assign \$147  = busy & passed;
-  assign \$148  = \$147  & complete;
-  assign \$149  = ~ wanted;
-  assign \$150  = \$148  & \$149 ;
-  assign \$151  = \$150  >> tail;
-  assign \$152  = settle + 1'h1;
-  assign \$153  = settle == 2'h3;
-  assign \$159  = substream + 1'h1;
+  assign \$54  = finishing & \finishing$20 [22];
+  assign \$55  = ~ \$54 ;
+  assign \$56  = \$53  & \$55 ;
+  assign \$58  = busy & keeps;
+  assign \$59  = | \$58 ;
+  assign \$60  = \$59  | kept;
+  assign \$61  = ~ \$60 ;
+  assign \$62  = \$30  | \$61 ;
+  assign load_allow = \$56  & \$62 ;
+  assign \$63  = wrong >> tail;
+  assign \$64  = any_bad >> tail;
+  assign \$65  = beyond >> tail;
+  assign \$66  = more >> tail;
+  assign \$67  = ~ finishing;
+  assign \$69  = beyond_substream >> tail;
+  assign \$70  = ~ cancel;
+  assign \$71  = tail ? bad_index[1] : bad_index[0];
+  assign \$72  = \$71  >> substream;
+  assign \$73  = tail ? bad_prefix[1] : bad_prefix[0];
+  assign \$74  = \$73  >> substream;
+  assign \$75  = \$72  | \$74 ;
+  assign \$78  = \$72  ? 4'h7 : 4'h6;
+  assign \$79  = 1'h1 << tail;
+  assign \$80  = ! fsm_state;
+  assign \$81  = fsm_state == 1'h1;
+  assign \$82  = fsm_state == 2'h2;
+  assign \$83  = fsm_state == 2'h3;
+  assign \$84  = ! parity;
+  assign \$85  = allocate & \$84 ;
+  assign \$86  = header[63:48] + 1'h0;
+  assign \$88  = memory ^ header[66];
+  assign \$89  = ~ header[71];
+  assign \$90  = bank_now ^ \$89 ;
+  assign \$91  = header[47:32] * header[63:48];
+  assign \$92  = ~ memory;
+  assign \$94  = \passed$57  & \$84 ;
+  assign \$104  = ~ \$20 ;
+  assign \$105  = busy[0] & placed[0];
+  assign \$107  = \$105  & \$22 ;
+  assign \$109  = \$21  & keeps[1];
+  assign \$110  = \finishing$20 [47] == row_banks[0];
+  assign \$111  = \finishing$20 [22] | \$110 ;
+  assign \$112  = finishing & \$111 ;
+  assign \$113  = \$109  | \$112 ;
+  assign \$114  = ~ \$113 ;
+  assign \$115  = \$107  & \$114 ;
+  assign \$117  = allocate & \$116 ;
+  assign \$126  = \passed$57  & \$116 ;
+  assign \$136  = ~ \$29 ;
+  assign \$137  = busy[1] & placed[1];
+  assign \$139  = \$137  & \$13 ;
+  assign \$141  = \$46  & keeps[0];
+  assign \$142  = \finishing$20 [47] == row_banks[1];
+  assign \$143  = \finishing$20 [22] | \$142 ;
+  assign \$144  = finishing & \$143 ;
+  assign \$145  = \$141  | \$144 ;
+  assign \$146  = ~ \$145 ;
+  assign \$147  = \$139  & \$146 ;
+  assign \$148  = ~ parity;
+  assign \$151  = \$149  | \$150 ;
+  assign \$154  = \$152  | \$153 ;
+  assign \$155  = busy & passed;
+  assign \$156  = \$155  & complete;
+  assign \$157  = ~ wanted;
+  assign \$158  = \$156  & \$157 ;
+  assign \$159  = \$158  >> tail;
+  assign \$160  = settle + 1'h1;
+  assign \$161  = settle == 2'h3;
+  assign \$167  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$20  <= \$166 ;
+    \finishing$20  <= \$174 ;
   always @(posedge clk)
-    busy <= \$167 ;
+    busy <= \$175 ;
   always @(posedge clk)
-    passed <= \$168 ;
+    passed <= \$176 ;
   always @(posedge clk)
-    placed <= \$169 ;
+    placed <= \$177 ;
   always @(posedge clk)
-    wanted <= \$170 ;
+    wanted <= \$178 ;
   always @(posedge clk)
-    needed_0 <= \$171 ;
+    needed_0 <= \$179 ;
   always @(posedge clk)
-    wrong <= \$172 ;
+    wrong <= \$180 ;
   always @(posedge clk)
-    more <= \$173 ;
+    more <= \$181 ;
   always @(posedge clk)
-    keeps <= \$174 ;
+    keeps <= \$182 ;
   always @(posedge clk)
-    kept <= \$175 ;
+    kept <= \$183 ;
   always @(posedge clk)
-    memory_now <= \$176 ;
+    memory_now <= \$184 ;
   always @(posedge clk)
-    bank_now <= \$177 ;
+    bank_now <= \$185 ;
   always @(posedge clk)
-    row_banks <= \$178 ;
+    row_banks <= \$186 ;
   always @(posedge clk)
-    rows <= \$179 ;
+    rows <= \$187 ;
   always @(posedge clk)
-    column_bits <= \$180 ;
+    column_bits <= \$188 ;
   always @(posedge clk)
-    size_0 <= \$181 ;
+    size_0 <= \$189 ;
   always @(posedge clk)
-    matrices <= \$182 ;
+    matrices <= \$190 ;
   always @(posedge clk)
-    job_0 <= \$183 ;
+    job_0 <= \$191 ;
   always @(posedge clk)
-    received_0 <= \$184 ;
+    received_0 <= \$192 ;
   always @(posedge clk)
-    go <= \$185 ;
+    go <= \$193 ;
   always @(posedge clk)
-    needed_1 <= \$186 ;
+    needed_1 <= \$194 ;
   always @(posedge clk)
-    size_1 <= \$187 ;
+    size_1 <= \$195 ;
   always @(posedge clk)
-    job_1 <= \$188 ;
+    job_1 <= \$196 ;
   always @(posedge clk)
-    received_1 <= \$189 ;
+    received_1 <= \$197 ;
   always @(posedge clk)
-    parity <= \$190 ;
+    parity <= \$198 ;
   always @(posedge clk)
-    any_bad <= \$191 ;
+    any_bad <= \$199 ;
   always @(posedge clk)
-    settle <= \$192 ;
+    settle <= \$200 ;
   always @(posedge clk)
-    fsm_state <= \$193 ;
+    fsm_state <= \$201 ;
   always @(posedge clk)
-    substream <= \$194 ;
+    substream <= \$202 ;
   always @(posedge clk)
-    tail <= \$195 ;
+    tail <= \$203 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -9121,9 +9172,9 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     (* full_case = 32'd1 *)
     casez (tail)
       1'h0:
-          \$60  = received_0;
+          \$68  = received_0;
       1'h1:
-          \$60  = received_1;
+          \$68  = received_1;
     endcase
   end
   always @* begin
@@ -9146,14 +9197,14 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$55 ) begin
+          if (\$63 ) begin
             late = 1'h1;
-          end else if (\$56 ) begin
-          end else if (\$57 ) begin
+          end else if (\$64 ) begin
+          end else if (\$65 ) begin
             late = 1'h1;
           end
       2'h3:
-          if (\$67 ) begin
+          if (\$75 ) begin
             late = 1'h1;
           end
     endcase
@@ -9168,15 +9219,15 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$55 ) begin
+          if (\$63 ) begin
             late_error = 4'h5;
-          end else if (\$56 ) begin
-          end else if (\$57 ) begin
+          end else if (\$64 ) begin
+          end else if (\$65 ) begin
             late_error = 4'h8;
           end
       2'h3:
-          if (\$67 ) begin
-            late_error = \$70 ;
+          if (\$75 ) begin
+            late_error = \$78 ;
           end
     endcase
   end
@@ -9190,14 +9241,14 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$55 ) begin
-            late_position = { 22'h000000, \$60  };
-          end else if (\$56 ) begin
-          end else if (\$57 ) begin
-            late_position = { 31'h00000000, \$61  };
+          if (\$63 ) begin
+            late_position = { 22'h000000, \$68  };
+          end else if (\$64 ) begin
+          end else if (\$65 ) begin
+            late_position = { 31'h00000000, \$69  };
           end
       2'h3:
-          if (\$67 ) begin
+          if (\$75 ) begin
             late_position = { 31'h00000000, substream };
           end
     endcase
@@ -9211,12 +9262,12 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$55 ) begin
-          end else if (\$56 ) begin
-          end else if (\$57 ) begin
-          end else if (\$58 ) begin
+          if (\$63 ) begin
+          end else if (\$64 ) begin
+          end else if (\$65 ) begin
+          end else if (\$66 ) begin
             judged = 1'h1;
-          end else if (\$59 ) begin
+          end else if (\$67 ) begin
             judged = 1'h1;
           end
     endcase
@@ -9230,12 +9281,12 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$55 ) begin
-          end else if (\$56 ) begin
-          end else if (\$57 ) begin
-          end else if (\$58 ) begin
-          end else if (\$59 ) begin
-            finish = \$62 ;
+          if (\$63 ) begin
+          end else if (\$64 ) begin
+          end else if (\$65 ) begin
+          end else if (\$66 ) begin
+          end else if (\$67 ) begin
+            finish = \$70 ;
           end
     endcase
   end
@@ -9243,236 +9294,105 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     if (time_zero ) begin end
     \release  = 2'h0;
     if (judged) begin
-      \release  = \$71 ;
+      \release  = \$79 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$166  = \finishing$20 ;
+    \$174  = \finishing$20 ;
     if (finish) begin
-      \$166  = job;
+      \$174  = job;
     end
     if (cancel) begin
-      \$166  = 49'h0000000000000;
+      \$174  = 49'h0000000000000;
     end
     if (rst) begin
-      \$166  = 49'h0000000000000;
+      \$174  = 49'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$167  = busy;
-    if (\$77 ) begin
-      \$167 [0] = 1'h1;
+    \$175  = busy;
+    if (\$85 ) begin
+      \$175 [0] = 1'h1;
     end
-    if (\$109 ) begin
-      \$167 [1] = 1'h1;
+    if (\$117 ) begin
+      \$175 [1] = 1'h1;
     end
     if (judged) begin
       (* full_case = 32'd1 *)
       casez (tail)
         1'h0:
-            \$167 [0] = 1'h0;
+            \$175 [0] = 1'h0;
         1'h1:
-            \$167 [1] = 1'h0;
+            \$175 [1] = 1'h0;
       endcase
     end
     if (cancel) begin
-      \$167  = 2'h0;
+      \$175  = 2'h0;
     end
     if (rst) begin
-      \$167  = 2'h0;
+      \$175  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$168  = passed;
-    if (\$77 ) begin
-      \$168 [0] = 1'h0;
+    \$176  = passed;
+    if (\$85 ) begin
+      \$176 [0] = 1'h0;
     end
-    if (\$86 ) begin
-      \$168 [0] = 1'h1;
+    if (\$94 ) begin
+      \$176 [0] = 1'h1;
     end
-    if (\$109 ) begin
-      \$168 [1] = 1'h0;
+    if (\$117 ) begin
+      \$176 [1] = 1'h0;
     end
-    if (\$118 ) begin
-      \$168 [1] = 1'h1;
+    if (\$126 ) begin
+      \$176 [1] = 1'h1;
     end
     if (cancel) begin
-      \$168  = 2'h0;
+      \$176  = 2'h0;
     end
     if (rst) begin
-      \$168  = 2'h0;
+      \$176  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$169  = placed;
-    if (\$77 ) begin
-      \$169 [0] = 1'h0;
+    \$177  = placed;
+    if (\$85 ) begin
+      \$177 [0] = 1'h0;
     end
     if (\placed$58 [0]) begin
-      \$169 [0] = 1'h1;
+      \$177 [0] = 1'h1;
     end
-    if (\$109 ) begin
-      \$169 [1] = 1'h0;
+    if (\$117 ) begin
+      \$177 [1] = 1'h0;
     end
     if (\placed$58 [1]) begin
-      \$169 [1] = 1'h1;
+      \$177 [1] = 1'h1;
     end
     if (cancel) begin
-      \$169  = 2'h0;
+      \$177  = 2'h0;
     end
     if (rst) begin
-      \$169  = 2'h0;
+      \$177  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$170  = wanted;
-    if (\$77 ) begin
-      \$170 [0] = header[64];
+    \$178  = wanted;
+    if (\$85 ) begin
+      \$178 [0] = header[64];
     end
     if (\$18 ) begin
-      \$170 [0] = 1'h0;
+      \$178 [0] = 1'h0;
     end
-    if (\$109 ) begin
-      \$170 [1] = header[64];
-    end
-    if (\$27 ) begin
-      \$170 [1] = 1'h0;
-    end
-    if (cancel) begin
-      \$170  = 2'h0;
-    end
-    if (rst) begin
-      \$170  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$171  = needed_0;
-    if (\$77 ) begin
-      \$171  = \$79 [9:0];
-    end
-    if (cancel) begin
-      \$171  = 10'h000;
-    end
-    if (rst) begin
-      \$171  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$172  = wrong;
-    if (\$77 ) begin
-      \$172 [0] = 1'h0;
-    end
-    if (\$18 ) begin
-      \$172 [0] = \$96 ;
-    end
-    if (\$109 ) begin
-      \$172 [1] = 1'h0;
+    if (\$117 ) begin
+      \$178 [1] = header[64];
     end
     if (\$27 ) begin
-      \$172 [1] = \$128 ;
-    end
-    if (cancel) begin
-      \$172  = 2'h0;
-    end
-    if (rst) begin
-      \$172  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$173  = more;
-    if (\$77 ) begin
-      \$173 [0] = header[71];
-    end
-    if (\$109 ) begin
-      \$173 [1] = header[71];
-    end
-    if (cancel) begin
-      \$173  = 2'h0;
-    end
-    if (rst) begin
-      \$173  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$174  = keeps;
-    if (\$77 ) begin
-      \$174 [0] = header[66];
-    end
-    if (\$109 ) begin
-      \$174 [1] = header[66];
-    end
-    if (cancel) begin
-      \$174  = 2'h0;
-    end
-    if (rst) begin
-      \$174  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$175  = kept;
-    if (\$77 ) begin
-      \$175  = header[66];
-    end
-    if (\$109 ) begin
-      \$175  = header[66];
-    end
-    if (cancel) begin
-      \$175  = 1'h0;
-    end
-    if (rst) begin
-      \$175  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$176  = memory_now;
-    if (\$77 ) begin
-      \$176  = \$80 ;
-    end
-    if (\$109 ) begin
-      \$176  = \$80 ;
-    end
-    if (cancel) begin
-      \$176  = 1'h0;
-    end
-    if (rst) begin
-      \$176  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$177  = bank_now;
-    if (\$77 ) begin
-      \$177  = \$82 ;
-    end
-    if (\$109 ) begin
-      \$177  = \$82 ;
-    end
-    if (cancel) begin
-      \$177  = 1'h0;
-    end
-    if (rst) begin
-      \$177  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$178  = row_banks;
-    if (\$77 ) begin
-      \$178 [0] = bank_now;
-    end
-    if (\$109 ) begin
-      \$178 [1] = bank_now;
+      \$178 [1] = 1'h0;
     end
     if (cancel) begin
       \$178  = 2'h0;
@@ -9483,293 +9403,424 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   end
   always @* begin
     if (time_zero ) begin end
-    \$179  = rows;
-    if (\$77 ) begin
-      \$179 [9:0] = header[41:32];
-    end
-    if (\$109 ) begin
-      \$179 [19:10] = header[41:32];
+    \$179  = needed_0;
+    if (\$85 ) begin
+      \$179  = \$87 [9:0];
     end
     if (cancel) begin
-      \$179  = 20'h00000;
+      \$179  = 10'h000;
     end
     if (rst) begin
-      \$179  = 20'h00000;
+      \$179  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$180  = column_bits;
-    if (\$77 ) begin
-      \$180 [3:0] = header[77:74];
+    \$180  = wrong;
+    if (\$85 ) begin
+      \$180 [0] = 1'h0;
     end
-    if (\$109 ) begin
-      \$180 [7:4] = header[77:74];
-    end
-    if (cancel) begin
-      \$180  = 8'h00;
-    end
-    if (rst) begin
-      \$180  = 8'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$181  = size_0;
-    if (\$77 ) begin
-      \$181  = \$83 ;
-    end
-    if (cancel) begin
-      \$181  = 32'd0;
-    end
-    if (rst) begin
-      \$181  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$182  = matrices;
-    if (\$77 ) begin
-      \$182 [0] = header[72];
-      \$182 [1] = header[70];
-      \$182 [2] = memory;
-      \$182 [12:3] = header[57:48];
-      \$182 [20:13] = header[91:84];
-      \$182 [29:21] = header[108:100];
-    end
-    if (\$109 ) begin
-      \$182 [30] = header[72];
-      \$182 [31] = header[70];
-      \$182 [32] = memory;
-      \$182 [42:33] = header[57:48];
-      \$182 [50:43] = header[91:84];
-      \$182 [59:51] = header[108:100];
-    end
-    if (cancel) begin
-      \$182  = 60'h000000000000000;
-    end
-    if (rst) begin
-      \$182  = 60'h000000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$183  = job_0;
-    if (\$77 ) begin
-      \$183 [9:0] = header[41:32];
-      \$183 [19:10] = header[141:132];
-      \$183 [20] = header[69];
-      \$183 [21] = header[65];
-      \$183 [22] = header[66];
-      \$183 [23] = header[67];
-      \$183 [24] = header[68];
-      \$183 [40:25] = header[131:116];
-      \$183 [46:41] = header[83:78];
-      \$183 [47] = bank_now;
-      \$183 [48] = \$84 ;
-    end
-    if (cancel) begin
-      \$183  = 49'h0000000000000;
-    end
-    if (rst) begin
-      \$183  = 49'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$184  = received_0;
     if (\$18 ) begin
-      \$184  = load_beats;
+      \$180 [0] = \$104 ;
     end
-    if (cancel) begin
-      \$184  = 10'h000;
+    if (\$117 ) begin
+      \$180 [1] = 1'h0;
     end
-    if (rst) begin
-      \$184  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$185 [0] = \$107 ;
-    \$185 [1] = \$139 ;
-    if (cancel) begin
-      \$185  = 2'h0;
-    end
-    if (rst) begin
-      \$185  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$186  = needed_1;
-    if (\$109 ) begin
-      \$186  = \$79 [9:0];
-    end
-    if (cancel) begin
-      \$186  = 10'h000;
-    end
-    if (rst) begin
-      \$186  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$187  = size_1;
-    if (\$109 ) begin
-      \$187  = \$83 ;
-    end
-    if (cancel) begin
-      \$187  = 32'd0;
-    end
-    if (rst) begin
-      \$187  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$188  = job_1;
-    if (\$109 ) begin
-      \$188 [9:0] = header[41:32];
-      \$188 [19:10] = header[141:132];
-      \$188 [20] = header[69];
-      \$188 [21] = header[65];
-      \$188 [22] = header[66];
-      \$188 [23] = header[67];
-      \$188 [24] = header[68];
-      \$188 [40:25] = header[131:116];
-      \$188 [46:41] = header[83:78];
-      \$188 [47] = bank_now;
-      \$188 [48] = \$84 ;
-    end
-    if (cancel) begin
-      \$188  = 49'h0000000000000;
-    end
-    if (rst) begin
-      \$188  = 49'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$189  = received_1;
     if (\$27 ) begin
-      \$189  = load_beats;
+      \$180 [1] = \$136 ;
     end
     if (cancel) begin
-      \$189  = 10'h000;
+      \$180  = 2'h0;
     end
     if (rst) begin
-      \$189  = 10'h000;
+      \$180  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = parity;
+    \$181  = more;
+    if (\$85 ) begin
+      \$181 [0] = header[71];
+    end
+    if (\$117 ) begin
+      \$181 [1] = header[71];
+    end
+    if (cancel) begin
+      \$181  = 2'h0;
+    end
+    if (rst) begin
+      \$181  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$182  = keeps;
+    if (\$85 ) begin
+      \$182 [0] = header[66];
+    end
+    if (\$117 ) begin
+      \$182 [1] = header[66];
+    end
+    if (cancel) begin
+      \$182  = 2'h0;
+    end
+    if (rst) begin
+      \$182  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$183  = kept;
+    if (\$85 ) begin
+      \$183  = header[66];
+    end
+    if (\$117 ) begin
+      \$183  = header[66];
+    end
+    if (cancel) begin
+      \$183  = 1'h0;
+    end
+    if (rst) begin
+      \$183  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$184  = memory_now;
+    if (\$85 ) begin
+      \$184  = \$88 ;
+    end
+    if (\$117 ) begin
+      \$184  = \$88 ;
+    end
+    if (cancel) begin
+      \$184  = 1'h0;
+    end
+    if (rst) begin
+      \$184  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$185  = bank_now;
+    if (\$85 ) begin
+      \$185  = \$90 ;
+    end
+    if (\$117 ) begin
+      \$185  = \$90 ;
+    end
+    if (cancel) begin
+      \$185  = 1'h0;
+    end
+    if (rst) begin
+      \$185  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$186  = row_banks;
+    if (\$85 ) begin
+      \$186 [0] = bank_now;
+    end
+    if (\$117 ) begin
+      \$186 [1] = bank_now;
+    end
+    if (cancel) begin
+      \$186  = 2'h0;
+    end
+    if (rst) begin
+      \$186  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$187  = rows;
+    if (\$85 ) begin
+      \$187 [9:0] = header[41:32];
+    end
+    if (\$117 ) begin
+      \$187 [19:10] = header[41:32];
+    end
+    if (cancel) begin
+      \$187  = 20'h00000;
+    end
+    if (rst) begin
+      \$187  = 20'h00000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$188  = column_bits;
+    if (\$85 ) begin
+      \$188 [3:0] = header[77:74];
+    end
+    if (\$117 ) begin
+      \$188 [7:4] = header[77:74];
+    end
+    if (cancel) begin
+      \$188  = 8'h00;
+    end
+    if (rst) begin
+      \$188  = 8'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$189  = size_0;
+    if (\$85 ) begin
+      \$189  = \$91 ;
+    end
+    if (cancel) begin
+      \$189  = 32'd0;
+    end
+    if (rst) begin
+      \$189  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$190  = matrices;
+    if (\$85 ) begin
+      \$190 [0] = header[72];
+      \$190 [1] = header[70];
+      \$190 [2] = memory;
+      \$190 [12:3] = header[57:48];
+      \$190 [20:13] = header[91:84];
+      \$190 [29:21] = header[108:100];
+    end
+    if (\$117 ) begin
+      \$190 [30] = header[72];
+      \$190 [31] = header[70];
+      \$190 [32] = memory;
+      \$190 [42:33] = header[57:48];
+      \$190 [50:43] = header[91:84];
+      \$190 [59:51] = header[108:100];
+    end
+    if (cancel) begin
+      \$190  = 60'h000000000000000;
+    end
+    if (rst) begin
+      \$190  = 60'h000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$191  = job_0;
+    if (\$85 ) begin
+      \$191 [9:0] = header[41:32];
+      \$191 [19:10] = header[141:132];
+      \$191 [20] = header[69];
+      \$191 [21] = header[65];
+      \$191 [22] = header[66];
+      \$191 [23] = header[67];
+      \$191 [24] = header[68];
+      \$191 [40:25] = header[131:116];
+      \$191 [46:41] = header[83:78];
+      \$191 [47] = bank_now;
+      \$191 [48] = \$92 ;
+    end
+    if (cancel) begin
+      \$191  = 49'h0000000000000;
+    end
+    if (rst) begin
+      \$191  = 49'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$192  = received_0;
+    if (\$18 ) begin
+      \$192  = load_beats;
+    end
+    if (cancel) begin
+      \$192  = 10'h000;
+    end
+    if (rst) begin
+      \$192  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$193 [0] = \$115 ;
+    \$193 [1] = \$147 ;
+    if (cancel) begin
+      \$193  = 2'h0;
+    end
+    if (rst) begin
+      \$193  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$194  = needed_1;
+    if (\$117 ) begin
+      \$194  = \$87 [9:0];
+    end
+    if (cancel) begin
+      \$194  = 10'h000;
+    end
+    if (rst) begin
+      \$194  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$195  = size_1;
+    if (\$117 ) begin
+      \$195  = \$91 ;
+    end
+    if (cancel) begin
+      \$195  = 32'd0;
+    end
+    if (rst) begin
+      \$195  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$196  = job_1;
+    if (\$117 ) begin
+      \$196 [9:0] = header[41:32];
+      \$196 [19:10] = header[141:132];
+      \$196 [20] = header[69];
+      \$196 [21] = header[65];
+      \$196 [22] = header[66];
+      \$196 [23] = header[67];
+      \$196 [24] = header[68];
+      \$196 [40:25] = header[131:116];
+      \$196 [46:41] = header[83:78];
+      \$196 [47] = bank_now;
+      \$196 [48] = \$92 ;
+    end
+    if (cancel) begin
+      \$196  = 49'h0000000000000;
+    end
+    if (rst) begin
+      \$196  = 49'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$197  = received_1;
+    if (\$27 ) begin
+      \$197  = load_beats;
+    end
+    if (cancel) begin
+      \$197  = 10'h000;
+    end
+    if (rst) begin
+      \$197  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$198  = parity;
     if (\passed$57 ) begin
-      \$190  = \$140 ;
+      \$198  = \$148 ;
     end
     if (cancel) begin
-      \$190  = 1'h0;
+      \$198  = 1'h0;
     end
     if (rst) begin
-      \$190  = 1'h0;
+      \$198  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$191 [0] = \$143 ;
-    \$191 [1] = \$146 ;
+    \$199 [0] = \$151 ;
+    \$199 [1] = \$154 ;
     if (cancel) begin
-      \$191  = 2'h0;
+      \$199  = 2'h0;
     end
     if (rst) begin
-      \$191  = 2'h0;
+      \$199  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$192  = settle;
+    \$200  = settle;
     casez (fsm_state)
       2'h0:
-          \$192  = 2'h0;
+          \$200  = 2'h0;
       2'h1:
-          \$192  = \$152 [1:0];
+          \$200  = \$160 [1:0];
     endcase
     if (cancel) begin
-      \$192  = 2'h0;
+      \$200  = 2'h0;
     end
     if (rst) begin
-      \$192  = 2'h0;
+      \$200  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$193  = fsm_state;
+    \$201  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
-          if (\$151 ) begin
-            \$193  = 2'h1;
+          if (\$159 ) begin
+            \$201  = 2'h1;
           end
       2'h1:
-          if (\$153 ) begin
-            \$193  = 2'h2;
+          if (\$161 ) begin
+            \$201  = 2'h2;
           end
       2'h2:
-          if (\$55 ) begin
-            \$193  = 2'h0;
-          end else if (\$56 ) begin
-            \$193  = 2'h3;
-          end else if (\$57 ) begin
-            \$193  = 2'h0;
-          end else if (\$58 ) begin
-            \$193  = 2'h0;
-          end else if (\$59 ) begin
-            \$193  = 2'h0;
+          if (\$63 ) begin
+            \$201  = 2'h0;
+          end else if (\$64 ) begin
+            \$201  = 2'h3;
+          end else if (\$65 ) begin
+            \$201  = 2'h0;
+          end else if (\$66 ) begin
+            \$201  = 2'h0;
+          end else if (\$67 ) begin
+            \$201  = 2'h0;
           end
       2'h3:
-          if (\$67 ) begin
-            \$193  = 2'h0;
+          if (\$75 ) begin
+            \$201  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$193  = 2'h0;
+      \$201  = 2'h0;
     end
     if (rst) begin
-      \$193  = 2'h0;
+      \$201  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$194  = substream;
+    \$202  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$194  = 1'h0;
+          \$202  = 1'h0;
       2'h2:
           /* empty */;
       2'h3:
-          \$194  = \$159 [0];
+          \$202  = \$167 [0];
     endcase
     if (cancel) begin
-      \$194  = 1'h0;
+      \$202  = 1'h0;
     end
     if (rst) begin
-      \$194  = 1'h0;
+      \$202  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$195  = tail;
+    \$203  = tail;
     if (judged) begin
-      \$195  = \$132 ;
+      \$203  = \$46 ;
     end
     if (cancel) begin
-      \$195  = 1'h0;
+      \$203  = 1'h0;
     end
     if (rst) begin
-      \$195  = 1'h0;
+      \$203  = 1'h0;
     end
   end
   assign head = parity;
@@ -9780,12 +9831,12 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   assign \$7  = matrices[0];
   assign \$9  = matrices[30];
   assign \$21  = tail;
-  assign \$79  = \$78 ;
-  assign \$108  = parity;
-  assign \$141  = bad_prefix[0];
-  assign \$142  = bad_index[0];
-  assign \$144  = bad_prefix[1];
-  assign \$145  = bad_index[1];
+  assign \$87  = \$86 ;
+  assign \$116  = parity;
+  assign \$149  = bad_prefix[0];
+  assign \$150  = bad_index[0];
+  assign \$152  = bad_prefix[1];
+  assign \$153  = bad_index[1];
 endmodule
 
 module egret_xs_ice40_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
