@@ -381,19 +381,29 @@ class _Planner:
                 kinds = self.choose_maps([code] * len(self.group))
                 if self.shared.size and not self._has_room(code, kinds):
                     break
-                cost, code = self.best_code(every, kinds)
-                if cost < best[0]:
-                    best = cost, code, kinds
+                (cycles, bits), code = self.best_code(every, kinds)
+                if code is not None:
+                    cycles += self._map_cycles(code, kinds)
+                if (cycles, bits) < best[0]:
+                    best = (cycles, bits), code, kinds
         return best
 
-    def _has_room(self, code: HardwareCode, kinds: Sequence[int]) -> bool:
-        """Whether the shared map leaves room for the others."""
-        others = sum(
+    def _own_entries(self, code: HardwareCode, kinds: Sequence[int]) -> int:
+        return sum(
             self.levels(number, _form(code), kind).size
             for number, kind in enumerate(kinds)
             if kind == _OWN
         )
-        return bool(self.shared.size + others <= self.params.map_depth)
+
+    def _map_cycles(self, code: HardwareCode, kinds: Sequence[int]) -> int:
+        """Return the cycles that maps take in every pass: those that do not fit together."""
+        entries = self._own_entries(code, kinds)
+        # Dealt one a cycle.
+        return 0 if self.shared.size + entries <= self.params.map_depth else entries
+
+    def _has_room(self, code: HardwareCode, kinds: Sequence[int]) -> bool:
+        """Whether the shared map leaves room for the others."""
+        return self.shared.size + self._own_entries(code, kinds) <= self.params.map_depth
 
     def _first_kind(self, number: int, wished: int) -> int:
         kinds = (wished, _ZIGZAG, _OWN)
