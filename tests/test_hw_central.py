@@ -27,6 +27,7 @@ from egret_sim.benches.central import (
     LoaderCycle,
     LoaderRun,
     NodeRun,
+    NodeSeen,
     StoreMatrix,
     StoreRun,
     StoreSeen,
@@ -579,11 +580,13 @@ def test_loader(name: str, seen: dict[str, list[list[LoaderCycle]]]) -> None:
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_readout_node(name: str, seen: dict[str, list[list[int]]]) -> None:
-    for run, found in zip(NODE_RUNS, seen[name], strict=True):
+def test_readout_node(name: str, seen: dict[str, list[NodeSeen]]) -> None:
+    for run, (found, overtaken, unsteady) in zip(NODE_RUNS, seen[name], strict=True):
         where = f"source {run.source}, sink {run.sink}, seed {run.seed}"
         assert [one for one in found if not one & 1] == run.lane, where
         assert [one for one in found if one & 1] == run.behind, where
+        assert not unsteady, where
+        assert overtaken <= NODES[name], where
         if run.source == "none":
             # While both wait the lane takes one turn for each that all lanes behind it had.
             behind = [0] + [1] * NODES[name]

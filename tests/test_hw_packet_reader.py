@@ -632,6 +632,7 @@ def check(
         if expected.error == (0, 0):
             assert set(errors) == {(0, 0)}, at
         assert not any(cycle.payload_word != (cycle.payload >= 0) for cycle in part), at
+        assert not any(cycle.hasty for cycle in part), at
         assert all(cycle.ready == (cycle.word >= 0) for cycle in part if cycle.offered), at
         if rejects:
             (reject,) = rejects

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import cocotb
 from amaranth.lib import data
 
-from egret.image_format import CODE_FIELDS, MATRIX_FIELDS
+from egret.image_format import CODE_FIELDS, MATRIX_FIELDS, PacketKind
 from egret.params import RESULT_BITS, AcceleratorParams
 from egret_hw.dealer import bias_write_layout, start_layout
 from egret_hw.finisher import job_layout
@@ -31,6 +31,7 @@ __all__ = [
     "LoaderCycle",
     "LoaderRun",
     "NodeRun",
+    "NodeSeen",
     "ReaderCycle",
     "ReaderRun",
     "StoreMatrix",
@@ -512,25 +513,35 @@ class NodeRun:
     seed: int
 
 
-async def _play_node(ports: Ports, run: NodeRun) -> list[int]:
+class NodeSeen(NamedTuple):
+    """Payloads sent; the most taken from behind while one of the lane's waited."""
+
+    results: list[int]
+    overtaken: int
+    unsteady: bool
+
+
+async def _play_node(ports: Ports, run: NodeRun) -> NodeSeen:
     lane = Source(ports, "lane", run.bits, run.source, run.seed, run.lane)
     behind = Source(ports, "behind", run.bits, run.source, run.seed + 1, run.behind)
     sink = Sink(ports, "o", run.sink, run.seed + 2)
     results: list[int] = []
+    overtaken = waits = 0
     ports.drive(lane__valid=0, behind__valid=0, o__ready=0)
     await ports.reset()
     for _ in range(4 * (len(run.lane) + len(run.behind)) + 100):
-        lane.drive()
+        offered = lane.drive()
         behind.drive()
         sink.drive()
         await ports.settle()
-        lane.taken()
-        behind.taken()
+        waits = waits if offered and lane.taken() is None else 0
+        waits += behind.taken() is not None and offered
+        overtaken = max(overtaken, waits)
         result = sink.taken()
         if result is not None:
             results.append(result)
         await ports.step()
-    return [] if sink.unsteady else results
+    return NodeSeen(results, overtaken, sink.unsteady)
 
 
 @dataclass(frozen=True)
@@ -574,7 +585,10 @@ class ReaderRun:
 
 
 class ReaderCycle(NamedTuple):
-    """A cycle as the rising edge sees it; -1 where nothing is transferred."""
+    """A cycle as the rising edge sees it; -1 where nothing is transferred.
+
+    `hasty`: something was begun that was not allowed.
+    """
 
     clear: int
     offered: int
@@ -597,6 +611,7 @@ class ReaderCycle(NamedTuple):
     reading: int
     ready: int
     payload_word: int
+    hasty: int
 
 
 @dataclass
@@ -613,7 +628,7 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
         Sink(ports, name, run.answers, run.seed + number)
         for number, name in enumerate(("section", "words", "payload"), start=1)
     ]
-    answers = [pauses(run.answers, run.seed + number) for number in range(4, 8)]
+    answers = [pauses(run.answers, run.seed + number) for number in range(4, 9)]
     flying: deque[_Flight] = deque()
     begun = parity = loaded = kept = halted_for = quiet = 0
     wiping = rng.randint(1, 6)
@@ -624,7 +639,9 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
             break
         clear = cycle in run.clears or (run.recover >= 0 and halted_for > run.recover)
         halted_for = 0 if clear else halted_for
-        may_allocate, may_load, may_send, sender_free = (not next(pause) for pause in answers)
+        may_allocate, may_load, may_bias, may_send, sender_free = (
+            not next(pause) for pause in answers
+        )
         late = retired = 0
         kind, position = rng.randrange(9), rng.getrandbits(32)
         if flying and flying[0].passed:
@@ -637,12 +654,13 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
             else:
                 retired = 1
         in_flight = len(flying)
+        may_allocate = may_allocate and in_flight < 2
         ports.drive(
             clear=int(clear),
-            may_allocate=int(may_allocate and in_flight < 2),
+            may_allocate=int(may_allocate),
             parity=parity,
             may_load_code=int(may_load),
-            may_load_bias=int(may_load),
+            may_load_bias=int(may_bias),
             banks_loaded=loaded,
             kept=kept,
             may_send=int(may_send),
@@ -668,6 +686,15 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
         error, position_seen, reading, ready, payload_word = ports.read(
             "error", "position", "reading", "i__ready", "payload_word"
         )
+        biases = section is not None and (
+            section_layout().from_bits(section).kind == PacketKind.BIAS
+        )
+        hasty = (
+            (allocate and not may_allocate)
+            or (load_code and not may_load)
+            or (biases and not may_bias)
+            or (payload is not None and not may_send)
+        )
         taken = (-1 if one is None else one for one in (word, section, body, payload))
         log.append(
             ReaderCycle(
@@ -692,6 +719,7 @@ async def _play_reader(ports: Ports, run: ReaderRun) -> list[ReaderCycle]:
                 reading,
                 ready,
                 payload_word,
+                int(hasty),
             )
         )
         wiping = (rng.randint(1, 6) if wiping == 0 else wiping - 1) if wipe else rng.randint(1, 6)
