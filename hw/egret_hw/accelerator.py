@@ -261,6 +261,14 @@ class Accelerator(wiring.Component):
         ]
         with m.If(final):
             m.d.sync += tracker.placed.eq(1 << start_write.parity)
+        with m.If(reader.cancel):
+            # What is on its way must not reach lanes and books that have just been emptied.
+            m.d.sync += [
+                start_write.enable.eq(0),
+                final.eq(0),
+                tracker.placed.eq(0),
+                was_coding.eq(0),
+            ]
         # More leading zeros than a table's last class has belong to its suffix, so that the entries
         # behind it repeat it.
         written = dealer.code_write

@@ -475,9 +475,11 @@ class PacketReader(wiring.Component):
             with state("Abort"):
                 m.d.comb += self.cancel.eq(1)
                 m.next = "Report"
-            with state("Report"), m.If(~self.sender_busy):
-                m.d.comb += self.reject.eq(1)
-                m.next = "Halt"
+            with state("Report"):
+                m.d.comb += self.halted.eq(1)
+                with m.If(~self.sender_busy):
+                    m.d.comb += self.reject.eq(1)
+                    m.next = "Halt"
             with state("Halt"):
                 m.d.comb += [ready.eq(1), self.halted.eq(1)]
             with state("Wipe"):

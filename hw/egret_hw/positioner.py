@@ -148,9 +148,10 @@ class Positioner(wiring.Component):
             m.d.sync += starts[written_slot].eq(self.start_write.position)
             with m.If(written_slot == last_slot):
                 m.d.sync += placed.eq(1)
-        with m.If(~loading & self.i.valid & self.go.bit_select(task.parity, 1)):
-            m.d.sync += opened.eq(1)
         with m.If(advance):
+            # Not while held up: the settings move with the enable, and must be there before.
+            with m.If(~loading & self.i.valid & self.go.bit_select(task.parity, 1)):
+                m.d.sync += opened.eq(1)
             with m.If(load):
                 m.d.sync += load_slot.eq(load_slot + 1)
                 with m.If(load_slot == last_slot):

@@ -209,13 +209,15 @@ class MatrixTracker(wiring.Component):
             with m.If(self.placed[p]):
                 m.d.sync += placed[p].eq(1)
             # The loader's packet belongs to the first matrix that wants one.
-            enough = self.load_beats == needed[p]
+            enough = self.load_beats >= needed[p]
+            right = self.load_ended & (self.load_beats == needed[p])
             with m.If(wanted[p] & ((tail == p) | ~wanted[1 - p]) & (enough | self.load_ended)):
-                m.d.comb += self.load_release.eq(enough & self.load_ended)
+                m.d.comb += self.load_release.eq(right)
                 m.d.sync += [
                     wanted[p].eq(0),
-                    wrong[p].eq(~(enough & self.load_ended)),
-                    received[p].eq(self.load_beats),
+                    wrong[p].eq(~right),
+                    # More may have been taken ahead, as many as there was time for.
+                    received[p].eq(Mux(enough, needed[p], self.load_beats)),
                 ]
             # Results that are kept by the matrix before, and the row bank that is still read.
             waits = ((tail != p) & keeps[1 - p]) | (

@@ -242,8 +242,12 @@ class AcceleratorParams:
 
     @property
     def number_bits(self) -> int:
-        """Width of a codeword read as a number, leading zeros aside."""
-        return self.suffix_limit + 1
+        """Width of a codeword as a number, leading zeros aside, and of weights to pass over.
+
+        These are sent on when they reach half of what the width can hold, and may grow by two
+        blocks of zeros, the one that is already on its way and the one that takes them along.
+        """
+        return max(self.suffix_limit, self.parser_bits.bit_length()) + 1
 
     @property
     def code_banks(self) -> int:
