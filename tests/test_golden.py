@@ -217,9 +217,9 @@ def test_table_by_hand() -> None:
     outcome = run_serial(bits, Code(table), [0, 10, 20, 30, 40, 50, 60], columns=1, rows=8)
     assert outcome.results[:, 0].tolist() == [0, 10, 20, 30, 40, 50, 60, 0]
     # Offsets may skip numbers, overlap, and lead below what the suffix says.
-    odd = Table((1, 2, 0), (3, -4, 0))  # 5, 6 | 0 to 3 | 0
+    odd = Table((1, 2, 0), (-2, -1, 5))  # 0, 1 | 3 to 6 | 5
     outcome = run_serial("11 0110 00 10 0111", Code(odd), range(7), columns=1, rows=5)
-    assert outcome.results[:, 0].tolist() == [6, 2, 0, 5, 3]
+    assert outcome.results[:, 0].tolist() == [1, 5, 5, 0, 6]
 
 
 def test_table_of_a_single_class_is_a_fixed_length_code() -> None:
@@ -1011,6 +1011,14 @@ BIASES = bias_packet(SERIAL, 0, [1, 2])
         ([code_packet(SERIAL, Code(Table((1, 2), (-3, 0))))], "found a codeword for -1"),
         ([code_packet(SERIAL, Code(Table((1, 2), (-2, -1))))], "class 1: found a codeword for -1"),
         ([code_packet(SERIAL, Code(classes(0)))], "level table: found a codeword without bits"),
+        (
+            [code_packet(SERIAL, Code(Table((1, 2), (-1, 2))))],
+            "class 0: found a first codeword for 1",
+        ),
+        (
+            [code_packet(SERIAL, Code(Table((1, 2), (-2, 0))))],
+            "class 1: found a first codeword for 0",
+        ),
         (
             [code_packet(SERIAL, Code(classes(1), classes(0)))],
             "run table: found a codeword without",

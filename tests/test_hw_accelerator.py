@@ -962,7 +962,9 @@ def test_reset_and_clear_amid_everything(params: AcceleratorParams, step: str) -
     x = faults.vector(7)
     packets: list[tuple[bytes, np.ndarray | None]] = [(packet, None) for packet in faults.setup]
     for number in range(4):
-        indices = faults.rng.integers(-1, 5, (9, 7))
+        # Every other one keeps its results, which are the activations of the next.
+        keeps = int(number % 2 == 0)
+        indices = faults.rng.integers(-1, 5, (9, 7) if keeps else (6, 9))
         code = Code(golomb(number, params))
         bank = number % params.code_banks
         packets.append((code_packet(params, code, bank), None))
@@ -973,7 +975,10 @@ def test_reset_and_clear_amid_everything(params: AcceleratorParams, step: str) -
             map_base=2,
             map_entries=5,
             code_bank=bank,
-            load_activations=int(number % 2 == 0),
+            load_activations=keeps,
+            keep_activations=keeps,
+            multiplier=9,
+            shift=9,
         )
         packets.append((data, x if number % 2 == 0 else None))
     golden = GoldenAccelerator(params)
@@ -987,7 +992,7 @@ def test_reset_and_clear_amid_everything(params: AcceleratorParams, step: str) -
         golden.run_packet(packet)
     good = golden.run_packet(faults.good, x[::-1])
     # Microcode takes a thousand cycles to make.
-    span, stride, rest = (600, 3, 300) if params.parser == "logic" else (5500, 41, 1500)
+    span, stride, rest = (600, 3, 300) if params.parser == "logic" else (6500, 47, 1500)
     steps: list[Step] = []
     cycles = range(1, span, stride)
     for cycle in cycles:
@@ -1029,6 +1034,45 @@ def test_reset_and_clear_amid_everything(params: AcceleratorParams, step: str) -
     assert most == len(expected)
 
 
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_clear_while_results_are_kept(params: AcceleratorParams) -> None:
+    """Activations that wait are taken at once, and not where results are still being kept."""
+    faults = Faults(params, seed=9)
+    x = faults.vector(7)
+    indices = faults.rng.integers(-1, 5, (40, 7))
+    fields = {"map_base": 2, "map_entries": 5}
+    first = coded_matrix(params, indices[:3], faults.code, **fields)
+    keeps = coded_matrix(
+        params, indices, faults.code, **fields, keep_activations=1, multiplier=9, shift=9
+    )
+    golden = GoldenAccelerator(params)
+    for packet in faults.good_setup:
+        golden.run_packet(packet)
+    good = golden.run_packet(faults.good, x[::-1])
+    cycles = range(100)
+    steps: list[Step] = []
+    for cycle in cycles:
+        steps += [Step("weights", packet) for packet in (*faults.setup, first, keeps)]
+        steps += [Step("activations", faults.packet(x))] * 4
+        steps += [Step("sent"), Step("wait", count=cycle), Step("clear")]
+        steps += [Step("weights", packet) for packet in (*faults.good_setup, faults.good)]
+        rest = 1500 if params.parser == "microcode" else 300
+        steps += [Step("wait", count=rest), Step("status"), Step("flush"), Step("clear")]
+    steps.append(Step("expect", count=10**9))
+    recording = play(params, steps, timeout=1500)
+    frames = iter(recording.frames)
+    for cycle, status in zip(cycles, recording.statuses, strict=False):
+        frame = next(frames)
+        while frame.values.size != good.results.size:
+            frame = next(frames)
+        for stream in good.streams:
+            np.testing.assert_array_equal(frame.values, stream.ravel(), f"clear in cycle {cycle}")
+            if stream is not good.streams[-1]:
+                frame = next(frames)
+        assert (status["error"], status["matrices"]) == (0, 1), cycle
+    assert next(frames, None) is None
+
+
 @pytest.mark.parametrize("before", ["good matrix", "nothing", "waiting matrix"])
 def test_clear_amid_a_long_activation_packet(before: str) -> None:
     """The next matrix waits for the rest of the packet, then takes activations of its own."""
@@ -1046,7 +1090,8 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
         steps += [Step("activations", faults.packet(own)), Step("weights", faults.matrix)]
         expected += golden.run_packet(faults.matrix, own[::-1]).streams
     if before == "waiting matrix":
-        steps += [Step("weights", faults.matrix)]
+        # All of it is read before the packet comes.
+        steps += [Step("weights", faults.matrix), Step("sent")]
     else:
         steps += [Step("weights", bytes(wrong)), Step("expect", count=len(expected) + 1)]
     steps += [
@@ -1058,7 +1103,8 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
     for packet in faults.good_setup:
         golden.run_packet(packet)
     expected += golden.run_packet(faults.good, others[::-1]).streams
-    frames = len(expected) + (before != "waiting matrix")
+    # Where a matrix waits for fewer columns the packet is an error as soon as it is longer.
+    frames = len(expected) + 1
     recording = play(FAULTY, [*steps, Step("expect", count=frames), Step("status")], timeout=3000)
     assert not recording.locked_up
     good = [frame.values for frame in recording.frames if not frame.error]

@@ -25,24 +25,11 @@ from egret_hw.layouts import (
 from egret_hw.microcode import MicrocodeWriter
 from egret_hw.packet_reader import POSITION_BITS, PacketReader
 from egret_hw.readout import ReadoutNode
+from egret_hw.registers import COUNTERS, REGISTER_BITS
 from egret_hw.row_store import RowStore
 from egret_hw.tracker import MatrixTracker
 
-__all__ = ["COUNTERS", "COUNTER_BITS", "Accelerator", "status_layout"]
-
-COUNTER_BITS = 32
-"""Width of the counters; they wrap."""
-COUNTERS = {
-    "matrices": "good matrices",
-    "cycles": "cycles in which a packet or results were under way, or a first word waited",
-    "words": "bus words taken",
-    "payload_words": "those of payloads",
-    "stalls": "of the cycles, those in which a bus word waited",
-    "starved": "of the cycles, those in which no bus word was offered",
-    "multiplies": "weights multiplied, zeros not counted; each is `batch` multiplications",
-    "weights": "weights of the good matrices, zeros included",
-}
-"""Counters by name, each with what it counts; all go to 0 with a soft reset."""
+__all__ = ["Accelerator", "status_layout"]
 
 
 def status_layout() -> data.StructLayout:
@@ -51,13 +38,13 @@ def status_layout() -> data.StructLayout:
     Returns
     -------
     data.StructLayout
-        `error`, sticky kind; `position`; the counters of `COUNTERS`.
+        `error`, sticky kind; `position`; the counters of `egret_hw.registers.COUNTERS`.
     """
     return data.StructLayout(
         {
             "error": ErrorKind,
             "position": POSITION_BITS,
-            **dict.fromkeys(COUNTERS, COUNTER_BITS),
+            **{register.name.lower(): REGISTER_BITS for register in COUNTERS},
         }
     )
 
@@ -332,7 +319,10 @@ class Accelerator(wiring.Component):
             )
 
         status = self.status
-        counters = {name: Signal(COUNTER_BITS, name=name) for name in COUNTERS}
+        counters = {
+            name: Signal(REGISTER_BITS, name=name)
+            for name in (register.name.lower() for register in COUNTERS)
+        }
         running = Signal()
         multiplied = Signal(range(params.lanes + 1))
         multiplies = Array(lane.multiply for lane in lanes)

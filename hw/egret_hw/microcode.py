@@ -26,10 +26,11 @@ _STATE_BITS = MICROCODE_ADDRESS_BITS - _CUT
 """A word's state is the machine's but for `bad`. No suffix is as long as these stand for:"""
 _START = 0b111111
 """The state before the first bit; all bits are set."""
-_TOO_LONG = 0b101111
-"""The prefix is too long."""
-_DEAD = 0b101110
+_DEAD = 0b101111
 """Nothing is read any more."""
+_TOO_LONG = 0b101110
+"""The prefix is too long. The bit that tells the table apart is kept beside it."""
+_TABLE = 0b010000
 
 
 def _word_layout() -> data.StructLayout:
@@ -226,7 +227,7 @@ class MicrocodeWriter(wiring.Component):
         ]
         with m.If(named == _START):
             m.d.sync += entering.state.eq(Cat(Const(0, _COUNT_BITS), machine.start(settings)))
-        with m.If((named == _TOO_LONG) | (named == _DEAD)):
+        with m.If(((named | _TABLE) == (_TOO_LONG | _TABLE)) | (named == _DEAD)):
             m.d.sync += entering.state.suffix.eq(named == _DEAD)
             m.d.sync += entering.state.bad.eq(1)
         begun = machine.start_layout.const({})
@@ -246,7 +247,9 @@ class MicrocodeWriter(wiring.Component):
             ]
             stages.append(after)
         found = stages[-1]
-        wrong = Mux(found.state.suffix, _DEAD, _TOO_LONG)
+        wrong = Mux(
+            found.state.suffix, _DEAD, Mux(found.state.event, _TOO_LONG | _TABLE, _TOO_LONG)
+        )
         named = Mux(found.state.bad, wrong, found.state.as_value()[:_STATE_BITS])
         word = Signal(_word_layout())
         m.d.sync += [

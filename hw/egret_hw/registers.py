@@ -203,7 +203,7 @@ COUNTERS: tuple[Register, ...] = (
         "CYCLES",
         0x044,
         Kind.LIVE,
-        "cycles in which a packet was under way or its first word waited",
+        "cycles in which a packet or results were under way, or a packet's first word waited",
     ),
     _plain("WORDS", 0x048, Kind.LIVE, "bus words taken, discarded ones included"),
     _plain("STALLS", 0x04C, Kind.LIVE, "cycles of those in which a bus word waited"),

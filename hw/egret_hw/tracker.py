@@ -159,8 +159,8 @@ class MatrixTracker(wiring.Component):
                 Cat(busy[p] & (self.matrices[p].code_bank == bank) for p in range(2)).any()
             )
 
-        # The job that the finisher has.
-        finishing = Signal(job_layout(params))
+        # The job that the finisher has, which ends whatever is cancelled.
+        finishing = Signal(job_layout(params), reset_less=True)
         with m.If(self.finish):
             m.d.sync += finishing.eq(self.job)
         finishing_keep = self.finishing & finishing.keep_activations

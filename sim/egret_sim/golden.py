@@ -144,6 +144,14 @@ class _Table:
     def last(self) -> int:
         return len(self.classes) - 1
 
+    @property
+    def lowest(self) -> list[int]:
+        """What the first codeword of each class stands for."""
+        return [
+            offset if j == self.last and not self.golomb else (1 << suffix_bits) + offset
+            for j, (suffix_bits, offset) in enumerate(self.classes)
+        ]
+
 
 @dataclass(frozen=True)
 class _Code:
@@ -357,9 +365,6 @@ def _read_table(
             continue
         if suffix_bits > limit:
             raise FormatError(f"{where}: found {suffix_bits} suffix bits, expected 0 to {limit}")
-        lowest = offset if j == last and not golomb else (1 << suffix_bits) + offset
-        if lowest < 0:
-            raise FormatError(f"{where}: found a codeword for {lowest}, expected 0 or more")
         classes.append((suffix_bits, offset))
     order = classes[0][0]
     if golomb and (
@@ -371,7 +376,14 @@ def _read_table(
         )
     if not golomb and classes[0][0] == last == 0:
         raise FormatError(f"code section, {what} table: found a codeword without bits")
-    return _Table(golomb, tuple(classes))
+    table = _Table(golomb, tuple(classes))
+    for j, lowest in enumerate(table.lowest):
+        if lowest < 0:
+            raise FormatError(
+                f"code section, {what} table, class {j}: found a codeword for {lowest}, "
+                "expected 0 or more"
+            )
+    return table
 
 
 def _read_code(packet: bytes, fields: Mapping[str, int], params: AcceleratorParams) -> _Code:
@@ -387,6 +399,13 @@ def _read_code(packet: bytes, fields: Mapping[str, int], params: AcceleratorPara
         )
     elif any(map(any, entries[CLASSES:])):
         raise FormatError("code section, run table: found entries, expected zeros without run_form")
+    if not fields["run_form"] and not fields["dense"]:
+        for j, lowest in enumerate(level.lowest):
+            if (lowest == 0) != (j == 0):
+                raise FormatError(
+                    f"code section, level table, class {j}: found a first codeword for {lowest}, "
+                    f"expected {'one for' if j == 0 else 'none for'} index 0, which is zero"
+                )
     return _Code(bool(fields["dense"]), level, run)
 
 
