@@ -8,8 +8,8 @@ from egret.errors import EgretError
 __all__ = ["RateController"]
 
 _RAMP = 0.7
-_PROPORTIONAL = 4.0
-_INTEGRAL = 100.0
+_PROPORTIONAL = 8.0
+_INTEGRAL = 200.0
 _LARGEST_CHANGE = 1.0
 _FLOOR = 1e-3
 

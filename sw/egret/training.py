@@ -240,7 +240,7 @@ def _train(
     progress: Progress | None,
 ) -> TrainedModel:
     generator = torch.Generator().manual_seed(options.seed)
-    regularizer = RateRegularizer(model, options.lam, eps=options.eps, nu=options.nu)
+    regularizer = RateRegularizer(model, options.lam, eps=options.eps, nu=options.nu, every=1)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
