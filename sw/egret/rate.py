@@ -3,10 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from egret.errors import EgretError
 from egret.ggd import SHAPE_MAX, Moments
@@ -47,7 +49,8 @@ class RateRegularizer:
     Parameters
     ----------
     model : torch.nn.Module
-        The model in training.
+        The model in training. Where `fully_shard` has cut its parameters, sums are taken over all
+        processes, each of which then makes the same calls.
     lam : float, optional
         λ, the weight of the rate against the loss; 0 or more.
     target_bits : float, optional
@@ -215,11 +218,12 @@ class RateRegularizer:
         """Return the λ that pulls on a weight a little, compared with what the data does."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         # Without gradients yet: as if their norm were 1.
-        square = sum(_total(gradient.detach().square()) for gradient in gradients) or 1.0
+        square = sum(_moments(gradient).squares for gradient in gradients) or 1.0
         force = math.sqrt(square * self.weights)
         pull = 0.0
         for parameter, nu in zip(self._parameters, self.nus, strict=True):
-            pull += _total(nu * (parameter.detach().abs() + self.eps) ** (nu - 1))
+            pulls = nu * (_widened(_local(parameter)).abs() + self.eps) ** (nu - 1)
+            pull += float(_reduce(pulls.sum(dtype=torch.float64), parameter, dist.ReduceOp.SUM))
         first = _FIRST_FORCE * force / (pull / self.weights)
         return first if math.isfinite(first) else 1.0
 
@@ -245,7 +249,10 @@ class RateRegularizer:
         device = self._parameters[0].device
         total = torch.zeros((), device=device)
         for parameter, nu in zip(self._parameters, self.nus, strict=True):
-            total = total + (_widened(parameter).abs() + self.eps).pow(nu).sum().to(device)
+            mine = (_widened(_local(parameter)).abs() + self.eps).pow(nu).sum()
+            # The gradient is that of the machine's own part.
+            all_parts = _reduce(mine.detach().clone(), parameter, dist.ReduceOp.SUM)
+            total = total + (mine + (all_parts - mine.detach())).to(device)
         return total / self.weights
 
     def loss(self) -> torch.Tensor:
@@ -297,13 +304,14 @@ class RateRegularizer:
             group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
             if "betas" in group and "exp_avg_sq" not in state:
                 continue
-            wide = _widened(parameter)
+            weights = _local(parameter)
+            wide = _widened(weights)
             pull = (wide.abs() + self.eps).pow_(nu - 1)
             pull *= float(group["lr"]) * self.lam * nu / self.weights
             if "exp_avg_sq" in state:
                 pull /= _adam_size(group, state)
             # Not sign · max(…, 0), which would leave −0 behind.
-            parameter.copy_(wide - wide.clamp(-pull, pull))
+            weights.copy_(wide - wide.clamp(-pull, pull))
         if measures and self._controller is not None:
             # After the step: zeros that the optimiser has just moved would count as weights.
             self.lam *= self._controller.update(self.bits_per_weight(), self._calls)
@@ -352,13 +360,29 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _total(tensor: torch.Tensor) -> float:
-    return float(tensor.sum(dtype=torch.float64))
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a sharded tensor that is on this machine; else the tensor itself."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor
+
+
+def _is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    return isinstance(tensor, DTensor)
+
+
+def _reduce(part: torch.Tensor, over: torch.Tensor, operation: Any) -> torch.Tensor:
+    """Combine, in place, what the machines found in their parts of the tensor `over`."""
+    if _is_sharded(over):
+        for axis, placement in enumerate(over.placements):
+            if placement.is_shard():
+                dist.all_reduce(part, operation, over.device_mesh.get_group(axis))
+    return part
 
 
 def _moments(parameter: torch.Tensor) -> Moments:
-    wide = _widened(parameter)
-    return Moments(parameter.numel(), _total(wide.abs()), _total(wide.square()))
+    wide = _widened(_local(parameter))
+    sums = [part.sum(dtype=torch.float64) for part in (wide.abs(), wide.square())]
+    absolutes, squares = _reduce(torch.stack(sums), parameter, dist.ReduceOp.SUM).tolist()
+    return Moments(parameter.numel(), absolutes, squares)
 
 
 def _adam_size(group: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
@@ -366,7 +390,7 @@ def _adam_size(group: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
     # AMSGrad divides by the largest so far.
     second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
     correction = 1 - group["betas"][1] ** float(state["step"])
-    return _widened(second).div(correction).sqrt_().add_(group["eps"])
+    return _widened(_local(second)).div(correction).sqrt_().add_(group["eps"])
 
 
 @torch.no_grad()
@@ -389,19 +413,32 @@ def entropy_per_weight(tensors: Sequence[torch.Tensor], step_log2: int) -> float
     float
         Bits per weight, the mean over all weights; NaN where a weight is not finite.
     """
-    bits, count = 0.0, 0
-    for tensor in tensors:
-        if tensor.numel() == 0:
-            continue
-        values = torch.round(_widened(tensor.detach()).ldexp(torch.tensor(step_log2))).flatten()
-        low, high = (float(end) for end in torch.aminmax(values))
-        if not math.isfinite(high - low):
-            return math.nan
-        if high - low < _MAX_BINS:
-            counts = torch.bincount((values - low).long())
-        else:
-            counts = values.unique(return_counts=True)[1]
-        used = counts[counts > 0].double()
-        bits += float((used * (math.log2(values.numel()) - used.log2())).sum())
-        count += values.numel()
-    return bits / count
+    count = sum(tensor.numel() for tensor in tensors)
+    return sum(_entropy(tensor, step_log2) for tensor in tensors if tensor.numel()) / count
+
+
+def _entropy(tensor: torch.Tensor, step_log2: int) -> float:
+    """Return the bits of a tensor's weights together; those of a sharded one of all its parts."""
+
+    def rounded(part: torch.Tensor) -> torch.Tensor:
+        return torch.round(_widened(part.detach()).ldexp(torch.tensor(step_log2))).flatten()
+
+    values = rounded(_local(tensor))
+    # A machine may have no part of a small tensor.
+    ends = (
+        torch.stack([values.min(), -values.max()])
+        if values.numel()
+        else values.new_full((2,), math.inf)
+    )
+    low, high = _reduce(ends, tensor, dist.ReduceOp.MIN).tolist()
+    high = -high
+    if not math.isfinite(high - low):
+        return math.nan
+    if high - low < _MAX_BINS:
+        counts = torch.bincount((values - low).long(), minlength=int(high - low) + 1)
+        counts = _reduce(counts, tensor, dist.ReduceOp.SUM)
+    else:
+        whole = tensor.full_tensor() if _is_sharded(tensor) else tensor
+        counts = rounded(whole).unique(return_counts=True)[1]
+    used = counts[counts > 0].double()
+    return float((used * (math.log2(tensor.numel()) - used.log2())).sum())
