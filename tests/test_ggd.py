@@ -7,6 +7,7 @@ from egret.errors import EgretError
 from egret.ggd import (
     SHAPE_MAX,
     SHAPE_MIN,
+    Moments,
     density,
     estimate_scale,
     estimate_shape,
@@ -81,6 +82,74 @@ def test_degenerate_tensors_stay_in_range() -> None:
     assert estimate_shape(np.linspace(-1, 1, 1001)) == SHAPE_MAX
     assert shape_from_ratio(math.nan) == SHAPE_MIN
     assert shape_from_ratio(math.inf) == SHAPE_MIN
+
+
+def test_extreme_weights_stay_in_the_stated_range() -> None:
+    assert (SHAPE_MIN, SHAPE_MAX) == (0.1, 3.0)
+    seed = 21
+    rng = np.random.default_rng(seed)
+    # What PyTorch's layers start with: the ratio is that of a shape of 15 or more.
+    uniform = rng.uniform(-0.05, 0.05, 100_000)
+    assert np.mean(uniform**2) / np.mean(np.abs(uniform)) ** 2 < moment_ratio(10), f"seed {seed}"
+    # One weight of 10,000 is left: the ratio is 10,000 and more, as for a shape below 0.06.
+    sparse = np.zeros(1_000_000)
+    sparse[::10_000] = 0.1
+    assert np.mean(sparse**2) / np.mean(np.abs(sparse)) ** 2 > moment_ratio(0.06)
+    for dtype in (np.float16, np.float32, np.float64):
+        assert estimate_shape(uniform.astype(dtype)) == SHAPE_MAX, f"seed {seed}, {dtype}"
+        assert estimate_shape(sparse.astype(dtype)) == SHAPE_MIN, dtype
+        assert estimate_shape(np.full(70_000, 2e-7, dtype)) == SHAPE_MAX, dtype
+        assert estimate_shape(np.full(70_000, 60_000.0, dtype)) == SHAPE_MAX, dtype
+        assert estimate_shape(np.zeros(70_000, dtype)) == SHAPE_MIN, dtype
+
+
+def test_half_precision_is_summed_in_double() -> None:
+    # In float16 the sums would stop at 2,048 or overflow, and squares below 6e-8 would vanish.
+    seed = 22
+    values = sample(200_000, 1.2, 1.0, np.random.default_rng(seed))
+    for factor in (1e-3, 30.0):
+        half = (values * factor).astype(np.float16)
+        exact = estimate_shape(half.astype(np.float64))
+        assert estimate_shape(half) == exact == pytest.approx(1.2, rel=0.03), f"seed {seed}"
+        assert Moments.of(half).shape == exact, f"seed {seed}"
+        assert estimate_scale(half) == pytest.approx(factor, rel=0.02), f"seed {seed}"
+
+
+def test_moments_of_parts_are_those_of_all() -> None:
+    rng = np.random.default_rng(12)
+    weights = np.concatenate([rng.laplace(0, 1e-3, 1000), rng.laplace(0, 5, 1000), np.zeros(10)])
+    parts = [Moments.of(block) for block in np.split(weights, 6 * [0] + [300, 301, 1500])]
+    for order in (parts, parts[::-1]):
+        moments = sum(order, Moments())
+        assert moments.count == 2010
+        assert moments.shape == pytest.approx(estimate_shape(weights), rel=1e-9)
+        assert moments.scale == pytest.approx(estimate_scale(weights), rel=1e-12)
+    # The three plain sums, as machines would add them up.
+    plain = Moments(2010, float(np.abs(weights).sum()), float(np.square(weights).sum()))
+    assert plain.shape == pytest.approx(estimate_shape(weights), rel=1e-9)
+    assert plain.scale == pytest.approx(estimate_scale(weights), rel=1e-12)
+    assert (plain + parts[0]).unit == 1.0
+    values, counts = np.unique(np.rint(weights), return_counts=True)
+    moments = Moments.of(values, counts)
+    assert moments.shape == pytest.approx(estimate_shape(np.rint(weights)), rel=1e-9)
+
+
+def test_moments_of_nothing_of_zeros_and_of_huge_weights() -> None:
+    assert Moments().shape is None
+    assert Moments().scale == 0
+    zeros = Moments.of(np.zeros(5))
+    assert (zeros.shape, zeros.scale) == (SHAPE_MIN, 0)
+    huge, tiny = Moments.of(np.array([1e300, -1e300])), Moments.of(np.array([1e-300]))
+    assert (huge + tiny).scale == pytest.approx(1e300 * (2 / 3) ** 0.5)
+    assert (zeros + tiny).scale == pytest.approx(1e-300 * (1 / 6) ** 0.5)
+    assert (tiny + zeros).shape == estimate_shape(np.array([1e-300, 0, 0, 0, 0, 0]))
+    # What diverged is not a shape either; it must not end the training by itself.
+    assert Moments(3, math.nan, math.nan).shape == SHAPE_MIN
+    assert Moments(3, math.inf, math.inf).shape == SHAPE_MIN
+    with pytest.raises(EgretError, match="found -1 weights, expected 0 or more"):
+        Moments(-1)
+    with pytest.raises(EgretError, match="unit: found 0"):
+        Moments(1, 1.0, 1.0, 0.0)
 
 
 def test_bad_values_are_named() -> None:

@@ -15,8 +15,7 @@ from egret import safetensors_file
 from egret.cli import main
 from egret.container import CodedRecord, Container, read_container
 from egret.errors import EgretError, FormatError, QuantizationError
-from egret.ggd import estimate_scale, estimate_shape
-from egret.inspection import Moments, inspect_file
+from egret.inspection import inspect_file
 from egret.packing import load, pack, select_tensors, write_packed
 from egret.quantize import QuantizedTensor
 from egret.safetensors_file import RawTensor
@@ -539,27 +538,6 @@ def test_plot_of_another_kind_is_refused_before_the_work(
     assert main(["inspect", str(tmp_path / "absent"), "--plot", str(tmp_path / "p.jpg")]) == 1
     assert "--plot: found 'p.jpg', expected a name that ends in .png, .svg, .pdf" in line(capsys)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_moments_of_blocks_are_those_of_all() -> None:
-    rng = np.random.default_rng(12)
-    weights = np.concatenate([rng.laplace(0, 1e-3, 1000), rng.laplace(0, 5, 1000), np.zeros(10)])
-    moments = Moments()
-    for block in np.split(weights, 6 * [0] + [300, 301, 1500]):
-        moments.add(block)
-    assert moments.shape == pytest.approx(estimate_shape(weights), rel=1e-9)
-    assert moments.scale == pytest.approx(estimate_scale(weights), rel=1e-12)
-    values, counts = np.unique(np.rint(weights), return_counts=True)
-    moments = Moments()
-    moments.add(values, counts)
-    assert moments.shape == pytest.approx(estimate_shape(np.rint(weights)), rel=1e-9)
-    assert Moments().shape is None
-    zeros = Moments()
-    zeros.add(np.zeros(5))
-    assert (zeros.shape, zeros.scale) == (estimate_shape(np.zeros(5)), 0)
-    huge = Moments()
-    huge.add(np.array([1e300, 1e-300, -1e300]))
-    assert huge.scale == pytest.approx(1e300 * (2 / 3) ** 0.5)
 
 
 def test_inspect_of_large_and_shared_tensors_equals_the_packed_file(tmp_path: Path) -> None:

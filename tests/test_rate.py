@@ -1,12 +1,18 @@
+import copy
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import egret
 from egret.errors import EgretError
-from egret.rate import RateRegularizer
+from egret.ggd import SHAPE_MAX, SHAPE_MIN, estimate_shape
+from egret.rate import RateRegularizer, entropy_per_weight
 
 
 def _model(seed: int = 3) -> nn.Sequential:
@@ -115,6 +121,363 @@ def test_bfloat16_weights_are_summed_in_float32() -> None:
     assert rate.item() == pytest.approx(1.0, rel=1e-3)
 
 
+def test_shape_is_estimated_in_every_tenth_call_or_as_asked() -> None:
+    cases: list[tuple[dict, int]] = [({}, 10), ({"every": 3}, 3), ({"every": 1}, 1)]
+    for arguments, period in cases:
+        model = _model()
+        regularizer = RateRegularizer(model, 1.0, **arguments)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        for call in range(2 * period + 1):
+            with torch.no_grad():
+                model.get_parameter("0.weight")[0, 0] = 3.0 + call
+            if call % 2:
+                regularizer.step(optimizer)
+            else:
+                regularizer.loss()
+            with torch.no_grad():
+                model.get_parameter("0.weight")[0, 0] = 3.0 + call - call % period
+            assert regularizer.nu == pytest.approx(estimate_shape(_weights(model)), rel=1e-6)
+        # `rate` estimates in any call, and does not count.
+        regularizer.rate()
+        assert regularizer.nu == pytest.approx(estimate_shape(_weights(model)), rel=1e-6)
+        assert regularizer.state_dict()["calls"] == 2 * period + 1
+
+
+def test_each_tensor_may_have_its_own_shape() -> None:
+    model = nn.Sequential(nn.Linear(60, 50), nn.Linear(50, 40))
+    generator = np.random.default_rng(6)
+    arrays = [generator.laplace(0, 0.1, (50, 60)), generator.normal(0, 0.1, (40, 50))]
+    with torch.no_grad():
+        for name, array in zip(("0.weight", "1.weight"), arrays, strict=True):
+            model.get_parameter(name).copy_(torch.from_numpy(array))
+    regularizer = RateRegularizer(model, 2.0, eps=0.3, per="tensor")
+    shapes = [estimate_shape(array) for array in arrays]
+    assert abs(shapes[0] - shapes[1]) > 0.5
+    assert regularizer.nus == pytest.approx(shapes, rel=1e-5)
+    rates = [np.sum((np.abs(a) + 0.3) ** nu) for a, nu in zip(arrays, shapes, strict=True)]
+    assert regularizer.loss().item() == pytest.approx(2 * sum(rates) / 5000, rel=1e-5)
+    assert regularizer.nu == pytest.approx((3 * shapes[0] + 2 * shapes[1]) / 5, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_extreme_weights_give_finite_numbers_in_every_dtype(dtype: torch.dtype) -> None:
+    model = nn.Linear(500, 500, bias=False).to(dtype)
+    sparse = torch.zeros(500, 500)
+    sparse[::100, ::100] = 0.1
+    uniform = torch.rand(500, 500, generator=torch.Generator().manual_seed(1)) - 0.5
+    for weights, shape in (
+        (torch.zeros(500, 500), SHAPE_MIN),
+        (torch.full((500, 500), 2e-4), SHAPE_MAX),
+        (torch.full((500, 500), -6e4), SHAPE_MAX),
+        (sparse, SHAPE_MIN),
+        (uniform, SHAPE_MAX),
+    ):
+        with torch.no_grad():
+            model.weight.copy_(weights)
+        regularizer = RateRegularizer(model, 1.0, eps=1e-3)
+        assert regularizer.nu == shape
+        regularizer.loss().backward()
+        assert model.weight.grad is not None
+        assert bool(torch.isfinite(model.weight.grad).all())
+        before = model.weight.detach().abs()
+        regularizer.step(torch.optim.SGD(model.parameters(), lr=0.01))
+        assert bool(torch.isfinite(model.weight).all())
+        assert bool((model.weight.detach().abs() <= before).all())
+        model.zero_grad()
+
+
+def _shrunk(weights: np.ndarray, pull: np.ndarray) -> np.ndarray:
+    return np.sign(weights) * np.maximum(np.abs(weights) - pull, 0)
+
+
+def test_proximal_step_after_sgd() -> None:
+    model = _model()
+    with torch.no_grad():
+        model.get_parameter("0.weight")[0, :3] = torch.tensor([-0.001, 0.001, 0.0])
+    before = _weights(model)
+    free = {n: p.clone() for n, p in model.named_parameters() if p.dim() == 1}
+    lam, eps, nu, lr = 9.0, 0.02, 0.6, 0.05
+    regularizer = RateRegularizer(model, lam, eps=eps, nu=nu)
+    regularizer.step(torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9))
+    after = _weights(model)
+    pull = lr * lam * nu / 45 * (np.abs(before) + eps) ** (nu - 1)
+    expected = _shrunk(before, pull)
+    np.testing.assert_allclose(after, expected, rtol=1e-5, atol=1e-8)
+    zeros = after == 0
+    assert 3 <= zeros.sum() < 45
+    assert zeros[:3].all()
+    assert not np.signbit(after[zeros]).any()
+    for name, parameter in model.named_parameters():
+        if name in free:
+            assert torch.equal(parameter, free[name]), f"{name} must go free"
+
+
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_proximal_step_goes_by_the_second_moment_of_adam(amsgrad: bool) -> None:
+    layer = nn.Linear(4, 3, bias=False)
+    lam, eps, nu, lr, beta = 0.4, 0.1, 1.5, 0.01, 0.9
+    optimizer = torch.optim.AdamW(
+        layer.parameters(), lr=lr, betas=(0.5, beta), eps=1e-3, weight_decay=0.1, amsgrad=amsgrad
+    )
+    regularizer = RateRegularizer(layer, lam, eps=eps, nu=nu)
+    rng = np.random.default_rng(4)
+    second = largest = np.zeros((3, 4))
+    for step in range(1, 4):
+        gradient = rng.normal(0, 1 / step, (3, 4))
+        layer.weight.grad = torch.from_numpy(gradient).float()
+        second = beta * second + (1 - beta) * gradient**2
+        largest = np.maximum(largest, second)
+        optimizer.step()
+        stepped = layer.weight.detach().double().numpy().copy()
+        regularizer.step(optimizer)
+        moment = (largest if amsgrad else second) / (1 - beta**step)
+        pull = lr * lam * nu / 12 * (np.abs(stepped) + eps) ** (nu - 1) / (np.sqrt(moment) + 1e-3)
+        expected = _shrunk(stepped, pull)
+        assert np.abs(expected - stepped).max() > 1e-5
+        np.testing.assert_allclose(layer.weight.detach().numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_proximal_step_moves_tied_weights_once_and_leaves_what_adam_has_not_stepped() -> None:
+    first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    second.weight = first.weight
+    idle = nn.Linear(4, 4, bias=False)
+    model = nn.Sequential(first, second, idle)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    first.weight.grad = torch.ones(4, 4)
+    optimizer.step()
+    with torch.no_grad():
+        first.weight.fill_(1.0)
+    regularizer = RateRegularizer(model, 3.2, eps=0.5, nu=1.0)
+    assert regularizer.weights == 32
+    kept = idle.weight.clone()
+    regularizer.step(optimizer)
+    torch.testing.assert_close(first.weight.detach(), torch.full((4, 4), 1 - 0.1 * 3.2 / 32))
+    assert torch.equal(idle.weight, kept)
+    with pytest.raises(EgretError, match=r"parameter '2\.weight': the optimiser does not train it"):
+        regularizer.step(torch.optim.SGD(first.parameters(), lr=0.1))
+
+
+def _entropy(arrays: list[np.ndarray], step_log2: int) -> float:
+    bits = 0.0
+    for array in arrays:
+        values = np.rint(array.astype(np.float64) * 2.0**step_log2)
+        counts = np.unique(values, return_counts=True)[1]
+        bits -= float(np.sum(counts * np.log2(counts / array.size)))
+    return bits / sum(array.size for array in arrays)
+
+
+def test_entropy_of_rounded_weights() -> None:
+    rng = np.random.default_rng(5)
+    arrays: list[np.ndarray] = [rng.laplace(0, 0.02, (50, 40)), rng.normal(0, 1, 77)]
+    arrays[0] = arrays[0].astype(np.float32)
+    tensors = [torch.from_numpy(array) for array in arrays]
+    for step_log2 in (-1, 0, 4, 8, 30):
+        found = entropy_per_weight([*tensors, torch.zeros(0, 3)], step_log2)
+        assert found == pytest.approx(_entropy(arrays, step_log2), abs=1e-9), step_log2
+    assert entropy_per_weight([torch.full((9, 9), 0.3)], 8) == 0
+    assert entropy_per_weight([torch.tensor([0.0, 0.0, 1.0, 1.0]).bfloat16()], 8) == 1
+    assert math.isnan(entropy_per_weight([torch.tensor([1.0, math.nan])], 8))
+    assert math.isnan(entropy_per_weight([torch.tensor([1.0, math.inf])], 8))
+
+
+class Task:
+    """A small problem: a model to make, samples, and how wrong an output is."""
+
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        sample: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]],
+        criterion: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self.make, self.criterion = make, criterion
+        self.x, self.y = sample(640, generator)
+        self.validation = sample(300, generator)
+
+
+def _digits() -> Task:
+    from egret.recipes.digits import DigitsMLP, load_digits_split
+
+    splits = load_digits_split()
+    rest = iter([(splits.train.x, splits.train.y), (splits.validation.x, splits.validation.y)])
+    return Task(DigitsMLP, lambda n, generator: next(rest), nn.functional.cross_entropy)
+
+
+def _images() -> Task:
+    patterns = torch.randn(6, 1, 12, 12, generator=torch.Generator().manual_seed(4))
+
+    def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.randint(0, 6, (n,), generator=generator)
+        return patterns[y] + torch.randn(n, 1, 12, 12, generator=generator), y
+
+    def make() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(1, 12, 3),
+            nn.BatchNorm2d(12),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(12, 24, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(216, 32),
+            nn.ReLU(),
+            nn.Linear(32, 6),
+        )
+
+    return Task(make, sample, nn.functional.cross_entropy)
+
+
+def _curve() -> Task:
+    matrix = torch.randn(20, 3, generator=torch.Generator().manual_seed(3)) * 0.3
+
+    def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.randn(n, 20, generator=generator)
+        return x, torch.tanh(x @ matrix)
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(20, 100), nn.Tanh(), nn.Linear(100, 100), nn.Linear(100, 3))
+
+    return Task(make, sample, nn.functional.mse_loss)
+
+
+TASKS = {"digits": _digits, "images": _images, "curve": _curve}
+
+
+def _train(
+    task: Task,
+    epochs: int,
+    arguments: dict,
+    *,
+    optimizer: str = "adam",
+    units: float = 1.0,
+    falling: bool = False,
+) -> tuple[nn.Module, RateRegularizer]:
+    """Train on one thread; `units` scales the loss, `falling` the learning rate along a cosine."""
+    steps = epochs * math.ceil(len(task.x) / 64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(7)
+            model = task.make()
+            trainer: torch.optim.Optimizer
+            if optimizer == "adam":
+                trainer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+            else:
+                trainer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(trainer, steps)
+            regularizer = RateRegularizer(model, steps=steps, **arguments)
+            for _ in range(epochs):
+                for batch in torch.randperm(len(task.x)).split(64):
+                    trainer.zero_grad()
+                    (units * task.criterion(model(task.x[batch]), task.y[batch])).backward()
+                    trainer.step()
+                    regularizer.step(trainer)
+                    if falling:
+                        schedule.step()
+    finally:
+        torch.set_num_threads(threads)
+    return model.eval(), regularizer
+
+
+def _matrices(model: nn.Module) -> list[np.ndarray]:
+    return [p.detach().numpy() for p in model.parameters() if p.dim() >= 2]
+
+
+# No setting differs but the target: that is the point. 15 % is promised; measured was 4 % below
+# to 1 % above here, and 4 % at most in ten further trainings with other rates and lengths.
+@pytest.mark.parametrize(
+    ("name", "target", "epochs", "training"),
+    [
+        ("digits", 2.0, 20, {}),
+        ("digits", 0.6, 20, {}),
+        ("digits", 1.0, 20, {"falling": True}),
+        ("images", 0.3, 20, {}),
+        ("images", 0.6, 20, {"falling": True}),
+        ("images", 0.6, 20, {"units": 1000.0}),
+        ("images", 0.6, 20, {"units": 0.001}),
+        ("images", 0.6, 20, {"optimizer": "sgd"}),
+        ("images", 1.0, 5, {}),
+        ("curve", 2.0, 20, {}),
+        ("curve", 0.4, 20, {}),
+    ],
+)
+def test_target_bits_are_reached_without_a_setting_for_the_model(
+    name: str, target: float, epochs: int, training: dict
+) -> None:
+    task = TASKS[name]()
+    model, regularizer = _train(task, epochs, {"target_bits": target}, **training)
+    reached = _entropy(_matrices(model), 8)
+    print(f"{name} {training}: asked for {target}, reached {reached:.3f} bits")
+    assert regularizer.bits_per_weight() == pytest.approx(reached)
+    assert reached == pytest.approx(target, rel=0.1)
+    zeros = np.concatenate([(matrix == 0).ravel() for matrix in _matrices(model)])
+    assert zeros.mean() > 0.2
+
+
+def test_network_with_target_still_works_and_its_packed_file_has_the_size(tmp_path: Path) -> None:
+    task = _digits()
+    model, regularizer = _train(task, 40, {"target_mb": 0.014})
+    # 394 biases in float32 go free.
+    assert regularizer.target_bits == pytest.approx((14_000 - 4 * 394) * 8 / 50_432)
+    egret.pack(model.state_dict(), tmp_path / "digits.egret")
+    size = (tmp_path / "digits.egret").stat().st_size
+    print(f"asked for 14,000 bytes, reached {size}")
+    assert size == pytest.approx(14_000, rel=0.1)
+    model.load_state_dict(egret.load(tmp_path / "digits.egret").state_dict())
+    x, y = task.validation
+    with torch.no_grad():
+        assert (model(x).argmax(1) == y).float().mean() > 0.95
+
+
+def test_training_goes_on_from_saved_states() -> None:
+    task = _curve()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(2)
+    whole = task.make()
+    arguments: dict = {"target_bits": 0.5, "steps": 60, "per": "tensor", "every": 4}
+    resumed = copy.deepcopy(whole)
+
+    def steps(model: nn.Module, begin: int, end: int, states: list) -> list:
+        trainer = torch.optim.Adam(model.parameters(), lr=0.01)
+        regularizer = RateRegularizer(model, **arguments)
+        if states:
+            trainer.load_state_dict(states[0])
+            regularizer.load_state_dict(json.loads(states[1]))
+        for step in range(begin, end):
+            batch = slice(step % 10 * 64, step % 10 * 64 + 64)
+            trainer.zero_grad()
+            task.criterion(model(task.x[batch]), task.y[batch]).backward()
+            trainer.step()
+            regularizer.step(trainer)
+        return [trainer.state_dict(), json.dumps(regularizer.state_dict())]
+
+    final = steps(whole, 0, 60, [])
+    states = steps(resumed, 0, 31, [])
+    assert steps(resumed, 31, 60, states)[1] == final[1]
+    torch.set_num_threads(threads)
+    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_state_of_another_training_is_refused() -> None:
+    state = RateRegularizer(_model(), 1.0).state_dict()
+    with pytest.raises(EgretError, match=r"for parameters 0\.weight, 3\.weight, expected"):
+        RateRegularizer(_model(), 1.0, exclude=["3.*"]).load_state_dict(state)
+    with pytest.raises(EgretError, match="only one of the state and this regulariser has a target"):
+        RateRegularizer(_model(), target_bits=1.0, steps=5).load_state_dict(state)
+
+
+def test_target_needs_the_proximal_step() -> None:
+    with pytest.raises(EgretError, match=r"a target, which needs step\(optimizer\), not loss"):
+        RateRegularizer(_model(), target_bits=1.0, steps=5).loss()
+
+
+def test_regularizer_is_found_at_the_top() -> None:
+    assert egret.RateRegularizer is RateRegularizer
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -124,6 +487,17 @@ def test_bfloat16_weights_are_summed_in_float32() -> None:
         ({"lam": 1.0, "nu": 0.0}, "nu: found 0"),
         ({"lam": 1.0, "nu": "fixed"}, "nu: found 'fixed'"),
         ({"lam": 1.0, "include": ["nothing"]}, "no trainable parameter"),
+        ({"lam": 1.0, "every": 0}, "every: found 0"),
+        ({"lam": 1.0, "per": "layer"}, "per: found 'layer', expected 'model' or 'tensor'"),
+        ({}, "give exactly one of lam, target_bits and target_mb"),
+        ({"lam": 1.0, "target_bits": 1.0}, "give exactly one of"),
+        ({"lam": 1.0, "steps": 10}, "steps: belongs to a target"),
+        ({"target_bits": 1.0}, "steps: belongs to a target, which needs it"),
+        ({"target_bits": 0.0, "steps": 10}, "target: found 0"),
+        ({"target_bits": 1.0, "steps": 0}, "steps: found 0"),
+        ({"target_bits": 1.0, "steps": 10, "step_log2": 99}, "step_log2: found steps of"),
+        ({"target_mb": -1.0, "steps": 10}, "target_mb: found -1"),
+        ({"target_mb": 1e-4, "steps": 10}, "expected more than the 0.00012 MB of the"),
     ],
 )
 def test_bad_settings_are_named(arguments: dict, message: str) -> None:

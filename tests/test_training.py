@@ -152,6 +152,19 @@ def test_the_rate_term_lowers_the_bits_and_the_final_epochs_run_without_it() -> 
     assert final.bits_per_weight > charged.bits_per_weight
 
 
+def test_target_takes_the_place_of_lambda() -> None:
+    options = TrainingOptions(epochs=30, learning_rate=0.01, target_bits=1.5, step_log2=6)
+    trained = train(_model, _splits(), options)
+    weights = [trained.state()[name].double() for name in trained.weight_names]
+    bits = 0.0
+    for weight in weights:
+        counts = torch.unique(torch.round(weight * 64), return_counts=True)[1].double()
+        bits -= float((counts * torch.log2(counts / weight.numel())).sum())
+    assert bits / trained.weights == pytest.approx(1.5, rel=0.15)
+    assert sum(int((weight == 0).sum()) for weight in weights) > trained.weights // 4
+    assert trained.validation_accuracy > 0.9
+
+
 def test_augmentation_sees_every_training_batch() -> None:
     sizes: list[int] = []
 
@@ -181,6 +194,8 @@ def test_divergence_is_reported() -> None:
         ({"seed": -1}, "seed: found -1"),
         ({"learning_rate": 0.0}, "learning_rate: found 0.0"),
         ({"weight_decay": -0.1}, "weight_decay: found -0.1"),
+        ({"target_bits": 1.0, "lam": 2.0}, "target_bits: found λ 2 and 0 final epochs with it"),
+        ({"target_bits": 1.0, "final_epochs": 3}, "target_bits: found λ 0 and 3 final epochs"),
     ],
 )
 def test_bad_options_are_named(change: dict, message: str) -> None:
@@ -291,6 +306,22 @@ def test_command_trains_the_users_model(
     assert names == ["model.safetensors", "training.json"]
 
 
+def test_command_trains_to_a_target(
+    factories: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["train", "--model", f"{factories}:make_model", "--data", f"{factories}:make_data"]
+    options = ["--target-bits", "2", "--epochs", "20", "--learning-rate", "0.01", "-o", "out"]
+    assert main([*arguments, *options]) == 0
+    printed = capsys.readouterr()
+    assert "20 epochs, to 2 bits per weight" in printed.err
+    reached = float(
+        printed.out.partition("Asked for 2 bits of entropy per weight, reached ")[2][:5]
+    )
+    assert reached == pytest.approx(2, rel=0.15)
+    written = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (written["options"]["target_bits"], written["options"]["lam"]) == (2.0, 0.0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -300,6 +331,8 @@ def test_command_trains_the_users_model(
         (["--model", "a:b", "--data", "no_such_module:b"], "cannot import 'no_such_module'"),
         (["digits", "--epochs", "0"], "epochs: found 0"),
         (["digits", "--lam", "-1", "--epochs", "1"], "lam: found -1"),
+        (["digits", "--lam", "1", "--target-bits", "1"], "--target-bits and --lam: give one"),
+        (["digits", "--target-bits", "0", "--epochs", "1"], "target: found 0.0 bits"),
     ],
 )
 def test_command_refuses_in_one_line(

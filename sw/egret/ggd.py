@@ -8,6 +8,7 @@ with shape ν and standard deviation σ, mean 0. ν = 2 is Gaussian, ν = 1 Lapl
 """
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from egret.errors import EgretError
 __all__ = [
     "SHAPE_MAX",
     "SHAPE_MIN",
+    "Moments",
     "density",
     "estimate_scale",
     "estimate_shape",
@@ -74,7 +76,8 @@ def shape_from_ratio(ratio: float) -> float:
     -------
     float
         ν, clamped to `SHAPE_MIN` … `SHAPE_MAX`: under strong rate pressure most weights are 0
-        and the ratio grows without bound.
+        and the ratio grows without bound (ν would be 0.056 where one weight of 10,000 is left); a
+        uniform initialisation comes close to 4/3, which no shape reaches (ν would be 15 and more).
     """
     if ratio <= _RATIO_AT_MAX:
         return SHAPE_MAX
@@ -89,6 +92,95 @@ def shape_from_ratio(ratio: float) -> float:
         else:
             high = middle
     return 0.5 * (low + high)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over weights, to which a generalized Gaussian of mean 0 is fitted.
+
+    Sums of parts are added with `+`, so that the weights may come in blocks, or lie on several
+    machines: there, sum the three numbers (with equal units) and make a `Moments` of them. The
+    order of the parts changes nothing beyond rounding.
+
+    Parameters
+    ----------
+    count : int
+        Number of weights.
+    absolutes, squares : float
+        Sums of |x| / unit and of (x / unit)².
+    unit : float
+        A finite number above 0. With 1 the sums are plainly those of |x| and x²: sums in float64
+        of weights in float32 or narrower neither overflow nor vanish. `of` takes another where
+        they might.
+
+    Raises
+    ------
+    EgretError
+        `count` is below 0, or `unit` is not a finite number above 0.
+    """
+
+    count: int = 0
+    absolutes: float = 0.0
+    squares: float = 0.0
+    unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise EgretError(f"moments: found {self.count} weights, expected 0 or more")
+        _check_positive("moments: unit", self.unit)
+
+    @classmethod
+    def of(
+        cls, weights: npt.NDArray[np.generic], counts: npt.NDArray[np.integer] | None = None
+    ) -> "Moments":
+        """Sum over an array.
+
+        Parameters
+        ----------
+        weights : ndarray of any real dtype and shape
+            Weights. They are summed in float64, half precision too.
+        counts : ndarray of integers, same shape, optional
+            How often each occurs; once when absent.
+        """
+        magnitudes = np.abs(weights.astype(np.float64))
+        times = np.ones(1) if counts is None else counts.astype(np.float64)
+        count = magnitudes.size if counts is None else int(counts.sum())
+        unit = float(magnitudes.max(initial=0.0))
+        if unit == 0.0:
+            return cls(count)
+        magnitudes /= unit
+        return cls(
+            count,
+            float((magnitudes * times).sum()),
+            float((np.square(magnitudes) * times).sum()),
+            unit,
+        )
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Return the sums over both parts."""
+        # The unit of a part whose weights are all 0 means nothing.
+        unit = max((part.unit for part in (self, other) if part.absolutes > 0), default=1.0)
+        mine, others = min(1.0, self.unit / unit), min(1.0, other.unit / unit)
+        return Moments(
+            self.count + other.count,
+            self.absolutes * mine + other.absolutes * others,
+            self.squares * mine**2 + other.squares * others**2,
+            unit,
+        )
+
+    @property
+    def shape(self) -> float | None:
+        """ν by moments, in `SHAPE_MIN` … `SHAPE_MAX`; `SHAPE_MIN` where all are 0, None of none."""
+        if self.count == 0:
+            return None
+        if not self.absolutes > 0:
+            return SHAPE_MIN
+        return shape_from_ratio((self.squares / self.absolutes) * (self.count / self.absolutes))
+
+    @property
+    def scale(self) -> float:
+        """σ, the root mean square, in the units of the weights; 0 of none."""
+        return self.unit * math.sqrt(self.squares / max(1, self.count))
 
 
 def estimate_shape(values: npt.ArrayLike) -> float:
@@ -110,13 +202,9 @@ def estimate_shape(values: npt.ArrayLike) -> float:
     EgretError
         No values, or one that is not finite.
     """
-    magnitudes = np.abs(_finite(values))
-    largest = float(magnitudes.max())
-    if largest == 0.0:
-        return SHAPE_MIN
-    # Scaled so that no square underflows or overflows; the ratio does not change.
-    magnitudes = magnitudes / largest
-    return shape_from_ratio(float(np.square(magnitudes).mean() / magnitudes.mean() ** 2))
+    shape = Moments.of(_finite(values)).shape
+    assert shape is not None
+    return shape
 
 
 def estimate_scale(values: npt.ArrayLike) -> float:
@@ -137,11 +225,7 @@ def estimate_scale(values: npt.ArrayLike) -> float:
     EgretError
         No values, or one that is not finite.
     """
-    magnitudes = np.abs(_finite(values))
-    largest = float(magnitudes.max())
-    if largest == 0.0:
-        return 0.0
-    return largest * math.sqrt(float(np.square(magnitudes / largest).mean()))
+    return Moments.of(_finite(values)).scale
 
 
 def density(x: npt.ArrayLike, shape: float, scale: float) -> npt.NDArray[np.float64]:

@@ -1,6 +1,5 @@
 """What a file's weights look like and what each code takes for them."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from egret.codec import MAX_CHUNK
 from egret.container import CodedRecord, Container, read_container
 from egret.container_index import RESERVED_PREFIX
 from egret.errors import EgretError, QuantizationError
-from egret.ggd import SHAPE_MIN, shape_from_ratio
+from egret.ggd import Moments
 from egret.golomb import best_order
 from egret.planning import (
     CHUNK_INDEX_BYTES,
@@ -34,61 +33,10 @@ from egret.quantize import MAX_BITS, exact_numbers
 from egret.safetensors_file import data_bytes, looks_like_safetensors
 from egret.statistics import entropy_bits, fixed_length_bits, huffman_bits
 
-__all__ = ["FileReport", "Moments", "TensorReport", "inspect_file", "weight_blocks"]
+__all__ = ["FileReport", "TensorReport", "inspect_file", "weight_blocks"]
 
 # Weights looked at together.
 _BLOCK_WEIGHTS = 1 << 21
-
-
-@dataclass
-class Moments:
-    """Sums over weights, to which a generalized Gaussian is fitted.
-
-    The sums are relative to the largest magnitude, so that no square overflows.
-
-    Parameters
-    ----------
-    count : int
-        Number of weights.
-    largest : float
-        Largest magnitude.
-    absolutes, squares : float
-        Sums of |x| / largest and of its square.
-    """
-
-    count: int = 0
-    largest: float = 0.0
-    absolutes: float = 0.0
-    squares: float = 0.0
-
-    def add(self, weights: NDArray[Any], counts: NDArray[np.integer] | None = None) -> None:
-        """Count weights in, each `counts` times or once."""
-        magnitudes = np.abs(weights.astype(np.float64))
-        times = np.ones(1) if counts is None else counts.astype(np.float64)
-        self.count += magnitudes.size if counts is None else int(counts.sum())
-        largest = float(magnitudes.max(initial=self.largest))
-        if largest == 0.0:
-            return
-        before = self.largest / largest
-        magnitudes /= largest
-        self.absolutes = self.absolutes * before + float((magnitudes * times).sum())
-        self.squares = self.squares * before**2 + float((np.square(magnitudes) * times).sum())
-        self.largest = largest
-
-    @property
-    def shape(self) -> float | None:
-        """The shape ν by moments, as `egret.ggd.estimate_shape`; None without weights."""
-        if self.count == 0:
-            return None
-        if self.largest == 0.0:
-            return SHAPE_MIN
-        mean = self.absolutes / self.count
-        return shape_from_ratio(self.squares / self.count / mean**2)
-
-    @property
-    def scale(self) -> float:
-        """Root mean square of the weights; 0 without any."""
-        return self.largest * math.sqrt(self.squares / max(1, self.count))
 
 
 @dataclass(frozen=True)
@@ -391,8 +339,7 @@ def _inspect_packed(
             tensor = container.quantized(record.name, rows=rows, threads=threads)
             tally.add(Statistics.of(tensor.values, MAX_CHUNK))
         statistics = tally.total()
-        moments = Moments()
-        moments.add(
+        moments = Moments.of(
             np.ldexp(statistics.distinct.astype(np.float64), -record.step_log2), statistics.counts
         )
         book = container.book(record.book)
@@ -435,7 +382,7 @@ def _weight_moments(weights: Weights) -> Moments:
     moments = Moments()
     for start in range(0, weights.size, _BLOCK_WEIGHTS):
         words = weights.source.read(start, min(_BLOCK_WEIGHTS, weights.size - start))
-        moments.add(exact_numbers(words, weights.dtype))
+        moments += Moments.of(exact_numbers(words, weights.dtype))
     return moments
 
 

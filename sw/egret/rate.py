@@ -1,19 +1,33 @@
 """The rate term: what a network pays in training for the bits of its weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any, TypeGuard
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from egret.errors import EgretError
-from egret.ggd import shape_from_ratio
+from egret.ggd import SHAPE_MAX, Moments
+from egret.quantize import DEFAULT_STEP_LOG2, check_step
+from egret.rate_control import RateController
 
-__all__ = ["DEFAULT_EPS", "RateRegularizer"]
+__all__ = ["DEFAULT_EPS", "DEFAULT_EVERY", "RateRegularizer", "entropy_per_weight"]
 
 DEFAULT_EPS = 0.1
 """Default ε, in units of the weights."""
+DEFAULT_EVERY = 10
+"""Steps from one estimate of ν, and one measurement of the bits, to the next."""
+
+# The first λ of a controlled training pulls on a weight with this share of what the data does.
+_FIRST_FORCE = 0.01
+# A controlled training measures at least so often, or after every step.
+_MEASUREMENTS = 200
+# Bins up to which counting beats sorting.
+_MAX_BINS = 1 << 22
 
 
 class RateRegularizer:
@@ -21,26 +35,50 @@ class RateRegularizer:
 
         R(θ) = (1/N) Σ (|θ_i| + ε)^ν
 
-    over the N chosen weights, with the shape ν estimated from the same weights. Add `loss()` to
-    the training loss. R is a mean, so that the force on a single weight falls with N: scale
-    λ with the number of weights when the model grows.
+    over the N chosen weights, with the shape ν estimated from the same weights. There are two ways
+    to charge it; use one:
+
+    - `step(optimizer)` after the optimiser's step: a proximal step, which makes weights exactly 0.
+    - `loss()`, added to the training loss: the paper's form, for a given λ. Under Adam weights
+      swing about 0 by as much as the learning rate, and rounding must do the rest.
+
+    Say what it should come to, `target_bits` or `target_mb`, and a controller finds λ on the way;
+    or give λ. R is a mean, so that the force on a single weight falls with N: scale λ with the
+    number of weights when the model grows.
 
     Parameters
     ----------
     model : torch.nn.Module
-        The model in training.
-    lam : float
+        The model in training. Where `fully_shard` has cut its parameters, sums are taken over all
+        processes, each of which then makes the same calls.
+    lam : float, optional
         λ, the weight of the rate against the loss; 0 or more.
+    target_bits : float, optional
+        Bits per charged weight at the end of the training, above 0: the entropy of the weights
+        rounded to steps of 2^-step_log2 (see `entropy_per_weight`).
+    target_mb : float, optional
+        The same as the size of everything in the model, in units of 10^6 bytes: parameters and
+        buffers that are not charged count in full. Exactly one of `lam` and the two targets is
+        given.
+    steps : int, optional
+        Steps that the training will take; needed with a target, and only there.
+    step_log2 : int
+        The weights will be packed in steps of 2^-step_log2; used with a target only.
     eps : float
         ε, above 0: keeps the gradient finite at 0 where ν < 1. The larger it is, the weaker the
         pull on weights that are already small.
     nu : float or "adaptive"
-        ν, or "adaptive" to estimate it anew at every `loss()`. 1 and 2 give L1 and L2.
+        ν, or "adaptive" to estimate it from the weights. 1 and 2 give L1 and L2.
+    every : int
+        ν is estimated, and λ controlled, in the first call of `loss` or `step` and in every
+        `every`-th after it. With a target more often, where `steps` is below 200 times that.
     include : sequence of str, optional
         Patterns (`*`, `?`, `[…]`) of parameter names to charge. When absent: every parameter
         with two axes or more, so that biases and the parameters of norms go free.
     exclude : sequence of str
         Patterns of parameter names to leave out of those.
+    per : "model" or "tensor"
+        Whether one ν serves all weights, or each tensor has its own.
 
     Attributes
     ----------
@@ -49,31 +87,43 @@ class RateRegularizer:
     weights : int
         N.
     lam, eps : float
-        As given.
-    nu : float
-        ν of the latest `rate()` or `loss()`; before the first, that of the initial weights.
+        λ as it is now; ε as given.
+    nus : tuple of float
+        ν of each of `names`, as last estimated; before the first step, of the initial weights.
+    target_bits : float or None
+        The target in bits per charged weight, also where a size was asked for.
 
     Raises
     ------
     EgretError
-        A number out of its range, or no parameter is chosen.
+        A number out of its range, no parameter is chosen, not exactly one of `lam` and the targets
+        is given, or the size asked for is less than what is not charged takes.
 
     Notes
     -----
-    Source: arXiv 2504.16968, section 3.2 (DGGR and the gradient with ε).
+    Source: arXiv 2504.16968, section 3.2 (DGGR and the gradient with ε). The proximal step and the
+    controller are not from there.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        lam: float,
+        lam: float | None = None,
         *,
+        target_bits: float | None = None,
+        target_mb: float | None = None,
+        steps: int | None = None,
+        step_log2: int = DEFAULT_STEP_LOG2,
         eps: float = DEFAULT_EPS,
         nu: float | str = "adaptive",
+        every: int = DEFAULT_EVERY,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
+        per: str = "model",
     ) -> None:
-        if not (math.isfinite(lam) and lam >= 0):
+        if [lam, target_bits, target_mb].count(None) != 2:
+            raise EgretError("rate term: give exactly one of lam, target_bits and target_mb")
+        if lam is not None and not (math.isfinite(lam) and lam >= 0):
             raise EgretError(f"lam: found {lam!r}, expected a finite number of 0 or more")
         if not (math.isfinite(eps) and eps > 0):
             raise EgretError(f"eps: found {eps!r}, expected a finite number above 0")
@@ -82,6 +132,13 @@ class RateRegularizer:
                 raise EgretError(f"nu: found {nu!r}, expected 'adaptive' or a number above 0")
         elif not (math.isfinite(nu) and nu > 0):
             raise EgretError(f"nu: found {nu!r}, expected 'adaptive' or a number above 0")
+        if every < 1:
+            raise EgretError(f"every: found {every}, expected 1 or more")
+        if per not in ("model", "tensor"):
+            raise EgretError(f"per: found {per!r}, expected 'model' or 'tensor'")
+        if (steps is None) != (lam is not None):
+            raise EgretError("steps: belongs to a target, which needs it")
+        check_step(step_log2, "step_log2")
         # named_parameters yields a tied parameter once, under its first name.
         chosen = {
             name: parameter
@@ -95,41 +152,293 @@ class RateRegularizer:
         self.names = tuple(chosen)
         self._parameters = tuple(chosen.values())
         self.weights = sum(parameter.numel() for parameter in self._parameters)
-        self.lam = lam
         self.eps = eps
+        self.step_log2 = step_log2
+        self._every = every if steps is None else min(every, math.ceil(steps / _MEASUREMENTS))
+        self._per_tensor = per == "tensor"
         self._adaptive = isinstance(nu, str)
-        self.nu = 1.0 if isinstance(nu, str) else float(nu)
-        self._update_shape()
+        self.nus = (SHAPE_MAX if isinstance(nu, str) else float(nu),) * len(self.names)
+        self._calls = 0
+        self.target_bits = target_bits
+        if target_mb is not None:
+            self.target_bits = self._bits_of_size(model, target_mb)
+        self._controller = None
+        if self.target_bits is not None and steps is not None:
+            self._controller = RateController(self.target_bits, steps)
+        # With a target: chosen in the first step, when there are gradients to compare with.
+        self.lam = 0.0 if lam is None else lam
+        self._update_shapes()
+
+    def _bits_of_size(self, model: nn.Module, megabytes: float) -> float:
+        if not (math.isfinite(megabytes) and megabytes > 0):
+            raise EgretError(f"target_mb: found {megabytes!r}, expected a finite number above 0")
+        charged = {id(parameter) for parameter in self._parameters}
+        free = sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in (*model.parameters(), *model.buffers())
+            if id(tensor) not in charged
+        )
+        if megabytes * 1e6 <= free:
+            raise EgretError(
+                f"target_mb: found {megabytes!r}, expected more than the {free / 1e6:g} MB of the "
+                "parameters and buffers that the rate term leaves alone"
+            )
+        return (megabytes * 1e6 - free) * 8 / self.weights
+
+    @property
+    def nu(self) -> float:
+        """ν as last estimated; with `per="tensor"` the mean over the weights."""
+        if not self._per_tensor:
+            return self.nus[0]
+        sizes = [parameter.numel() for parameter in self._parameters]
+        return sum(nu * size for nu, size in zip(self.nus, sizes, strict=True)) / self.weights
 
     @torch.no_grad()
-    def _update_shape(self) -> None:
+    def _update_shapes(self) -> None:
         if not self._adaptive:
             return
-        squares = absolutes = torch.zeros((), dtype=torch.float64)
-        for parameter in self._parameters:
-            squares = squares + parameter.square().sum(dtype=torch.float64).cpu()
-            absolutes = absolutes + parameter.abs().sum(dtype=torch.float64).cpu()
-        mean_square, mean = float(squares) / self.weights, float(absolutes) / self.weights
-        self.nu = shape_from_ratio(mean_square / mean**2 if mean > 0 else math.inf)
+        parts = [_moments(parameter) for parameter in self._parameters]
+        if not self._per_tensor:
+            parts = [sum(parts, Moments())] * len(parts)
+        # A parameter without elements has no shape, and needs none.
+        self.nus = tuple(SHAPE_MAX if part.shape is None else part.shape for part in parts)
+
+    def _start_call(self) -> bool:
+        """Count a call of `loss` or `step`; tell whether ν and the bits are due."""
+        measures = self._calls % self._every == 0
+        self._calls += 1
+        if measures:
+            self._update_shapes()
+        if self._controller is not None and self._calls == 1:
+            self.lam = self._first_lam()
+        return measures
+
+    @torch.no_grad()
+    def _first_lam(self) -> float:
+        """Return the λ that pulls on a weight a little, compared with what the data does."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        # Without gradients yet: as if their norm were 1.
+        square = sum(_moments(gradient).squares for gradient in gradients) or 1.0
+        force = math.sqrt(square * self.weights)
+        pull = 0.0
+        for parameter, nu in zip(self._parameters, self.nus, strict=True):
+            pulls = nu * (_widened(_local(parameter)).abs() + self.eps) ** (nu - 1)
+            pull += float(_reduce(pulls.sum(dtype=torch.float64), parameter, dist.ReduceOp.SUM))
+        first = _FIRST_FORCE * force / (pull / self.weights)
+        return first if math.isfinite(first) else 1.0
+
+    def bits_per_weight(self) -> float:
+        """Return the bits per weight that the controller goes by, of the present weights.
+
+        Returns
+        -------
+        float
+            `entropy_per_weight` at the step of `step_log2`.
+        """
+        return entropy_per_weight(self._parameters, self.step_log2)
 
     def rate(self) -> torch.Tensor:
         """Return R of the current weights, a scalar that carries gradients.
 
         ν is estimated first and is a constant to the gradient.
         """
-        self._update_shape()
+        self._update_shapes()
+        return self._rate()
+
+    def _rate(self) -> torch.Tensor:
         device = self._parameters[0].device
         total = torch.zeros((), device=device)
-        for parameter in self._parameters:
-            # float32 or wider: a sum of many bfloat16 terms would stop growing.
-            magnitudes = parameter.abs().to(torch.promote_types(parameter.dtype, torch.float32))
-            total = total + (magnitudes + self.eps).pow(self.nu).sum().to(device)
+        for parameter, nu in zip(self._parameters, self.nus, strict=True):
+            mine = (_widened(_local(parameter)).abs() + self.eps).pow(nu).sum()
+            # The gradient is that of the machine's own part.
+            all_parts = _reduce(mine.detach().clone(), parameter, dist.ReduceOp.SUM)
+            total = total + (mine + (all_parts - mine.detach())).to(device)
         return total / self.weights
 
     def loss(self) -> torch.Tensor:
-        """Return λ·R of the current weights, a scalar to add to the training loss."""
-        return self.lam * self.rate()
+        """Return λ·R of the current weights, a scalar to add to the training loss.
+
+        Call it once a step: calls are counted (see `every`). For the value alone take `rate`.
+
+        Raises
+        ------
+        EgretError
+            There is a target. Where the rate dominates the loss, a larger λ in it makes weights
+            swing further instead of settling at 0, so that no controller could follow the bits.
+        """
+        if self._controller is not None:
+            raise EgretError("rate term: found a target, which needs step(optimizer), not loss()")
+        self._start_call()
+        return self.lam * self._rate()
+
+    @torch.no_grad()
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Move the weights towards 0, after the optimiser's step; small ones become exactly 0.
+
+        Each weight's magnitude falls by η_i·λ·∂R/∂|θ_i|, and not below 0: the proximal step of the
+        rate, which is concave for ν < 1, by its tangent. η_i is the optimiser's learning rate,
+        divided under Adam by the root of its second moment as Adam's own steps are: a weight that
+        the data does not care for goes first. Weights of a parameter that Adam has not stepped
+        yet stay.
+
+        Parameters
+        ----------
+        optimizer : torch.optim.Optimizer
+            The one that trains the model, after its `step`. Adam and those that keep the same
+            state (`exp_avg_sq`) are known; for others η_i is the learning rate.
+
+        Raises
+        ------
+        EgretError
+            The optimiser does not train one of the charged parameters.
+        """
+        groups = {
+            id(parameter): group
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        measures = self._start_call()
+        for name, parameter, nu in zip(self.names, self._parameters, self.nus, strict=True):
+            if id(parameter) not in groups:
+                raise EgretError(f"parameter {name!r}: the optimiser does not train it")
+            group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
+            if "betas" in group and "exp_avg_sq" not in state:
+                continue
+            weights = _local(parameter)
+            wide = _widened(weights)
+            pull = (wide.abs() + self.eps).pow_(nu - 1)
+            pull *= float(group["lr"]) * self.lam * nu / self.weights
+            if "exp_avg_sq" in state:
+                pull /= _adam_size(group, state)
+            # Not sign · max(…, 0), which would leave −0 behind.
+            weights.copy_(wide - wide.clamp(-pull, pull))
+        if measures and self._controller is not None:
+            # After the step: zeros that the optimiser has just moved would count as weights.
+            self.lam *= self._controller.update(self.bits_per_weight(), self._calls)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes to go on from here: plain numbers and strings."""
+        return {
+            "names": list(self.names),
+            "lam": self.lam,
+            "nus": list(self.nus),
+            "calls": self._calls,
+            "controller": None if self._controller is None else self._controller.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another regulariser of the same settings was.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        EgretError
+            It charged other parameters, or only one of the two has a target.
+        """
+        if list(state["names"]) != list(self.names):
+            raise EgretError(
+                f"rate term: the state is for parameters {', '.join(state['names'])}, expected "
+                f"{', '.join(self.names)}"
+            )
+        if (state["controller"] is None) != (self._controller is None):
+            raise EgretError("rate term: only one of the state and this regulariser has a target")
+        self.lam, self.nus, self._calls = state["lam"], tuple(state["nus"]), state["calls"]
+        if self._controller is not None:
+            self._controller.load_state_dict(state["controller"])
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    # float32 or wider: a sum of many bfloat16 terms would stop growing.
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the part of a sharded tensor that is on this machine; else the tensor itself."""
+    return tensor.to_local() if _is_sharded(tensor) else tensor
+
+
+def _is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
+    return isinstance(tensor, DTensor)
+
+
+def _reduce(part: torch.Tensor, over: torch.Tensor, operation: Any) -> torch.Tensor:
+    """Combine, in place, what the machines found in their parts of the tensor `over`."""
+    if _is_sharded(over):
+        for axis, placement in enumerate(over.placements):
+            if placement.is_shard():
+                dist.all_reduce(part, operation, over.device_mesh.get_group(axis))
+    return part
+
+
+def _moments(parameter: torch.Tensor) -> Moments:
+    wide = _widened(_local(parameter))
+    sums = [part.sum(dtype=torch.float64) for part in (wide.abs(), wide.square())]
+    absolutes, squares = _reduce(torch.stack(sums), parameter, dist.ReduceOp.SUM).tolist()
+    return Moments(parameter.numel(), absolutes, squares)
+
+
+def _adam_size(group: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
+    """Return what Adam divides its steps by."""
+    # AMSGrad divides by the largest so far.
+    second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
+    correction = 1 - group["betas"][1] ** float(state["step"])
+    return _widened(_local(second)).div(correction).sqrt_().add_(group["eps"])
+
+
+@torch.no_grad()
+def entropy_per_weight(tensors: Sequence[torch.Tensor], step_log2: int) -> float:
+    """Return the entropy of weights rounded to a grid.
+
+    This is what the rate controller goes by. The packed file, tables included, takes 1.00 to 1.03
+    times as much; it follows the weights in far smaller steps than the length of a code does, and
+    depends on no code.
+
+    Parameters
+    ----------
+    tensors : sequence of torch.Tensor
+        Weights. Each tensor has its own histogram, as each may have its own code.
+    step_log2 : int
+        n of the step 2^-n.
+
+    Returns
+    -------
+    float
+        Bits per weight, the mean over all weights; NaN where a weight is not finite.
+    """
+    count = sum(tensor.numel() for tensor in tensors)
+    return sum(_entropy(tensor, step_log2) for tensor in tensors if tensor.numel()) / count
+
+
+def _entropy(tensor: torch.Tensor, step_log2: int) -> float:
+    """Return the bits of a tensor's weights together; those of a sharded one of all its parts."""
+
+    def rounded(part: torch.Tensor) -> torch.Tensor:
+        return torch.round(_widened(part.detach()).ldexp(torch.tensor(step_log2))).flatten()
+
+    values = rounded(_local(tensor))
+    # A machine may have no part of a small tensor.
+    ends = (
+        torch.stack([values.min(), -values.max()])
+        if values.numel()
+        else values.new_full((2,), math.inf)
+    )
+    low, high = _reduce(ends, tensor, dist.ReduceOp.MIN).tolist()
+    high = -high
+    if not math.isfinite(high - low):
+        return math.nan
+    if high - low < _MAX_BINS:
+        counts = torch.bincount((values - low).long(), minlength=int(high - low) + 1)
+        counts = _reduce(counts, tensor, dist.ReduceOp.SUM)
+    else:
+        whole = tensor.full_tensor() if _is_sharded(tensor) else tensor
+        counts = rounded(whole).unique(return_counts=True)[1]
+    used = counts[counts > 0].double()
+    return float((used * (math.log2(tensor.numel()) - used.log2())).sum())

@@ -75,7 +75,12 @@ class TrainingOptions:
     weight_decay : float
         Decoupled weight decay (AdamW).
     lam : float
-        λ, the weight of the rate term; 0 trains an ordinary network.
+        λ, the weight of the rate term in the loss; 0 trains an ordinary network.
+    target_bits : float, optional
+        Bits per weight to come to, in place of λ: proximal steps and a controller, see
+        `egret.rate.RateRegularizer`. There are no final epochs then, which would undo them.
+    step_log2 : int
+        The target is of weights in steps of 2^-step_log2.
     eps : float
         ε of the rate term.
     nu : float or "adaptive"
@@ -95,6 +100,8 @@ class TrainingOptions:
     learning_rate: float = 2e-3
     weight_decay: float = 0.0
     lam: float = 0.0
+    target_bits: float | None = None
+    step_log2: int = DEFAULT_STEP_LOG2
     eps: float = DEFAULT_EPS
     nu: float | str = "adaptive"
     seed: int = 0
@@ -111,6 +118,11 @@ class TrainingOptions:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise EgretError(
                 f"weight_decay: found {self.weight_decay}, expected a finite number of 0 or more"
+            )
+        if self.target_bits is not None and (self.lam != 0 or self.final_epochs != 0):
+            raise EgretError(
+                f"target_bits: found λ {self.lam:g} and {self.final_epochs} final epochs with it, "
+                "expected neither"
             )
 
 
@@ -199,7 +211,7 @@ def train(
     augment: Augment | None = None,
     progress: Progress | None = None,
 ) -> TrainedModel:
-    """Train a classifier by AdamW on cross-entropy plus λ·R.
+    """Train a classifier by AdamW on cross-entropy, with the rate term.
 
     Equal arguments give equal weights on the same machine and number of threads. The global
     random state of torch is left as it was.
@@ -240,7 +252,6 @@ def _train(
     progress: Progress | None,
 ) -> TrainedModel:
     generator = torch.Generator().manual_seed(options.seed)
-    regularizer = RateRegularizer(model, options.lam, eps=options.eps, nu=options.nu)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
@@ -248,6 +259,16 @@ def _train(
     _check_fit(model, x, y)
     epochs = options.epochs + options.final_epochs
     steps = epochs * math.ceil(len(x) / options.batch_size)
+    regularizer = RateRegularizer(
+        model,
+        options.lam if options.target_bits is None else None,
+        target_bits=options.target_bits,
+        steps=None if options.target_bits is None else steps,
+        step_log2=options.step_log2,
+        eps=options.eps,
+        nu=options.nu,
+        every=1,
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history = []
     for epoch in range(1, epochs + 1):
@@ -261,6 +282,8 @@ def _train(
             optimizer.zero_grad()
             (loss + regularizer.loss() if charged else loss).backward()
             optimizer.step()
+            if options.target_bits is not None:
+                regularizer.step(optimizer)
             schedule.step()
         if not math.isfinite(total):
             raise EgretError(

@@ -181,12 +181,10 @@ def _plot(source: Path, target: Path) -> None:
     from matplotlib.figure import Figure
 
     from egret.files import atomic_path
-    from egret.ggd import density
-    from egret.inspection import Moments, weight_blocks
+    from egret.ggd import Moments, density
+    from egret.inspection import weight_blocks
 
-    moments = Moments()
-    for weights in weight_blocks(source):
-        moments.add(weights)
+    moments = sum(map(Moments.of, weight_blocks(source)), Moments())
     shape, scale = moments.shape, moments.scale
     if shape is None or scale == 0.0:
         raise EgretError(f"{source}: there are no weights other than 0 to plot")

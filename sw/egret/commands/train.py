@@ -33,8 +33,13 @@ Written to the output folder:
                      (only for a chain of Linear, ReLU, BatchNorm1d, Flatten and Dropout)
   training.json      settings, accuracies and the history of every epoch
 
---lam weighs the rate against the loss. 0 trains an ordinary network. Raise it until the
-validation accuracy starts to fall.
+--target-bits says how many bits a weight may take at the end; a controller finds the strength of
+the rate term that this needs:
+
+    egret train --model mymodule:make_model --data mymodule:make_data --target-bits 1 -o build/mine
+
+--lam, in its place, weighs the rate against the loss. 0 trains an ordinary network. Raise it until
+the validation accuracy starts to fall.
 """
 
 
@@ -50,6 +55,12 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--lam", type=float, help="weight of the rate term (the recipe's; 1 for your own model)"
+    )
+    parser.add_argument(
+        "--target-bits",
+        type=float,
+        metavar="BITS",
+        help="bits per weight (entropy) to come to, in place of --lam",
     )
     parser.add_argument(
         "--epochs", type=int, help="passes over the training data (the recipe's; 60 for your own)"
@@ -74,6 +85,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if (arguments.recipe is None) == (arguments.model is None):
         raise EgretError("name either a recipe (digits) or --model and --data")
     from egret.quantize import check_step
+    from egret.rate import entropy_per_weight
     from egret.recipes import digits
     from egret.training import (
         TrainingOptions,
@@ -93,8 +105,14 @@ def _run(arguments: argparse.Namespace) -> None:
         for name in ("lam", "epochs", "final_epochs", "batch_size", "learning_rate", "seed")
         if (value := getattr(arguments, name)) is not None
     }
+    if arguments.target_bits is not None:
+        if arguments.lam is not None:
+            raise EgretError("--target-bits and --lam: give one of them")
+        chosen |= {"target_bits": arguments.target_bits, "lam": 0.0}
+        chosen["step_log2"] = arguments.step_log2
     if arguments.recipe is not None:
         chosen.setdefault("seed", digits.DEFAULT_SEED)
+        # With a target, the ordinary network's settings, which have no final epochs.
         options = dataclasses.replace(
             digits.digits_options(chosen.get("lam", digits.OPTIONS.lam)), **chosen
         )
@@ -104,7 +122,12 @@ def _run(arguments: argparse.Namespace) -> None:
         splits = load_data(arguments.data)
     print(
         f"Training on {len(splits.train.x)} samples, validating on {len(splits.validation.x)}, "
-        f"{options.epochs + options.final_epochs} epochs, λ = {options.lam:g}",
+        f"{options.epochs + options.final_epochs} epochs, "
+        + (
+            f"λ = {options.lam:g}"
+            if options.target_bits is None
+            else f"to {options.target_bits:g} bits per weight"
+        ),
         file=sys.stderr,
     )
     if arguments.recipe is not None:
@@ -116,6 +139,12 @@ def _run(arguments: argparse.Namespace) -> None:
         f"{trained.weights} weights, {trained.bits_per_weight:.2f} code bits per weight, "
         f"test accuracy {100 * accuracy(trained.model, splits.test):.2f} % (float)"
     )
+    if options.target_bits is not None:
+        weights = [trained.model.get_parameter(name) for name in trained.weight_names]
+        reached = entropy_per_weight(weights, options.step_log2)
+        print(
+            f"Asked for {options.target_bits:g} bits of entropy per weight, reached {reached:.3f}"
+        )
     print(f"Wrote {arguments.output}")
     if reason is not None:
         print(f"No model.egret: {reason}", file=sys.stderr)

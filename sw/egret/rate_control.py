@@ -1,0 +1,85 @@
+"""The rate controller: finds the λ that a wanted number of bits takes, while training."""
+
+import math
+from typing import Any
+
+from egret.errors import EgretError
+
+__all__ = ["RateController"]
+
+_RAMP = 0.7
+_PROPORTIONAL = 8.0
+_INTEGRAL = 200.0
+_LARGEST_CHANGE = 1.0
+_FLOOR = 1e-3
+
+
+class RateController:
+    """Scales λ so that the bits of the weights follow a schedule to a target.
+
+    The logarithm of the bits is to fall in a straight line from what is measured first to the
+    target within the first 70 % of the training, and to stay there. The logarithm of λ follows what
+    the logarithm of the bits is above the schedule, and its sum over time (a PI controller). In
+    logarithms neither the size of a model nor the units of its loss change the gains, and time is
+    counted in trainings, so that there is nothing to set for a model.
+
+    Parameters
+    ----------
+    target : float
+        Bits per weight at the end, above 0.
+    steps : int
+        Steps of the training, 1 or more.
+
+    Raises
+    ------
+    EgretError
+        A number out of its range.
+    """
+
+    def __init__(self, target: float, steps: int) -> None:
+        if not (math.isfinite(target) and target > 0):
+            raise EgretError(f"target: found {target!r} bits, expected a finite number above 0")
+        if steps < 1:
+            raise EgretError(f"steps: found {steps}, expected 1 or more")
+        self.target = target
+        self.steps = steps
+        self._start: float | None = None
+        self._error = 0.0
+        self._step = 0
+
+    def scheduled(self, step: int) -> float:
+        """Return the bits per weight that the schedule asks for after so many steps."""
+        if self._start is None:
+            return self.target
+        share = min(1.0, step / (_RAMP * self.steps))
+        return self._start * (self.target / self._start) ** share
+
+    def update(self, bits: float, step: int) -> float:
+        """Take a measurement and return the factor by which λ changes.
+
+        Parameters
+        ----------
+        bits : float
+            Bits per weight after `step` steps. What is not finite changes nothing.
+        step : int
+            Steps so far; not below that of the latest call.
+        """
+        if not math.isfinite(bits):
+            return 1.0
+        bits = max(bits, _FLOOR * self.target)
+        if self._start is None:
+            # Fewer bits than asked for at the start are no reason to raise them at once.
+            self._start, self._step = max(bits, self.target), step
+        error = math.log(bits / self.scheduled(step))
+        change = _PROPORTIONAL * (error - self._error)
+        change += _INTEGRAL * error * (step - self._step) / self.steps
+        self._error, self._step = error, step
+        return math.exp(max(-_LARGEST_CHANGE, min(_LARGEST_CHANGE, change)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes to go on from here."""
+        return {"start": self._start, "error": self._error, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where another controller was."""
+        self._start, self._error, self._step = state["start"], state["error"], state["step"]

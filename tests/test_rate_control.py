@@ -1,0 +1,84 @@
+import math
+
+import pytest
+
+from egret.errors import EgretError
+from egret.rate_control import RateController
+
+
+def test_schedule_falls_by_equal_factors_and_then_stays() -> None:
+    controller = RateController(0.5, 1000)
+    assert controller.scheduled(0) == 0.5
+    assert controller.update(8.0, 0) == 1.0
+    assert controller.scheduled(0) == 8.0
+    assert controller.scheduled(350) == pytest.approx(2.0)
+    assert controller.scheduled(175) == pytest.approx(4.0)
+    for step in (700, 800, 1000, 2000):
+        assert controller.scheduled(step) == pytest.approx(0.5)
+
+
+def test_start_below_the_target_is_not_raised_at_once() -> None:
+    controller = RateController(4.0, 100)
+    assert controller.update(3.0, 0) < 1
+    assert controller.scheduled(0) == controller.scheduled(50) == 4.0
+
+
+@pytest.mark.parametrize("target", [0.1, 0.6, 4.0])
+@pytest.mark.parametrize("sensitivity", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("every", [1, 10])
+def test_bits_reach_the_target_whatever_lambda_that_takes(
+    target: float, sensitivity: float, every: int
+) -> None:
+    # A stand-in for a training: log bits go to their place for λ as the weights have time to move.
+    steps, lag = 2000, 60.0
+    controller = RateController(target, steps)
+    bits, lam = 6.0, 1.0
+    reached = []
+    for step in range(steps):
+        settled = math.log(6.5) - math.log1p(lam * sensitivity)
+        bits *= math.exp((settled - math.log(bits)) / lag)
+        if step % every == 0:
+            lam *= controller.update(bits, step)
+        if step > 0.9 * steps:
+            reached.append(bits)
+    assert max(abs(bits / target - 1) for bits in reached) < 0.05
+
+
+def test_lambda_rises_and_falls_with_the_bits_and_by_a_limited_factor() -> None:
+    def second(bits: float) -> float:
+        controller = RateController(1.0, 100)
+        controller.update(1.0, 70)
+        return controller.update(bits, 71)
+
+    assert 1 / math.e <= second(0.0) <= second(0.9) < 1 < second(1.1) < second(2.5) <= math.e
+    assert second(0.0) == pytest.approx(1 / math.e)
+    assert second(2.5) == pytest.approx(math.e)
+
+
+def test_what_is_not_a_number_changes_nothing() -> None:
+    controller, other = RateController(1.0, 100), RateController(1.0, 100)
+    for bits, step in ((5.0, 0), (math.nan, 10), (math.inf, 11), (4.0, 20)):
+        factor = controller.update(bits, step)
+        expected = other.update(bits, step) if math.isfinite(bits) else 1.0
+        assert factor == expected
+
+
+def test_another_controller_goes_on_from_a_state() -> None:
+    measured = [(6.0, 0), (5.5, 10), (4.0, 20), (3.7, 30), (1.0, 80), (0.9, 99)]
+    controller, whole = RateController(1.0, 100), RateController(1.0, 100)
+    factors = [whole.update(*pair) for pair in measured]
+    found = [controller.update(*pair) for pair in measured[:3]]
+    resumed = RateController(1.0, 100)
+    resumed.load_state_dict(controller.state_dict())
+    assert found + [resumed.update(*pair) for pair in measured[3:]] == factors
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])
+def test_bad_target_is_named(target: float) -> None:
+    with pytest.raises(EgretError, match=rf"target: found {target} bits"):
+        RateController(target, 10)
+
+
+def test_bad_number_of_steps_is_named() -> None:
+    with pytest.raises(EgretError, match="steps: found 0, expected 1 or more"):
+        RateController(1.0, 0)
