@@ -1,9 +1,10 @@
 """Places and routes designs with nextpnr: cells and clock, for a component or for a board's part.
 
 A component is measured out of context, with a register before each of its inputs and behind each
-output, so that its paths from and to ports count like those inside. The registers are not
-counted. Where pads are placed too (iCE40, whose nextpnr places nothing without, and boards), the
-ports hang on two shift registers instead, so that any number of them fits the package.
+output, so that its paths from and to ports count like those inside. These registers are not
+counted, and do not move into block RAMs and multipliers as the design's own do on ECP5. Where pads
+are placed too (iCE40, whose nextpnr places nothing without, and boards), the ports hang on two
+shift registers instead, so that any number of them fits the package.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from egret.errors import EgretError
+from egret_hw.ecp5_registers import pack_registers
 from egret_hw.yowasp import run_yowasp, tool_version
 
 __all__ = [
@@ -99,7 +101,7 @@ class PlacedDesign:
         ECP5: LUT4 places, those of carry chains and LUT memories among them. iCE40: logic cells,
         a LUT4 and a flip-flop each, either of which may be unused.
     flip_flops : int
-        Registers' bits.
+        Registers' bits; on ECP5 without those that moved into block RAMs and multipliers.
     block_rams : int
         ECP5: 18 kbit each. iCE40: 4 kbit.
     multipliers : int
@@ -250,6 +252,13 @@ class _Flow:
         """Run Yosys."""
         run_yowasp("yosys", ["-q", "-p", script], self._folder, self.top)
 
+    def pack_registers(self, name: str) -> None:
+        """Move registers of a netlist that Yosys wrote."""
+        path = self._folder / name
+        netlist = json.loads(path.read_text(encoding="utf-8"))
+        pack_registers(netlist["modules"][self.top])
+        path.write_text(json.dumps(netlist), encoding="utf-8")
+
     def cells(self, name: str) -> dict[str, int]:
         """Read what `stat` wrote: cells by type."""
         stat = json.loads((self._folder / name).read_text(encoding="utf-8"))
@@ -331,10 +340,13 @@ def place(
         say(f"{top}: Yosys")
         command = "synth_ecp5" if is_ecp5 else "synth_ice40"
         command += " -nowidelut" if is_ecp5 and not wide_luts else ""
+        flow.yosys(f"read_verilog design.v; {command} -top {top} -json alone.json")
+        if is_ecp5:
+            # Before the harness is there: only the design's own registers may move.
+            flow.pack_registers("alone.json")
         flow.yosys(
-            f"read_verilog design.v; {command} -top {top} -json alone.json; "
-            "tee -q -o stat.json stat -json; "
-            f"read_verilog harness.v; hierarchy -check -top {_HARNESS}; proc; flatten; "
+            f"read_json alone.json; hierarchy -top {top}; tee -q -o stat.json stat -json; "
+            f"read_verilog harness.v; hierarchy -top {_HARNESS}; proc; flatten; "
             "opt_clean; write_json routed.json"
         )
         cells = flow.cells("stat.json")
