@@ -40,7 +40,7 @@ class Proof:
     make : callable
         Returns the bench.
     script : tuple of str
-        Commands for Yosys before the proof.
+        Commands for Yosys before the design is flattened.
     """
 
     module: str
@@ -96,9 +96,10 @@ def _project(proof: Proof, bench: Bench) -> str:
         "read -formal design.v",
         "hierarchy -top top",
         "proc",
-        "flatten",
-        *(["memory_map", "cd top", *taps, "cd .."] if taps else []),
         *proof.script,
+        "flatten",
+        "memory_map",
+        *(["cd top", *taps, "cd .."] if taps else []),
         "prep -top top",
         "[files]",
         "design.v",
