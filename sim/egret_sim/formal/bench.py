@@ -1,7 +1,7 @@
 """What a proof is made of: a component, free inputs, assumptions and assertions around it."""
 
 from amaranth.hdl import Assert, Assume, ClockDomain, Module, ShapeLike, Signal, Value
-from amaranth.lib.wiring import Component
+from amaranth.lib.wiring import Component, PureInterface
 
 __all__ = ["Bench"]
 
@@ -86,17 +86,17 @@ class Bench:
         self.m.d.comb += Value.cast(port).eq(signal)
         return signal
 
-    def offer(self, port: object, name: str) -> None:
+    def offer(self, port: PureInterface, name: str) -> None:
         """Feed an input stream with anything that keeps to a stream's contract."""
         valid = self.drive(port.valid, f"{name}_valid")
         payload = self.drive(port.payload, f"{name}_payload")
         self.assume(~self.past(valid & ~port.ready) | (valid & (payload == self.past(payload))))
 
-    def accept(self, port: object, name: str) -> None:
+    def accept(self, port: PureInterface, name: str) -> None:
         """Let an output stream be ready at any time."""
         self.drive(port.ready, f"{name}_ready")
 
-    def check_stable(self, port: object, excuse: Value) -> None:
+    def check_stable(self, port: PureInterface, excuse: Value) -> None:
         """Assert that valid holds, and the payload is stable, until ready.
 
         Parameters

@@ -14,7 +14,18 @@ __all__ = ["READER_PROOFS", "reader_bench"]
 _CYCLES = 4
 """In so many cycles it takes a word, while all that it may wait for is there."""
 _STATES = (
-    "Header Check Settle Abort Wipe Checked Body Payload CRC Report Halt Discard".split()
+    "Header",
+    "Check",
+    "Settle",
+    "Abort",
+    "Wipe",
+    "Checked",
+    "Body",
+    "Payload",
+    "CRC",
+    "Report",
+    "Halt",
+    "Discard",
 )
 """In the order in which they are numbered: as they are first named."""
 

@@ -1,9 +1,9 @@
-"""A parser as docs/format.md describes it, one bit after the other; it shares nothing with the RTL."""
+"""A parser as docs/format.md describes it, bit after bit; it shares nothing with the RTL."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from amaranth.hdl import Module, Signal, Value
+from amaranth.hdl import Const, Module, Signal, Value
 from amaranth.lib import data
 
 __all__ = ["SerialCode", "SerialState", "serial_start", "serial_step"]
@@ -56,7 +56,7 @@ def _begin(m: Module, code: SerialCode, state: data.View, run: Value) -> None:
     m.d.comb += [state.eq(0), state.run.eq(run), state.least.eq(1)]
     # With a single class there is no prefix.
     with m.If(~code.of(run, code.golomb) & (code.of(run, code.last) == 0)):
-        m.d.comb += [state.reading.eq(1), state.left.eq(code.size(run, 0))]
+        m.d.comb += [state.reading.eq(1), state.left.eq(code.size(run, Const(0, 5)))]
 
 
 def serial_start(m: Module, code: SerialCode, name: str) -> data.View:

@@ -30,7 +30,7 @@ class Proof:
     ----------
     module : str
         The component, with its parameters.
-    property : str
+    claim : str
         What is proved.
     method : str
         "induction": for runs of any length. "bound": for all runs of at most `depth` cycles from
@@ -44,7 +44,7 @@ class Proof:
     """
 
     module: str
-    property: str
+    claim: str
     method: str
     depth: int
     make: Callable[[], Bench]
