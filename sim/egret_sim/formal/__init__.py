@@ -1,0 +1,1 @@
+"""Formal proofs of the components, run by `make formal` (docs/verification.md)."""
