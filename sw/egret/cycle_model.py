@@ -23,7 +23,7 @@ FIELDS = (
     "loads",
     "keeps",
     "more",
-    "columns",
+    "load_beats",
     "bank",
     "result_beats",
 )
@@ -39,7 +39,7 @@ FIELDS = (
     _LOADS,
     _KEEPS,
     _MORE,
-    _COLUMNS,
+    _LOAD_BEATS,
     _BANK,
     _BEATS,
 ) = range(len(FIELDS))
@@ -53,7 +53,8 @@ _FINISHER = 8
 _SECTIONS = 4
 
 _HEAD, _CHECK, _CHECKED, _BODY, _PAY, _CRC = range(6)
-_WAIT, _SETTLING, _JUDGE, _FINISH = range(4)
+_WAIT, _SETTLING, _JUDGE = range(3)
+_IDLE, _FILL, _HOLD = range(3)
 _NOTHING, _TASK, _FLUSH = range(3)
 _MATRIX_STARTS, _CODE_ENTRIES = 1, 2
 
@@ -183,6 +184,7 @@ def run_cycles(
     logic_stages: Any,
     start_rows: Any,
     beat_parity: Any,
+    beat_last: Any,
     passes: Any,
     blocks: Any,
     block_tasks: Any,
@@ -211,6 +213,8 @@ def run_cycles(
         First row of each substream.
     beat_parity : ndarray of int64, shape (beats,)
         Parity of the matrix of each beat, counted over all matrices.
+    beat_last : ndarray of uint8, shape (beats,)
+        Whether each beat is its matrix's last one.
     passes : ndarray of uint8, shape (lanes, beats)
         Whether the block of each beat waits for the multiplier.
     blocks, block_tasks, block_ends : ndarray of int64, shape (lanes, blocks + 1)
@@ -256,23 +260,31 @@ def run_cycles(
     passed = np.zeros(2, np.int64)
     placed = np.zeros(2, np.int64)
     wanted = np.zeros(2, np.int64)
-    loading = np.zeros(2, np.int64)
-    loaded = np.zeros(2, np.int64)
-    loads = np.zeros(2, np.int64)
     keeps = np.zeros(2, np.int64)
     more = np.zeros(2, np.int64)
-    columns = np.zeros(2, np.int64)
+    needed = np.zeros(2, np.int64)
+    memory = np.zeros(2, np.int64)
     beats = np.zeros(2, np.int64)
     go = np.zeros(2, np.int64)
     code_bank = np.zeros(2, np.int64)
     row_bank = np.zeros(2, np.int64)
     matrix = np.zeros(2, np.int64)
+    memory_now = 0
     bank_now = 0
+    kept = 0
     tail = 0
     judge = _WAIT
     settle = 0
+    # Finisher: cycles left, and what it works on.
     finish_left = 0
-    load_left = 0
+    finish_keeps = 0
+    finish_bank = 0
+    # Activation loader: packets that come, those used, and beats of the present one.
+    loads = packets[packets[:, _LOADS] != 0, _LOAD_BEATS]
+    # It waits for the first packet, whose first beat it takes while the first word passes a buffer.
+    load_packet = 0
+    load_beats = 1 if loads.size else 0
+    loader = _HOLD if loads.size and loads[0] == 1 else _FILL
     # Row store: rows and banks in its first stages, and last sums on their way.
     next_rows = np.zeros((2, substreams), np.int64)
     store_rows = np.full((2, 2), -1, np.int64)
@@ -282,16 +294,17 @@ def run_cycles(
     node_valid = np.zeros(lanes + 1, np.int64)
     node_spare = np.zeros(lanes + 1, np.int64)
     node_sums = np.zeros((lanes + 1, 2, 3), np.int64)
-    prefer = np.zeros(lanes, np.int64)
+    turns = np.zeros(lanes, np.int64)
     leaves = np.zeros(lanes + 1, np.int64)
     from_lane = np.zeros(lanes, np.int64)
     # Lanes: queue of beats, front, queue of blocks, extractor, positioner, products, sum.
-    depth = slots + 1 + _COLLECTOR
+    ring = slots + 1
+    depth = ring + 1 + _COLLECTOR
     in_level = np.zeros(lanes, np.int64)
     in_valid = np.zeros(lanes, np.int64)
     in_beat = np.zeros(lanes, np.int64)
-    turn = np.zeros(lanes, np.int64)
-    parser_turn = np.zeros(lanes, np.int64)
+    amid = np.zeros(lanes, np.int64)
+    # 1 for a block that is not seen behind, 2 for one that is.
     pipe = np.zeros((lanes, depth), np.int64)
     block_level = np.zeros(lanes, np.int64)
     block_valid = np.zeros(lanes, np.int64)
@@ -309,7 +322,7 @@ def run_cycles(
     full = np.zeros(lanes, np.int64)
     sums = np.zeros((lanes, 3), np.int64)
     cycles = 0
-    while packet < count or busy[0] or busy[1]:
+    while packet < count or busy[0] or busy[1] or finish_left > 0:
         cycles += 1
         for stage in range(4, 0, -1):
             starts[stage] = starts[stage - 1]
@@ -331,7 +344,7 @@ def run_cycles(
         leaves[0] = store_takes
         for lane in range(lanes):
             room = not node_spare[lane]
-            mine = full[lane] and (prefer[lane] or not node_valid[lane + 1])
+            mine = full[lane] and (turns[lane] == 0 or not node_valid[lane + 1])
             from_lane[lane] = mine and room
             leaves[lane + 1] = node_valid[lane + 1] and room and not mine
         all_ready = True
@@ -362,8 +375,10 @@ def run_cycles(
         # Read-out, from the row store on.
         for lane in range(lanes):
             comes = from_lane[lane] or leaves[lane + 1]
-            if comes:
-                prefer[lane] = leaves[lane + 1]
+            if from_lane[lane]:
+                turns[lane] = lanes - 1 - lane
+            elif comes and turns[lane] > 0:
+                turns[lane] -= 1
             if not node_valid[lane] or leaves[lane]:
                 if node_spare[lane]:
                     node_sums[lane, 0] = node_sums[lane, 1]
@@ -434,7 +449,7 @@ def run_cycles(
             # What the queue of blocks saw before this cycle's changes.
             level = block_level[lane] + (block_valid[lane] if block_depth == 2 else 0)
             front = level < block_depth
-            arrives = front and pipe[lane, depth - 1]
+            arrives = front and pipe[lane, depth - 1] > 1
             if block_moves:
                 place = block_next[lane]
                 block_next[lane] += 1
@@ -454,17 +469,20 @@ def run_cycles(
                     block_valid[lane] = 1
                     arrives = 0
             block_level[lane] += arrives
-            # The front.
-            beat_taken = (
-                front and in_valid[lane] and (slots == 1 or parser_turn[lane] == turn[lane])
-            )
+            # The front: a ring that stands still amid a matrix while no bits come, then stages.
+            beat_taken = front and in_valid[lane]
             if front:
-                for stage in range(depth - 1, 0, -1):
+                for stage in range(depth - 1, ring, -1):
                     pipe[lane, stage] = pipe[lane, stage - 1]
-                pipe[lane, 0] = passes[lane, in_beat[lane]] if beat_taken else 0
-                parser_turn[lane] = (parser_turn[lane] + 1) % slots
+                pipe[lane, ring] = pipe[lane, ring - 1]
+                if slots == 1 or pipe[lane, 0] or not amid[lane]:
+                    for stage in range(ring - 1, 0, -1):
+                        pipe[lane, stage] = pipe[lane, stage - 1]
+                else:
+                    pipe[lane, ring - 1] = 0
+                pipe[lane, 0] = 1 + passes[lane, in_beat[lane]] if beat_taken else 0
             if beat_taken:
-                turn[lane] = (turn[lane] + 1) % slots
+                amid[lane] = not beat_last[in_beat[lane]]
                 in_beat[lane] += 1
             moves = beat_moves
             if not in_valid[lane] or beat_taken:
@@ -478,59 +496,65 @@ def run_cycles(
             in_level[lane] += moves
 
         # Tracker.
+        finishing = finish_left > 0
         retires = False
+        begins = False
         if judge == _WAIT:
             settle = 0
-            if (
-                busy[tail]
-                and passed[tail]
-                and ended[tail] == substreams
-                and (loaded[tail] or not loads[tail])
-            ):
+            if busy[tail] and passed[tail] and ended[tail] == substreams and not wanted[tail]:
                 judge = _SETTLING
         elif judge == _SETTLING:
             settle += 1
             if settle > _SETTLE:
                 judge = _JUDGE
-        elif judge == _JUDGE:
-            if more[tail]:
-                retires = True
-                judge = _WAIT
-            else:
-                finish_left = beats[tail] + _FINISHER
-                judge = _FINISH
-        else:
-            finish_left -= 1
-            if finish_left == 0:
-                retires = True
-                judge = _WAIT
-        loads_now = -1
+        elif more[tail] or not finishing:
+            retires = True
+            begins = not more[tail]
+            judge = _WAIT
+        load_memory = 1 - memory_now
+        if wanted[tail]:
+            load_memory = memory[tail]
+        elif wanted[1 - tail]:
+            load_memory = memory[1 - tail]
+        any_wanted = wanted[0] or wanted[1]
+        allow = any_wanted or not ((busy[0] and keeps[0]) or (busy[1] and keeps[1]) or kept)
+        allow = allow and not (finishing and finish_keeps)
+        release = False
+        owner = -1
         for parity in range(2):
-            first_one = tail == parity or not keeps[1 - parity]
-            go[parity] = (
-                busy[parity] and placed[parity] and (loaded[parity] if loads[parity] else first_one)
+            if busy[parity] and not wanted[parity] and memory[parity] == load_memory:
+                allow = False
+            waits = (tail != parity and keeps[1 - parity]) or (
+                finishing and (finish_keeps or finish_bank == row_bank[parity])
             )
+            go[parity] = busy[parity] and placed[parity] and not wanted[parity] and not waits
             if (
-                busy[parity]
-                and wanted[parity]
-                and first_one
-                and load_left <= 1
-                and not loading[0]
-                and not loading[1]
+                wanted[parity]
                 and (tail == parity or not wanted[1 - parity])
+                and loader == _HOLD
+                and load_beats == needed[parity]
             ):
-                loads_now = parity
-        if load_left > 0:
-            load_left -= 1
-            if load_left == 0:
-                for parity in range(2):
-                    if loading[parity]:
-                        loading[parity] = 0
-                        loaded[parity] = 1
-        if loads_now >= 0:
-            wanted[loads_now] = 0
-            loading[loads_now] = 1
-            load_left = columns[loads_now] + 1
+                owner = parity
+                release = True
+        if release:
+            wanted[owner] = 0
+        if loader == _IDLE:
+            if allow and load_packet < loads.size:
+                loader = _FILL
+        elif loader == _FILL:
+            load_beats += 1
+            if load_beats == loads[load_packet]:
+                loader = _HOLD
+        elif release:
+            loader = _IDLE
+            load_beats = 0
+            load_packet += 1
+        if finishing:
+            finish_left -= 1
+        if begins:
+            finish_left = beats[tail] + _FINISHER
+            finish_keeps = keeps[tail]
+            finish_bank = row_bank[tail]
         if starts[4, 0] >= 0 and starts[4, 1] == substreams - 1:
             placed[starts[4, 0]] = 1
         if ended_parity >= 0:
@@ -628,11 +652,13 @@ def run_cycles(
                             sections[section_count, 2] = _MATRIX_STARTS
                             sections[section_count, 3] = head | matrices << 1
                             busy[head] = 1
-                            passed[head] = placed[head] = loaded[head] = 0
-                            wanted[head] = loads[head] = packets[packet, _LOADS]
-                            keeps[head] = packets[packet, _KEEPS]
+                            passed[head] = placed[head] = 0
+                            wanted[head] = packets[packet, _LOADS]
+                            keeps[head] = kept = packets[packet, _KEEPS]
                             more[head] = packets[packet, _MORE]
-                            columns[head] = packets[packet, _COLUMNS]
+                            needed[head] = packets[packet, _LOAD_BEATS]
+                            memory[head] = memory_now ^ packets[packet, _LOADS]
+                            memory_now = memory[head] ^ keeps[head]
                             beats[head] = packets[packet, _BEATS]
                             code_bank[head] = packets[packet, _BANK]
                             row_bank[head] = bank_now

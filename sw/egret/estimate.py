@@ -4,14 +4,18 @@
 the cycles as the hardware's own counter does. The streams are taken not to pause.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from egret.code_search import Codes
+from egret.container import CodedRecord, read_container
 from egret.cycle_model import FIELDS, decode_substream, run_cycles
-from egret.image import HardwareImage, MatrixPacket, Packet
+from egret.errors import CapacityError, EgretError
+from egret.image import HardwareImage, MatrixPacket, Packet, build_image, build_matrices
 from egret.image_format import (
     CLASSES,
     CODE_FIELDS,
@@ -24,9 +28,10 @@ from egret.image_format import (
     Field,
     PacketKind,
 )
+from egret.network import IntegerNetwork
 from egret.params import BIAS_BITS, AcceleratorParams
 
-__all__ = ["Estimate", "MatrixEstimate", "estimate"]
+__all__ = ["Estimate", "MatrixEstimate", "estimate", "file_image", "file_weights"]
 
 _WIDE_BITS = 32
 
@@ -129,6 +134,7 @@ class _Work:
         self.codes: dict[int, _Tables] = {}
         self.start_rows: list[NDArray[np.int64]] = []
         self.parities: list[NDArray[np.int64]] = []
+        self.lasts: list[NDArray[np.uint8]] = []
         self.passes: list[NDArray[np.uint8]] = []
         self.tasks: list[NDArray[np.int64]] = []
         self.ends: list[list[NDArray[np.int64]]] = []
@@ -169,7 +175,7 @@ class _Work:
             "loads": fields["load_activations"],
             "keeps": fields["keep_activations"],
             "more": fields["more"],
-            "columns": fields["columns"],
+            "load_beats": -(-fields["columns"] // params.activation_columns),
             "bank": fields["code_bank"],
             "result_beats": fields["rows"] * params.batch * walks,
         }
@@ -229,6 +235,9 @@ class _Work:
         self.tasks.append(lane_tasks.transpose(0, 2, 1).reshape(params.lanes, -1))
         parity = (len(self.parities)) % 2
         self.parities.append(np.full(groups * slots, parity, np.int64))
+        last = np.zeros(groups * slots, np.uint8)
+        last[-1] = 1
+        self.lasts.append(last)
 
     def run(self) -> tuple[int, NDArray[np.int64]]:
         """Return the cycles of all packets, and when each matrix ended."""
@@ -265,6 +274,7 @@ class _Work:
             2 if has_tables else 1,
             np.stack(self.start_rows),
             np.concatenate(self.parities),
+            np.concatenate(self.lasts),
             passes,
             blocks,
             block_tasks,
@@ -327,3 +337,66 @@ def estimate(image: HardwareImage, *, passes: int = 1) -> Estimate:
 
 def _roof(matrix: MatrixPacket, params: AcceleratorParams) -> float:
     return max(matrix.code_bits / params.bus_bits, matrix.multiplied / params.lanes)
+
+
+def file_weights(path: str | Path) -> IntegerNetwork | dict[str, NDArray[np.int32]]:
+    """Read what an accelerator is to multiply from a packed file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A `.egret` container.
+
+    Returns
+    -------
+    IntegerNetwork, or dict of str to ndarray of int32, shape (rows, columns)
+        The network where the file holds one. Else its coded tensors of two or more axes: the first
+        axis are the rows, the others together the columns.
+
+    Raises
+    ------
+    FormatError
+        The file is none, or is damaged.
+    EgretError
+        It cannot be read, or holds no such tensor.
+    """
+    container = read_container(path)
+    if container.network is not None:
+        return IntegerNetwork.load(path)
+    matrices = {}
+    for name in container.names:
+        record = container.record(name)
+        if isinstance(record, CodedRecord) and len(record.shape) > 1 and 0 not in record.shape:
+            values = container.quantized(name).values
+            matrices[name] = values.reshape(len(values), -1)
+    if not matrices:
+        raise EgretError(f"{path}: found no coded tensor of two or more axes, expected one")
+    return matrices
+
+
+def file_image(
+    path: str | Path, params: AcceleratorParams, *, codes: str | Sequence[str] | Codes = "auto"
+) -> HardwareImage:
+    """Make the hardware image of a packed file, with or without a network.
+
+    Parameters
+    ----------
+    path : str or Path
+        A `.egret` container.
+    params : AcceleratorParams
+        The accelerator.
+    codes : str, sequence of str, or Codes
+        Codes to choose from, as in `egret.packing.pack`.
+
+    Raises
+    ------
+    EgretError
+        As of `file_weights`, `build_image` and `build_matrices`; the message names the file.
+    """
+    weights = file_weights(path)
+    try:
+        if isinstance(weights, IntegerNetwork):
+            return build_image(weights, params, codes=codes)
+        return build_matrices(weights, params, codes=codes)
+    except CapacityError as error:
+        raise CapacityError(f"{path}: layer {error}") from error
