@@ -15,6 +15,7 @@ __all__ = ["FIELDS", "decode_substream", "run_cycles"]
 FIELDS = (
     "is_matrix",
     "is_code",
+    "is_bias",
     "header_words",
     "section_entries",
     "section_words",
@@ -31,6 +32,7 @@ FIELDS = (
 (
     _IS_MATRIX,
     _IS_CODE,
+    _IS_BIAS,
     _HEADER,
     _ENTRIES,
     _SECTION,
@@ -44,13 +46,35 @@ FIELDS = (
     _BEATS,
 ) = range(len(FIELDS))
 
-# Stages of the hardware, in cycles.
+# Latencies of the hardware's components, in cycles: the registers on the way, as the components'
+# own docstrings tell them. tests/test_estimate.py measures them, all together: with one lane, a
+# component whose latency is not that of below makes every matrix wrong by the difference.
+_PARSER = 2
+"""`parser`, `microcode`: from a beat to its marks, besides one for each slot."""
 _COLLECTOR = 4
-_PRODUCTS = 5
-_WRITER = 1029
+"""`collector`: from marks to a block."""
+_OPENING = 1
+"""`positioner`: from a matrix's first task that waits and may go on, until it is taken."""
+_POSITIONER = 2
+"""`positioner`: from a task to the operation."""
+_MAC = 5
+"""`mac`: from an operation to the sum beside the register that offers it."""
+_ROW_STORE = 3
+"""`row_store`: from a sum that is taken until it is stored."""
+_DEALER = 2
+"""`dealer`: from an entry's turn to its write."""
+_BROADCAST = 1
+"""`accelerator`: from the dealer's writes to those in the lanes."""
+_PLACED = 1
+"""`accelerator`: from the last start in the lanes to the tracker."""
 _SETTLE = 3
+"""`tracker`: from the last sum until errors are looked at, but for the first cycle."""
 _FINISHER = 8
+"""`finisher`: what a job takes besides its beats."""
+_WRITER = 1029
+"""`microcode`: what its writer takes."""
 _SECTIONS = 4
+"""`dealer`: sections that may wait."""
 
 _HEAD, _CHECK, _CHECKED, _BODY, _PAY, _CRC = range(6)
 _WAIT, _SETTLING, _JUDGE = range(3)
@@ -181,7 +205,6 @@ def run_cycles(
     word_depth: Any,
     beats_per_word: Any,
     microcode: Any,
-    logic_stages: Any,
     start_rows: Any,
     beat_parity: Any,
     beat_last: Any,
@@ -207,8 +230,6 @@ def run_cycles(
         Beats in a bus word.
     microcode : bool
         Codes are made into microcode.
-    logic_stages : int
-        Stages of the positioner before the positions: 1, or 2 with runs or tables.
     start_rows : ndarray of int64, shape (matrices, lanes * slots)
         First row of each substream.
     beat_parity : ndarray of int64, shape (beats,)
@@ -246,8 +267,10 @@ def run_cycles(
     fifo_out = False
     entry = 0
     number = 0
-    starts = np.full((5, 3), -1, np.int64)
-    code_ends = np.zeros(3, np.int64)
+    in_lanes = _DEALER + _BROADCAST
+    in_tracker = in_lanes + _PLACED
+    starts = np.full((in_tracker + 1, 3), -1, np.int64)
+    code_ends = np.zeros(_DEALER + 1, np.int64)
     codes = 0
     was_coding = False
     writer = 0
@@ -287,8 +310,8 @@ def run_cycles(
     loader = _HOLD if loads.size and loads[0] == 1 else _FILL
     # Row store: rows and banks in its first stages, and last sums on their way.
     next_rows = np.zeros((2, substreams), np.int64)
-    store_rows = np.full((2, 2), -1, np.int64)
-    store_lasts = np.full(3, -1, np.int64)
+    store_rows = np.full((_ROW_STORE - 1, 2), -1, np.int64)
+    store_lasts = np.full(_ROW_STORE, -1, np.int64)
     ended = np.zeros(2, np.int64)
     # Read-out: each link's sum and spare one, of parity, substream and whether it is the last.
     node_valid = np.zeros(lanes + 1, np.int64)
@@ -299,7 +322,7 @@ def run_cycles(
     from_lane = np.zeros(lanes, np.int64)
     # Lanes: queue of beats, front, queue of blocks, extractor, positioner, products, sum.
     ring = slots + 1
-    depth = ring + 1 + _COLLECTOR
+    depth = slots + _PARSER + _COLLECTOR
     in_level = np.zeros(lanes, np.int64)
     in_valid = np.zeros(lanes, np.int64)
     in_beat = np.zeros(lanes, np.int64)
@@ -309,36 +332,37 @@ def run_cycles(
     block_level = np.zeros(lanes, np.int64)
     block_valid = np.zeros(lanes, np.int64)
     block_next = np.zeros(lanes, np.int64)
+    taken = np.zeros(lanes, np.int64)
     held = np.zeros(lanes, np.int64)
     task = np.zeros(lanes, np.int64)
-    task_stop = np.zeros(lanes, np.int64)
     task_of = np.zeros((lanes, 2), np.int64)
     lane_loading = np.ones(lanes, np.int64)
     lane_placed = np.zeros(lanes, np.int64)
     load_slot = np.zeros(lanes, np.int64)
+    opening = np.full(lanes, _OPENING, np.int64)
     # Kind, rows that end before, parity, slot; the last stage is at work.
-    staged = np.zeros((lanes, 3, 4), np.int64)
-    products = np.full((lanes, _PRODUCTS, 3), -1, np.int64)
+    staged = np.zeros((lanes, _POSITIONER, 4), np.int64)
+    products = np.full((lanes, _MAC, 3), -1, np.int64)
     full = np.zeros(lanes, np.int64)
     sums = np.zeros((lanes, 3), np.int64)
     cycles = 0
     while packet < count or busy[0] or busy[1] or finish_left > 0:
         cycles += 1
-        for stage in range(4, 0, -1):
+        for stage in range(in_tracker, 0, -1):
             starts[stage] = starts[stage - 1]
         starts[0] = -1
-        for stage in range(2, 0, -1):
+        for stage in range(_DEALER, 0, -1):
             code_ends[stage] = code_ends[stage - 1]
         code_ends[0] = 0
 
         # What moves in this cycle, seen from registers.
         store_takes = False
         row, bank = -1, -1
-        if node_valid[0] and starts[2, 0] < 0:
+        if node_valid[0] and starts[_DEALER, 0] < 0:
             parity, substream = node_sums[0, 0, 0], node_sums[0, 0, 1]
             row, bank = next_rows[parity, substream], row_bank[parity]
             store_takes = True
-            for stage in range(2):
+            for stage in range(_ROW_STORE - 1):
                 if store_rows[stage, 0] == row and store_rows[stage, 1] == bank:
                     store_takes = False
         leaves[0] = store_takes
@@ -356,14 +380,15 @@ def run_cycles(
         gear_ready = gear_left == 0 or (gear_left == 1 and all_ready)
 
         # Row store.
-        if starts[2, 0] >= 0:
-            place = starts[2, 1]
-            next_rows[starts[2, 0], place] = start_rows[starts[2, 2], place]
-        ended_parity = store_lasts[2]
-        store_lasts[2] = store_lasts[1]
-        store_lasts[1] = store_lasts[0]
+        if starts[_DEALER, 0] >= 0:
+            place = starts[_DEALER, 1]
+            next_rows[starts[_DEALER, 0], place] = start_rows[starts[_DEALER, 2], place]
+        ended_parity = store_lasts[_ROW_STORE - 1]
+        for stage in range(_ROW_STORE - 1, 0, -1):
+            store_lasts[stage] = store_lasts[stage - 1]
         store_lasts[0] = -1
-        store_rows[1] = store_rows[0]
+        for stage in range(_ROW_STORE - 2, 0, -1):
+            store_rows[stage] = store_rows[stage - 1]
         store_rows[0] = -1
         if store_takes:
             next_rows[node_sums[0, 0, 0], node_sums[0, 0, 1]] += 1
@@ -396,42 +421,43 @@ def run_cycles(
 
         # Lanes, from the back.
         for lane in range(lanes):
-            ends_row = products[lane, _PRODUCTS - 1, 0] >= 0
+            ends_row = products[lane, _MAC - 1, 0] >= 0
             enable = not (ends_row and full[lane])
-            emitting = staged[lane, 2, 1] > 0
+            emitting = staged[lane, _POSITIONER - 1, 1] > 0
             advance = enable and not emitting
-            comes = held[lane] and advance and not lane_loading[lane] and go[task_of[lane, 0]]
+            comes = held[lane] and advance and opening[lane] == 0
             flushes = comes and ends[task[lane]] < 0
             load = lane_loading[lane] and lane_placed[lane] and advance
             if ends_row and not full[lane]:
                 full[lane] = 1
-                sums[lane] = products[lane, _PRODUCTS - 1]
+                sums[lane] = products[lane, _MAC - 1]
             elif from_lane[lane]:
                 full[lane] = 0
             if enable:
-                for stage in range(_PRODUCTS - 1, 0, -1):
+                for stage in range(_MAC - 1, 0, -1):
                     products[lane, stage] = products[lane, stage - 1]
                 products[lane, 0] = -1
-                if emitting or staged[lane, 2, 0] == _FLUSH:
-                    products[lane, 0, 0] = staged[lane, 2, 2]
-                    products[lane, 0, 1] = lane * slots + staged[lane, 2, 3]
+                if emitting or staged[lane, _POSITIONER - 1, 0] == _FLUSH:
+                    products[lane, 0, 0] = staged[lane, _POSITIONER - 1, 2]
+                    products[lane, 0, 1] = lane * slots + staged[lane, _POSITIONER - 1, 3]
                     products[lane, 0, 2] = not emitting
                 if emitting:
-                    staged[lane, 2, 1] -= 1
+                    staged[lane, _POSITIONER - 1, 1] -= 1
             if advance:
-                staged[lane, 2] = staged[lane, 1]
-                first = 0 if logic_stages > 1 else 1
-                if logic_stages > 1:
-                    staged[lane, 1] = staged[lane, 0]
-                staged[lane, first, 0] = _NOTHING
-                staged[lane, first, 1] = 0
+                for stage in range(_POSITIONER - 1, 0, -1):
+                    staged[lane, stage] = staged[lane, stage - 1]
+                staged[lane, 0, 0] = _NOTHING
+                staged[lane, 0, 1] = 0
                 if comes:
-                    staged[lane, first, 0] = _FLUSH if flushes else _TASK
-                    staged[lane, first, 1] = 0 if flushes else ends[task[lane]]
-                    staged[lane, first, 2] = task_of[lane, 0]
-                    staged[lane, first, 3] = task_of[lane, 1]
+                    staged[lane, 0, 0] = _FLUSH if flushes else _TASK
+                    staged[lane, 0, 1] = 0 if flushes else ends[task[lane]]
+                    staged[lane, 0, 2] = task_of[lane, 0]
+                    staged[lane, 0, 3] = task_of[lane, 1]
+                may_open = held[lane] and not lane_loading[lane] and go[task_of[lane, 0]]
+                if may_open and opening[lane] > 0:
+                    opening[lane] -= 1
             # Starts are placed in order, those of a lane after each other.
-            if starts[3, 0] >= 0 and starts[3, 1] == lane * slots + slots - 1:
+            if starts[in_lanes, 0] >= 0 and starts[in_lanes, 1] == lane * slots + slots - 1:
                 lane_placed[lane] = 1
             if load:
                 load_slot[lane] += 1
@@ -441,25 +467,25 @@ def run_cycles(
                     lane_placed[lane] = 0
             if flushes and task_of[lane, 1] == slots - 1:
                 lane_loading[lane] = 1
-            if comes:
-                task[lane] += 1
-            block_moves = block_valid[lane] and (
-                not held[lane] or (comes and task[lane] == task_stop[lane])
-            )
+                opening[lane] = _OPENING
+            # The extractor: a block stays in its queue until its last task is taken.
+            block_moves = False
+            if not held[lane] or comes:
+                held[lane] = block_valid[lane]
+                if block_valid[lane]:
+                    place = block_next[lane]
+                    task[lane] = ends_first[lane] + block_ends[lane, place] + taken[lane]
+                    task_of[lane, 0] = beat_parity[blocks[lane, place]]
+                    task_of[lane, 1] = blocks[lane, place] % slots
+                    taken[lane] += 1
+                    block_moves = taken[lane] == block_tasks[lane, place]
             # What the queue of blocks saw before this cycle's changes.
             level = block_level[lane] + (block_valid[lane] if block_depth == 2 else 0)
             front = level < block_depth
             arrives = front and pipe[lane, depth - 1] > 1
             if block_moves:
-                place = block_next[lane]
                 block_next[lane] += 1
-                held[lane] = 1
-                task[lane] = ends_first[lane] + block_ends[lane, place]
-                task_stop[lane] = task[lane] + block_tasks[lane, place]
-                task_of[lane, 0] = beat_parity[blocks[lane, place]]
-                task_of[lane, 1] = blocks[lane, place] % slots
-            elif comes and task[lane] == task_stop[lane]:
-                held[lane] = 0
+                taken[lane] = 0
             if not block_valid[lane] or block_moves:
                 block_valid[lane] = 0
                 if block_level[lane] > 0:
@@ -472,9 +498,8 @@ def run_cycles(
             # The front: a ring that stands still amid a matrix while no bits come, then stages.
             beat_taken = front and in_valid[lane]
             if front:
-                for stage in range(depth - 1, ring, -1):
+                for stage in range(depth - 1, ring - 1, -1):
                     pipe[lane, stage] = pipe[lane, stage - 1]
-                pipe[lane, ring] = pipe[lane, ring - 1]
                 if slots == 1 or pipe[lane, 0] or not amid[lane]:
                     for stage in range(ring - 1, 0, -1):
                         pipe[lane, stage] = pipe[lane, stage - 1]
@@ -555,8 +580,8 @@ def run_cycles(
             finish_left = beats[tail] + _FINISHER
             finish_keeps = keeps[tail]
             finish_bank = row_bank[tail]
-        if starts[4, 0] >= 0 and starts[4, 1] == substreams - 1:
-            placed[starts[4, 0]] = 1
+        if starts[in_tracker, 0] >= 0 and starts[in_tracker, 1] == substreams - 1:
+            placed[starts[in_tracker, 0]] = 1
         if ended_parity >= 0:
             ended[ended_parity] += 1
         may_allocate = not busy[head]
@@ -608,7 +633,7 @@ def run_cycles(
             elif writer > 0:
                 writer -= 1
         was_coding = codes > 0
-        if code_ends[2]:
+        if code_ends[_DEALER]:
             codes -= 1
 
         # Reader and gearbox.
@@ -638,6 +663,8 @@ def run_cycles(
                 if state == _CHECKED and section_room:
                     if packets[packet, _IS_MATRIX]:
                         bank_free = may_allocate
+                    elif packets[packet, _IS_BIAS]:
+                        bank_free = not finishing
                     elif packets[packet, _IS_CODE]:
                         bank_free = not coding and not banks_used[packets[packet, _BANK]]
                     if bank_free:

@@ -147,7 +147,9 @@ class _Work:
             self._add_matrix(packet)
             return
         row = dict.fromkeys(FIELDS, 0)
-        entry_bits = BIAS_BITS if packet.kind is PacketKind.BIAS else ENTRY_BITS
+        is_bias = packet.kind is PacketKind.BIAS
+        entry_bits = BIAS_BITS if is_bias else ENTRY_BITS
+        row["is_bias"] = is_bias
         row["header_words"] = -(-HEADER_BYTES // word)
         row["section_entries"] = _fields(packet.data, LOAD_FIELDS, HEADER_BYTES)["count"]
         if packet.kind is PacketKind.CODE:
@@ -216,7 +218,7 @@ class _Work:
                 code.dense,
                 columns[number],
                 fields["columns"],
-                1 << params.suffix_limit,
+                1 << (params.number_bits - 1),
                 passes[number],
                 tasks[number],
                 found,
@@ -259,7 +261,6 @@ class _Work:
             own = [each[lane] for each in self.ends]
             ends += own
             total += sum(part.size for part in own)
-        has_tables = "eg-run" in params.codes or "eg-table" in params.codes
         word_depth = max(32, params.map_depth // (params.bus_bits // ENTRY_BITS))
         retired = np.zeros(len(self.parities), np.int64)
         cycles = run_cycles(
@@ -271,7 +272,6 @@ class _Work:
             word_depth,
             params.beats_per_word,
             params.parser == "microcode",
-            2 if has_tables else 1,
             np.stack(self.start_rows),
             np.concatenate(self.parities),
             np.concatenate(self.lasts),
