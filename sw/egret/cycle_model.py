@@ -25,6 +25,7 @@ FIELDS = (
     "keeps",
     "more",
     "load_beats",
+    "rows",
     "bank",
     "result_beats",
 )
@@ -42,6 +43,7 @@ FIELDS = (
     _KEEPS,
     _MORE,
     _LOAD_BEATS,
+    _ROWS,
     _BANK,
     _BEATS,
 ) = range(len(FIELDS))
@@ -287,6 +289,7 @@ def run_cycles(
     more = np.zeros(2, np.int64)
     needed = np.zeros(2, np.int64)
     memory = np.zeros(2, np.int64)
+    rows_of = np.zeros(2, np.int64)
     beats = np.zeros(2, np.int64)
     go = np.zeros(2, np.int64)
     code_bank = np.zeros(2, np.int64)
@@ -357,7 +360,7 @@ def run_cycles(
 
         # What moves in this cycle, seen from registers.
         store_takes = False
-        row, bank = -1, -1
+        row, bank, parity, substream = -1, -1, -1, -1
         if node_valid[0] and starts[_DEALER, 0] < 0:
             parity, substream = node_sums[0, 0, 0], node_sums[0, 0, 1]
             row, bank = next_rows[parity, substream], row_bank[parity]
@@ -391,7 +394,9 @@ def run_cycles(
             store_rows[stage] = store_rows[stage - 1]
         store_rows[0] = -1
         if store_takes:
-            next_rows[node_sums[0, 0, 0], node_sums[0, 0, 1]] += 1
+            # Fillers may go beyond the matrix, where there is one row for all that comes.
+            if row < rows_of[parity]:
+                next_rows[parity, substream] = row + 1
             store_rows[0, 0] = row
             store_rows[0, 1] = bank
             if node_sums[0, 0, 2]:
@@ -686,6 +691,7 @@ def run_cycles(
                             needed[head] = packets[packet, _LOAD_BEATS]
                             memory[head] = memory_now ^ packets[packet, _LOADS]
                             memory_now = memory[head] ^ keeps[head]
+                            rows_of[head] = packets[packet, _ROWS]
                             beats[head] = packets[packet, _BEATS]
                             code_bank[head] = packets[packet, _BANK]
                             row_bank[head] = bank_now

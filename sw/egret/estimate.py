@@ -178,6 +178,7 @@ class _Work:
             "keeps": fields["keep_activations"],
             "more": fields["more"],
             "load_beats": -(-fields["columns"] // params.activation_columns),
+            "rows": fields["rows"],
             "bank": fields["code_bank"],
             "result_beats": fields["rows"] * params.batch * walks,
         }
