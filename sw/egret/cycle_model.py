@@ -585,11 +585,11 @@ def run_cycles(
             finish_left = beats[tail] + _FINISHER
             finish_keeps = keeps[tail]
             finish_bank = row_bank[tail]
+        may_allocate = not busy[head] and (placed[1 - head] or not busy[1 - head])
         if starts[in_tracker, 0] >= 0 and starts[in_tracker, 1] == substreams - 1:
             placed[starts[in_tracker, 0]] = 1
         if ended_parity >= 0:
             ended[ended_parity] += 1
-        may_allocate = not busy[head]
         bank_free = True
         banks_used[:] = 0
         for parity in range(2):
