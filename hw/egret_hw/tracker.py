@@ -152,9 +152,7 @@ class MatrixTracker(wiring.Component):
             self.parity.eq(head),
             # The starts of the one before must be placed: the lanes take the newest one's settings
             # when its starts come, the last lane some cycles later than the first.
-            self.may_allocate.eq(
-                ~busy.bit_select(head, 1) & (placed | ~busy).bit_select(~head, 1)
-            ),
+            self.may_allocate.eq(~busy.bit_select(head, 1) & (placed | ~busy).bit_select(~head, 1)),
             self.in_flight.eq(busy[0] + busy[1]),
             memory.eq(memory_now ^ header.load_activations),
         ]

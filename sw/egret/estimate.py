@@ -15,7 +15,7 @@ from egret.code_search import Codes
 from egret.container import CodedRecord, read_container
 from egret.cycle_model import FIELDS, decode_substream, run_cycles
 from egret.errors import CapacityError, EgretError
-from egret.image import HardwareImage, MatrixPacket, Packet, build_image, build_matrices
+from egret.image import HardwareImage, Packet, build_image, build_matrices
 from egret.image_format import (
     CLASSES,
     CODE_FIELDS,
@@ -38,22 +38,67 @@ _WIDE_BITS = 32
 
 @dataclass(frozen=True)
 class MatrixEstimate:
-    """A matrix's share of an estimate.
+    """A matrix's share of an estimate, or a layer's of all its matrices and passes.
 
     Parameters
     ----------
+    params : AcceleratorParams
+        The accelerator.
     name : str
         Name of the layer.
     cycles : int
-        Cycles from the end of the matrix before, or from the start, to its own end.
-    roof : float
-        Cycles below which it cannot be: code bits at the rate of the bus, or multiplications
-        spread over all lanes, whichever are more.
+        Cycles from the end of the matrix before, or from the start, to its own end. What overlaps
+        counts for the earlier one, so that a later one may show fewer than it keeps the bus busy.
+    code_bits : int
+        Bits of its codewords.
+    multiplied : int
+        Its weights that are multiplied.
+    row_cycles : int
+        Cycles that its rows need at one a cycle: parts of rows from the lanes, or results,
+        whichever are more.
     """
 
+    params: AcceleratorParams
     name: str
     cycles: int
-    roof: float
+    code_bits: int
+    multiplied: int
+    row_cycles: int
+
+    @property
+    def bus_cycles(self) -> float:
+        """Cycles that the codewords need at the rate of the bus."""
+        return self.code_bits / self.params.bus_bits
+
+    @property
+    def multiplier_cycles(self) -> float:
+        """Cycles that the multiplications need, spread over all lanes."""
+        return self.multiplied / self.params.lanes
+
+    @property
+    def roof(self) -> float:
+        """Cycles below which it cannot be: of the bus or the multipliers, whichever are more."""
+        return max(self.bus_cycles, self.multiplier_cycles)
+
+    @property
+    def bound(self) -> str:
+        """What it needs most cycles of: "bus", "multipliers" or "rows"."""
+        needs = {
+            "bus": self.bus_cycles,
+            "multipliers": self.multiplier_cycles,
+            "rows": float(self.row_cycles),
+        }
+        return max(needs, key=lambda name: needs[name])
+
+    @property
+    def bus_use(self) -> float:
+        """Share of its cycles that its codewords keep the bus busy."""
+        return self.bus_cycles / self.cycles
+
+    @property
+    def multiplier_use(self) -> float:
+        """Share of its cycles in which a lane multiplies, of all lanes."""
+        return self.multiplier_cycles / self.cycles
 
 
 @dataclass(frozen=True)
@@ -82,6 +127,24 @@ class Estimate:
     code_bits: int
     multiplied: int
     matrices: tuple[MatrixEstimate, ...]
+
+    @property
+    def layers(self) -> list[MatrixEstimate]:
+        """The matrices added up by their names, in order."""
+        named: dict[str, list[MatrixEstimate]] = {}
+        for matrix in self.matrices:
+            named.setdefault(matrix.name, []).append(matrix)
+        return [
+            MatrixEstimate(
+                params=self.params,
+                name=name,
+                cycles=sum(matrix.cycles for matrix in own),
+                code_bits=sum(matrix.code_bits for matrix in own),
+                multiplied=sum(matrix.multiplied for matrix in own),
+                row_cycles=sum(matrix.row_cycles for matrix in own),
+            )
+            for name, own in named.items()
+        ]
 
     @property
     def roof(self) -> float:
@@ -242,6 +305,15 @@ class _Work:
         last[-1] = 1
         self.lasts.append(last)
 
+    def row_cycles(self) -> list[int]:
+        """Return the cycles that each matrix's rows need at one a cycle."""
+        parts = np.zeros(len(self.start_rows), np.int64)
+        for number, ends in enumerate(self.ends):
+            for own in ends:
+                parts[number] += np.abs(own).sum()
+        beats = [row["result_beats"] for row in self.rows if row["is_matrix"]]
+        return np.maximum(parts, beats).tolist()
+
     def run(self) -> tuple[int, NDArray[np.int64]]:
         """Return the cycles of all packets, and when each matrix ended."""
         params = self.params
@@ -330,14 +402,19 @@ def estimate(image: HardwareImage, *, passes: int = 1) -> Estimate:
         code_bits=sum(matrix.code_bits for matrix in matrices),
         multiplied=sum(matrix.multiplied for matrix in matrices),
         matrices=tuple(
-            MatrixEstimate(matrix.name, int(taken), _roof(matrix, params))
-            for matrix, taken in zip(matrices, np.diff(retired, prepend=0), strict=True)
+            MatrixEstimate(
+                params=params,
+                name=matrix.name,
+                cycles=int(taken),
+                code_bits=matrix.code_bits,
+                multiplied=matrix.multiplied,
+                row_cycles=rows,
+            )
+            for matrix, taken, rows in zip(
+                matrices, np.diff(retired, prepend=0), work.row_cycles(), strict=True
+            )
         ),
     )
-
-
-def _roof(matrix: MatrixPacket, params: AcceleratorParams) -> float:
-    return max(matrix.code_bits / params.bus_bits, matrix.multiplied / params.lanes)
 
 
 def file_weights(path: str | Path) -> IntegerNetwork | dict[str, NDArray[np.int32]]:

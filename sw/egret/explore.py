@@ -1,7 +1,8 @@
 """Which accelerator suits a model: cycles, area and bandwidth of many configurations."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from egret.image import build_image, build_matrices
 from egret.network import IntegerNetwork
 from egret.params import AcceleratorParams
 
-__all__ = ["Point", "explore", "plot", "variants"]
+__all__ = ["BUSES", "LANES", "PARSER_BITS", "Point", "explore", "plot", "variants"]
 
 LANES = (1, 2, 4, 8, 16, 32)
 """Lanes that a sweep tries."""
 PARSER_BITS = (1, 2, 4, 8, 16)
 """Parser bits that a sweep tries."""
-_BUSES = (32, 64, 128, 256)
+BUSES = (32, 64, 128, 256)
+"""Widths of the bus that a sweep tries, where the lanes' bits fit."""
 _MICROCODE_BITS = 4
+_LABEL_STEP = 1.08
+"""How much farther than the last label on the drawing's LUTs there is room for the next one."""
 
 
 @dataclass(frozen=True)
@@ -51,51 +55,66 @@ class Point:
     is_best: bool = False
 
 
-def variants(base: AcceleratorParams) -> Iterator[AcceleratorParams]:
-    """Yield a parameter set's variants in lanes, parser bits and bus.
+def variants(
+    base: AcceleratorParams,
+    *,
+    lanes: Sequence[int] = LANES,
+    parser_bits: Sequence[int] = PARSER_BITS,
+    buses: Sequence[int] = BUSES,
+) -> list[AcceleratorParams]:
+    """Return a parameter set's variants in lanes, parser bits and bus.
 
     Parameters
     ----------
     base : AcceleratorParams
         What the variants share. Its parser where that works; of logic below four bits.
+    lanes, parser_bits, buses : sequence of int
+        What is tried; combinations whose lanes read more than a bus word are left out.
 
-    Yields
+    Returns
+    -------
+    list of AcceleratorParams
+
+    Raises
     ------
-    AcceleratorParams
-        Each with the narrowest bus that feeds it.
+    EgretError
+        A value is none that the accelerator can have, or no combination is left.
     """
-    for lanes in LANES:
-        for parser_bits in PARSER_BITS:
-            beat = lanes * parser_bits
-            if beat > _BUSES[-1]:
-                continue
-            microcode = base.parser == "microcode" and parser_bits >= _MICROCODE_BITS
-            cut = base.parser_cut if microcode else min(parser_bits, base.parser_cut)
-            yield replace(
+    made = []
+    for count, bits, bus in product(lanes, parser_bits, buses):
+        if count * bits > bus:
+            continue
+        microcode = base.parser == "microcode" and bits >= _MICROCODE_BITS
+        made.append(
+            replace(
                 base,
-                name=f"{lanes}x{parser_bits}",
-                lanes=lanes,
-                parser_bits=parser_bits,
-                parser_cut=cut,
+                name=f"{count}x{bits}-{bus}",
+                lanes=count,
+                parser_bits=bits,
+                parser_cut=base.parser_cut if microcode else min(bits, base.parser_cut),
                 parser="microcode" if microcode else "logic",
-                bus_bits=next(bus for bus in _BUSES if bus >= beat),
+                bus_bits=bus,
             )
+        )
+    if not made:
+        raise EgretError("no bus is as wide as all lanes' bits together, expected at least one")
+    return made
 
 
 def explore(
     weights: IntegerNetwork | dict[str, NDArray[np.int32]],
-    base: AcceleratorParams,
+    tried: Sequence[AcceleratorParams],
     *,
     codes: str | Sequence[str] | Codes = "auto",
 ) -> list[Point]:
-    """Try the variants of a parameter set on a model.
+    """Try parameter sets on a model.
 
     Parameters
     ----------
     weights : IntegerNetwork, or dict of str to ndarray of int32, shape (rows, columns)
         The model, see `egret.estimate.file_weights`.
-    base : AcceleratorParams
-        What the variants share.
+    tried : sequence of AcceleratorParams
+        The parameter sets, at least one; see `variants`.
     codes : str, sequence of str, or Codes
         Codes to choose from, as in `egret.packing.pack`.
 
@@ -112,7 +131,7 @@ def explore(
         A code's name is unknown.
     """
     points = []
-    for params in variants(base):
+    for params in tried:
         if isinstance(weights, IntegerNetwork):
             image = build_image(weights, params, codes=codes)
         else:
@@ -151,6 +170,7 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from egret.files import atomic_path
 
@@ -161,25 +181,46 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
         raise EgretError(f"{path}: found suffix {path.suffix!r}, expected .svg, .png or .pdf")
     axes: Any = figure.add_subplot()
     best = [point for point in points if point.is_best]
-    for chosen, style in ((points, {"color": "0.6"}), (best, {"color": "C0"})):
-        axes.plot(
-            [point.luts for point in chosen],
-            [point.cycles for point in chosen],
-            linestyle="-" if chosen is best else "none",
-            marker="o",
-            **style,
+    for place, bus in enumerate(sorted({point.params.bus_bits for point in points})):
+        own = [point for point in points if point.params.bus_bits == bus]
+        axes.scatter(
+            [point.luts for point in own],
+            [point.cycles for point in own],
+            s=14,
+            color=f"C{place}",
+            label=f"bus of {bus} bits",
         )
-    for point in points:
+    axes.plot(
+        [point.luts for point in best],
+        [point.cycles for point in best],
+        color="0.5",
+        linewidth=1,
+        zorder=0,
+        label="no other is as small and as quick",
+    )
+    # Of points side by side, the first one's name.
+    named = 0
+    for point in best:
+        if point.luts < _LABEL_STEP * named:
+            continue
+        named = point.luts
         axes.annotate(
-            point.params.name,
+            f"{point.params.lanes} × {point.params.parser_bits}",
             (point.luts, point.cycles),
-            xytext=(4, 4),
+            xytext=(-3, -4),
             textcoords="offset points",
-            fontsize=7,
+            ha="right",
+            va="top",
+            fontsize=8,
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("LUTs on ECP5, estimated")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:,.0f}")
+        axis.set_minor_formatter(NullFormatter())
+    axes.legend(fontsize=8)
+    axes.set_xlabel("LUTs on ECP5, estimated (points: lanes × bits a lane)")
     axes.set_ylabel("clock cycles of a pass")
     axes.set_title(title)
     axes.grid(True, which="both", alpha=0.3)
