@@ -12,7 +12,18 @@ from egret import cli
 from egret.command import Command
 from egret.errors import EgretError, FormatError
 
-COMMANDS = ["demo", "train", "pack", "unpack", "inspect", "image", "rtl", "sim"]
+COMMANDS = [
+    "demo",
+    "train",
+    "pack",
+    "unpack",
+    "inspect",
+    "image",
+    "estimate",
+    "explore",
+    "rtl",
+    "sim",
+]
 
 
 def egret(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -40,7 +40,7 @@ class Ecp5Cells:
     tool: str
 
 
-def synthesize_ecp5(verilog: str, top: str) -> Ecp5Cells:
+def synthesize_ecp5(verilog: str, top: str, *, wide_luts: bool = True) -> Ecp5Cells:
     """Synthesise a design and count its cells.
 
     Yosys' own checks (multiple drivers, combinational loops, undriven wires) must find nothing,
@@ -52,6 +52,8 @@ def synthesize_ecp5(verilog: str, top: str) -> Ecp5Cells:
         Text of the design.
     top : str
         Top module.
+    wide_luts : bool
+        Yosys may join LUTs by the multiplexers beside them, which takes more of them.
 
     Returns
     -------
@@ -62,12 +64,13 @@ def synthesize_ecp5(verilog: str, top: str) -> Ecp5Cells:
     EgretError
         Yosys found a fault; its last lines are in the message.
     """
+    options = "" if wide_luts else " -nowidelut"
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "design.v").write_text(verilog, encoding="utf-8")
         script = (
             f"read_verilog design.v; hierarchy -check -top {top}; proc; opt_clean; "
             "select -assert-none t:$dlatch t:$_DLATCH_*; check -assert; "
-            f"synth_ecp5 -top {top}; check -assert; tee -q -o stat.json stat -json"
+            f"synth_ecp5{options} -top {top}; check -assert; tee -q -o stat.json stat -json"
         )
         run_yowasp("yosys", ["-q", "-p", script], Path(folder), top)
         stat = json.loads((Path(folder) / "stat.json").read_text(encoding="utf-8"))

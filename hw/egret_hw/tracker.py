@@ -150,7 +150,9 @@ class MatrixTracker(wiring.Component):
         memory = Signal()
         m.d.comb += [
             self.parity.eq(head),
-            self.may_allocate.eq(~busy.bit_select(head, 1)),
+            # The starts of the one before must be placed: the lanes take the newest one's settings
+            # when its starts come, the last lane some cycles later than the first.
+            self.may_allocate.eq(~busy.bit_select(head, 1) & (placed | ~busy).bit_select(~head, 1)),
             self.in_flight.eq(busy[0] + busy[1]),
             memory.eq(memory_now ^ header.load_activations),
         ]

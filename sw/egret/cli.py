@@ -13,7 +13,18 @@ from egret.errors import EgretError
 __all__ = ["main"]
 
 _OWN_PACKAGES = ("egret", "egret_hw", "egret_sim")
-_ORDER = ("demo", "train", "pack", "unpack", "inspect", "image", "rtl", "sim")
+_ORDER = (
+    "demo",
+    "train",
+    "pack",
+    "unpack",
+    "inspect",
+    "image",
+    "estimate",
+    "explore",
+    "rtl",
+    "sim",
+)
 
 
 def _commands() -> list[Command]:

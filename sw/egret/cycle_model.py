@@ -15,6 +15,7 @@ __all__ = ["FIELDS", "decode_substream", "run_cycles"]
 FIELDS = (
     "is_matrix",
     "is_code",
+    "is_bias",
     "header_words",
     "section_entries",
     "section_words",
@@ -23,7 +24,8 @@ FIELDS = (
     "loads",
     "keeps",
     "more",
-    "columns",
+    "load_beats",
+    "rows",
     "bank",
     "result_beats",
 )
@@ -31,6 +33,7 @@ FIELDS = (
 (
     _IS_MATRIX,
     _IS_CODE,
+    _IS_BIAS,
     _HEADER,
     _ENTRIES,
     _SECTION,
@@ -39,21 +42,45 @@ FIELDS = (
     _LOADS,
     _KEEPS,
     _MORE,
-    _COLUMNS,
+    _LOAD_BEATS,
+    _ROWS,
     _BANK,
     _BEATS,
 ) = range(len(FIELDS))
 
-# Stages of the hardware, in cycles.
+# Latencies of the hardware's components, in cycles: the registers on the way, as the components'
+# own docstrings tell them. tests/test_estimate.py measures them, all together: with one lane, a
+# component whose latency is not that of below makes every matrix wrong by the difference.
+_PARSER = 2
+"""`parser`, `microcode`: from a beat to its marks, besides one for each slot."""
 _COLLECTOR = 4
-_PRODUCTS = 5
-_WRITER = 1029
+"""`collector`: from marks to a block."""
+_OPENING = 1
+"""`positioner`: from a matrix's first task that waits and may go on, until it is taken."""
+_POSITIONER = 2
+"""`positioner`: from a task to the operation."""
+_MAC = 5
+"""`mac`: from an operation to the sum beside the register that offers it."""
+_ROW_STORE = 3
+"""`row_store`: from a sum that is taken until it is stored."""
+_DEALER = 2
+"""`dealer`: from an entry's turn to its write."""
+_BROADCAST = 1
+"""`accelerator`: from the dealer's writes to those in the lanes."""
+_PLACED = 1
+"""`accelerator`: from the last start in the lanes to the tracker."""
 _SETTLE = 3
+"""`tracker`: from the last sum until errors are looked at, but for the first cycle."""
 _FINISHER = 8
+"""`finisher`: what a job takes besides its beats."""
+_WRITER = 1029
+"""`microcode`: what its writer takes."""
 _SECTIONS = 4
+"""`dealer`: sections that may wait."""
 
 _HEAD, _CHECK, _CHECKED, _BODY, _PAY, _CRC = range(6)
-_WAIT, _SETTLING, _JUDGE, _FINISH = range(4)
+_WAIT, _SETTLING, _JUDGE = range(3)
+_IDLE, _FILL, _HOLD = range(3)
 _NOTHING, _TASK, _FLUSH = range(3)
 _MATRIX_STARTS, _CODE_ENTRIES = 1, 2
 
@@ -180,9 +207,9 @@ def run_cycles(
     word_depth: Any,
     beats_per_word: Any,
     microcode: Any,
-    logic_stages: Any,
     start_rows: Any,
     beat_parity: Any,
+    beat_last: Any,
     passes: Any,
     blocks: Any,
     block_tasks: Any,
@@ -205,12 +232,12 @@ def run_cycles(
         Beats in a bus word.
     microcode : bool
         Codes are made into microcode.
-    logic_stages : int
-        Stages of the positioner before the positions: 1, or 2 with runs or tables.
     start_rows : ndarray of int64, shape (matrices, lanes * slots)
         First row of each substream.
     beat_parity : ndarray of int64, shape (beats,)
         Parity of the matrix of each beat, counted over all matrices.
+    beat_last : ndarray of uint8, shape (beats,)
+        Whether each beat is its matrix's last one.
     passes : ndarray of uint8, shape (lanes, beats)
         Whether the block of each beat waits for the multiplier.
     blocks, block_tasks, block_ends : ndarray of int64, shape (lanes, blocks + 1)
@@ -242,8 +269,10 @@ def run_cycles(
     fifo_out = False
     entry = 0
     number = 0
-    starts = np.full((5, 3), -1, np.int64)
-    code_ends = np.zeros(3, np.int64)
+    in_lanes = _DEALER + _BROADCAST
+    in_tracker = in_lanes + _PLACED
+    starts = np.full((in_tracker + 1, 3), -1, np.int64)
+    code_ends = np.zeros(_DEALER + 1, np.int64)
     codes = 0
     was_coding = False
     writer = 0
@@ -256,82 +285,93 @@ def run_cycles(
     passed = np.zeros(2, np.int64)
     placed = np.zeros(2, np.int64)
     wanted = np.zeros(2, np.int64)
-    loading = np.zeros(2, np.int64)
-    loaded = np.zeros(2, np.int64)
-    loads = np.zeros(2, np.int64)
     keeps = np.zeros(2, np.int64)
     more = np.zeros(2, np.int64)
-    columns = np.zeros(2, np.int64)
+    needed = np.zeros(2, np.int64)
+    memory = np.zeros(2, np.int64)
+    rows_of = np.zeros(2, np.int64)
     beats = np.zeros(2, np.int64)
     go = np.zeros(2, np.int64)
     code_bank = np.zeros(2, np.int64)
     row_bank = np.zeros(2, np.int64)
     matrix = np.zeros(2, np.int64)
+    memory_now = 0
     bank_now = 0
+    kept = 0
     tail = 0
     judge = _WAIT
     settle = 0
+    # Finisher: cycles left, and what it works on.
     finish_left = 0
-    load_left = 0
+    finish_keeps = 0
+    finish_bank = 0
+    # Activation loader: packets that come, those used, and beats of the present one.
+    loads = packets[packets[:, _LOADS] != 0, _LOAD_BEATS]
+    # It waits for the first packet, whose first beat it takes while the first word passes a buffer.
+    load_packet = 0
+    load_beats = 1 if loads.size else 0
+    loader = _HOLD if loads.size and loads[0] == 1 else _FILL
     # Row store: rows and banks in its first stages, and last sums on their way.
     next_rows = np.zeros((2, substreams), np.int64)
-    store_rows = np.full((2, 2), -1, np.int64)
-    store_lasts = np.full(3, -1, np.int64)
+    store_rows = np.full((_ROW_STORE - 1, 2), -1, np.int64)
+    store_lasts = np.full(_ROW_STORE, -1, np.int64)
     ended = np.zeros(2, np.int64)
     # Read-out: each link's sum and spare one, of parity, substream and whether it is the last.
     node_valid = np.zeros(lanes + 1, np.int64)
     node_spare = np.zeros(lanes + 1, np.int64)
     node_sums = np.zeros((lanes + 1, 2, 3), np.int64)
-    prefer = np.zeros(lanes, np.int64)
+    turns = np.zeros(lanes, np.int64)
     leaves = np.zeros(lanes + 1, np.int64)
     from_lane = np.zeros(lanes, np.int64)
     # Lanes: queue of beats, front, queue of blocks, extractor, positioner, products, sum.
-    depth = slots + 1 + _COLLECTOR
+    ring = slots + 1
+    depth = slots + _PARSER + _COLLECTOR
     in_level = np.zeros(lanes, np.int64)
     in_valid = np.zeros(lanes, np.int64)
     in_beat = np.zeros(lanes, np.int64)
-    turn = np.zeros(lanes, np.int64)
-    parser_turn = np.zeros(lanes, np.int64)
+    amid = np.zeros(lanes, np.int64)
+    # 1 for a block that is not seen behind, 2 for one that is.
     pipe = np.zeros((lanes, depth), np.int64)
     block_level = np.zeros(lanes, np.int64)
     block_valid = np.zeros(lanes, np.int64)
     block_next = np.zeros(lanes, np.int64)
+    taken = np.zeros(lanes, np.int64)
     held = np.zeros(lanes, np.int64)
     task = np.zeros(lanes, np.int64)
-    task_stop = np.zeros(lanes, np.int64)
     task_of = np.zeros((lanes, 2), np.int64)
     lane_loading = np.ones(lanes, np.int64)
     lane_placed = np.zeros(lanes, np.int64)
     load_slot = np.zeros(lanes, np.int64)
+    opening = np.full(lanes, _OPENING, np.int64)
     # Kind, rows that end before, parity, slot; the last stage is at work.
-    staged = np.zeros((lanes, 3, 4), np.int64)
-    products = np.full((lanes, _PRODUCTS, 3), -1, np.int64)
+    staged = np.zeros((lanes, _POSITIONER, 4), np.int64)
+    products = np.full((lanes, _MAC, 3), -1, np.int64)
     full = np.zeros(lanes, np.int64)
     sums = np.zeros((lanes, 3), np.int64)
     cycles = 0
-    while packet < count or busy[0] or busy[1]:
+    while packet < count or busy[0] or busy[1] or finish_left > 0:
         cycles += 1
-        for stage in range(4, 0, -1):
+        for stage in range(in_tracker, 0, -1):
             starts[stage] = starts[stage - 1]
         starts[0] = -1
-        for stage in range(2, 0, -1):
+        for stage in range(_DEALER, 0, -1):
             code_ends[stage] = code_ends[stage - 1]
         code_ends[0] = 0
 
         # What moves in this cycle, seen from registers.
         store_takes = False
-        row, bank = -1, -1
-        if node_valid[0] and starts[2, 0] < 0:
+        row, bank, parity, substream = -1, -1, -1, -1
+        if node_valid[0] and starts[_DEALER, 0] < 0:
             parity, substream = node_sums[0, 0, 0], node_sums[0, 0, 1]
             row, bank = next_rows[parity, substream], row_bank[parity]
             store_takes = True
-            for stage in range(2):
+            for stage in range(_ROW_STORE - 1):
                 if store_rows[stage, 0] == row and store_rows[stage, 1] == bank:
                     store_takes = False
         leaves[0] = store_takes
         for lane in range(lanes):
             room = not node_spare[lane]
-            mine = full[lane] and (prefer[lane] or not node_valid[lane + 1])
+            mine = full[lane] and (turns[lane] == 0 or not node_valid[lane + 1])
             from_lane[lane] = mine and room
             leaves[lane + 1] = node_valid[lane + 1] and room and not mine
         all_ready = True
@@ -343,17 +383,20 @@ def run_cycles(
         gear_ready = gear_left == 0 or (gear_left == 1 and all_ready)
 
         # Row store.
-        if starts[2, 0] >= 0:
-            place = starts[2, 1]
-            next_rows[starts[2, 0], place] = start_rows[starts[2, 2], place]
-        ended_parity = store_lasts[2]
-        store_lasts[2] = store_lasts[1]
-        store_lasts[1] = store_lasts[0]
+        if starts[_DEALER, 0] >= 0:
+            place = starts[_DEALER, 1]
+            next_rows[starts[_DEALER, 0], place] = start_rows[starts[_DEALER, 2], place]
+        ended_parity = store_lasts[_ROW_STORE - 1]
+        for stage in range(_ROW_STORE - 1, 0, -1):
+            store_lasts[stage] = store_lasts[stage - 1]
         store_lasts[0] = -1
-        store_rows[1] = store_rows[0]
+        for stage in range(_ROW_STORE - 2, 0, -1):
+            store_rows[stage] = store_rows[stage - 1]
         store_rows[0] = -1
         if store_takes:
-            next_rows[node_sums[0, 0, 0], node_sums[0, 0, 1]] += 1
+            # Fillers may go beyond the matrix, where there is one row for all that comes.
+            if row < rows_of[parity]:
+                next_rows[parity, substream] = row + 1
             store_rows[0, 0] = row
             store_rows[0, 1] = bank
             if node_sums[0, 0, 2]:
@@ -362,8 +405,10 @@ def run_cycles(
         # Read-out, from the row store on.
         for lane in range(lanes):
             comes = from_lane[lane] or leaves[lane + 1]
-            if comes:
-                prefer[lane] = leaves[lane + 1]
+            if from_lane[lane]:
+                turns[lane] = lanes - 1 - lane
+            elif comes and turns[lane] > 0:
+                turns[lane] -= 1
             if not node_valid[lane] or leaves[lane]:
                 if node_spare[lane]:
                     node_sums[lane, 0] = node_sums[lane, 1]
@@ -381,42 +426,43 @@ def run_cycles(
 
         # Lanes, from the back.
         for lane in range(lanes):
-            ends_row = products[lane, _PRODUCTS - 1, 0] >= 0
+            ends_row = products[lane, _MAC - 1, 0] >= 0
             enable = not (ends_row and full[lane])
-            emitting = staged[lane, 2, 1] > 0
+            emitting = staged[lane, _POSITIONER - 1, 1] > 0
             advance = enable and not emitting
-            comes = held[lane] and advance and not lane_loading[lane] and go[task_of[lane, 0]]
+            comes = held[lane] and advance and opening[lane] == 0
             flushes = comes and ends[task[lane]] < 0
             load = lane_loading[lane] and lane_placed[lane] and advance
             if ends_row and not full[lane]:
                 full[lane] = 1
-                sums[lane] = products[lane, _PRODUCTS - 1]
+                sums[lane] = products[lane, _MAC - 1]
             elif from_lane[lane]:
                 full[lane] = 0
             if enable:
-                for stage in range(_PRODUCTS - 1, 0, -1):
+                for stage in range(_MAC - 1, 0, -1):
                     products[lane, stage] = products[lane, stage - 1]
                 products[lane, 0] = -1
-                if emitting or staged[lane, 2, 0] == _FLUSH:
-                    products[lane, 0, 0] = staged[lane, 2, 2]
-                    products[lane, 0, 1] = lane * slots + staged[lane, 2, 3]
+                if emitting or staged[lane, _POSITIONER - 1, 0] == _FLUSH:
+                    products[lane, 0, 0] = staged[lane, _POSITIONER - 1, 2]
+                    products[lane, 0, 1] = lane * slots + staged[lane, _POSITIONER - 1, 3]
                     products[lane, 0, 2] = not emitting
                 if emitting:
-                    staged[lane, 2, 1] -= 1
+                    staged[lane, _POSITIONER - 1, 1] -= 1
             if advance:
-                staged[lane, 2] = staged[lane, 1]
-                first = 0 if logic_stages > 1 else 1
-                if logic_stages > 1:
-                    staged[lane, 1] = staged[lane, 0]
-                staged[lane, first, 0] = _NOTHING
-                staged[lane, first, 1] = 0
+                for stage in range(_POSITIONER - 1, 0, -1):
+                    staged[lane, stage] = staged[lane, stage - 1]
+                staged[lane, 0, 0] = _NOTHING
+                staged[lane, 0, 1] = 0
                 if comes:
-                    staged[lane, first, 0] = _FLUSH if flushes else _TASK
-                    staged[lane, first, 1] = 0 if flushes else ends[task[lane]]
-                    staged[lane, first, 2] = task_of[lane, 0]
-                    staged[lane, first, 3] = task_of[lane, 1]
+                    staged[lane, 0, 0] = _FLUSH if flushes else _TASK
+                    staged[lane, 0, 1] = 0 if flushes else ends[task[lane]]
+                    staged[lane, 0, 2] = task_of[lane, 0]
+                    staged[lane, 0, 3] = task_of[lane, 1]
+                may_open = held[lane] and not lane_loading[lane] and go[task_of[lane, 0]]
+                if may_open and opening[lane] > 0:
+                    opening[lane] -= 1
             # Starts are placed in order, those of a lane after each other.
-            if starts[3, 0] >= 0 and starts[3, 1] == lane * slots + slots - 1:
+            if starts[in_lanes, 0] >= 0 and starts[in_lanes, 1] == lane * slots + slots - 1:
                 lane_placed[lane] = 1
             if load:
                 load_slot[lane] += 1
@@ -426,25 +472,25 @@ def run_cycles(
                     lane_placed[lane] = 0
             if flushes and task_of[lane, 1] == slots - 1:
                 lane_loading[lane] = 1
-            if comes:
-                task[lane] += 1
-            block_moves = block_valid[lane] and (
-                not held[lane] or (comes and task[lane] == task_stop[lane])
-            )
+                opening[lane] = _OPENING
+            # The extractor: a block stays in its queue until its last task is taken.
+            block_moves = False
+            if not held[lane] or comes:
+                held[lane] = block_valid[lane]
+                if block_valid[lane]:
+                    place = block_next[lane]
+                    task[lane] = ends_first[lane] + block_ends[lane, place] + taken[lane]
+                    task_of[lane, 0] = beat_parity[blocks[lane, place]]
+                    task_of[lane, 1] = blocks[lane, place] % slots
+                    taken[lane] += 1
+                    block_moves = taken[lane] == block_tasks[lane, place]
             # What the queue of blocks saw before this cycle's changes.
             level = block_level[lane] + (block_valid[lane] if block_depth == 2 else 0)
             front = level < block_depth
-            arrives = front and pipe[lane, depth - 1]
+            arrives = front and pipe[lane, depth - 1] > 1
             if block_moves:
-                place = block_next[lane]
                 block_next[lane] += 1
-                held[lane] = 1
-                task[lane] = ends_first[lane] + block_ends[lane, place]
-                task_stop[lane] = task[lane] + block_tasks[lane, place]
-                task_of[lane, 0] = beat_parity[blocks[lane, place]]
-                task_of[lane, 1] = blocks[lane, place] % slots
-            elif comes and task[lane] == task_stop[lane]:
-                held[lane] = 0
+                taken[lane] = 0
             if not block_valid[lane] or block_moves:
                 block_valid[lane] = 0
                 if block_level[lane] > 0:
@@ -454,17 +500,19 @@ def run_cycles(
                     block_valid[lane] = 1
                     arrives = 0
             block_level[lane] += arrives
-            # The front.
-            beat_taken = (
-                front and in_valid[lane] and (slots == 1 or parser_turn[lane] == turn[lane])
-            )
+            # The front: a ring that stands still amid a matrix while no bits come, then stages.
+            beat_taken = front and in_valid[lane]
             if front:
-                for stage in range(depth - 1, 0, -1):
+                for stage in range(depth - 1, ring - 1, -1):
                     pipe[lane, stage] = pipe[lane, stage - 1]
-                pipe[lane, 0] = passes[lane, in_beat[lane]] if beat_taken else 0
-                parser_turn[lane] = (parser_turn[lane] + 1) % slots
+                if slots == 1 or pipe[lane, 0] or not amid[lane]:
+                    for stage in range(ring - 1, 0, -1):
+                        pipe[lane, stage] = pipe[lane, stage - 1]
+                else:
+                    pipe[lane, ring - 1] = 0
+                pipe[lane, 0] = 1 + passes[lane, in_beat[lane]] if beat_taken else 0
             if beat_taken:
-                turn[lane] = (turn[lane] + 1) % slots
+                amid[lane] = not beat_last[in_beat[lane]]
                 in_beat[lane] += 1
             moves = beat_moves
             if not in_valid[lane] or beat_taken:
@@ -478,64 +526,70 @@ def run_cycles(
             in_level[lane] += moves
 
         # Tracker.
+        finishing = finish_left > 0
         retires = False
+        begins = False
         if judge == _WAIT:
             settle = 0
-            if (
-                busy[tail]
-                and passed[tail]
-                and ended[tail] == substreams
-                and (loaded[tail] or not loads[tail])
-            ):
+            if busy[tail] and passed[tail] and ended[tail] == substreams and not wanted[tail]:
                 judge = _SETTLING
         elif judge == _SETTLING:
             settle += 1
             if settle > _SETTLE:
                 judge = _JUDGE
-        elif judge == _JUDGE:
-            if more[tail]:
-                retires = True
-                judge = _WAIT
-            else:
-                finish_left = beats[tail] + _FINISHER
-                judge = _FINISH
-        else:
-            finish_left -= 1
-            if finish_left == 0:
-                retires = True
-                judge = _WAIT
-        loads_now = -1
+        elif more[tail] or not finishing:
+            retires = True
+            begins = not more[tail]
+            judge = _WAIT
+        load_memory = 1 - memory_now
+        if wanted[tail]:
+            load_memory = memory[tail]
+        elif wanted[1 - tail]:
+            load_memory = memory[1 - tail]
+        any_wanted = wanted[0] or wanted[1]
+        allow = any_wanted or not ((busy[0] and keeps[0]) or (busy[1] and keeps[1]) or kept)
+        allow = allow and not (finishing and finish_keeps)
+        release = False
+        owner = -1
         for parity in range(2):
-            first_one = tail == parity or not keeps[1 - parity]
-            go[parity] = (
-                busy[parity] and placed[parity] and (loaded[parity] if loads[parity] else first_one)
+            if busy[parity] and not wanted[parity] and memory[parity] == load_memory:
+                allow = False
+            waits = (tail != parity and keeps[1 - parity]) or (
+                finishing and (finish_keeps or finish_bank == row_bank[parity])
             )
+            go[parity] = busy[parity] and placed[parity] and not wanted[parity] and not waits
             if (
-                busy[parity]
-                and wanted[parity]
-                and first_one
-                and load_left <= 1
-                and not loading[0]
-                and not loading[1]
+                wanted[parity]
                 and (tail == parity or not wanted[1 - parity])
+                and loader == _HOLD
+                and load_beats == needed[parity]
             ):
-                loads_now = parity
-        if load_left > 0:
-            load_left -= 1
-            if load_left == 0:
-                for parity in range(2):
-                    if loading[parity]:
-                        loading[parity] = 0
-                        loaded[parity] = 1
-        if loads_now >= 0:
-            wanted[loads_now] = 0
-            loading[loads_now] = 1
-            load_left = columns[loads_now] + 1
-        if starts[4, 0] >= 0 and starts[4, 1] == substreams - 1:
-            placed[starts[4, 0]] = 1
+                owner = parity
+                release = True
+        if release:
+            wanted[owner] = 0
+        if loader == _IDLE:
+            if allow and load_packet < loads.size:
+                loader = _FILL
+        elif loader == _FILL:
+            load_beats += 1
+            if load_beats == loads[load_packet]:
+                loader = _HOLD
+        elif release:
+            loader = _IDLE
+            load_beats = 0
+            load_packet += 1
+        if finishing:
+            finish_left -= 1
+        if begins:
+            finish_left = beats[tail] + _FINISHER
+            finish_keeps = keeps[tail]
+            finish_bank = row_bank[tail]
+        may_allocate = not busy[head] and (placed[1 - head] or not busy[1 - head])
+        if starts[in_tracker, 0] >= 0 and starts[in_tracker, 1] == substreams - 1:
+            placed[starts[in_tracker, 0]] = 1
         if ended_parity >= 0:
             ended[ended_parity] += 1
-        may_allocate = not busy[head]
         bank_free = True
         banks_used[:] = 0
         for parity in range(2):
@@ -584,7 +638,7 @@ def run_cycles(
             elif writer > 0:
                 writer -= 1
         was_coding = codes > 0
-        if code_ends[2]:
+        if code_ends[_DEALER]:
             codes -= 1
 
         # Reader and gearbox.
@@ -614,6 +668,8 @@ def run_cycles(
                 if state == _CHECKED and section_room:
                     if packets[packet, _IS_MATRIX]:
                         bank_free = may_allocate
+                    elif packets[packet, _IS_BIAS]:
+                        bank_free = not finishing
                     elif packets[packet, _IS_CODE]:
                         bank_free = not coding and not banks_used[packets[packet, _BANK]]
                     if bank_free:
@@ -628,11 +684,14 @@ def run_cycles(
                             sections[section_count, 2] = _MATRIX_STARTS
                             sections[section_count, 3] = head | matrices << 1
                             busy[head] = 1
-                            passed[head] = placed[head] = loaded[head] = 0
-                            wanted[head] = loads[head] = packets[packet, _LOADS]
-                            keeps[head] = packets[packet, _KEEPS]
+                            passed[head] = placed[head] = 0
+                            wanted[head] = packets[packet, _LOADS]
+                            keeps[head] = kept = packets[packet, _KEEPS]
                             more[head] = packets[packet, _MORE]
-                            columns[head] = packets[packet, _COLUMNS]
+                            needed[head] = packets[packet, _LOAD_BEATS]
+                            memory[head] = memory_now ^ packets[packet, _LOADS]
+                            memory_now = memory[head] ^ keeps[head]
+                            rows_of[head] = packets[packet, _ROWS]
                             beats[head] = packets[packet, _BEATS]
                             code_bank[head] = packets[packet, _BANK]
                             row_bank[head] = bank_now

@@ -4,14 +4,18 @@
 the cycles as the hardware's own counter does. The streams are taken not to pause.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from egret.code_search import Codes
+from egret.container import CodedRecord, read_container
 from egret.cycle_model import FIELDS, decode_substream, run_cycles
-from egret.image import HardwareImage, MatrixPacket, Packet
+from egret.errors import CapacityError, EgretError
+from egret.image import HardwareImage, Packet, build_image, build_matrices
 from egret.image_format import (
     CLASSES,
     CODE_FIELDS,
@@ -24,31 +28,77 @@ from egret.image_format import (
     Field,
     PacketKind,
 )
+from egret.network import IntegerNetwork
 from egret.params import BIAS_BITS, AcceleratorParams
 
-__all__ = ["Estimate", "MatrixEstimate", "estimate"]
+__all__ = ["Estimate", "MatrixEstimate", "estimate", "file_image", "file_weights"]
 
 _WIDE_BITS = 32
 
 
 @dataclass(frozen=True)
 class MatrixEstimate:
-    """A matrix's share of an estimate.
+    """A matrix's share of an estimate, or a layer's of all its matrices and passes.
 
     Parameters
     ----------
+    params : AcceleratorParams
+        The accelerator.
     name : str
         Name of the layer.
     cycles : int
-        Cycles from the end of the matrix before, or from the start, to its own end.
-    roof : float
-        Cycles below which it cannot be: code bits at the rate of the bus, or multiplications
-        spread over all lanes, whichever are more.
+        Cycles from the end of the matrix before, or from the start, to its own end. What overlaps
+        counts for the earlier one, so that a later one may show fewer than it keeps the bus busy.
+    code_bits : int
+        Bits of its codewords.
+    multiplied : int
+        Its weights that are multiplied.
+    row_cycles : int
+        Cycles that its rows need at one a cycle: parts of rows from the lanes, or results,
+        whichever are more.
     """
 
+    params: AcceleratorParams
     name: str
     cycles: int
-    roof: float
+    code_bits: int
+    multiplied: int
+    row_cycles: int
+
+    @property
+    def bus_cycles(self) -> float:
+        """Cycles that the codewords need at the rate of the bus."""
+        return self.code_bits / self.params.bus_bits
+
+    @property
+    def multiplier_cycles(self) -> float:
+        """Cycles that the multiplications need, spread over all lanes."""
+        return self.multiplied / self.params.lanes
+
+    @property
+    def roof(self) -> float:
+        """Cycles below which it cannot be: of the bus or the multipliers, whichever are more."""
+        return max(self.bus_cycles, self.multiplier_cycles)
+
+    @property
+    def bound(self) -> str:
+        """What it needs most cycles of: "bus", "multipliers" or "rows"."""
+        needs = {
+            "bus": self.bus_cycles,
+            "multipliers": self.multiplier_cycles,
+            "rows": float(self.row_cycles),
+        }
+        return max(needs, key=lambda name: needs[name])
+
+    @property
+    def bus_use(self) -> float:
+        """Share of its cycles that its codewords keep the bus busy."""
+        return self.bus_cycles / self.cycles
+
+    @property
+    def multiplier_use(self) -> float:
+        """Share of its cycles in which a lane multiplies, of all lanes."""
+        return self.multiplier_cycles / self.cycles
 
 
 @dataclass(frozen=True)
@@ -77,6 +127,24 @@ class Estimate:
     code_bits: int
     multiplied: int
     matrices: tuple[MatrixEstimate, ...]
+
+    @property
+    def layers(self) -> list[MatrixEstimate]:
+        """The matrices added up by their names, in order."""
+        named: dict[str, list[MatrixEstimate]] = {}
+        for matrix in self.matrices:
+            named.setdefault(matrix.name, []).append(matrix)
+        return [
+            MatrixEstimate(
+                params=self.params,
+                name=name,
+                cycles=sum(matrix.cycles for matrix in own),
+                code_bits=sum(matrix.code_bits for matrix in own),
+                multiplied=sum(matrix.multiplied for matrix in own),
+                row_cycles=sum(matrix.row_cycles for matrix in own),
+            )
+            for name, own in named.items()
+        ]
 
     @property
     def roof(self) -> float:
@@ -129,6 +197,7 @@ class _Work:
         self.codes: dict[int, _Tables] = {}
         self.start_rows: list[NDArray[np.int64]] = []
         self.parities: list[NDArray[np.int64]] = []
+        self.lasts: list[NDArray[np.uint8]] = []
         self.passes: list[NDArray[np.uint8]] = []
         self.tasks: list[NDArray[np.int64]] = []
         self.ends: list[list[NDArray[np.int64]]] = []
@@ -141,7 +210,9 @@ class _Work:
             self._add_matrix(packet)
             return
         row = dict.fromkeys(FIELDS, 0)
-        entry_bits = BIAS_BITS if packet.kind is PacketKind.BIAS else ENTRY_BITS
+        is_bias = packet.kind is PacketKind.BIAS
+        entry_bits = BIAS_BITS if is_bias else ENTRY_BITS
+        row["is_bias"] = is_bias
         row["header_words"] = -(-HEADER_BYTES // word)
         row["section_entries"] = _fields(packet.data, LOAD_FIELDS, HEADER_BYTES)["count"]
         if packet.kind is PacketKind.CODE:
@@ -169,7 +240,8 @@ class _Work:
             "loads": fields["load_activations"],
             "keeps": fields["keep_activations"],
             "more": fields["more"],
-            "columns": fields["columns"],
+            "load_beats": -(-fields["columns"] // params.activation_columns),
+            "rows": fields["rows"],
             "bank": fields["code_bank"],
             "result_beats": fields["rows"] * params.batch * walks,
         }
@@ -210,7 +282,7 @@ class _Work:
                 code.dense,
                 columns[number],
                 fields["columns"],
-                1 << params.suffix_limit,
+                1 << (params.number_bits - 1),
                 passes[number],
                 tasks[number],
                 found,
@@ -229,6 +301,18 @@ class _Work:
         self.tasks.append(lane_tasks.transpose(0, 2, 1).reshape(params.lanes, -1))
         parity = (len(self.parities)) % 2
         self.parities.append(np.full(groups * slots, parity, np.int64))
+        last = np.zeros(groups * slots, np.uint8)
+        last[-1] = 1
+        self.lasts.append(last)
+
+    def row_cycles(self) -> list[int]:
+        """Return the cycles that each matrix's rows need at one a cycle."""
+        parts = np.zeros(len(self.start_rows), np.int64)
+        for number, ends in enumerate(self.ends):
+            for own in ends:
+                parts[number] += np.abs(own).sum()
+        beats = [row["result_beats"] for row in self.rows if row["is_matrix"]]
+        return np.maximum(parts, beats).tolist()
 
     def run(self) -> tuple[int, NDArray[np.int64]]:
         """Return the cycles of all packets, and when each matrix ended."""
@@ -250,7 +334,6 @@ class _Work:
             own = [each[lane] for each in self.ends]
             ends += own
             total += sum(part.size for part in own)
-        has_tables = "eg-run" in params.codes or "eg-table" in params.codes
         word_depth = max(32, params.map_depth // (params.bus_bits // ENTRY_BITS))
         retired = np.zeros(len(self.parities), np.int64)
         cycles = run_cycles(
@@ -262,9 +345,9 @@ class _Work:
             word_depth,
             params.beats_per_word,
             params.parser == "microcode",
-            2 if has_tables else 1,
             np.stack(self.start_rows),
             np.concatenate(self.parities),
+            np.concatenate(self.lasts),
             passes,
             blocks,
             block_tasks,
@@ -319,11 +402,79 @@ def estimate(image: HardwareImage, *, passes: int = 1) -> Estimate:
         code_bits=sum(matrix.code_bits for matrix in matrices),
         multiplied=sum(matrix.multiplied for matrix in matrices),
         matrices=tuple(
-            MatrixEstimate(matrix.name, int(taken), _roof(matrix, params))
-            for matrix, taken in zip(matrices, np.diff(retired, prepend=0), strict=True)
+            MatrixEstimate(
+                params=params,
+                name=matrix.name,
+                cycles=int(taken),
+                code_bits=matrix.code_bits,
+                multiplied=matrix.multiplied,
+                row_cycles=rows,
+            )
+            for matrix, taken, rows in zip(
+                matrices, np.diff(retired, prepend=0), work.row_cycles(), strict=True
+            )
         ),
     )
 
 
-def _roof(matrix: MatrixPacket, params: AcceleratorParams) -> float:
-    return max(matrix.code_bits / params.bus_bits, matrix.multiplied / params.lanes)
+def file_weights(path: str | Path) -> IntegerNetwork | dict[str, NDArray[np.int32]]:
+    """Read what an accelerator is to multiply from a packed file.
+
+    Parameters
+    ----------
+    path : str or Path
+        A `.egret` container.
+
+    Returns
+    -------
+    IntegerNetwork, or dict of str to ndarray of int32, shape (rows, columns)
+        The network where the file holds one. Else its coded tensors of two or more axes: the first
+        axis are the rows, the others together the columns.
+
+    Raises
+    ------
+    FormatError
+        The file is none, or is damaged.
+    EgretError
+        It cannot be read, or holds no such tensor.
+    """
+    container = read_container(path)
+    if container.network is not None:
+        return IntegerNetwork.load(path)
+    matrices = {}
+    for name in container.names:
+        record = container.record(name)
+        if isinstance(record, CodedRecord) and len(record.shape) > 1 and 0 not in record.shape:
+            values = container.quantized(name).values
+            matrices[name] = values.reshape(len(values), -1)
+    if not matrices:
+        raise EgretError(f"{path}: found no coded tensor of two or more axes, expected one")
+    return matrices
+
+
+def file_image(
+    path: str | Path, params: AcceleratorParams, *, codes: str | Sequence[str] | Codes = "auto"
+) -> HardwareImage:
+    """Make the hardware image of a packed file, with or without a network.
+
+    Parameters
+    ----------
+    path : str or Path
+        A `.egret` container.
+    params : AcceleratorParams
+        The accelerator.
+    codes : str, sequence of str, or Codes
+        Codes to choose from, as in `egret.packing.pack`.
+
+    Raises
+    ------
+    EgretError
+        As of `file_weights`, `build_image` and `build_matrices`; the message names the file.
+    """
+    weights = file_weights(path)
+    try:
+        if isinstance(weights, IntegerNetwork):
+            return build_image(weights, params, codes=codes)
+        return build_matrices(weights, params, codes=codes)
+    except CapacityError as error:
+        raise CapacityError(f"{path}: layer {error}") from error

@@ -1094,6 +1094,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   always @* begin
     if (time_zero ) begin end
     \$54  = coding;
+    if (cancel) begin
+      \$54  = 1'h0;
+    end
     if (rst) begin
       \$54  = 1'h0;
     end
@@ -1181,6 +1184,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     \$62 [1] = \start$110 [1];
     \$62 [2] = 1'h0;
     \$62 [15:3] = \$28 [12:0];
+    if (cancel) begin
+      \$62 [0] = 1'h0;
+    end
     if (rst) begin
       \$62  = 16'h0000;
     end
@@ -1195,6 +1201,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   always @* begin
     if (time_zero ) begin end
     \$64  = \$29 ;
+    if (cancel) begin
+      \$64  = 1'h0;
+    end
     if (rst) begin
       \$64  = 1'h0;
     end
@@ -1204,6 +1213,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     \$65  = 2'h0;
     if (\final ) begin
       \$65  = \$30 ;
+    end
+    if (cancel) begin
+      \$65  = 2'h0;
     end
     if (rst) begin
       \$65  = 2'h0;
@@ -5547,10 +5559,10 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
   always @* begin
     if (time_zero ) begin end
     \$45  = opened;
-    if (\$24 ) begin
-      \$45  = 1'h1;
-    end
     if (advance) begin
+      if (\$24 ) begin
+        \$45  = 1'h1;
+      end
       if (\$29 ) begin
         \$45  = 1'h0;
       end
@@ -6094,7 +6106,7 @@ module egret_s_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payl
 endmodule
 
 module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
-, words__valid, payload__valid, payload_word, passed, settling, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
   reg time_zero  = 0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
@@ -6692,6 +6704,32 @@ module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_
   end
   always @* begin
     if (time_zero ) begin end
+    halted = 1'h0;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          /* empty */;
+      4'h5:
+          /* empty */;
+      4'h6:
+          /* empty */;
+      4'h7:
+          /* empty */;
+      4'h8:
+          /* empty */;
+      4'h2:
+          /* empty */;
+      4'h3:
+          /* empty */;
+      4'h9:
+          halted = 1'h1;
+      4'ha:
+          halted = 1'h1;
+    endcase
+  end
+  always @* begin
+    if (time_zero ) begin end
     reject = 1'h0;
     casez (fsm_state)
       4'h0:
@@ -6714,32 +6752,6 @@ module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_
           if (\$36 ) begin
             reject = 1'h1;
           end
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    halted = 1'h0;
-    casez (fsm_state)
-      4'h0:
-          /* empty */;
-      4'h1:
-          /* empty */;
-      4'h5:
-          /* empty */;
-      4'h6:
-          /* empty */;
-      4'h7:
-          /* empty */;
-      4'h8:
-          /* empty */;
-      4'h2:
-          /* empty */;
-      4'h3:
-          /* empty */;
-      4'h9:
-          /* empty */;
-      4'ha:
-          halted = 1'h1;
     endcase
   end
   always @* begin
@@ -9983,50 +9995,51 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
 , late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , clk
 );
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$101 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 ,
-    \$111 , \$12 , \$120 , \$130 , \$131 , \$133 , \$135 , \$136 , \$137 , \$138 , \$139 , \$14 ,
-    \$140 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$15 , \$153 , \$155 ,
-    \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
-    \$3 , \$31 , \$33 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 ,
-    \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$53 , \$54 , \$55 , \$56 , \$57 , \$58 , \$59 ,
-    \$6 , \$60 , \$61 , \$64 , \$66 , \$68 , \$69 , \$7 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 ,
-    \$8 , \$82 , \$83 , \$84 , \$86 , \$88 , \$9 , \$98 , \$99 ;
-  wire [1:0] \$149 , \$150 , \$151 , \$152 , \$52 , \$63 , \$73 ;
-  wire [2:0] \$154 , \$161 , \$268 ;
-  wire [3:0] \$65 , \$67 , \$72 ;
-  wire [16:0] \$80 , \$81 ;
-  wire [31:0] \$85 ;
-  reg [50:0] \$168 ;
-  reg [1:0] \$169 ;
-  reg [1:0] \$170 ;
-  reg [1:0] \$171 ;
-  reg [1:0] \$172 ;
-  reg [8:0] \$173 ;
-  reg [1:0] \$174 ;
-  reg [1:0] \$175 ;
-  reg [1:0] \$176 ;
-  reg \$177 ;
-  reg \$178 ;
-  reg \$179 ;
+  wire \$1 , \$10 , \$103 , \$106 , \$108 , \$11 , \$110 , \$111 , \$112 , \$113 , \$114 , \$115 ,
+    \$116 , \$117 , \$118 , \$12 , \$127 , \$13 , \$137 , \$14 , \$140 , \$142 , \$144 , \$145 ,
+    \$146 , \$147 , \$148 , \$149 , \$15 , \$150 , \$152 , \$153 , \$154 , \$155 , \$156 , \$157 ,
+    \$16 , \$162 , \$164 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26
+    , \$27 , \$28 , \$29 , \$30 , \$31 , \$32 , \$33 , \$34 , \$36 , \$38 , \$39 , \$40 , \$41 ,
+    \$42 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53 , \$54 , \$55 ,
+    \$58 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$64 , \$65 , \$66 , \$69 , \$7 , \$71 , \$73 ,
+    \$74 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$87 , \$88 , \$89 , \$9 , \$91 , \$93 ;
+  wire [8:0] \$105 , \$139 ;
+  wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$68 , \$78 ;
+  wire [2:0] \$163 , \$170 , \$282 ;
+  wire [3:0] \$70 , \$72 , \$77 ;
+  wire [16:0] \$85 , \$86 ;
+  wire [31:0] \$90 ;
+  reg [50:0] \$177 ;
+  reg [1:0] \$178 ;
+  reg [1:0] \$179 ;
   reg [1:0] \$180 ;
-  reg [21:0] \$181 ;
-  reg [7:0] \$182 ;
-  reg [31:0] \$183 ;
-  reg [69:0] \$184 ;
-  reg [50:0] \$185 ;
-  reg [8:0] \$186 ;
-  reg [1:0] \$187 ;
-  reg [8:0] \$188 ;
-  reg [31:0] \$189 ;
-  reg [50:0] \$190 ;
-  reg [8:0] \$191 ;
-  reg \$192 ;
-  reg [1:0] \$193 ;
-  reg [1:0] \$194 ;
-  reg [1:0] \$195 ;
+  reg [1:0] \$181 ;
+  reg [8:0] \$182 ;
+  reg [1:0] \$183 ;
+  reg [1:0] \$184 ;
+  reg [1:0] \$185 ;
+  reg \$186 ;
+  reg \$187 ;
+  reg \$188 ;
+  reg [1:0] \$189 ;
+  reg [21:0] \$190 ;
+  reg [7:0] \$191 ;
+  reg [31:0] \$192 ;
+  reg [69:0] \$193 ;
+  reg [50:0] \$194 ;
+  reg [8:0] \$195 ;
   reg [1:0] \$196 ;
-  reg \$197 ;
-  reg [8:0] \$62 ;
+  reg [8:0] \$197 ;
+  reg [31:0] \$198 ;
+  reg [50:0] \$199 ;
+  reg [8:0] \$200 ;
+  reg \$201 ;
+  reg [1:0] \$202 ;
+  reg [1:0] \$203 ;
+  reg [1:0] \$204 ;
+  reg [1:0] \$205 ;
+  reg \$206 ;
+  reg [8:0] \$67 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
@@ -10053,7 +10066,7 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg finish;
   input finishing;
   wire finishing;
-  reg [50:0] \finishing$20  = 51'h0000000000000;
+  reg [50:0] \finishing$21  = 51'h0000000000000;
   reg [1:0] fsm_state = 2'h0;
   output [1:0] go;
   reg [1:0] go = 2'h0;
@@ -10152,185 +10165,193 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg [31:0] weights;
   reg [1:0] wrong = 2'h0;
   assign \$1  = busy >> parity;
-  assign may_allocate = ~ \$1 ;
+  assign \$2  = ~ \$1 ;
+  assign \$3  = ~ busy;
+  assign \$4  = placed | \$3 ;
+  assign \$5  = ~ parity;
+  assign \$6  = \$4  >> \$5 ;
+  assign may_allocate = \$2  & \$6 ;
   assign in_flight = busy[0] + busy[1];
   assign memory = memory_now ^ header[64];
-  assign \$2  = ! matrices[0];
-  assign \$3  = busy[0] & \$2 ;
-  assign \$4  = ! matrices[35];
-  assign \$5  = busy[1] & \$4 ;
-  assign banks_in_use = | { \$5 , \$3  };
-  assign \$6  = ! tail;
-  assign \$7  = ~ wanted[1];
-  assign \$8  = \$6  | \$7 ;
-  assign \$9  = wanted[0] & \$8 ;
-  assign \$10  = load_beats == needed_0;
-  assign \$11  = \$10  | load_ended;
-  assign \$12  = \$9  & \$11 ;
-  assign \$14  = \$10  & load_ended;
-  assign \$16  = ~ wanted[0];
-  assign \$17  = \$15  | \$16 ;
-  assign \$18  = wanted[1] & \$17 ;
-  assign \$19  = load_beats == needed_1;
-  assign \$20  = \$19  | load_ended;
-  assign \$21  = \$18  & \$20 ;
-  assign \$23  = \$19  & load_ended;
-  assign \$24  = | wanted;
-  assign \$25  = wanted >> tail;
-  assign \$26  = tail ? matrices[37] : matrices[2];
-  assign \$27  = tail ? matrices[2] : matrices[37];
-  assign \$28  = \$25  ? \$26  : \$27 ;
-  assign \$29  = ~ memory_now;
-  assign load_memory = \$24  ? \$28  : \$29 ;
-  assign \$31  = busy[0] & \$16 ;
-  assign \$33  = wanted[1] & \$15 ;
-  assign \$34  = ~ \$33 ;
-  assign \$35  = \$31  & \$34 ;
-  assign \$36  = matrices[2] == load_memory;
-  assign \$37  = \$35  & \$36 ;
-  assign \$39  = busy[1] & \$7 ;
-  assign \$40  = ~ tail;
-  assign \$41  = wanted[0] & \$40 ;
-  assign \$42  = ~ \$41 ;
-  assign \$43  = \$39  & \$42 ;
-  assign \$44  = matrices[37] == load_memory;
-  assign \$45  = \$43  & \$44 ;
-  assign \$46  = | { \$45 , \$37  };
+  assign \$7  = ! matrices[0];
+  assign \$8  = busy[0] & \$7 ;
+  assign \$9  = ! matrices[35];
+  assign \$10  = busy[1] & \$9 ;
+  assign banks_in_use = | { \$10 , \$8  };
+  assign \$11  = ! tail;
+  assign \$12  = ~ wanted[1];
+  assign \$13  = \$11  | \$12 ;
+  assign \$14  = wanted[0] & \$13 ;
+  assign \$15  = load_beats >= needed_0;
+  assign \$16  = \$15  | load_ended;
+  assign \$17  = \$14  & \$16 ;
+  assign \$18  = load_beats == needed_0;
+  assign \$19  = load_ended & \$18 ;
+  assign \$21  = ~ wanted[0];
+  assign \$22  = \$20  | \$21 ;
+  assign \$23  = wanted[1] & \$22 ;
+  assign \$24  = load_beats >= needed_1;
+  assign \$25  = \$24  | load_ended;
+  assign \$26  = \$23  & \$25 ;
+  assign \$27  = load_beats == needed_1;
+  assign \$28  = load_ended & \$27 ;
+  assign \$29  = | wanted;
+  assign \$30  = wanted >> tail;
+  assign \$31  = tail ? matrices[37] : matrices[2];
+  assign \$32  = tail ? matrices[2] : matrices[37];
+  assign \$33  = \$30  ? \$31  : \$32 ;
+  assign \$34  = ~ memory_now;
+  assign load_memory = \$29  ? \$33  : \$34 ;
+  assign \$36  = busy[0] & \$21 ;
+  assign \$38  = wanted[1] & \$20 ;
+  assign \$39  = ~ \$38 ;
+  assign \$40  = \$36  & \$39 ;
+  assign \$41  = matrices[2] == load_memory;
+  assign \$42  = \$40  & \$41 ;
+  assign \$44  = busy[1] & \$12 ;
+  assign \$45  = ~ tail;
+  assign \$46  = wanted[0] & \$45 ;
   assign \$47  = ~ \$46 ;
-  assign \$48  = finishing & \finishing$20 [24];
-  assign \$49  = ~ \$48 ;
-  assign \$50  = \$47  & \$49 ;
-  assign \$52  = busy & keeps;
-  assign \$53  = | \$52 ;
-  assign \$54  = \$53  | kept;
-  assign \$55  = ~ \$54 ;
-  assign \$56  = \$24  | \$55 ;
-  assign load_allow = \$50  & \$56 ;
-  assign \$57  = wrong >> tail;
-  assign \$58  = any_bad >> tail;
-  assign \$59  = beyond >> tail;
-  assign \$60  = more >> tail;
-  assign \$61  = ~ finishing;
-  assign \$268  = tail * 2'h2;
-  assign \$63  = beyond_substream >> \$268 ;
-  assign \$64  = ~ cancel;
-  assign \$65  = tail ? { port_7 [1], port_5 [1], port_3 [1], port_1 [1] } : { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
-  assign \$66  = \$65  >> substream;
-  assign \$67  = tail ? { port_6 [1], port_4 [1], port_2 [1], port_0 [1] } : { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
-  assign \$68  = \$67  >> substream;
-  assign \$69  = \$66  | \$68 ;
-  assign \$72  = \$66  ? 4'h7 : 4'h6;
-  assign \$73  = 1'h1 << tail;
-  assign \$74  = ! fsm_state;
-  assign \$75  = fsm_state == 1'h1;
-  assign \$76  = fsm_state == 2'h2;
-  assign \$77  = fsm_state == 2'h3;
-  assign \$78  = ! parity;
-  assign \$79  = allocate & \$78 ;
-  assign \$80  = header[63:48] + 2'h3;
-  assign \$82  = memory ^ header[66];
-  assign \$83  = ~ header[71];
-  assign \$84  = bank_now ^ \$83 ;
-  assign \$85  = header[47:32] * header[63:48];
-  assign \$86  = ~ memory;
-  assign \$88  = \passed$57  & \$78 ;
-  assign \$98  = ~ \$14 ;
-  assign \$99  = busy[0] & placed[0];
-  assign \$101  = \$99  & \$16 ;
-  assign \$103  = \$15  & keeps[1];
-  assign \$104  = \finishing$20 [49] == row_banks[0];
-  assign \$105  = \finishing$20 [24] | \$104 ;
-  assign \$106  = finishing & \$105 ;
-  assign \$107  = \$103  | \$106 ;
-  assign \$108  = ~ \$107 ;
-  assign \$109  = \$101  & \$108 ;
-  assign \$111  = allocate & \$110 ;
-  assign \$120  = \passed$57  & \$110 ;
-  assign \$130  = ~ \$23 ;
-  assign \$131  = busy[1] & placed[1];
-  assign \$133  = \$131  & \$7 ;
-  assign \$135  = \$40  & keeps[0];
-  assign \$136  = \finishing$20 [49] == row_banks[1];
-  assign \$137  = \finishing$20 [24] | \$136 ;
-  assign \$138  = finishing & \$137 ;
-  assign \$139  = \$135  | \$138 ;
-  assign \$140  = ~ \$139 ;
-  assign \$141  = \$133  & \$140 ;
-  assign \$142  = ~ parity;
-  assign \$143  = | { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
-  assign \$144  = | { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
-  assign \$145  = \$143  | \$144 ;
-  assign \$146  = | { port_6 [1], port_4 [1], port_2 [1], port_0 [1] };
-  assign \$147  = | { port_7 [1], port_5 [1], port_3 [1], port_1 [1] };
-  assign \$148  = \$146  | \$147 ;
-  assign \$149  = busy & passed;
-  assign \$150  = \$149  & complete;
-  assign \$151  = ~ wanted;
-  assign \$152  = \$150  & \$151 ;
-  assign \$153  = \$152  >> tail;
-  assign \$154  = settle + 1'h1;
-  assign \$155  = settle == 2'h3;
-  assign \$161  = substream + 1'h1;
+  assign \$48  = \$44  & \$47 ;
+  assign \$49  = matrices[37] == load_memory;
+  assign \$50  = \$48  & \$49 ;
+  assign \$51  = | { \$50 , \$42  };
+  assign \$52  = ~ \$51 ;
+  assign \$53  = finishing & \finishing$21 [24];
+  assign \$54  = ~ \$53 ;
+  assign \$55  = \$52  & \$54 ;
+  assign \$57  = busy & keeps;
+  assign \$58  = | \$57 ;
+  assign \$59  = \$58  | kept;
+  assign \$60  = ~ \$59 ;
+  assign \$61  = \$29  | \$60 ;
+  assign load_allow = \$55  & \$61 ;
+  assign \$62  = wrong >> tail;
+  assign \$63  = any_bad >> tail;
+  assign \$64  = beyond >> tail;
+  assign \$65  = more >> tail;
+  assign \$66  = ~ finishing;
+  assign \$282  = tail * 2'h2;
+  assign \$68  = beyond_substream >> \$282 ;
+  assign \$69  = ~ cancel;
+  assign \$70  = tail ? { port_7 [1], port_5 [1], port_3 [1], port_1 [1] } : { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$71  = \$70  >> substream;
+  assign \$72  = tail ? { port_6 [1], port_4 [1], port_2 [1], port_0 [1] } : { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign \$73  = \$72  >> substream;
+  assign \$74  = \$71  | \$73 ;
+  assign \$77  = \$71  ? 4'h7 : 4'h6;
+  assign \$78  = 1'h1 << tail;
+  assign \$79  = ! fsm_state;
+  assign \$80  = fsm_state == 1'h1;
+  assign \$81  = fsm_state == 2'h2;
+  assign \$82  = fsm_state == 2'h3;
+  assign \$83  = ! parity;
+  assign \$84  = allocate & \$83 ;
+  assign \$85  = header[63:48] + 2'h3;
+  assign \$87  = memory ^ header[66];
+  assign \$88  = ~ header[71];
+  assign \$89  = bank_now ^ \$88 ;
+  assign \$90  = header[47:32] * header[63:48];
+  assign \$91  = ~ memory;
+  assign \$93  = \passed$57  & \$83 ;
+  assign \$103  = ~ \$19 ;
+  assign \$105  = \$15  ? needed_0 : load_beats;
+  assign \$106  = busy[0] & placed[0];
+  assign \$108  = \$106  & \$21 ;
+  assign \$110  = \$20  & keeps[1];
+  assign \$111  = \finishing$21 [49] == row_banks[0];
+  assign \$112  = \finishing$21 [24] | \$111 ;
+  assign \$113  = finishing & \$112 ;
+  assign \$114  = \$110  | \$113 ;
+  assign \$115  = ~ \$114 ;
+  assign \$116  = \$108  & \$115 ;
+  assign \$118  = allocate & \$117 ;
+  assign \$127  = \passed$57  & \$117 ;
+  assign \$137  = ~ \$28 ;
+  assign \$139  = \$24  ? needed_1 : load_beats;
+  assign \$140  = busy[1] & placed[1];
+  assign \$142  = \$140  & \$12 ;
+  assign \$144  = \$45  & keeps[0];
+  assign \$145  = \finishing$21 [49] == row_banks[1];
+  assign \$146  = \finishing$21 [24] | \$145 ;
+  assign \$147  = finishing & \$146 ;
+  assign \$148  = \$144  | \$147 ;
+  assign \$149  = ~ \$148 ;
+  assign \$150  = \$142  & \$149 ;
+  assign \$152  = | { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign \$153  = | { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$154  = \$152  | \$153 ;
+  assign \$155  = | { port_6 [1], port_4 [1], port_2 [1], port_0 [1] };
+  assign \$156  = | { port_7 [1], port_5 [1], port_3 [1], port_1 [1] };
+  assign \$157  = \$155  | \$156 ;
+  assign \$158  = busy & passed;
+  assign \$159  = \$158  & complete;
+  assign \$160  = ~ wanted;
+  assign \$161  = \$159  & \$160 ;
+  assign \$162  = \$161  >> tail;
+  assign \$163  = settle + 1'h1;
+  assign \$164  = settle == 2'h3;
+  assign \$170  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$20  <= \$168 ;
+    \finishing$21  <= \$177 ;
   always @(posedge clk)
-    busy <= \$169 ;
+    busy <= \$178 ;
   always @(posedge clk)
-    passed <= \$170 ;
+    passed <= \$179 ;
   always @(posedge clk)
-    placed <= \$171 ;
+    placed <= \$180 ;
   always @(posedge clk)
-    wanted <= \$172 ;
+    wanted <= \$181 ;
   always @(posedge clk)
-    needed_0 <= \$173 ;
+    needed_0 <= \$182 ;
   always @(posedge clk)
-    wrong <= \$174 ;
+    wrong <= \$183 ;
   always @(posedge clk)
-    more <= \$175 ;
+    more <= \$184 ;
   always @(posedge clk)
-    keeps <= \$176 ;
+    keeps <= \$185 ;
   always @(posedge clk)
-    kept <= \$177 ;
+    kept <= \$186 ;
   always @(posedge clk)
-    memory_now <= \$178 ;
+    memory_now <= \$187 ;
   always @(posedge clk)
-    bank_now <= \$179 ;
+    bank_now <= \$188 ;
   always @(posedge clk)
-    row_banks <= \$180 ;
+    row_banks <= \$189 ;
   always @(posedge clk)
-    rows <= \$181 ;
+    rows <= \$190 ;
   always @(posedge clk)
-    column_bits <= \$182 ;
+    column_bits <= \$191 ;
   always @(posedge clk)
-    size_0 <= \$183 ;
+    size_0 <= \$192 ;
   always @(posedge clk)
-    matrices <= \$184 ;
+    matrices <= \$193 ;
   always @(posedge clk)
-    job_0 <= \$185 ;
+    job_0 <= \$194 ;
   always @(posedge clk)
-    received_0 <= \$186 ;
+    received_0 <= \$195 ;
   always @(posedge clk)
-    go <= \$187 ;
+    go <= \$196 ;
   always @(posedge clk)
-    needed_1 <= \$188 ;
+    needed_1 <= \$197 ;
   always @(posedge clk)
-    size_1 <= \$189 ;
+    size_1 <= \$198 ;
   always @(posedge clk)
-    job_1 <= \$190 ;
+    job_1 <= \$199 ;
   always @(posedge clk)
-    received_1 <= \$191 ;
+    received_1 <= \$200 ;
   always @(posedge clk)
-    parity <= \$192 ;
+    parity <= \$201 ;
   always @(posedge clk)
-    any_bad <= \$193 ;
+    any_bad <= \$202 ;
   always @(posedge clk)
-    settle <= \$194 ;
+    settle <= \$203 ;
   always @(posedge clk)
-    fsm_state <= \$195 ;
+    fsm_state <= \$204 ;
   always @(posedge clk)
-    substream <= \$196 ;
+    substream <= \$205 ;
   always @(posedge clk)
-    tail <= \$197 ;
+    tail <= \$206 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -10356,19 +10377,19 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     (* full_case = 32'd1 *)
     casez (tail)
       1'h0:
-          \$62  = received_0;
+          \$67  = received_0;
       1'h1:
-          \$62  = received_1;
+          \$67  = received_1;
     endcase
   end
   always @* begin
     if (time_zero ) begin end
     load_release = 1'h0;
-    if (\$12 ) begin
-      load_release = \$14 ;
+    if (\$17 ) begin
+      load_release = \$19 ;
     end
-    if (\$21 ) begin
-      load_release = \$23 ;
+    if (\$26 ) begin
+      load_release = \$28 ;
     end
   end
   always @* begin
@@ -10381,14 +10402,14 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$57 ) begin
+          if (\$62 ) begin
             late = 1'h1;
-          end else if (\$58 ) begin
-          end else if (\$59 ) begin
+          end else if (\$63 ) begin
+          end else if (\$64 ) begin
             late = 1'h1;
           end
       2'h3:
-          if (\$69 ) begin
+          if (\$74 ) begin
             late = 1'h1;
           end
     endcase
@@ -10403,15 +10424,15 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$57 ) begin
+          if (\$62 ) begin
             late_error = 4'h5;
-          end else if (\$58 ) begin
-          end else if (\$59 ) begin
+          end else if (\$63 ) begin
+          end else if (\$64 ) begin
             late_error = 4'h8;
           end
       2'h3:
-          if (\$69 ) begin
-            late_error = \$72 ;
+          if (\$74 ) begin
+            late_error = \$77 ;
           end
     endcase
   end
@@ -10425,14 +10446,14 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$57 ) begin
-            late_position = { 23'h000000, \$62  };
-          end else if (\$58 ) begin
-          end else if (\$59 ) begin
-            late_position = { 30'h00000000, \$63  };
+          if (\$62 ) begin
+            late_position = { 23'h000000, \$67  };
+          end else if (\$63 ) begin
+          end else if (\$64 ) begin
+            late_position = { 30'h00000000, \$68  };
           end
       2'h3:
-          if (\$69 ) begin
+          if (\$74 ) begin
             late_position = { 30'h00000000, substream };
           end
     endcase
@@ -10446,12 +10467,12 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$57 ) begin
-          end else if (\$58 ) begin
-          end else if (\$59 ) begin
-          end else if (\$60 ) begin
+          if (\$62 ) begin
+          end else if (\$63 ) begin
+          end else if (\$64 ) begin
+          end else if (\$65 ) begin
             judged = 1'h1;
-          end else if (\$61 ) begin
+          end else if (\$66 ) begin
             judged = 1'h1;
           end
     endcase
@@ -10465,12 +10486,12 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h1:
           /* empty */;
       2'h2:
-          if (\$57 ) begin
-          end else if (\$58 ) begin
-          end else if (\$59 ) begin
-          end else if (\$60 ) begin
-          end else if (\$61 ) begin
-            finish = \$64 ;
+          if (\$62 ) begin
+          end else if (\$63 ) begin
+          end else if (\$64 ) begin
+          end else if (\$65 ) begin
+          end else if (\$66 ) begin
+            finish = \$69 ;
           end
     endcase
   end
@@ -10478,236 +10499,83 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     if (time_zero ) begin end
     \release  = 2'h0;
     if (judged) begin
-      \release  = \$73 ;
+      \release  = \$78 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$168  = \finishing$20 ;
+    \$177  = \finishing$21 ;
     if (finish) begin
-      \$168  = job;
+      \$177  = job;
     end
     if (cancel) begin
-      \$168  = 51'h0000000000000;
+      \$177  = 51'h0000000000000;
     end
     if (rst) begin
-      \$168  = 51'h0000000000000;
+      \$177  = 51'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$169  = busy;
-    if (\$79 ) begin
-      \$169 [0] = 1'h1;
+    \$178  = busy;
+    if (\$84 ) begin
+      \$178 [0] = 1'h1;
     end
-    if (\$111 ) begin
-      \$169 [1] = 1'h1;
+    if (\$118 ) begin
+      \$178 [1] = 1'h1;
     end
     if (judged) begin
       (* full_case = 32'd1 *)
       casez (tail)
         1'h0:
-            \$169 [0] = 1'h0;
+            \$178 [0] = 1'h0;
         1'h1:
-            \$169 [1] = 1'h0;
+            \$178 [1] = 1'h0;
       endcase
     end
     if (cancel) begin
-      \$169  = 2'h0;
+      \$178  = 2'h0;
     end
     if (rst) begin
-      \$169  = 2'h0;
+      \$178  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$170  = passed;
-    if (\$79 ) begin
-      \$170 [0] = 1'h0;
+    \$179  = passed;
+    if (\$84 ) begin
+      \$179 [0] = 1'h0;
     end
-    if (\$88 ) begin
-      \$170 [0] = 1'h1;
+    if (\$93 ) begin
+      \$179 [0] = 1'h1;
     end
-    if (\$111 ) begin
-      \$170 [1] = 1'h0;
+    if (\$118 ) begin
+      \$179 [1] = 1'h0;
     end
-    if (\$120 ) begin
-      \$170 [1] = 1'h1;
+    if (\$127 ) begin
+      \$179 [1] = 1'h1;
     end
     if (cancel) begin
-      \$170  = 2'h0;
+      \$179  = 2'h0;
     end
     if (rst) begin
-      \$170  = 2'h0;
+      \$179  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$171  = placed;
-    if (\$79 ) begin
-      \$171 [0] = 1'h0;
+    \$180  = placed;
+    if (\$84 ) begin
+      \$180 [0] = 1'h0;
     end
     if (\placed$58 [0]) begin
-      \$171 [0] = 1'h1;
+      \$180 [0] = 1'h1;
     end
-    if (\$111 ) begin
-      \$171 [1] = 1'h0;
+    if (\$118 ) begin
+      \$180 [1] = 1'h0;
     end
     if (\placed$58 [1]) begin
-      \$171 [1] = 1'h1;
-    end
-    if (cancel) begin
-      \$171  = 2'h0;
-    end
-    if (rst) begin
-      \$171  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$172  = wanted;
-    if (\$79 ) begin
-      \$172 [0] = header[64];
-    end
-    if (\$12 ) begin
-      \$172 [0] = 1'h0;
-    end
-    if (\$111 ) begin
-      \$172 [1] = header[64];
-    end
-    if (\$21 ) begin
-      \$172 [1] = 1'h0;
-    end
-    if (cancel) begin
-      \$172  = 2'h0;
-    end
-    if (rst) begin
-      \$172  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$173  = needed_0;
-    if (\$79 ) begin
-      \$173  = \$81 [8:0];
-    end
-    if (cancel) begin
-      \$173  = 9'h000;
-    end
-    if (rst) begin
-      \$173  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$174  = wrong;
-    if (\$79 ) begin
-      \$174 [0] = 1'h0;
-    end
-    if (\$12 ) begin
-      \$174 [0] = \$98 ;
-    end
-    if (\$111 ) begin
-      \$174 [1] = 1'h0;
-    end
-    if (\$21 ) begin
-      \$174 [1] = \$130 ;
-    end
-    if (cancel) begin
-      \$174  = 2'h0;
-    end
-    if (rst) begin
-      \$174  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$175  = more;
-    if (\$79 ) begin
-      \$175 [0] = header[71];
-    end
-    if (\$111 ) begin
-      \$175 [1] = header[71];
-    end
-    if (cancel) begin
-      \$175  = 2'h0;
-    end
-    if (rst) begin
-      \$175  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$176  = keeps;
-    if (\$79 ) begin
-      \$176 [0] = header[66];
-    end
-    if (\$111 ) begin
-      \$176 [1] = header[66];
-    end
-    if (cancel) begin
-      \$176  = 2'h0;
-    end
-    if (rst) begin
-      \$176  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$177  = kept;
-    if (\$79 ) begin
-      \$177  = header[66];
-    end
-    if (\$111 ) begin
-      \$177  = header[66];
-    end
-    if (cancel) begin
-      \$177  = 1'h0;
-    end
-    if (rst) begin
-      \$177  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$178  = memory_now;
-    if (\$79 ) begin
-      \$178  = \$82 ;
-    end
-    if (\$111 ) begin
-      \$178  = \$82 ;
-    end
-    if (cancel) begin
-      \$178  = 1'h0;
-    end
-    if (rst) begin
-      \$178  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$179  = bank_now;
-    if (\$79 ) begin
-      \$179  = \$84 ;
-    end
-    if (\$111 ) begin
-      \$179  = \$84 ;
-    end
-    if (cancel) begin
-      \$179  = 1'h0;
-    end
-    if (rst) begin
-      \$179  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$180  = row_banks;
-    if (\$79 ) begin
-      \$180 [0] = bank_now;
-    end
-    if (\$111 ) begin
-      \$180 [1] = bank_now;
+      \$180 [1] = 1'h1;
     end
     if (cancel) begin
       \$180  = 2'h0;
@@ -10718,293 +10586,446 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   end
   always @* begin
     if (time_zero ) begin end
-    \$181  = rows;
-    if (\$79 ) begin
-      \$181 [10:0] = header[42:32];
+    \$181  = wanted;
+    if (\$84 ) begin
+      \$181 [0] = header[64];
     end
-    if (\$111 ) begin
-      \$181 [21:11] = header[42:32];
+    if (\$17 ) begin
+      \$181 [0] = 1'h0;
+    end
+    if (\$118 ) begin
+      \$181 [1] = header[64];
+    end
+    if (\$26 ) begin
+      \$181 [1] = 1'h0;
     end
     if (cancel) begin
-      \$181  = 22'h000000;
+      \$181  = 2'h0;
     end
     if (rst) begin
-      \$181  = 22'h000000;
+      \$181  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$182  = column_bits;
-    if (\$79 ) begin
-      \$182 [3:0] = header[77:74];
-    end
-    if (\$111 ) begin
-      \$182 [7:4] = header[77:74];
+    \$182  = needed_0;
+    if (\$84 ) begin
+      \$182  = \$86 [8:0];
     end
     if (cancel) begin
-      \$182  = 8'h00;
+      \$182  = 9'h000;
     end
     if (rst) begin
-      \$182  = 8'h00;
+      \$182  = 9'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$183  = size_0;
-    if (\$79 ) begin
-      \$183  = \$85 ;
+    \$183  = wrong;
+    if (\$84 ) begin
+      \$183 [0] = 1'h0;
+    end
+    if (\$17 ) begin
+      \$183 [0] = \$103 ;
+    end
+    if (\$118 ) begin
+      \$183 [1] = 1'h0;
+    end
+    if (\$26 ) begin
+      \$183 [1] = \$137 ;
     end
     if (cancel) begin
-      \$183  = 32'd0;
+      \$183  = 2'h0;
     end
     if (rst) begin
-      \$183  = 32'd0;
+      \$183  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = matrices;
-    if (\$79 ) begin
-      \$184 [0] = header[72];
-      \$184 [1] = header[70];
-      \$184 [2] = memory;
-      \$184 [13:3] = header[58:48];
-      \$184 [23:14] = header[93:84];
-      \$184 [34:24] = header[110:100];
+    \$184  = more;
+    if (\$84 ) begin
+      \$184 [0] = header[71];
     end
-    if (\$111 ) begin
-      \$184 [35] = header[72];
-      \$184 [36] = header[70];
-      \$184 [37] = memory;
-      \$184 [48:38] = header[58:48];
-      \$184 [58:49] = header[93:84];
-      \$184 [69:59] = header[110:100];
+    if (\$118 ) begin
+      \$184 [1] = header[71];
     end
     if (cancel) begin
-      \$184  = 70'h000000000000000000;
+      \$184  = 2'h0;
     end
     if (rst) begin
-      \$184  = 70'h000000000000000000;
+      \$184  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$185  = job_0;
-    if (\$79 ) begin
-      \$185 [10:0] = header[42:32];
-      \$185 [21:11] = header[142:132];
-      \$185 [22] = header[69];
-      \$185 [23] = header[65];
-      \$185 [24] = header[66];
-      \$185 [25] = header[67];
-      \$185 [26] = header[68];
-      \$185 [42:27] = header[131:116];
-      \$185 [48:43] = header[83:78];
-      \$185 [49] = bank_now;
-      \$185 [50] = \$86 ;
+    \$185  = keeps;
+    if (\$84 ) begin
+      \$185 [0] = header[66];
+    end
+    if (\$118 ) begin
+      \$185 [1] = header[66];
     end
     if (cancel) begin
-      \$185  = 51'h0000000000000;
+      \$185  = 2'h0;
     end
     if (rst) begin
-      \$185  = 51'h0000000000000;
+      \$185  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$186  = received_0;
-    if (\$12 ) begin
-      \$186  = load_beats;
+    \$186  = kept;
+    if (\$84 ) begin
+      \$186  = header[66];
+    end
+    if (\$118 ) begin
+      \$186  = header[66];
     end
     if (cancel) begin
-      \$186  = 9'h000;
+      \$186  = 1'h0;
     end
     if (rst) begin
-      \$186  = 9'h000;
+      \$186  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$187 [0] = \$109 ;
-    \$187 [1] = \$141 ;
+    \$187  = memory_now;
+    if (\$84 ) begin
+      \$187  = \$87 ;
+    end
+    if (\$118 ) begin
+      \$187  = \$87 ;
+    end
     if (cancel) begin
-      \$187  = 2'h0;
+      \$187  = 1'h0;
     end
     if (rst) begin
-      \$187  = 2'h0;
+      \$187  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$188  = needed_1;
-    if (\$111 ) begin
-      \$188  = \$81 [8:0];
+    \$188  = bank_now;
+    if (\$84 ) begin
+      \$188  = \$89 ;
+    end
+    if (\$118 ) begin
+      \$188  = \$89 ;
     end
     if (cancel) begin
-      \$188  = 9'h000;
+      \$188  = 1'h0;
     end
     if (rst) begin
-      \$188  = 9'h000;
+      \$188  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$189  = size_1;
-    if (\$111 ) begin
-      \$189  = \$85 ;
+    \$189  = row_banks;
+    if (\$84 ) begin
+      \$189 [0] = bank_now;
+    end
+    if (\$118 ) begin
+      \$189 [1] = bank_now;
     end
     if (cancel) begin
-      \$189  = 32'd0;
+      \$189  = 2'h0;
     end
     if (rst) begin
-      \$189  = 32'd0;
+      \$189  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = job_1;
-    if (\$111 ) begin
+    \$190  = rows;
+    if (\$84 ) begin
       \$190 [10:0] = header[42:32];
-      \$190 [21:11] = header[142:132];
-      \$190 [22] = header[69];
-      \$190 [23] = header[65];
-      \$190 [24] = header[66];
-      \$190 [25] = header[67];
-      \$190 [26] = header[68];
-      \$190 [42:27] = header[131:116];
-      \$190 [48:43] = header[83:78];
-      \$190 [49] = bank_now;
-      \$190 [50] = \$86 ;
+    end
+    if (\$118 ) begin
+      \$190 [21:11] = header[42:32];
     end
     if (cancel) begin
-      \$190  = 51'h0000000000000;
+      \$190  = 22'h000000;
     end
     if (rst) begin
-      \$190  = 51'h0000000000000;
+      \$190  = 22'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$191  = received_1;
-    if (\$21 ) begin
-      \$191  = load_beats;
+    \$191  = column_bits;
+    if (\$84 ) begin
+      \$191 [3:0] = header[77:74];
+    end
+    if (\$118 ) begin
+      \$191 [7:4] = header[77:74];
     end
     if (cancel) begin
-      \$191  = 9'h000;
+      \$191  = 8'h00;
     end
     if (rst) begin
-      \$191  = 9'h000;
+      \$191  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$192  = parity;
+    \$192  = size_0;
+    if (\$84 ) begin
+      \$192  = \$90 ;
+    end
+    if (cancel) begin
+      \$192  = 32'd0;
+    end
+    if (rst) begin
+      \$192  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$193  = matrices;
+    if (\$84 ) begin
+      \$193 [0] = header[72];
+      \$193 [1] = header[70];
+      \$193 [2] = memory;
+      \$193 [13:3] = header[58:48];
+      \$193 [23:14] = header[93:84];
+      \$193 [34:24] = header[110:100];
+    end
+    if (\$118 ) begin
+      \$193 [35] = header[72];
+      \$193 [36] = header[70];
+      \$193 [37] = memory;
+      \$193 [48:38] = header[58:48];
+      \$193 [58:49] = header[93:84];
+      \$193 [69:59] = header[110:100];
+    end
+    if (cancel) begin
+      \$193  = 70'h000000000000000000;
+    end
+    if (rst) begin
+      \$193  = 70'h000000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$194  = job_0;
+    if (\$84 ) begin
+      \$194 [10:0] = header[42:32];
+      \$194 [21:11] = header[142:132];
+      \$194 [22] = header[69];
+      \$194 [23] = header[65];
+      \$194 [24] = header[66];
+      \$194 [25] = header[67];
+      \$194 [26] = header[68];
+      \$194 [42:27] = header[131:116];
+      \$194 [48:43] = header[83:78];
+      \$194 [49] = bank_now;
+      \$194 [50] = \$91 ;
+    end
+    if (cancel) begin
+      \$194  = 51'h0000000000000;
+    end
+    if (rst) begin
+      \$194  = 51'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$195  = received_0;
+    if (\$17 ) begin
+      \$195  = \$105 ;
+    end
+    if (cancel) begin
+      \$195  = 9'h000;
+    end
+    if (rst) begin
+      \$195  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$196 [0] = \$116 ;
+    \$196 [1] = \$150 ;
+    if (cancel) begin
+      \$196  = 2'h0;
+    end
+    if (rst) begin
+      \$196  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$197  = needed_1;
+    if (\$118 ) begin
+      \$197  = \$86 [8:0];
+    end
+    if (cancel) begin
+      \$197  = 9'h000;
+    end
+    if (rst) begin
+      \$197  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$198  = size_1;
+    if (\$118 ) begin
+      \$198  = \$90 ;
+    end
+    if (cancel) begin
+      \$198  = 32'd0;
+    end
+    if (rst) begin
+      \$198  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$199  = job_1;
+    if (\$118 ) begin
+      \$199 [10:0] = header[42:32];
+      \$199 [21:11] = header[142:132];
+      \$199 [22] = header[69];
+      \$199 [23] = header[65];
+      \$199 [24] = header[66];
+      \$199 [25] = header[67];
+      \$199 [26] = header[68];
+      \$199 [42:27] = header[131:116];
+      \$199 [48:43] = header[83:78];
+      \$199 [49] = bank_now;
+      \$199 [50] = \$91 ;
+    end
+    if (cancel) begin
+      \$199  = 51'h0000000000000;
+    end
+    if (rst) begin
+      \$199  = 51'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$200  = received_1;
+    if (\$26 ) begin
+      \$200  = \$139 ;
+    end
+    if (cancel) begin
+      \$200  = 9'h000;
+    end
+    if (rst) begin
+      \$200  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$201  = parity;
     if (\passed$57 ) begin
-      \$192  = \$142 ;
+      \$201  = \$5 ;
     end
     if (cancel) begin
-      \$192  = 1'h0;
+      \$201  = 1'h0;
     end
     if (rst) begin
-      \$192  = 1'h0;
+      \$201  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$193 [0] = \$145 ;
-    \$193 [1] = \$148 ;
+    \$202 [0] = \$154 ;
+    \$202 [1] = \$157 ;
     if (cancel) begin
-      \$193  = 2'h0;
+      \$202  = 2'h0;
     end
     if (rst) begin
-      \$193  = 2'h0;
+      \$202  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$194  = settle;
+    \$203  = settle;
     casez (fsm_state)
       2'h0:
-          \$194  = 2'h0;
+          \$203  = 2'h0;
       2'h1:
-          \$194  = \$154 [1:0];
+          \$203  = \$163 [1:0];
     endcase
     if (cancel) begin
-      \$194  = 2'h0;
+      \$203  = 2'h0;
     end
     if (rst) begin
-      \$194  = 2'h0;
+      \$203  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$195  = fsm_state;
+    \$204  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
-          if (\$153 ) begin
-            \$195  = 2'h1;
+          if (\$162 ) begin
+            \$204  = 2'h1;
           end
       2'h1:
-          if (\$155 ) begin
-            \$195  = 2'h2;
+          if (\$164 ) begin
+            \$204  = 2'h2;
           end
       2'h2:
-          if (\$57 ) begin
-            \$195  = 2'h0;
-          end else if (\$58 ) begin
-            \$195  = 2'h3;
-          end else if (\$59 ) begin
-            \$195  = 2'h0;
-          end else if (\$60 ) begin
-            \$195  = 2'h0;
-          end else if (\$61 ) begin
-            \$195  = 2'h0;
+          if (\$62 ) begin
+            \$204  = 2'h0;
+          end else if (\$63 ) begin
+            \$204  = 2'h3;
+          end else if (\$64 ) begin
+            \$204  = 2'h0;
+          end else if (\$65 ) begin
+            \$204  = 2'h0;
+          end else if (\$66 ) begin
+            \$204  = 2'h0;
           end
       2'h3:
-          if (\$69 ) begin
-            \$195  = 2'h0;
+          if (\$74 ) begin
+            \$204  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$195  = 2'h0;
+      \$204  = 2'h0;
     end
     if (rst) begin
-      \$195  = 2'h0;
+      \$204  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$196  = substream;
+    \$205  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$196  = 2'h0;
+          \$205  = 2'h0;
       2'h2:
           /* empty */;
       2'h3:
-          \$196  = \$161 [1:0];
+          \$205  = \$170 [1:0];
     endcase
     if (cancel) begin
-      \$196  = 2'h0;
+      \$205  = 2'h0;
     end
     if (rst) begin
-      \$196  = 2'h0;
+      \$205  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$197  = tail;
+    \$206  = tail;
     if (judged) begin
-      \$197  = \$40 ;
+      \$206  = \$45 ;
     end
     if (cancel) begin
-      \$197  = 1'h0;
+      \$206  = 1'h0;
     end
     if (rst) begin
-      \$197  = 1'h0;
+      \$206  = 1'h0;
     end
   end
   assign head = parity;
@@ -11012,9 +11033,9 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign bad_index = { port_7 [1], port_5 [1], port_3 [1], port_1 [1], port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
   assign bad_prefix = { port_6 [1], port_4 [1], port_2 [1], port_0 [1], port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
   assign \cancel$62  = cancel;
-  assign \$15  = tail;
-  assign \$81  = { 2'h0, \$80 [16:2] };
-  assign \$110  = parity;
+  assign \$20  = tail;
+  assign \$86  = { 2'h0, \$85 [16:2] };
+  assign \$117  = parity;
 endmodule
 
 module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);

@@ -829,6 +829,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @* begin
     if (time_zero ) begin end
     \$49  = coding;
+    if (cancel) begin
+      \$49  = 1'h0;
+    end
     if (rst) begin
       \$49  = 1'h0;
     end
@@ -930,6 +933,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     \$56 [1] = start[1];
     \$56 [2] = 1'h0;
     \$56 [13:3] = \$26 [10:0];
+    if (cancel) begin
+      \$56 [0] = 1'h0;
+    end
     if (rst) begin
       \$56  = 14'h0000;
     end
@@ -944,6 +950,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @* begin
     if (time_zero ) begin end
     \$58  = \$27 ;
+    if (cancel) begin
+      \$58  = 1'h0;
+    end
     if (rst) begin
       \$58  = 1'h0;
     end
@@ -953,6 +962,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     \$59  = 2'h0;
     if (\final ) begin
       \$59  = \$28 ;
+    end
+    if (cancel) begin
+      \$59  = 2'h0;
     end
     if (rst) begin
       \$59  = 2'h0;
@@ -4871,10 +4883,10 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, s
   always @* begin
     if (time_zero ) begin end
     \$41  = opened;
-    if (\$21 ) begin
-      \$41  = 1'h1;
-    end
     if (advance) begin
+      if (\$21 ) begin
+        \$41  = 1'h1;
+      end
       if (\$26 ) begin
         \$41  = 1'h0;
       end
@@ -5359,7 +5371,7 @@ module egret_xs_ice40_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
 endmodule
 
 module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
-, words__valid, payload__valid, payload_word, passed, settling, reject, halted, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
   reg time_zero  = 0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
@@ -5964,6 +5976,32 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   end
   always @* begin
     if (time_zero ) begin end
+    halted = 1'h0;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          /* empty */;
+      4'h5:
+          /* empty */;
+      4'h6:
+          /* empty */;
+      4'h7:
+          /* empty */;
+      4'h8:
+          /* empty */;
+      4'h2:
+          /* empty */;
+      4'h3:
+          /* empty */;
+      4'h9:
+          halted = 1'h1;
+      4'ha:
+          halted = 1'h1;
+    endcase
+  end
+  always @* begin
+    if (time_zero ) begin end
     reject = 1'h0;
     casez (fsm_state)
       4'h0:
@@ -5986,32 +6024,6 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
           if (\$36 ) begin
             reject = 1'h1;
           end
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    halted = 1'h0;
-    casez (fsm_state)
-      4'h0:
-          /* empty */;
-      4'h1:
-          /* empty */;
-      4'h5:
-          /* empty */;
-      4'h6:
-          /* empty */;
-      4'h7:
-          /* empty */;
-      4'h8:
-          /* empty */;
-      4'h2:
-          /* empty */;
-      4'h3:
-          /* empty */;
-      4'h9:
-          /* empty */;
-      4'ha:
-          halted = 1'h1;
     endcase
   end
   always @* begin
@@ -8814,51 +8826,52 @@ endmodule
 module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, banks_in_use, load_release, late
 , late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, bad_prefix, bad_index, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$104 , \$105 , \$107 , \$109 , \$11 , \$110 , \$111 , \$112 , \$113 , \$114 ,
-    \$115 , \$116 , \$117 , \$12 , \$126 , \$13 , \$136 , \$137 , \$139 , \$14 , \$141 , \$142 ,
-    \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$149 , \$15 , \$150 , \$151 , \$152 , \$153 ,
-    \$154 , \$159 , \$16 , \$161 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 ,
-    \$26 , \$27 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$39 , \$4 , \$40 ,
-    \$41 , \$42 , \$43 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53 , \$54 ,
-    \$55 , \$56 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$64 , \$65 , \$66 , \$67 , \$69 , \$7 ,
-    \$70 , \$71 , \$72 , \$73 , \$74 , \$75 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$88 ,
-    \$89 , \$9 , \$90 , \$92 , \$94 ;
-  wire [1:0] \$155 , \$156 , \$157 , \$158 , \$167 , \$58 , \$79 ;
-  wire [2:0] \$160 ;
-  wire [3:0] \$78 ;
-  wire [16:0] \$86 , \$87 ;
-  wire [31:0] \$91 ;
-  reg [48:0] \$174 ;
-  reg [1:0] \$175 ;
-  reg [1:0] \$176 ;
-  reg [1:0] \$177 ;
-  reg [1:0] \$178 ;
-  reg [9:0] \$179 ;
-  reg [1:0] \$180 ;
-  reg [1:0] \$181 ;
-  reg [1:0] \$182 ;
-  reg \$183 ;
-  reg \$184 ;
-  reg \$185 ;
+  wire \$1 , \$10 , \$109 , \$11 , \$112 , \$114 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 ,
+    \$121 , \$122 , \$123 , \$124 , \$13 , \$133 , \$14 , \$143 , \$146 , \$148 , \$15 , \$150 ,
+    \$151 , \$152 , \$153 , \$154 , \$155 , \$156 , \$158 , \$159 , \$16 , \$160 , \$161 , \$162 ,
+    \$163 , \$168 , \$17 , \$170 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 ,
+    \$26 , \$27 , \$28 , \$29 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39
+    , \$40 , \$42 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5 , \$50 , \$51 , \$52 , \$53 , \$54 , \$55
+    , \$56 , \$57 , \$58 , \$59 , \$6 , \$60 , \$61 , \$64 , \$65 , \$66 , \$67 , \$68 , \$69 , \$7
+    , \$70 , \$71 , \$72 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 , \$8 , \$80 , \$85 , \$86 , \$87
+    , \$88 , \$89 , \$9 , \$90 , \$93 , \$94 , \$95 , \$97 , \$99 ;
+  wire [9:0] \$111 , \$145 ;
+  wire [1:0] \$164 , \$165 , \$166 , \$167 , \$176 , \$3 , \$4 , \$63 , \$84 ;
+  wire [2:0] \$169 ;
+  wire [3:0] \$83 ;
+  wire [16:0] \$91 , \$92 ;
+  wire [31:0] \$96 ;
+  reg [48:0] \$183 ;
+  reg [1:0] \$184 ;
+  reg [1:0] \$185 ;
   reg [1:0] \$186 ;
-  reg [19:0] \$187 ;
-  reg [7:0] \$188 ;
-  reg [31:0] \$189 ;
-  reg [59:0] \$190 ;
-  reg [48:0] \$191 ;
-  reg [9:0] \$192 ;
-  reg [1:0] \$193 ;
-  reg [9:0] \$194 ;
-  reg [31:0] \$195 ;
-  reg [48:0] \$196 ;
-  reg [9:0] \$197 ;
-  reg \$198 ;
-  reg [1:0] \$199 ;
-  reg [1:0] \$200 ;
-  reg [1:0] \$201 ;
-  reg \$202 ;
-  reg \$203 ;
-  reg [9:0] \$68 ;
+  reg [1:0] \$187 ;
+  reg [9:0] \$188 ;
+  reg [1:0] \$189 ;
+  reg [1:0] \$190 ;
+  reg [1:0] \$191 ;
+  reg \$192 ;
+  reg \$193 ;
+  reg \$194 ;
+  reg [1:0] \$195 ;
+  reg [19:0] \$196 ;
+  reg [7:0] \$197 ;
+  reg [31:0] \$198 ;
+  reg [59:0] \$199 ;
+  reg [48:0] \$200 ;
+  reg [9:0] \$201 ;
+  reg [1:0] \$202 ;
+  reg [9:0] \$203 ;
+  reg [31:0] \$204 ;
+  reg [48:0] \$205 ;
+  reg [9:0] \$206 ;
+  reg \$207 ;
+  reg [1:0] \$208 ;
+  reg [1:0] \$209 ;
+  reg [1:0] \$210 ;
+  reg \$211 ;
+  reg \$212 ;
+  reg [9:0] \$73 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
@@ -8887,7 +8900,7 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   reg finish;
   input finishing;
   wire finishing;
-  reg [48:0] \finishing$20  = 49'h0000000000000;
+  reg [48:0] \finishing$21  = 49'h0000000000000;
   reg [1:0] fsm_state = 2'h0;
   output [1:0] go;
   reg [1:0] go = 2'h0;
@@ -8970,183 +8983,191 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   reg [31:0] weights;
   reg [1:0] wrong = 2'h0;
   assign \$1  = busy >> parity;
-  assign may_allocate = ~ \$1 ;
+  assign \$2  = ~ \$1 ;
+  assign \$3  = ~ busy;
+  assign \$4  = placed | \$3 ;
+  assign \$5  = ~ parity;
+  assign \$6  = \$4  >> \$5 ;
+  assign may_allocate = \$2  & \$6 ;
   assign in_flight = busy[0] + busy[1];
   assign memory = memory_now ^ header[64];
-  assign \$2  = ! matrices[0];
-  assign \$3  = busy[0] & \$2 ;
-  assign \$4  = ! matrices[30];
-  assign \$5  = busy[1] & \$4 ;
-  assign \$6  = | { \$5 , \$3  };
+  assign \$7  = ! matrices[0];
   assign \$8  = busy[0] & \$7 ;
+  assign \$9  = ! matrices[30];
   assign \$10  = busy[1] & \$9 ;
   assign \$11  = | { \$10 , \$8  };
-  assign \$12  = ! tail;
-  assign \$13  = ~ wanted[1];
-  assign \$14  = \$12  | \$13 ;
-  assign \$15  = wanted[0] & \$14 ;
-  assign \$16  = load_beats == needed_0;
-  assign \$17  = \$16  | load_ended;
-  assign \$18  = \$15  & \$17 ;
-  assign \$20  = \$16  & load_ended;
-  assign \$22  = ~ wanted[0];
-  assign \$23  = \$21  | \$22 ;
-  assign \$24  = wanted[1] & \$23 ;
-  assign \$25  = load_beats == needed_1;
-  assign \$26  = \$25  | load_ended;
-  assign \$27  = \$24  & \$26 ;
-  assign \$29  = \$25  & load_ended;
-  assign \$30  = | wanted;
-  assign \$31  = wanted >> tail;
-  assign \$32  = tail ? matrices[32] : matrices[2];
-  assign \$33  = tail ? matrices[2] : matrices[32];
-  assign \$34  = \$31  ? \$32  : \$33 ;
-  assign \$35  = ~ memory_now;
-  assign load_memory = \$30  ? \$34  : \$35 ;
-  assign \$37  = busy[0] & \$22 ;
-  assign \$39  = wanted[1] & \$21 ;
-  assign \$40  = ~ \$39 ;
-  assign \$41  = \$37  & \$40 ;
-  assign \$42  = matrices[2] == load_memory;
-  assign \$43  = \$41  & \$42 ;
-  assign \$45  = busy[1] & \$13 ;
-  assign \$46  = ~ tail;
-  assign \$47  = wanted[0] & \$46 ;
-  assign \$48  = ~ \$47 ;
-  assign \$49  = \$45  & \$48 ;
-  assign \$50  = matrices[32] == load_memory;
-  assign \$51  = \$49  & \$50 ;
-  assign \$52  = | { \$51 , \$43  };
+  assign \$13  = busy[0] & \$12 ;
+  assign \$15  = busy[1] & \$14 ;
+  assign \$16  = | { \$15 , \$13  };
+  assign \$17  = ! tail;
+  assign \$18  = ~ wanted[1];
+  assign \$19  = \$17  | \$18 ;
+  assign \$20  = wanted[0] & \$19 ;
+  assign \$21  = load_beats >= needed_0;
+  assign \$22  = \$21  | load_ended;
+  assign \$23  = \$20  & \$22 ;
+  assign \$24  = load_beats == needed_0;
+  assign \$25  = load_ended & \$24 ;
+  assign \$27  = ~ wanted[0];
+  assign \$28  = \$26  | \$27 ;
+  assign \$29  = wanted[1] & \$28 ;
+  assign \$30  = load_beats >= needed_1;
+  assign \$31  = \$30  | load_ended;
+  assign \$32  = \$29  & \$31 ;
+  assign \$33  = load_beats == needed_1;
+  assign \$34  = load_ended & \$33 ;
+  assign \$35  = | wanted;
+  assign \$36  = wanted >> tail;
+  assign \$37  = tail ? matrices[32] : matrices[2];
+  assign \$38  = tail ? matrices[2] : matrices[32];
+  assign \$39  = \$36  ? \$37  : \$38 ;
+  assign \$40  = ~ memory_now;
+  assign load_memory = \$35  ? \$39  : \$40 ;
+  assign \$42  = busy[0] & \$27 ;
+  assign \$44  = wanted[1] & \$26 ;
+  assign \$45  = ~ \$44 ;
+  assign \$46  = \$42  & \$45 ;
+  assign \$47  = matrices[2] == load_memory;
+  assign \$48  = \$46  & \$47 ;
+  assign \$50  = busy[1] & \$18 ;
+  assign \$51  = ~ tail;
+  assign \$52  = wanted[0] & \$51 ;
   assign \$53  = ~ \$52 ;
-  assign \$54  = finishing & \finishing$20 [22];
-  assign \$55  = ~ \$54 ;
-  assign \$56  = \$53  & \$55 ;
-  assign \$58  = busy & keeps;
-  assign \$59  = | \$58 ;
-  assign \$60  = \$59  | kept;
-  assign \$61  = ~ \$60 ;
-  assign \$62  = \$30  | \$61 ;
-  assign load_allow = \$56  & \$62 ;
-  assign \$63  = wrong >> tail;
-  assign \$64  = any_bad >> tail;
-  assign \$65  = beyond >> tail;
-  assign \$66  = more >> tail;
-  assign \$67  = ~ finishing;
-  assign \$69  = beyond_substream >> tail;
-  assign \$70  = ~ cancel;
-  assign \$71  = tail ? bad_index[1] : bad_index[0];
-  assign \$72  = \$71  >> substream;
-  assign \$73  = tail ? bad_prefix[1] : bad_prefix[0];
-  assign \$74  = \$73  >> substream;
-  assign \$75  = \$72  | \$74 ;
-  assign \$78  = \$72  ? 4'h7 : 4'h6;
-  assign \$79  = 1'h1 << tail;
-  assign \$80  = ! fsm_state;
-  assign \$81  = fsm_state == 1'h1;
-  assign \$82  = fsm_state == 2'h2;
-  assign \$83  = fsm_state == 2'h3;
-  assign \$84  = ! parity;
-  assign \$85  = allocate & \$84 ;
-  assign \$86  = header[63:48] + 1'h0;
-  assign \$88  = memory ^ header[66];
-  assign \$89  = ~ header[71];
-  assign \$90  = bank_now ^ \$89 ;
-  assign \$91  = header[47:32] * header[63:48];
-  assign \$92  = ~ memory;
-  assign \$94  = \passed$57  & \$84 ;
-  assign \$104  = ~ \$20 ;
-  assign \$105  = busy[0] & placed[0];
-  assign \$107  = \$105  & \$22 ;
-  assign \$109  = \$21  & keeps[1];
-  assign \$110  = \finishing$20 [47] == row_banks[0];
-  assign \$111  = \finishing$20 [22] | \$110 ;
-  assign \$112  = finishing & \$111 ;
-  assign \$113  = \$109  | \$112 ;
-  assign \$114  = ~ \$113 ;
-  assign \$115  = \$107  & \$114 ;
-  assign \$117  = allocate & \$116 ;
-  assign \$126  = \passed$57  & \$116 ;
-  assign \$136  = ~ \$29 ;
-  assign \$137  = busy[1] & placed[1];
-  assign \$139  = \$137  & \$13 ;
-  assign \$141  = \$46  & keeps[0];
-  assign \$142  = \finishing$20 [47] == row_banks[1];
-  assign \$143  = \finishing$20 [22] | \$142 ;
-  assign \$144  = finishing & \$143 ;
-  assign \$145  = \$141  | \$144 ;
-  assign \$146  = ~ \$145 ;
-  assign \$147  = \$139  & \$146 ;
-  assign \$148  = ~ parity;
-  assign \$151  = \$149  | \$150 ;
-  assign \$154  = \$152  | \$153 ;
-  assign \$155  = busy & passed;
-  assign \$156  = \$155  & complete;
-  assign \$157  = ~ wanted;
-  assign \$158  = \$156  & \$157 ;
-  assign \$159  = \$158  >> tail;
-  assign \$160  = settle + 1'h1;
-  assign \$161  = settle == 2'h3;
-  assign \$167  = substream + 1'h1;
+  assign \$54  = \$50  & \$53 ;
+  assign \$55  = matrices[32] == load_memory;
+  assign \$56  = \$54  & \$55 ;
+  assign \$57  = | { \$56 , \$48  };
+  assign \$58  = ~ \$57 ;
+  assign \$59  = finishing & \finishing$21 [22];
+  assign \$60  = ~ \$59 ;
+  assign \$61  = \$58  & \$60 ;
+  assign \$63  = busy & keeps;
+  assign \$64  = | \$63 ;
+  assign \$65  = \$64  | kept;
+  assign \$66  = ~ \$65 ;
+  assign \$67  = \$35  | \$66 ;
+  assign load_allow = \$61  & \$67 ;
+  assign \$68  = wrong >> tail;
+  assign \$69  = any_bad >> tail;
+  assign \$70  = beyond >> tail;
+  assign \$71  = more >> tail;
+  assign \$72  = ~ finishing;
+  assign \$74  = beyond_substream >> tail;
+  assign \$75  = ~ cancel;
+  assign \$76  = tail ? bad_index[1] : bad_index[0];
+  assign \$77  = \$76  >> substream;
+  assign \$78  = tail ? bad_prefix[1] : bad_prefix[0];
+  assign \$79  = \$78  >> substream;
+  assign \$80  = \$77  | \$79 ;
+  assign \$83  = \$77  ? 4'h7 : 4'h6;
+  assign \$84  = 1'h1 << tail;
+  assign \$85  = ! fsm_state;
+  assign \$86  = fsm_state == 1'h1;
+  assign \$87  = fsm_state == 2'h2;
+  assign \$88  = fsm_state == 2'h3;
+  assign \$89  = ! parity;
+  assign \$90  = allocate & \$89 ;
+  assign \$91  = header[63:48] + 1'h0;
+  assign \$93  = memory ^ header[66];
+  assign \$94  = ~ header[71];
+  assign \$95  = bank_now ^ \$94 ;
+  assign \$96  = header[47:32] * header[63:48];
+  assign \$97  = ~ memory;
+  assign \$99  = \passed$57  & \$89 ;
+  assign \$109  = ~ \$25 ;
+  assign \$111  = \$21  ? needed_0 : load_beats;
+  assign \$112  = busy[0] & placed[0];
+  assign \$114  = \$112  & \$27 ;
+  assign \$116  = \$26  & keeps[1];
+  assign \$117  = \finishing$21 [47] == row_banks[0];
+  assign \$118  = \finishing$21 [22] | \$117 ;
+  assign \$119  = finishing & \$118 ;
+  assign \$120  = \$116  | \$119 ;
+  assign \$121  = ~ \$120 ;
+  assign \$122  = \$114  & \$121 ;
+  assign \$124  = allocate & \$123 ;
+  assign \$133  = \passed$57  & \$123 ;
+  assign \$143  = ~ \$34 ;
+  assign \$145  = \$30  ? needed_1 : load_beats;
+  assign \$146  = busy[1] & placed[1];
+  assign \$148  = \$146  & \$18 ;
+  assign \$150  = \$51  & keeps[0];
+  assign \$151  = \finishing$21 [47] == row_banks[1];
+  assign \$152  = \finishing$21 [22] | \$151 ;
+  assign \$153  = finishing & \$152 ;
+  assign \$154  = \$150  | \$153 ;
+  assign \$155  = ~ \$154 ;
+  assign \$156  = \$148  & \$155 ;
+  assign \$160  = \$158  | \$159 ;
+  assign \$163  = \$161  | \$162 ;
+  assign \$164  = busy & passed;
+  assign \$165  = \$164  & complete;
+  assign \$166  = ~ wanted;
+  assign \$167  = \$165  & \$166 ;
+  assign \$168  = \$167  >> tail;
+  assign \$169  = settle + 1'h1;
+  assign \$170  = settle == 2'h3;
+  assign \$176  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$20  <= \$174 ;
+    \finishing$21  <= \$183 ;
   always @(posedge clk)
-    busy <= \$175 ;
+    busy <= \$184 ;
   always @(posedge clk)
-    passed <= \$176 ;
+    passed <= \$185 ;
   always @(posedge clk)
-    placed <= \$177 ;
+    placed <= \$186 ;
   always @(posedge clk)
-    wanted <= \$178 ;
+    wanted <= \$187 ;
   always @(posedge clk)
-    needed_0 <= \$179 ;
+    needed_0 <= \$188 ;
   always @(posedge clk)
-    wrong <= \$180 ;
+    wrong <= \$189 ;
   always @(posedge clk)
-    more <= \$181 ;
+    more <= \$190 ;
   always @(posedge clk)
-    keeps <= \$182 ;
+    keeps <= \$191 ;
   always @(posedge clk)
-    kept <= \$183 ;
+    kept <= \$192 ;
   always @(posedge clk)
-    memory_now <= \$184 ;
+    memory_now <= \$193 ;
   always @(posedge clk)
-    bank_now <= \$185 ;
+    bank_now <= \$194 ;
   always @(posedge clk)
-    row_banks <= \$186 ;
+    row_banks <= \$195 ;
   always @(posedge clk)
-    rows <= \$187 ;
+    rows <= \$196 ;
   always @(posedge clk)
-    column_bits <= \$188 ;
+    column_bits <= \$197 ;
   always @(posedge clk)
-    size_0 <= \$189 ;
+    size_0 <= \$198 ;
   always @(posedge clk)
-    matrices <= \$190 ;
+    matrices <= \$199 ;
   always @(posedge clk)
-    job_0 <= \$191 ;
+    job_0 <= \$200 ;
   always @(posedge clk)
-    received_0 <= \$192 ;
+    received_0 <= \$201 ;
   always @(posedge clk)
-    go <= \$193 ;
+    go <= \$202 ;
   always @(posedge clk)
-    needed_1 <= \$194 ;
+    needed_1 <= \$203 ;
   always @(posedge clk)
-    size_1 <= \$195 ;
+    size_1 <= \$204 ;
   always @(posedge clk)
-    job_1 <= \$196 ;
+    job_1 <= \$205 ;
   always @(posedge clk)
-    received_1 <= \$197 ;
+    received_1 <= \$206 ;
   always @(posedge clk)
-    parity <= \$198 ;
+    parity <= \$207 ;
   always @(posedge clk)
-    any_bad <= \$199 ;
+    any_bad <= \$208 ;
   always @(posedge clk)
-    settle <= \$200 ;
+    settle <= \$209 ;
   always @(posedge clk)
-    fsm_state <= \$201 ;
+    fsm_state <= \$210 ;
   always @(posedge clk)
-    substream <= \$202 ;
+    substream <= \$211 ;
   always @(posedge clk)
-    tail <= \$203 ;
+    tail <= \$212 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -9172,19 +9193,19 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     (* full_case = 32'd1 *)
     casez (tail)
       1'h0:
-          \$68  = received_0;
+          \$73  = received_0;
       1'h1:
-          \$68  = received_1;
+          \$73  = received_1;
     endcase
   end
   always @* begin
     if (time_zero ) begin end
     load_release = 1'h0;
-    if (\$18 ) begin
-      load_release = \$20 ;
+    if (\$23 ) begin
+      load_release = \$25 ;
     end
-    if (\$27 ) begin
-      load_release = \$29 ;
+    if (\$32 ) begin
+      load_release = \$34 ;
     end
   end
   always @* begin
@@ -9197,14 +9218,14 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$63 ) begin
+          if (\$68 ) begin
             late = 1'h1;
-          end else if (\$64 ) begin
-          end else if (\$65 ) begin
+          end else if (\$69 ) begin
+          end else if (\$70 ) begin
             late = 1'h1;
           end
       2'h3:
-          if (\$75 ) begin
+          if (\$80 ) begin
             late = 1'h1;
           end
     endcase
@@ -9219,15 +9240,15 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$63 ) begin
+          if (\$68 ) begin
             late_error = 4'h5;
-          end else if (\$64 ) begin
-          end else if (\$65 ) begin
+          end else if (\$69 ) begin
+          end else if (\$70 ) begin
             late_error = 4'h8;
           end
       2'h3:
-          if (\$75 ) begin
-            late_error = \$78 ;
+          if (\$80 ) begin
+            late_error = \$83 ;
           end
     endcase
   end
@@ -9241,14 +9262,14 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$63 ) begin
-            late_position = { 22'h000000, \$68  };
-          end else if (\$64 ) begin
-          end else if (\$65 ) begin
-            late_position = { 31'h00000000, \$69  };
+          if (\$68 ) begin
+            late_position = { 22'h000000, \$73  };
+          end else if (\$69 ) begin
+          end else if (\$70 ) begin
+            late_position = { 31'h00000000, \$74  };
           end
       2'h3:
-          if (\$75 ) begin
+          if (\$80 ) begin
             late_position = { 31'h00000000, substream };
           end
     endcase
@@ -9262,12 +9283,12 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$63 ) begin
-          end else if (\$64 ) begin
-          end else if (\$65 ) begin
-          end else if (\$66 ) begin
+          if (\$68 ) begin
+          end else if (\$69 ) begin
+          end else if (\$70 ) begin
+          end else if (\$71 ) begin
             judged = 1'h1;
-          end else if (\$67 ) begin
+          end else if (\$72 ) begin
             judged = 1'h1;
           end
     endcase
@@ -9281,12 +9302,12 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       2'h1:
           /* empty */;
       2'h2:
-          if (\$63 ) begin
-          end else if (\$64 ) begin
-          end else if (\$65 ) begin
-          end else if (\$66 ) begin
-          end else if (\$67 ) begin
-            finish = \$70 ;
+          if (\$68 ) begin
+          end else if (\$69 ) begin
+          end else if (\$70 ) begin
+          end else if (\$71 ) begin
+          end else if (\$72 ) begin
+            finish = \$75 ;
           end
     endcase
   end
@@ -9294,236 +9315,83 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     if (time_zero ) begin end
     \release  = 2'h0;
     if (judged) begin
-      \release  = \$79 ;
+      \release  = \$84 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$174  = \finishing$20 ;
+    \$183  = \finishing$21 ;
     if (finish) begin
-      \$174  = job;
+      \$183  = job;
     end
     if (cancel) begin
-      \$174  = 49'h0000000000000;
+      \$183  = 49'h0000000000000;
     end
     if (rst) begin
-      \$174  = 49'h0000000000000;
+      \$183  = 49'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$175  = busy;
-    if (\$85 ) begin
-      \$175 [0] = 1'h1;
+    \$184  = busy;
+    if (\$90 ) begin
+      \$184 [0] = 1'h1;
     end
-    if (\$117 ) begin
-      \$175 [1] = 1'h1;
+    if (\$124 ) begin
+      \$184 [1] = 1'h1;
     end
     if (judged) begin
       (* full_case = 32'd1 *)
       casez (tail)
         1'h0:
-            \$175 [0] = 1'h0;
+            \$184 [0] = 1'h0;
         1'h1:
-            \$175 [1] = 1'h0;
+            \$184 [1] = 1'h0;
       endcase
     end
     if (cancel) begin
-      \$175  = 2'h0;
+      \$184  = 2'h0;
     end
     if (rst) begin
-      \$175  = 2'h0;
+      \$184  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$176  = passed;
-    if (\$85 ) begin
-      \$176 [0] = 1'h0;
+    \$185  = passed;
+    if (\$90 ) begin
+      \$185 [0] = 1'h0;
     end
-    if (\$94 ) begin
-      \$176 [0] = 1'h1;
+    if (\$99 ) begin
+      \$185 [0] = 1'h1;
     end
-    if (\$117 ) begin
-      \$176 [1] = 1'h0;
+    if (\$124 ) begin
+      \$185 [1] = 1'h0;
     end
-    if (\$126 ) begin
-      \$176 [1] = 1'h1;
+    if (\$133 ) begin
+      \$185 [1] = 1'h1;
     end
     if (cancel) begin
-      \$176  = 2'h0;
+      \$185  = 2'h0;
     end
     if (rst) begin
-      \$176  = 2'h0;
+      \$185  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$177  = placed;
-    if (\$85 ) begin
-      \$177 [0] = 1'h0;
+    \$186  = placed;
+    if (\$90 ) begin
+      \$186 [0] = 1'h0;
     end
     if (\placed$58 [0]) begin
-      \$177 [0] = 1'h1;
+      \$186 [0] = 1'h1;
     end
-    if (\$117 ) begin
-      \$177 [1] = 1'h0;
+    if (\$124 ) begin
+      \$186 [1] = 1'h0;
     end
     if (\placed$58 [1]) begin
-      \$177 [1] = 1'h1;
-    end
-    if (cancel) begin
-      \$177  = 2'h0;
-    end
-    if (rst) begin
-      \$177  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$178  = wanted;
-    if (\$85 ) begin
-      \$178 [0] = header[64];
-    end
-    if (\$18 ) begin
-      \$178 [0] = 1'h0;
-    end
-    if (\$117 ) begin
-      \$178 [1] = header[64];
-    end
-    if (\$27 ) begin
-      \$178 [1] = 1'h0;
-    end
-    if (cancel) begin
-      \$178  = 2'h0;
-    end
-    if (rst) begin
-      \$178  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$179  = needed_0;
-    if (\$85 ) begin
-      \$179  = \$87 [9:0];
-    end
-    if (cancel) begin
-      \$179  = 10'h000;
-    end
-    if (rst) begin
-      \$179  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$180  = wrong;
-    if (\$85 ) begin
-      \$180 [0] = 1'h0;
-    end
-    if (\$18 ) begin
-      \$180 [0] = \$104 ;
-    end
-    if (\$117 ) begin
-      \$180 [1] = 1'h0;
-    end
-    if (\$27 ) begin
-      \$180 [1] = \$136 ;
-    end
-    if (cancel) begin
-      \$180  = 2'h0;
-    end
-    if (rst) begin
-      \$180  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$181  = more;
-    if (\$85 ) begin
-      \$181 [0] = header[71];
-    end
-    if (\$117 ) begin
-      \$181 [1] = header[71];
-    end
-    if (cancel) begin
-      \$181  = 2'h0;
-    end
-    if (rst) begin
-      \$181  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$182  = keeps;
-    if (\$85 ) begin
-      \$182 [0] = header[66];
-    end
-    if (\$117 ) begin
-      \$182 [1] = header[66];
-    end
-    if (cancel) begin
-      \$182  = 2'h0;
-    end
-    if (rst) begin
-      \$182  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$183  = kept;
-    if (\$85 ) begin
-      \$183  = header[66];
-    end
-    if (\$117 ) begin
-      \$183  = header[66];
-    end
-    if (cancel) begin
-      \$183  = 1'h0;
-    end
-    if (rst) begin
-      \$183  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$184  = memory_now;
-    if (\$85 ) begin
-      \$184  = \$88 ;
-    end
-    if (\$117 ) begin
-      \$184  = \$88 ;
-    end
-    if (cancel) begin
-      \$184  = 1'h0;
-    end
-    if (rst) begin
-      \$184  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$185  = bank_now;
-    if (\$85 ) begin
-      \$185  = \$90 ;
-    end
-    if (\$117 ) begin
-      \$185  = \$90 ;
-    end
-    if (cancel) begin
-      \$185  = 1'h0;
-    end
-    if (rst) begin
-      \$185  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$186  = row_banks;
-    if (\$85 ) begin
-      \$186 [0] = bank_now;
-    end
-    if (\$117 ) begin
-      \$186 [1] = bank_now;
+      \$186 [1] = 1'h1;
     end
     if (cancel) begin
       \$186  = 2'h0;
@@ -9534,309 +9402,462 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   end
   always @* begin
     if (time_zero ) begin end
-    \$187  = rows;
-    if (\$85 ) begin
-      \$187 [9:0] = header[41:32];
+    \$187  = wanted;
+    if (\$90 ) begin
+      \$187 [0] = header[64];
     end
-    if (\$117 ) begin
-      \$187 [19:10] = header[41:32];
+    if (\$23 ) begin
+      \$187 [0] = 1'h0;
+    end
+    if (\$124 ) begin
+      \$187 [1] = header[64];
+    end
+    if (\$32 ) begin
+      \$187 [1] = 1'h0;
     end
     if (cancel) begin
-      \$187  = 20'h00000;
+      \$187  = 2'h0;
     end
     if (rst) begin
-      \$187  = 20'h00000;
+      \$187  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$188  = column_bits;
-    if (\$85 ) begin
-      \$188 [3:0] = header[77:74];
-    end
-    if (\$117 ) begin
-      \$188 [7:4] = header[77:74];
+    \$188  = needed_0;
+    if (\$90 ) begin
+      \$188  = \$92 [9:0];
     end
     if (cancel) begin
-      \$188  = 8'h00;
+      \$188  = 10'h000;
     end
     if (rst) begin
-      \$188  = 8'h00;
+      \$188  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$189  = size_0;
-    if (\$85 ) begin
-      \$189  = \$91 ;
+    \$189  = wrong;
+    if (\$90 ) begin
+      \$189 [0] = 1'h0;
+    end
+    if (\$23 ) begin
+      \$189 [0] = \$109 ;
+    end
+    if (\$124 ) begin
+      \$189 [1] = 1'h0;
+    end
+    if (\$32 ) begin
+      \$189 [1] = \$143 ;
     end
     if (cancel) begin
-      \$189  = 32'd0;
+      \$189  = 2'h0;
     end
     if (rst) begin
-      \$189  = 32'd0;
+      \$189  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = matrices;
-    if (\$85 ) begin
-      \$190 [0] = header[72];
-      \$190 [1] = header[70];
-      \$190 [2] = memory;
-      \$190 [12:3] = header[57:48];
-      \$190 [20:13] = header[91:84];
-      \$190 [29:21] = header[108:100];
+    \$190  = more;
+    if (\$90 ) begin
+      \$190 [0] = header[71];
     end
-    if (\$117 ) begin
-      \$190 [30] = header[72];
-      \$190 [31] = header[70];
-      \$190 [32] = memory;
-      \$190 [42:33] = header[57:48];
-      \$190 [50:43] = header[91:84];
-      \$190 [59:51] = header[108:100];
+    if (\$124 ) begin
+      \$190 [1] = header[71];
     end
     if (cancel) begin
-      \$190  = 60'h000000000000000;
+      \$190  = 2'h0;
     end
     if (rst) begin
-      \$190  = 60'h000000000000000;
+      \$190  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$191  = job_0;
-    if (\$85 ) begin
-      \$191 [9:0] = header[41:32];
-      \$191 [19:10] = header[141:132];
-      \$191 [20] = header[69];
-      \$191 [21] = header[65];
-      \$191 [22] = header[66];
-      \$191 [23] = header[67];
-      \$191 [24] = header[68];
-      \$191 [40:25] = header[131:116];
-      \$191 [46:41] = header[83:78];
-      \$191 [47] = bank_now;
-      \$191 [48] = \$92 ;
+    \$191  = keeps;
+    if (\$90 ) begin
+      \$191 [0] = header[66];
+    end
+    if (\$124 ) begin
+      \$191 [1] = header[66];
     end
     if (cancel) begin
-      \$191  = 49'h0000000000000;
+      \$191  = 2'h0;
     end
     if (rst) begin
-      \$191  = 49'h0000000000000;
+      \$191  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$192  = received_0;
-    if (\$18 ) begin
-      \$192  = load_beats;
+    \$192  = kept;
+    if (\$90 ) begin
+      \$192  = header[66];
+    end
+    if (\$124 ) begin
+      \$192  = header[66];
     end
     if (cancel) begin
-      \$192  = 10'h000;
+      \$192  = 1'h0;
     end
     if (rst) begin
-      \$192  = 10'h000;
+      \$192  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$193 [0] = \$115 ;
-    \$193 [1] = \$147 ;
+    \$193  = memory_now;
+    if (\$90 ) begin
+      \$193  = \$93 ;
+    end
+    if (\$124 ) begin
+      \$193  = \$93 ;
+    end
     if (cancel) begin
-      \$193  = 2'h0;
+      \$193  = 1'h0;
     end
     if (rst) begin
-      \$193  = 2'h0;
+      \$193  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$194  = needed_1;
-    if (\$117 ) begin
-      \$194  = \$87 [9:0];
+    \$194  = bank_now;
+    if (\$90 ) begin
+      \$194  = \$95 ;
+    end
+    if (\$124 ) begin
+      \$194  = \$95 ;
     end
     if (cancel) begin
-      \$194  = 10'h000;
+      \$194  = 1'h0;
     end
     if (rst) begin
-      \$194  = 10'h000;
+      \$194  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$195  = size_1;
-    if (\$117 ) begin
-      \$195  = \$91 ;
+    \$195  = row_banks;
+    if (\$90 ) begin
+      \$195 [0] = bank_now;
+    end
+    if (\$124 ) begin
+      \$195 [1] = bank_now;
     end
     if (cancel) begin
-      \$195  = 32'd0;
+      \$195  = 2'h0;
     end
     if (rst) begin
-      \$195  = 32'd0;
+      \$195  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$196  = job_1;
-    if (\$117 ) begin
+    \$196  = rows;
+    if (\$90 ) begin
       \$196 [9:0] = header[41:32];
-      \$196 [19:10] = header[141:132];
-      \$196 [20] = header[69];
-      \$196 [21] = header[65];
-      \$196 [22] = header[66];
-      \$196 [23] = header[67];
-      \$196 [24] = header[68];
-      \$196 [40:25] = header[131:116];
-      \$196 [46:41] = header[83:78];
-      \$196 [47] = bank_now;
-      \$196 [48] = \$92 ;
+    end
+    if (\$124 ) begin
+      \$196 [19:10] = header[41:32];
     end
     if (cancel) begin
-      \$196  = 49'h0000000000000;
+      \$196  = 20'h00000;
     end
     if (rst) begin
-      \$196  = 49'h0000000000000;
+      \$196  = 20'h00000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$197  = received_1;
-    if (\$27 ) begin
-      \$197  = load_beats;
+    \$197  = column_bits;
+    if (\$90 ) begin
+      \$197 [3:0] = header[77:74];
+    end
+    if (\$124 ) begin
+      \$197 [7:4] = header[77:74];
     end
     if (cancel) begin
-      \$197  = 10'h000;
+      \$197  = 8'h00;
     end
     if (rst) begin
-      \$197  = 10'h000;
+      \$197  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$198  = parity;
+    \$198  = size_0;
+    if (\$90 ) begin
+      \$198  = \$96 ;
+    end
+    if (cancel) begin
+      \$198  = 32'd0;
+    end
+    if (rst) begin
+      \$198  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$199  = matrices;
+    if (\$90 ) begin
+      \$199 [0] = header[72];
+      \$199 [1] = header[70];
+      \$199 [2] = memory;
+      \$199 [12:3] = header[57:48];
+      \$199 [20:13] = header[91:84];
+      \$199 [29:21] = header[108:100];
+    end
+    if (\$124 ) begin
+      \$199 [30] = header[72];
+      \$199 [31] = header[70];
+      \$199 [32] = memory;
+      \$199 [42:33] = header[57:48];
+      \$199 [50:43] = header[91:84];
+      \$199 [59:51] = header[108:100];
+    end
+    if (cancel) begin
+      \$199  = 60'h000000000000000;
+    end
+    if (rst) begin
+      \$199  = 60'h000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$200  = job_0;
+    if (\$90 ) begin
+      \$200 [9:0] = header[41:32];
+      \$200 [19:10] = header[141:132];
+      \$200 [20] = header[69];
+      \$200 [21] = header[65];
+      \$200 [22] = header[66];
+      \$200 [23] = header[67];
+      \$200 [24] = header[68];
+      \$200 [40:25] = header[131:116];
+      \$200 [46:41] = header[83:78];
+      \$200 [47] = bank_now;
+      \$200 [48] = \$97 ;
+    end
+    if (cancel) begin
+      \$200  = 49'h0000000000000;
+    end
+    if (rst) begin
+      \$200  = 49'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$201  = received_0;
+    if (\$23 ) begin
+      \$201  = \$111 ;
+    end
+    if (cancel) begin
+      \$201  = 10'h000;
+    end
+    if (rst) begin
+      \$201  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$202 [0] = \$122 ;
+    \$202 [1] = \$156 ;
+    if (cancel) begin
+      \$202  = 2'h0;
+    end
+    if (rst) begin
+      \$202  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$203  = needed_1;
+    if (\$124 ) begin
+      \$203  = \$92 [9:0];
+    end
+    if (cancel) begin
+      \$203  = 10'h000;
+    end
+    if (rst) begin
+      \$203  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$204  = size_1;
+    if (\$124 ) begin
+      \$204  = \$96 ;
+    end
+    if (cancel) begin
+      \$204  = 32'd0;
+    end
+    if (rst) begin
+      \$204  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$205  = job_1;
+    if (\$124 ) begin
+      \$205 [9:0] = header[41:32];
+      \$205 [19:10] = header[141:132];
+      \$205 [20] = header[69];
+      \$205 [21] = header[65];
+      \$205 [22] = header[66];
+      \$205 [23] = header[67];
+      \$205 [24] = header[68];
+      \$205 [40:25] = header[131:116];
+      \$205 [46:41] = header[83:78];
+      \$205 [47] = bank_now;
+      \$205 [48] = \$97 ;
+    end
+    if (cancel) begin
+      \$205  = 49'h0000000000000;
+    end
+    if (rst) begin
+      \$205  = 49'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$206  = received_1;
+    if (\$32 ) begin
+      \$206  = \$145 ;
+    end
+    if (cancel) begin
+      \$206  = 10'h000;
+    end
+    if (rst) begin
+      \$206  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$207  = parity;
     if (\passed$57 ) begin
-      \$198  = \$148 ;
+      \$207  = \$5 ;
     end
     if (cancel) begin
-      \$198  = 1'h0;
+      \$207  = 1'h0;
     end
     if (rst) begin
-      \$198  = 1'h0;
+      \$207  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$199 [0] = \$151 ;
-    \$199 [1] = \$154 ;
+    \$208 [0] = \$160 ;
+    \$208 [1] = \$163 ;
     if (cancel) begin
-      \$199  = 2'h0;
+      \$208  = 2'h0;
     end
     if (rst) begin
-      \$199  = 2'h0;
+      \$208  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$200  = settle;
+    \$209  = settle;
     casez (fsm_state)
       2'h0:
-          \$200  = 2'h0;
+          \$209  = 2'h0;
       2'h1:
-          \$200  = \$160 [1:0];
+          \$209  = \$169 [1:0];
     endcase
     if (cancel) begin
-      \$200  = 2'h0;
+      \$209  = 2'h0;
     end
     if (rst) begin
-      \$200  = 2'h0;
+      \$209  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$201  = fsm_state;
+    \$210  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
-          if (\$159 ) begin
-            \$201  = 2'h1;
+          if (\$168 ) begin
+            \$210  = 2'h1;
           end
       2'h1:
-          if (\$161 ) begin
-            \$201  = 2'h2;
+          if (\$170 ) begin
+            \$210  = 2'h2;
           end
       2'h2:
-          if (\$63 ) begin
-            \$201  = 2'h0;
-          end else if (\$64 ) begin
-            \$201  = 2'h3;
-          end else if (\$65 ) begin
-            \$201  = 2'h0;
-          end else if (\$66 ) begin
-            \$201  = 2'h0;
-          end else if (\$67 ) begin
-            \$201  = 2'h0;
+          if (\$68 ) begin
+            \$210  = 2'h0;
+          end else if (\$69 ) begin
+            \$210  = 2'h3;
+          end else if (\$70 ) begin
+            \$210  = 2'h0;
+          end else if (\$71 ) begin
+            \$210  = 2'h0;
+          end else if (\$72 ) begin
+            \$210  = 2'h0;
           end
       2'h3:
-          if (\$75 ) begin
-            \$201  = 2'h0;
+          if (\$80 ) begin
+            \$210  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$201  = 2'h0;
+      \$210  = 2'h0;
     end
     if (rst) begin
-      \$201  = 2'h0;
+      \$210  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$202  = substream;
+    \$211  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$202  = 1'h0;
+          \$211  = 1'h0;
       2'h2:
           /* empty */;
       2'h3:
-          \$202  = \$167 [0];
+          \$211  = \$176 [0];
     endcase
     if (cancel) begin
-      \$202  = 1'h0;
+      \$211  = 1'h0;
     end
     if (rst) begin
-      \$202  = 1'h0;
+      \$211  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$203  = tail;
+    \$212  = tail;
     if (judged) begin
-      \$203  = \$46 ;
+      \$212  = \$51 ;
     end
     if (cancel) begin
-      \$203  = 1'h0;
+      \$212  = 1'h0;
     end
     if (rst) begin
-      \$203  = 1'h0;
+      \$212  = 1'h0;
     end
   end
   assign head = parity;
   assign retire = judged;
   assign \cancel$62  = cancel;
-  assign banks_in_use[1] = \$11 ;
-  assign banks_in_use[0] = \$6 ;
-  assign \$7  = matrices[0];
-  assign \$9  = matrices[30];
-  assign \$21  = tail;
-  assign \$87  = \$86 ;
-  assign \$116  = parity;
-  assign \$149  = bad_prefix[0];
-  assign \$150  = bad_index[0];
-  assign \$152  = bad_prefix[1];
-  assign \$153  = bad_index[1];
+  assign banks_in_use[1] = \$16 ;
+  assign banks_in_use[0] = \$11 ;
+  assign \$12  = matrices[0];
+  assign \$14  = matrices[30];
+  assign \$26  = tail;
+  assign \$92  = \$91 ;
+  assign \$123  = parity;
+  assign \$158  = bad_prefix[0];
+  assign \$159  = bad_index[0];
+  assign \$161  = bad_prefix[1];
+  assign \$162  = bad_index[1];
 endmodule
 
 module egret_xs_ice40_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
