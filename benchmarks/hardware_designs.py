@@ -11,7 +11,7 @@ from benchmarks.baseline_lzc import LeadingZeroDecoder
 
 from egret.params import CODE_NAMES, PRESETS, AcceleratorParams
 from egret_hw.dealer import start_layout
-from egret_hw.lane import Lane
+from egret_hw.lane import Lane, LaneSettings
 from egret_hw.layouts import (
     code_layout,
     code_write_layout,
@@ -89,7 +89,7 @@ class LaneArray(wiring.Component):
         Beats: `bits` of all lanes, `first`, `last`, `parity` as in `Lane`.
     codes, matrices, code_write, microcode_write, map_write, vector_write, start_write, go, \
 clear_errors
-        See `Lane`.
+        See `Lane` and `LaneSettings`.
     selected : In(lanes)
         The lane that `start_write` is for, one bit each.
     start, rows, banks, complete, beyond, release, walk, sums
@@ -156,17 +156,25 @@ clear_errors
             self.bad_prefix.eq(Cat(lane.bad_prefix for lane in lanes)),
             self.bad_index.eq(Cat(lane.bad_index for lane in lanes)),
         ]
-        settings = ("codes", "matrices", "go", "clear_errors")
+        m.submodules.settings = settings = LaneSettings(params)
+        m.d.comb += [
+            settings.codes.eq(self.codes),
+            settings.matrices.eq(self.matrices),
+            settings.start_write.eq(self.start_write),
+        ]
+        broadcasts = ("codes", "go", "clear_errors")
         writes = ("code_write", "microcode_write", "map_write", "vector_write", "start_write")
         slot_bits = (params.slots - 1).bit_length()
         for index, (lane, node) in enumerate(zip(lanes, nodes, strict=True)):
             m.submodules[f"lane_{index}"] = lane
             m.submodules[f"readout_{index}"] = node
             m.d.comb += [
-                getattr(lane, name).eq(getattr(self, name)) for name in (*settings, *writes)
+                getattr(lane, name).eq(getattr(self, name)) for name in (*broadcasts, *writes)
             ]
             beat, sums = self.i.payload, node.lane.payload
             m.d.comb += [
+                lane.banks.eq(Cat(matrix.code_bank for matrix in self.matrices)),
+                lane.settings.eq(settings.o),
                 lane.selected.eq(self.selected[index]),
                 lane.i.valid.eq(self.i.valid & all_ready),
                 lane.i.payload.bits.eq(beat.bits.word_select(index, params.parser_bits)),

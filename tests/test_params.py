@@ -142,6 +142,21 @@ def test_every_index_has_a_codeword(limit: int) -> None:
     assert depth + 1 < 2**params.number_bits
 
 
+@pytest.mark.parametrize("codes", [("eg-k",), ("eg-k", "eg-run")])
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 16])
+def test_weights_to_pass_over_have_room_for_two_blocks_more(
+    width: int, codes: tuple[str, ...]
+) -> None:
+    """When half is reached, a block of zeros is on its way, and another one takes them along."""
+    slots = max(1, width // 4)
+    params = make(
+        parser_bits=width, parser_cut=width // slots, lanes=2, codes=codes, suffix_limit=10
+    )
+    half = 2 ** (params.skip_bits - 1)
+    assert half - 1 + 2 * width < 2 * half
+    assert params.skip_bits == (11 if "eg-run" in codes else width.bit_length() + 4)
+
+
 def test_activations_are_filled_up_to_whole_beats() -> None:
     params = make(batch=3, activation_columns=4)
     assert params.activation_bus_bits == 96

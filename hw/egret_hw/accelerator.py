@@ -13,7 +13,7 @@ from egret_hw.dealer import Dealer
 from egret_hw.elastic import ElasticBuffer
 from egret_hw.finisher import Finisher, output_layout
 from egret_hw.gearbox import Gearbox
-from egret_hw.lane import Lane
+from egret_hw.lane import Lane, LaneSettings
 from egret_hw.layouts import (
     code_layout,
     code_write_layout,
@@ -268,6 +268,13 @@ class Accelerator(wiring.Component):
                 code_write.offset.eq(code_write.offset),
             ]
 
+        lane_settings = LaneSettings(params)
+        m.submodules.lane_settings = cancel(lane_settings)
+        m.d.comb += [
+            lane_settings.codes.eq(codes),
+            lane_settings.matrices.eq(matrices),
+            lane_settings.start_write.eq(start_write),
+        ]
         lanes = [Lane(params) for _ in range(params.lanes)]
         nodes = [ReadoutNode(params, params.lanes - 1 - index) for index in range(params.lanes)]
         all_ready = Cat(*(lane.i.ready for lane in lanes)).all()
@@ -280,7 +287,8 @@ class Accelerator(wiring.Component):
             m.submodules[f"readout_{index}"] = cancel(node)
             m.d.comb += [
                 lane.codes.eq(codes),
-                lane.matrices.eq(matrices),
+                lane.banks.eq(Cat(matrix.code_bank for matrix in matrices)),
+                lane.settings.eq(lane_settings.o),
                 lane.code_write.eq(code_write),
                 lane.microcode_write.eq(microcode_write),
                 lane.map_write.eq(map_write),

@@ -40,7 +40,7 @@ def block_layout(params: AcceleratorParams) -> data.StructLayout:
             "event": width,
             "hit": 1,
             "number": params.number_bits,
-            "skip": params.number_bits,
+            "skip": params.skip_bits,
             "level_class": CLASS_BITS if tables else 0,
             "run_class": CLASS_BITS if tables and runs else 0,
             "last": 1,
@@ -298,7 +298,7 @@ class Collector(wiring.Component):
         m.d.comb += number.eq(Mux(fine, aligned.number[1:], aligned.number[:number_bits]))
         counted_bits = len(aligned.before)
         low_step = Signal(counted_bits, reset_less=True)
-        high_step = Signal(number_bits - counted_bits, reset_less=True)
+        high_step = Signal(params.skip_bits - counted_bits, reset_less=True)
         zeros_class = Signal(CLASS_BITS, reset_less=True)
         with m.If(self.enable):
             m.d.sync += [ready[name].eq(aligned[name]) for name in local_layout.members]
@@ -313,7 +313,7 @@ class Collector(wiring.Component):
 
         # Fourth stage: weights to skip.
         skip_layout = data.StructLayout(
-            {"skip": number_bits, "run_class": CLASS_BITS if tables and runs else 0}
+            {"skip": params.skip_bits, "run_class": CLASS_BITS if tables and runs else 0}
         )
         skips = [Signal(skip_layout, name=f"skip_{index}") for index in range(slots)]
         skipped = skips[-1]

@@ -111,13 +111,15 @@ class Lane(wiring.Component):
         slot's first or last one of a matrix; `parity`, of the matrix.
     codes : In(array of 2 code_layout)
         Codes, by bank; constant while a matrix uses them.
-    matrices : In(array of 2 matrix_layout)
-        The two matrices that may be under way, by parity; constant while they are.
+    banks : In(2)
+        Bank of the code of the matrix with each parity; constant while it is under way.
+    settings : In(lane_settings_layout)
+        From `LaneSettings`, which serves all lanes.
     code_write, microcode_write, map_write, vector_write : In
         Broadcasts of tables and activations. Entries behind a code table's last class repeat it.
     start_write : In(start_write_layout)
-        With `selected`, places a slot; all slots of a matrix are placed in order, after it is in
-        `matrices`, and not before the matrix two before it has sent its last sums.
+        With `selected`, places a slot; all slots of a matrix are placed in order, after it has
+        gone to `LaneSettings`, and not before the matrix two before it has sent its last sums.
     drain : In(1)
         No more beats of the matrix under way will come: those of the one before must not wait.
     go : In(2)
@@ -139,7 +141,8 @@ class Lane(wiring.Component):
             {
                 "i": In(stream.Signature(beat)),
                 "codes": In(data.ArrayLayout(code_layout(), 2)),
-                "matrices": In(data.ArrayLayout(matrix_layout(params), 2)),
+                "banks": In(2),
+                "settings": In(lane_settings_layout(params)),
                 "code_write": In(code_write_layout()),
                 "microcode_write": In(microcode_write_layout()),
                 "map_write": In(map_write_layout(params)),
@@ -161,9 +164,10 @@ class Lane(wiring.Component):
         m = Module()
         params = self._params
         slots = params.slots
-        m.submodules.settings = settings = LaneSettings(params)
         m.submodules.input = beats = Queue(self.i.payload.shape(), params.input_depth)
-        m.submodules.blocks = blocks = Queue(block_layout(params), params.block_depth)
+        m.submodules.blocks = blocks = Queue(
+            block_layout(params), params.block_depth, registered=False
+        )
         m.submodules.collector = collector = Collector(params)
         m.submodules.extractor = extractor = Extractor(params)
         m.submodules.positioner = positioner = Positioner(params)
@@ -183,10 +187,11 @@ class Lane(wiring.Component):
         turn = Signal((slots - 1).bit_length())
         mine = Signal()
         enable = blocks.i.ready
-        banks = [matrix.code_bank if params.code_banks > 1 else 0 for matrix in self.matrices]
         run_forms = [
-            Mux(banks[parity], self.codes[1].run_form, self.codes[0].run_form)
-            for parity in range(2)
+            Mux(bank, self.codes[1].run_form, self.codes[0].run_form)
+            if params.code_banks > 1
+            else self.codes[0].run_form
+            for bank in self.banks
         ]
         m.d.comb += [
             mine.eq(parser.turn == turn if slots > 1 else 1),
@@ -198,7 +203,7 @@ class Lane(wiring.Component):
             parser.i_first.eq(beat.first),
             parser.i_last.eq(beat.last),
             parser.i_parity.eq(beat.parity),
-            parser.i_bank.eq(Mux(beat.parity, banks[1], banks[0])),
+            parser.i_bank.eq(self.banks.bit_select(beat.parity, 1)),
             parser.i_bits.eq(beat.bits),
             collector.enable.eq(enable),
             collector.i_valid.eq(parser.o_valid),
@@ -221,16 +226,13 @@ class Lane(wiring.Component):
         wiring.connect(m, extractor.o, positioner.i)
         wiring.connect(m, mac.o, wiring.flipped(self.o))
         m.d.comb += [
-            settings.codes.eq(self.codes),
-            settings.matrices.eq(self.matrices),
-            settings.start_write.eq(self.start_write),
             positioner.enable.eq(mac.enable),
-            positioner.settings.eq(settings.o),
+            positioner.settings.eq(self.settings),
             positioner.code_write.eq(self.code_write),
             positioner.start_write.eq(self.start_write),
             positioner.selected.eq(self.selected),
             positioner.go.eq(self.go),
-            mac.settings.eq(settings.o),
+            mac.settings.eq(self.settings),
             mac.map_write.eq(self.map_write),
             mac.vector_write.eq(self.vector_write),
             mac.i.eq(positioner.o),
@@ -239,10 +241,13 @@ class Lane(wiring.Component):
         for flags, found in ((self.bad_prefix, collector), (self.bad_index, mac)):
             for parity in range(2):
                 for slot in range(slots):
+                    # A register between is as many LUTs less: the flag needs none of its own.
+                    here = Signal(name=f"bad_{parity}_{slot}")
                     flag = flags[parity * slots + slot]
-                    here = found.bad & (found.bad_parity == parity)
-                    with m.If(here & (found.bad_slot == slot if slots > 1 else 1)):
+                    mine = found.bad & (found.bad_parity == parity)
+                    m.d.sync += here.eq(mine & (found.bad_slot == slot if slots > 1 else 1))
+                    with m.If(here):
                         m.d.sync += flag.eq(1)
-                    with m.Elif(self.clear_errors[parity]):
+                    with m.If(self.clear_errors[parity]):
                         m.d.sync += flag.eq(0)
         return m

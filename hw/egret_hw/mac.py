@@ -152,12 +152,21 @@ class Mac(wiring.Component):
         with m.If(enable):
             m.d.sync += zigzags[0].eq(held.zigzag)
             m.d.sync += [later.eq(earlier) for earlier, later in pairwise(zigzags)]
+        # What is not to be multiplied becomes the zigzag number 0, so that its product is 0.
+        multiplies = tags[_RAM_STAGES - 1].multiply
+        with m.If(enable & ~multiplies):
+            m.d.sync += [numbers[-1].eq(0), zigzags[-1].eq(1)]
         folded = Cat(numbers[-1][1:] ^ numbers[-1][0].replicate(INDEX_BITS - 1), numbers[-1][0])
         weight = Signal(signed(params.weight_bits))
         m.d.comb += weight.eq(Mux(zigzags[-1], folded.as_signed(), value_map.value))
 
-        # Sums.
+        # Sums. The one at work is at hand; it goes to those that rest when the next operation is
+        # another slot's.
         ends = tags[-1]
+        turns = Signal()
+        if params.slots > 1:
+            with m.If(enable):
+                m.d.sync += turns.eq(tags[-3].slot != tags[-2].slot)
         done = Signal(lane_result_layout(params))
         full = Signal()
         sums = Signal(done.sums.shape())
@@ -169,22 +178,42 @@ class Mac(wiring.Component):
                 multiplier.a.eq(weight),
                 multiplier.b.eq(vectors.value.word_select(vector, ACTIVATION_BITS)),
             ]
-            accumulators = Array(
-                Signal(signed(params.accumulator_bits), name=f"sum_{vector}_{slot}")
-                for slot in range(params.slots)
-            )
             held_sum = Signal(signed(params.accumulator_bits), name=f"sum_{vector}")
-            m.d.comb += [held_sum.eq(accumulators[ends.slot]), sums[vector].eq(held_sum)]
-            with m.If(enable & ends.multiply):
-                m.d.sync += accumulators[ends.slot].eq(held_sum + multiplier.product)
+            resting = [
+                Signal.like(held_sum, name=f"resting_{vector}_{number}")
+                for number in range(params.slots if params.slots > 2 else params.slots - 1)
+            ]
+            total = Signal.like(held_sum, name=f"total_{vector}")
+            m.d.comb += [
+                sums[vector].eq(held_sum),
+                total.eq(held_sum + multiplier.product),
+            ]
+            # Not in any other cycle: a reset leaves the multiplier as it was.
+            with m.If(enable & (ends.multiply | ends.emit | turns)):
+                m.d.sync += held_sum.eq(total)
             with m.If(enable & ends.emit):
-                m.d.sync += accumulators[ends.slot].eq(0)
+                m.d.sync += held_sum.eq(0)
+            if resting:
+                with m.If(enable & turns):
+                    index = tags[-2].slot if params.slots > 2 else 0
+                    m.d.sync += held_sum.eq(Array(resting)[index])
+            for number, rest in enumerate(resting):
+                here = enable & turns & (ends.slot == number if params.slots > 2 else 1)
+                with m.If(here):
+                    m.d.sync += rest.eq(total)
+                with m.If(here & ends.emit):
+                    m.d.sync += rest.eq(0)
+        # The enable has a long way to go and so comes from a register: it is known one cycle ahead
+        # whether there will be a sum to send while another one waits. It falls only in that case.
+        running = Signal(init=1)
+        held_up = tags[-2].emit & (ends.emit | (full & ~self.o.ready))
+        m.d.sync += running.eq(Mux(running, ~held_up, self.o.ready))
         m.d.comb += [
-            enable.eq(~(ends.emit & full)),
+            enable.eq(running),
             self.o.valid.eq(full),
             self.o.payload.eq(done),
         ]
-        with m.If(ends.emit & ~full):
+        with m.If(enable & ends.emit):
             m.d.sync += [
                 full.eq(1),
                 done.sums.eq(sums),

@@ -1,5 +1,7 @@
 """Positioner: finds the place of every event in its row, and where rows end."""
 
+from itertools import pairwise
+
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -129,7 +131,9 @@ class Positioner(wiring.Component):
         advance = Signal()
 
         # Starts wait until the matrix before is done. Behind them its tasks may come.
-        starts = Array(Signal(bits, name=f"start_{slot}", reset_less=True) for slot in range(slots))
+        # Up to two are a shift register, as they come and are loaded in order; of more some may be
+        # written again while others are loaded.
+        starts = [Signal(bits, name=f"start_{slot}", reset_less=True) for slot in range(slots)]
         placed = Signal()
         loading = Signal(init=1)
         load_slot = Signal((slots - 1).bit_length())
@@ -144,10 +148,17 @@ class Positioner(wiring.Component):
             comes.eq(self.i.valid & opened),
             self.i.ready.eq(advance & opened),
         ]
-        with m.If(self.start_write.enable & self.selected):
-            m.d.sync += starts[written_slot].eq(self.start_write.position)
-            with m.If(written_slot == last_slot):
-                m.d.sync += placed.eq(1)
+        written = Signal()
+        m.d.comb += written.eq(self.start_write.enable & self.selected)
+        if slots > 2:
+            with m.If(written):
+                m.d.sync += Array(starts)[written_slot].eq(self.start_write.position)
+        else:
+            with m.If(written | (advance & load)):
+                m.d.sync += [before.eq(behind) for before, behind in pairwise(starts)]
+                m.d.sync += starts[-1].eq(self.start_write.position)
+        with m.If(written & (written_slot == last_slot)):
+            m.d.sync += placed.eq(1)
         with m.If(advance):
             # Not while held up: the settings move with the enable, and must be there before.
             with m.If(~loading & self.i.valid & self.go.bit_select(task.parity, 1)):
@@ -160,14 +171,19 @@ class Positioner(wiring.Component):
                 m.d.sync += [loading.eq(1), opened.eq(0)]
 
         # First stage: codewords become weights to skip, and indices.
-        marks_layout = data.StructLayout({"passes": 1, "event": 1, "flush": 1, "load": 1})
+        marks_layout = data.StructLayout(
+            {"passes": 1, "event": 1, "flush": 1, "load": 1, "turns": int(slots > 1)}
+        )
         tag_layout = data.StructLayout(
             {"index": INDEX_BITS, "parity": 1, "slot": (slots - 1).bit_length()}
         )
         marks = Signal(marks_layout)
-        tag = Signal(tag_layout, reset_less=True)
+        # After a reset no slot's turn comes before the first one is loaded.
+        tag = Signal(tag_layout)
         step = Signal(bits, reset_less=True)
         start = Signal(bits, reset_less=True)
+        slot = Signal((slots - 1).bit_length())
+        m.d.comb += slot.eq(Mux(load, load_slot, task.slot))
         index = Signal(INDEX_BITS)
         length = Signal(bits)
         # The settings arrive one cycle behind the last start.
@@ -183,11 +199,11 @@ class Positioner(wiring.Component):
                 table = table_memory(INDEX_BITS, CLASSES * params.code_banks)
                 m.submodules[f"{name}_offsets"] = table
                 write, read = table.write_port(), table.read_port(domain="comb")
-                written = self.code_write
+                entry = self.code_write
                 m.d.comb += [
-                    write.en.eq(written.enable & (written.run == is_run)),
-                    write.addr.eq(Cat(written.number, written.bank)),
-                    write.data.eq(written.offset),
+                    write.en.eq(entry.enable & (entry.run == is_run)),
+                    write.addr.eq(Cat(entry.number, entry.bank)),
+                    write.data.eq(entry.offset),
                     read.addr.eq(Cat(task[f"{name}_class"], bank)),
                 ]
                 offsets[name] = read.data
@@ -205,40 +221,53 @@ class Positioner(wiring.Component):
                 marks.event.eq(comes & task.event),
                 marks.flush.eq(comes & task.flush),
                 marks.load.eq(load),
+                marks.turns.eq((comes | load) & (slot != tag.slot)),
                 tag.index.eq(index),
                 tag.parity.eq(task.parity),
-                tag.slot.eq(Mux(load, load_slot, task.slot)),
                 step.eq(length),
-                start.eq(starts[load_slot]),
+                start.eq(Array(starts)[load_slot] if slots > 2 else starts[0]),
             ]
+        with m.If(advance & (comes | load)):
+            m.d.sync += tag.slot.eq(slot)
         # Of step and start one is 0; resets cost no logic.
         with m.If(advance & load):
             m.d.sync += step.eq(0)
         with m.If(advance & ~load):
             m.d.sync += start.eq(0)
 
-        # Second stage: positions. A flushed one is -1: a start is loaded by adding it and 1.
+        # Second stage: positions. A flushed one is -1: a start is loaded by adding it and 1. The
+        # latest task's is at hand; it goes to those that rest when another slot's turn comes.
         working = Signal(marks_layout)
-        at_work = Signal(tag_layout, reset_less=True)
+        at_work = Signal(tag_layout)
         columns = Signal(bits, reset_less=True)
-        positions = Array(Signal(bits, name=f"position_{slot}", init=-1) for slot in range(slots))
-        inside = Signal(init=1)
-        slot = Signal((slots - 1).bit_length())
+        position = Signal(bits, init=-1)
+        resting = [
+            Signal(bits, name=f"resting_{number}", init=-1)
+            for number in range(slots if slots > 2 else slots - 1)
+        ]
+        inside = position[-1]
+        begun = Signal(bits)
         total = Signal(bits)
         operand = Signal(bits)
         carry = Signal()
         m.d.comb += [
             emitting.eq(~inside),
-            slot.eq(Mux(emitting, at_work.slot, tag.slot)),
             carry.eq(emitting | marks.event | marks.load),
             operand.eq(Mux(inside, step | start, ~columns)),
             # The carry into the sum costs no second adder.
-            total.eq((Cat(1, positions[slot]) + Cat(carry, operand))[1:]),
+            total.eq((Cat(1, begun) + Cat(carry, operand))[1:]),
         ]
-        with m.If(self.enable & (emitting | marks.passes | marks.load)):
-            m.d.sync += [positions[slot].eq(total), inside.eq(total[-1])]
+        rested = Array(resting)[tag.slot if slots > 2 else 0] if resting else position
+        m.d.comb += begun.eq(Mux(inside & marks.turns, rested, position))
+        moves = Signal()
+        m.d.comb += moves.eq(emitting | marks.passes | marks.load)
+        with m.If(self.enable & moves):
+            m.d.sync += position.eq(total)
         with m.If(advance & marks.flush):
-            m.d.sync += [positions[slot].eq(-1), inside.eq(1)]
+            m.d.sync += position.eq(-1)
+        for number, rest in enumerate(resting):
+            with m.If(advance & marks.turns & (at_work.slot == number if slots > 2 else 1)):
+                m.d.sync += rest.eq(position)
         with m.If(advance):
             m.d.sync += [working.eq(marks), at_work.eq(tag)]
             with m.If(settle):
@@ -249,7 +278,7 @@ class Positioner(wiring.Component):
             self.o.emit.eq(working.flush | emitting),
             self.o.last.eq(working.flush),
             self.o.index.eq(at_work.index),
-            self.o.column.eq(positions[at_work.slot]),
+            self.o.column.eq(position),
             self.o.parity.eq(at_work.parity),
             self.o.slot.eq(at_work.slot),
         ]

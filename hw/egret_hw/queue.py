@@ -28,8 +28,8 @@ def _next_address(address: Signal) -> Value:
 class Queue(wiring.Component):
     """First-in first-out buffer in LUT memory; of registers where it is only two deep.
 
-    Latency 2 cycles (1 where two deep), throughput 1 transfer a cycle. `o` comes from registers,
-    `ready` from two levels of logic behind registers.
+    Latency 2 cycles (1 where two deep), throughput 1 transfer a cycle. `o` and `ready` come from
+    registers.
 
     Parameters
     ----------
@@ -37,6 +37,9 @@ class Queue(wiring.Component):
         Shape of the payload.
     depth : int
         Entries that it holds, besides one that waits at the output. A power of two, 2 to 64.
+    registered : bool
+        With a register at the output. Without, where more than two deep, `o` comes from the
+        memory, a cycle earlier.
 
     Attributes
     ----------
@@ -46,8 +49,9 @@ class Queue(wiring.Component):
         Stream out. `valid` holds and `payload` is stable until `ready`.
     """
 
-    def __init__(self, shape: ShapeLike, depth: int) -> None:
+    def __init__(self, shape: ShapeLike, depth: int, *, registered: bool = True) -> None:
         self._shape = shape
+        self._registered = registered
         self._depth = depth
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
 
@@ -64,27 +68,45 @@ class Queue(wiring.Component):
         write, read = entries.write_port(), entries.read_port(domain="comb")
         written = Signal((depth - 1).bit_length())
         taken = Signal.like(written)
-        # Equal addresses: it is full or empty, as the last that changed it was a write or not.
-        grew = Signal()
+        room = Signal(init=1)
+        some = Signal()
         move = Signal()
-        payload = Signal(self._shape, reset_less=True)
+        next_written, next_taken = _next_address(written), _next_address(taken)
         m.d.comb += [
-            self.i.ready.eq((written != taken) | ~grew),
-            move.eq(((written != taken) | grew) & (~self.o.valid | self.o.ready)),
+            self.i.ready.eq(room),
             write.en.eq(self.i.valid & self.i.ready),
             write.addr.eq(written),
             write.data.eq(self.i.payload),
             read.addr.eq(taken),
-            self.o.payload.eq(payload),
         ]
+        if self._registered:
+            payload = Signal(self._shape, reset_less=True)
+            m.d.comb += [
+                move.eq(some & (~self.o.valid | self.o.ready)),
+                self.o.payload.eq(payload),
+            ]
+            with m.If(move):
+                m.d.sync += [self.o.valid.eq(1), payload.eq(read.data)]
+            with m.Elif(self.o.ready):
+                m.d.sync += self.o.valid.eq(0)
+        else:
+            m.d.comb += [
+                move.eq(some & self.o.ready),
+                self.o.valid.eq(some),
+                self.o.payload.eq(read.data),
+            ]
         with m.If(write.en):
-            m.d.sync += written.eq(_next_address(written))
+            m.d.sync += written.eq(next_written)
         with m.If(move):
-            m.d.sync += [taken.eq(_next_address(taken)), payload.eq(read.data)]
-        with m.If(write.en != move):
-            m.d.sync += grew.eq(write.en)
+            m.d.sync += taken.eq(next_taken)
+        # The last room is taken where the addresses meet behind a write, the last entry where they
+        # meet behind a read.
         with m.If(move):
-            m.d.sync += self.o.valid.eq(1)
-        with m.Elif(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
+            m.d.sync += room.eq(1)
+        with m.Elif(write.en & (next_written == taken)):
+            m.d.sync += room.eq(0)
+        with m.If(write.en):
+            m.d.sync += some.eq(1)
+        with m.Elif(move & (next_taken == written)):
+            m.d.sync += some.eq(0)
         return m

@@ -242,12 +242,19 @@ class AcceleratorParams:
 
     @property
     def number_bits(self) -> int:
-        """Width of a codeword as a number, leading zeros aside, and of weights to pass over.
-
-        These are sent on when they reach half of what the width can hold, and may grow by two
-        blocks of zeros, the one that is already on its way and the one that takes them along.
-        """
+        """Width of a codeword as a number, leading zeros aside."""
         return max(self.suffix_limit, self.parser_bits.bit_length()) + 1
+
+    @property
+    def skip_bits(self) -> int:
+        """Width of weights to pass over, in the run form of the run's codeword as a number.
+
+        Weights are sent on when they reach half of what the width can hold, and may grow by two
+        blocks of zeros, the one that is already on its way and the one that takes them along.
+        Without runs, half is at least 16 blocks' zeros: behind the blocks few cycles go into these.
+        """
+        runs = CODE_NAMES[1] in self.codes
+        return self.number_bits if runs else self.parser_bits.bit_length() + 4
 
     @property
     def code_banks(self) -> int:

@@ -6,12 +6,12 @@ from random import Random
 from typing import Any
 
 import cocotb
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.params import AcceleratorParams
-from egret_hw.lane import Lane
+from egret_hw.lane import Lane, LaneSettings
 from egret_hw.layouts import (
     code_layout,
     code_write_layout,
@@ -50,7 +50,7 @@ class LaneRig(wiring.Component):
         Its microcode is being written.
     codes, matrices, code_write, map_write, vector_write, start_write, go, clear_errors, multiply,
     bad_prefix, bad_index
-        Of the lane, arrays by their elements.
+        Of the lane and its `LaneSettings`, arrays by their elements.
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
@@ -87,6 +87,7 @@ class LaneRig(wiring.Component):
         """Build the gates."""
         m = Module()
         m.submodules.lane = lane = self._lane
+        m.submodules.settings = settings = LaneSettings(self._params)
         m.d.comb += [
             lane.i.payload.eq(self.beat),
             lane.i.valid.eq(self.beat_valid),
@@ -96,8 +97,12 @@ class LaneRig(wiring.Component):
             lane.o.ready.eq(self.sums_ready),
             lane.codes[0].eq(self.code_0),
             lane.codes[1].eq(self.code_1),
-            lane.matrices[0].eq(self.matrix_0),
-            lane.matrices[1].eq(self.matrix_1),
+            settings.codes.eq(lane.codes),
+            settings.matrices[0].eq(self.matrix_0),
+            settings.matrices[1].eq(self.matrix_1),
+            settings.start_write.eq(self.start_write),
+            lane.banks.eq(Cat(matrix.code_bank for matrix in settings.matrices)),
+            lane.settings.eq(settings.o),
             lane.code_write.eq(self.code_write),
             lane.map_write.eq(self.map_write),
             lane.vector_write.eq(self.vector_write),
