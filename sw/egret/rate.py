@@ -15,7 +15,13 @@ from egret.ggd import SHAPE_MAX, Moments
 from egret.quantize import DEFAULT_STEP_LOG2, check_step
 from egret.rate_control import RateController
 
-__all__ = ["DEFAULT_EPS", "DEFAULT_EVERY", "RateRegularizer", "entropy_per_weight"]
+__all__ = [
+    "DEFAULT_EPS",
+    "DEFAULT_EVERY",
+    "RateRegularizer",
+    "choose_parameters",
+    "entropy_per_weight",
+]
 
 DEFAULT_EPS = 0.1
 """Default ε, in units of the weights."""
@@ -139,16 +145,7 @@ class RateRegularizer:
         if (steps is None) != (lam is not None):
             raise EgretError("steps: belongs to a target, which needs it")
         check_step(step_log2, "step_log2")
-        # named_parameters yields a tied parameter once, under its first name.
-        chosen = {
-            name: parameter
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad
-            and (parameter.dim() >= 2 if include is None else _matches(name, include))
-            and not _matches(name, exclude)
-        }
-        if not chosen:
-            raise EgretError("rate term: no trainable parameter is chosen, expected at least one")
+        chosen = choose_parameters(model, include, exclude)
         self.names = tuple(chosen)
         self._parameters = tuple(chosen.values())
         self.weights = sum(parameter.numel() for parameter in self._parameters)
@@ -349,6 +346,42 @@ class RateRegularizer:
         self.lam, self.nus, self._calls = state["lam"], tuple(state["nus"]), state["calls"]
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
+
+
+def choose_parameters(
+    model: nn.Module, include: Sequence[str] | None, exclude: Sequence[str]
+) -> dict[str, nn.Parameter]:
+    """Return the parameters that are to become small, by name.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model.
+    include : sequence of str or None
+        Patterns of names; None for every parameter with two axes or more.
+    exclude : sequence of str
+        Patterns of names to leave out of those.
+
+    Returns
+    -------
+    dict of str to torch.nn.Parameter
+        Those that are trained. A tied parameter appears once, under its first name.
+
+    Raises
+    ------
+    EgretError
+        There is none.
+    """
+    chosen = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+        and (parameter.dim() >= 2 if include is None else _matches(name, include))
+        and not _matches(name, exclude)
+    }
+    if not chosen:
+        raise EgretError("weights: no trainable parameter is chosen, expected at least one")
+    return chosen
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
