@@ -32,7 +32,9 @@ __all__ = ["Design", "LaneArray", "designs"]
 
 _SUFFIX_LIMIT = 10
 _CUT = 2
-"""Bits between registers of the parsers in logic."""
+"""Bits between registers of the parsers for eg-k; with microcode, a register behind its RAM."""
+_TABLE_CUT = 1
+"""Bits between registers of the parsers for all codes in logic."""
 
 
 @dataclass(frozen=True)
@@ -211,15 +213,18 @@ def _component(
 
 def _logic(params: AcceleratorParams, codes: tuple[str, ...]) -> AcceleratorParams:
     """Return parameters with parsers in logic."""
-    return dataclasses.replace(params, parser="logic", parser_cut=_CUT, codes=codes)
+    cut = _CUT if codes == CODE_NAMES[:1] else _TABLE_CUT
+    return dataclasses.replace(params, parser="logic", parser_cut=cut, codes=codes)
 
 
 def _parsers() -> Iterator[Design]:
-    def logic(width: int, codes: int) -> Callable[[], wiring.Component]:
-        return lambda: UnrolledParser(width, _CUT, _SUFFIX_LIMIT, CODE_NAMES[:codes])
+    def logic(width: int, cut: int, codes: int) -> Callable[[], wiring.Component]:
+        return lambda: UnrolledParser(width, cut, _SUFFIX_LIMIT, CODE_NAMES[:codes])
 
     def microcode(width: int) -> Callable[[], wiring.Component]:
-        params = dataclasses.replace(PRESETS["l-onchip"], parser_bits=width, bus_bits=128, lanes=8)
+        params = dataclasses.replace(
+            PRESETS["l-onchip"], parser_bits=width, parser_cut=_CUT, bus_bits=128, lanes=8
+        )
         return lambda: MicrocodeParser(params)
 
     yield _component(
@@ -227,11 +232,15 @@ def _parsers() -> Iterator[Design]:
     )
     for width in (4, 8, 16, 64):
         yield _component(
-            f"eg-k, W = {width}", logic(width, 1), width, most_luts=32 * width, least_mhz=200
+            f"eg-k, W = {width}", logic(width, _CUT, 1), width, most_luts=32 * width, least_mhz=200
         )
     for width in (4, 8, 16):
         yield _component(
-            f"all codes, W = {width}", logic(width, 3), width, most_luts=50 * width, least_mhz=180
+            f"all codes, W = {width}",
+            logic(width, _TABLE_CUT, 3),
+            width,
+            most_luts=50 * width,
+            least_mhz=180,
         )
     for width in (4, 8, 16):
         yield _component(

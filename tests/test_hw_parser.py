@@ -171,7 +171,7 @@ class Code:
 
 
 EMPTY = Table(False, (0,), (0,))
-WRITER_CYCLES = 1031
+WRITER_CYCLES = 1035
 
 
 def golomb_table(order: int, limit: int) -> Table:

@@ -21,16 +21,14 @@ from egret_hw.table_memory import table_memory
 __all__ = ["MicrocodeParser", "MicrocodeWriter"]
 
 _CUT = 4
-_COUNT_BITS = TableMachine.state_layout["count"].width
 _STATE_BITS = MICROCODE_ADDRESS_BITS - _CUT
 """A word's state is the machine's but for `bad`. No suffix is as long as these stand for:"""
 _START = 0b111111
 """The state before the first bit; all bits are set."""
-_DEAD = 0b101111
+_TOO_LONG = 0b101111
+"""The prefix is too long."""
+_DEAD = 0b101110
 """Nothing is read any more."""
-_TOO_LONG = 0b101110
-"""The prefix is too long. The bit that tells the table apart is kept beside it."""
-_TABLE = 0b010000
 
 
 def _word_layout() -> data.StructLayout:
@@ -160,7 +158,8 @@ class MicrocodeParser(RingParser):
 class MicrocodeWriter(wiring.Component):
     """Computes the microcode of a code and broadcasts it to all parsers.
 
-    Four of the parser's steps in a pipeline make a word a cycle; 1,030 cycles in all.
+    Four of the parser's steps in a pipeline, two stages each, make a word a cycle; 1,034 cycles in
+    all.
 
     Parameters
     ----------
@@ -197,8 +196,7 @@ class MicrocodeWriter(wiring.Component):
         """Build the gates."""
         m = Module()
         machine = TableMachine(m, CODE_NAMES, [self.settings], self.code_write)
-        settings = Signal(machine.settings_layout)
-        m.d.sync += settings.eq(machine.settings(m, Const(0, 1)))
+        settings = machine.settings(m, Const(0, 1))
 
         running = Signal()
         address = Signal(MICROCODE_ADDRESS_BITS)
@@ -224,19 +222,29 @@ class MicrocodeWriter(wiring.Component):
             entering.valid.eq(running),
             entering.address.eq(address),
             entering.state.eq(named),
+            entering.state.prefix.eq(~named[-1]),
         ]
         with m.If(named == _START):
-            m.d.sync += entering.state.eq(Cat(Const(0, _COUNT_BITS), machine.start(settings)))
-        with m.If(((named | _TABLE) == (_TOO_LONG | _TABLE)) | (named == _DEAD)):
-            m.d.sync += entering.state.suffix.eq(named == _DEAD)
-            m.d.sync += entering.state.bad.eq(1)
+            m.d.sync += [
+                entering.state.eq(machine.state_layout.const(machine.initial)),
+                entering.state.event.eq(machine.start(settings)),
+            ]
+        with m.If((named == _TOO_LONG) | (named == _DEAD)):
+            m.d.sync += entering.state.suffix.eq(0)
+            m.d.sync += entering.state.bad.eq(named == _TOO_LONG)
         begun = machine.start_layout.const({})
         stages = [entering]
         for position in range(_CUT):
-            before = stages[-1]
+            entered = stages[-1]
+            before = Signal(stage_layout, name=f"before{position}")
+            looked = Signal(machine.looked_layout, name=f"looked{position}")
+            m.d.sync += [
+                before.eq(entered),
+                looked.eq(machine.look(m, settings, entered.state, f"bit{position}")),
+            ]
             bit = before.address[_CUT - 1 - position]
-            state, (marks,) = machine.step(
-                m, settings, begun, before.state, Cat(bit), f"bit{position}"
+            state, (marks,) = machine.take(
+                m, settings, begun, looked, before.state, Cat(bit), f"bit{position}"
             )
             after = Signal(stage_layout, name=f"after{position}")
             m.d.sync += [
@@ -245,12 +253,11 @@ class MicrocodeWriter(wiring.Component):
                 after.end[position].eq(marks.end),
                 after.event[position].eq((marks.end & marks.event) | marks.bad),
             ]
-            stages.append(after)
+            stages += [before, after]
         found = stages[-1]
-        wrong = Mux(
-            found.state.suffix, _DEAD, Mux(found.state.event, _TOO_LONG | _TABLE, _TOO_LONG)
-        )
-        named = Mux(found.state.bad, wrong, found.state.as_value()[:_STATE_BITS])
+        wrong = Mux(found.state.bad, _TOO_LONG, _DEAD)
+        reads = found.state.prefix | found.state.suffix
+        named = Mux(reads, found.state.as_value()[:_STATE_BITS], wrong)
         word = Signal(_word_layout())
         m.d.sync += [
             word.eq(Cat(named, found.end, found.event)),

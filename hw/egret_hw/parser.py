@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
-from amaranth.lib import data, memory, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from egret.image_format import CLASSES, ENTRY_FIELDS
@@ -55,6 +55,8 @@ class Machine(Protocol):
     """What the steps need of a code."""
     start_layout: data.StructLayout
     """What the first step of a substream needs besides; zeros in all others."""
+    ahead_layout: data.StructLayout
+    """What is known of a step a cycle before."""
     state_layout: data.StructLayout
     initial: Mapping[str, int]
     """State before a substream's first bit, as a register's reset."""
@@ -65,11 +67,15 @@ class Machine(Protocol):
     def start(self, settings: data.View) -> Value:
         """Return what the first step of a substream needs."""
 
+    def ahead(self, settings: data.View, bits: Value) -> Value:
+        """Return what is known a cycle before a step that reads bits."""
+
     def step(
         self,
         m: Module,
         settings: data.View,
         start: data.View,
+        ahead: data.View,
         state: data.View,
         bits: Value,
         name: str,
@@ -80,7 +86,7 @@ class Machine(Protocol):
         ----------
         m : Module
             Where to.
-        settings, start, state : View
+        settings, start, ahead, state : View
             Of the layouts above; the state before the bits.
         bits : Value
             The bits, the first in time lowest.
@@ -113,6 +119,7 @@ class OrderMachine:
     bits = 1
     settings_layout = data.StructLayout({"order": _ORDER_BITS, "zero": 1, "dense": 1})
     start_layout = data.StructLayout({})
+    ahead_layout = data.StructLayout({})
     state_layout = data.StructLayout(
         {
             # Suffix bits are being read; they were when the count last changed.
@@ -152,11 +159,16 @@ class OrderMachine:
         """Return nothing: in the initial state a codeword has just ended."""
         return Const(0, 0)
 
+    def ahead(self, settings: data.View, bits: Value) -> Value:
+        """Return nothing: the steps are short."""
+        return Const(0, 0)
+
     def step(
         self,
         m: Module,
         settings: data.View,
         start: data.View,
+        ahead: data.View,
         state: data.View,
         bits: Value,
         name: str,
@@ -227,6 +239,19 @@ class PairMachine:
         {"order": _ORDER_BITS, "zero": 1, "one": 1, "two": 1, "dense": 1}
     )
     start_layout = data.StructLayout({"zero": 1, "one": 1, "dense": 1})
+    ahead_layout = data.StructLayout(
+        {
+            # If the second bit is the first one of a codeword: it ends it, it begins a suffix; the
+            # bit behind it ends the codeword, the one after that does.
+            "ends": 1,
+            "begins": 1,
+            "next": 1,
+            "second": 1,
+            # It is a zero, and the order's lowest bit is set, its two lowest bits are.
+            "low": 1,
+            "low_two": 1,
+        }
+    )
     state_layout = data.StructLayout(
         {
             # Suffix bits are being read.
@@ -275,11 +300,25 @@ class PairMachine:
         """Return what the first step of a substream needs."""
         return Cat(settings.zero, settings.one, settings.dense)
 
+    def ahead(self, settings: data.View, bits: Value) -> Value:
+        """Return what is known a cycle before a step that reads bits."""
+        two = bits[1]
+        low = ~two & settings.order[0]
+        return Cat(
+            two & settings.zero,
+            two & ~settings.zero,
+            two & (settings.zero | settings.one),
+            Mux(two, settings.two, settings.zero),
+            low,
+            low & settings.order[1],
+        )
+
     def step(
         self,
         m: Module,
         settings: data.View,
         start: data.View,
+        ahead: data.View,
         state: data.View,
         bits: Value,
         name: str,
@@ -318,27 +357,26 @@ class PairMachine:
         beyond = gate("beyond", state.bad | (count > self._suffix_limit))
         at_limit = gate("at_limit", state.bad | (count >= self._suffix_limit))
         event_loaded = settings.dense | (next_ends & ~two)
-        # The second bit is the first one of a codeword: a one bit begins the suffix.
-        next_loaded = Mux(next_ends, two & (settings.zero | settings.one), settings.zero)
-        second_loaded = Mux(next_ends, Mux(two, settings.two, settings.zero), settings.one)
+        next_loaded = Mux(next_ends, ahead.next, settings.zero)
+        second_loaded = Mux(next_ends, ahead.second, settings.one)
         next_prefix = Mux(one, count[1], two & ~count[1]) & ~count[0]
         second_prefix = Mux(one, count[1], two & ~count[1]) & count[0]
         fits = ~count[3] & ~state.bad & (count[2] == suffix)
         second_suffix = suffix & ~count[0] & ~count[1]
-        end1 = gate("end1", load & (second_ends | (two & settings.zero)))
+        end1 = gate("end1", load & (second_ends | ahead.ends))
 
         # Third level.
         after = Signal(self.state_layout, name=f"{name}_state")
         m.d.comb += [
             after.suffix.eq(
-                Mux(load, next_ends & two & ~settings.zero, suffix | one | two),
+                Mux(load, next_ends & ahead.begins, suffix | one | two),
             ),
             after.load.eq(load),
             after.count[0].eq(Mux(load, end0 & ~two, count[0] ^ (~suffix & (one | two)))),
             after.count[1:].eq(count[1:]),
-            after.flip1.eq(Mux(load, end0 & ~two & order[0], flip1)),
+            after.flip1.eq(Mux(load, end0 & ahead.low, flip1)),
             after.flip2.eq(
-                Mux(end0, ~two & order[0] & order[1], flip1 & (count[1] ^ moving)),
+                Mux(end0, ahead.low_two, flip1 & (count[1] ^ moving)),
             ),
             after.way.eq(Mux(load, order[2], count[2] ^ moving)),
             after.next_suffix.eq(Mux(load, next_loaded, suffix & count[0] & count[1])),
@@ -360,19 +398,21 @@ class PairMachine:
 class TableMachine:
     """The steps for all codes.
 
-    A count of the prefix's zeros addresses the table of suffix bits; what is read there is then
-    counted down, and 0 where the codeword ends. What the prefix may still do is asked where the
-    count is `last`.
+    A count goes down with every bit. Before a codeword it is 15. In the prefix its complement is
+    the number of zeros so far, and it addresses the table of suffix bits; what else the next bit
+    may do to the prefix is asked where it is `last`. In the suffix it is one less than the bits
+    that are left, so that from the last one it goes on to 15; a class without a suffix has 15 in
+    the table.
 
     Parameters
     ----------
     m : Module
-        Where the tables go.
+        Where the registers go.
     names : tuple of str
         Codes of `CODE_NAMES` that are possible.
     codes : sequence of View
         `code_layout` of each bank. All but the orders and offsets are in place before the code's
-        entries are written.
+        entries are written, and everything three cycles before bits come.
     write : View
         `code_write_layout`. Entries behind a table's last class do not matter.
     """
@@ -383,169 +423,204 @@ class TableMachine:
             "bank": 1,
             "run_form": 1,
             "dense": 1,
-            # For the tables of runs and of levels; without `run_form` both are the levels'.
+            # For the tables of runs and of levels; without the run form both are the levels'.
+            # The count at which something bounds the prefix:
             "last": data.ArrayLayout(_COUNT_BITS, 2),
-            # After `last` zeros the suffix of the last class begins.
-            "open": data.ArrayLayout(1, 2),
-            # The zero behind `last` zeros ends a codeword without a suffix.
-            "bare": data.ArrayLayout(1, 2),
-            "order": data.ArrayLayout(_ORDER_BITS, 2),
+            # Either bit is the first one of a suffix.
+            "open": 2,
+            # A zero bit ends the codeword, whose class has no suffix. If neither, it makes the
+            # prefix too long.
+            "bare": 2,
+            # One less than the order, where there are no tables.
+            "order": data.ArrayLayout(_COUNT_BITS, 2),
         }
     )
     start_layout = data.StructLayout({"event": 1})
+    ahead_layout = data.StructLayout({})
+    looked_layout = data.StructLayout({"left": _COUNT_BITS, "at_last": 1})
     state_layout = data.StructLayout(
         {
-            # Zeros of the prefix, or bits of the suffix that are left.
             "count": _COUNT_BITS,
             # The codeword is known to be multiplied; in the run form it is a level.
             "event": 1,
-            # The suffix is being read.
+            # The suffix is being read, or the prefix; neither after a prefix that was too long.
             "suffix": 1,
-            # The prefix is too long; with `suffix`, nothing is read any more.
+            "prefix": 1,
+            # The prefix is too long, and its one bit is still to come.
             "bad": 1,
         }
     )
-    initial: Mapping[str, int] = MappingProxyType({})
+    initial: Mapping[str, int] = MappingProxyType({"count": 2**_COUNT_BITS - 1, "prefix": 1})
 
     def __init__(
         self, m: Module, names: tuple[str, ...], codes: Sequence[data.View], write: data.View
     ) -> None:
         self._bank_bits = len(codes) - 1
         self._banks = [Signal(self.settings_layout, name=f"bank{n}") for n in range(len(codes))]
-        self._memories: list[memory.Memory] = []
-        self._runs = CODE_NAMES[1] in names
-        self._tables = CODE_NAMES[2] in names
+        has_runs, self._tables = (name in names for name in CODE_NAMES[1:])
+        taken = Signal(code_write_layout())
+        if self._tables:
+            m.d.sync += taken.eq(write)
         for number, (bank, code) in enumerate(zip(self._banks, codes, strict=True)):
-            runs = code.run_form if self._runs else Const(0, 1)
+            runs = code.run_form if has_runs else Const(0, 1)
+            m.d.comb += bank.bank.eq(number)
+            m.d.sync += [bank.run_form.eq(runs), bank.dense.eq(code.dense & ~runs)]
             golomb = Cat(Mux(runs, code.run_golomb, code.level_golomb), code.level_golomb)
-            m.d.comb += [
-                bank.bank.eq(number),
-                bank.run_form.eq(runs),
-                bank.dense.eq(code.dense & ~runs),
-                bank.last[0].eq(Mux(runs, code.run_last, code.level_last)),
-                bank.last[1].eq(code.level_last),
-            ]
-            if self._tables:
-                m.d.comb += bank.open.eq(~golomb)
-            else:
-                m.d.comb += bank.order[0].eq(Mux(runs, code.run_order, code.level_order))
-                m.d.comb += bank.order[1].eq(code.level_order)
-        if not self._tables:
-            return
-        written = Signal(self.settings_layout)
-        m.d.comb += written.eq(self._chosen(write.bank))
-        for table in range(2):
-            # One cycle late: the address reaches many memories.
-            held = Signal(
-                data.StructLayout(
-                    {"enable": 1, "bank": 1, "number": _COUNT_BITS, "left": _SUFFIX_BITS}
-                ),
-                name=f"write{table}",
-            )
-            entries = table_memory(_SUFFIX_BITS, len(codes) * CLASSES)
-            m.submodules[f"table{table}"] = entries
-            self._memories.append(entries)
-            port = entries.write_port()
-            # Without the run form, the levels' entries go to both tables.
-            wanted = ~write.run if table else write.run == written.run_form
-            last = (write.number == written.last[table]) & written.open[table]
-            m.d.sync += [
-                held.enable.eq(write.enable & wanted),
-                held.bank.eq(write.bank),
-                held.number.eq(write.number),
-                # The suffix of an open class begins at its first bit, not before.
-                held.left.eq(write.suffix_bits - last),
-            ]
-            m.d.comb += [
-                port.en.eq(held.enable),
-                port.addr.eq(self._address(held.bank, held.number)),
-                port.data.eq(held.left),
-            ]
-            for number, bank in enumerate(self._banks):
-                chosen = write.enable & wanted & ((write.bank == number) | (len(codes) == 1))
+            classes = [Mux(runs, code.run_last, code.level_last), code.level_last]
+            orders = [Mux(runs, code.run_order, code.level_order), code.level_order]
+            for table in range(2):
+                if not self._tables:
+                    m.d.sync += [
+                        bank.last[table].eq(~classes[table]),
+                        bank.order[table].eq(orders[table] - 1),
+                    ]
+                    continue
+                is_golomb = Signal(name=f"golomb{number}{table}")
+                last = Signal(_COUNT_BITS, name=f"last{number}{table}")
                 bare = Signal(name=f"bare{number}{table}")
-                m.d.comb += bank.bare[table].eq(bare & bank.open[table])
-                with m.If(chosen & last):
-                    m.d.sync += bare.eq(write.suffix_bits == 0)
-
-    def _address(self, bank: Value, count: Value) -> Value:
-        return Cat(count, bank[: self._bank_bits])
-
-    def _chosen(self, bank: Value) -> Value:
-        return Mux(bank, self._banks[-1], self._banks[0]) if self._bank_bits else self._banks[0]
+                m.d.sync += [
+                    is_golomb.eq(golomb[table]),
+                    last.eq(classes[table]),
+                    # A last class without a suffix ends the class before it.
+                    bank.last[table].eq(~last + (bare & ~is_golomb)),
+                    bank.open[table].eq(~bare & ~is_golomb),
+                    bank.bare[table].eq(bare & ~is_golomb),
+                ]
+                wanted = ~taken.run if table else taken.run == bank.run_form
+                chosen = (taken.bank == number) | (not self._bank_bits)
+                with m.If(taken.enable & wanted & chosen & (taken.number == last)):
+                    m.d.sync += bare.eq(taken.suffix_bits == 0)
+        self._write = held = Signal(
+            data.StructLayout(
+                # Without the run form, the levels' entries go to both tables.
+                {"enable": 2 * len(codes), "entry": _COUNT_BITS, "left": _COUNT_BITS}
+            )
+        )
+        if self._tables:
+            # One register more before the memories: there are many of them.
+            enables, open_classes = [], Const(0, 1)
+            for number, (bank, code) in enumerate(zip(self._banks, codes, strict=True)):
+                chosen = taken.enable & ((taken.bank == number) | (not self._bank_bits))
+                enables += [chosen & (taken.run == bank.run_form), chosen & ~taken.run]
+                # The suffix of an open class begins at its first bit, not before.
+                golomb = Mux(taken.run, code.run_golomb, code.level_golomb)
+                last = Mux(taken.run, code.run_last, code.level_last)
+                open_classes |= chosen & ~golomb & (taken.number == last)
+            m.d.sync += [
+                held.enable.eq(Cat(*enables)),
+                held.entry.eq(~taken.number),
+                held.left.eq(taken.suffix_bits - 1 - open_classes),
+            ]
 
     def _lookup(self, m: Module, settings: data.View, table: Value, count: Value) -> Value:
-        """Return the suffix bits behind a prefix; behind an open one, one less."""
+        """Return the count behind a prefix's one bit."""
         if not self._tables:
-            return (settings.order[table] + count)[:_SUFFIX_BITS]
-        read = []
-        for entries in self._memories:
-            port = entries.read_port(domain="comb")
-            m.d.comb += port.addr.eq(self._address(settings.bank, count))
-            read.append(port.data)
-        return Mux(table, read[1], read[0])
+            left = Mux(table, settings.order[1], settings.order[0]) + ~count
+            return left[:_COUNT_BITS]
+        held, read = self._write, []
+        for enable in held.enable:
+            # A memory for each step: the tools give up on one with many ports.
+            entries = table_memory(_COUNT_BITS, CLASSES)
+            m.submodules += entries
+            writing, reading = entries.write_port(), entries.read_port(domain="comb")
+            m.d.comb += [
+                writing.en.eq(enable),
+                writing.addr.eq(held.entry),
+                writing.data.eq(held.left),
+                reading.addr.eq(count),
+            ]
+            read.append(reading.data)
+        runs, levels = read[:2]
+        if self._bank_bits:
+            runs, levels = (
+                Mux(settings.bank, other, one)
+                for one, other in zip(read[:2], read[2:], strict=True)
+            )
+        return Mux(table, levels, runs)
 
     def settings(self, m: Module, bank: Value) -> data.View:
         """Return the settings of the code in a bank."""
-        chosen = Signal(self.settings_layout)
         settings = Signal(self.settings_layout)
-        m.d.comb += [chosen.eq(self._chosen(bank)), settings.eq(chosen)]
-        for table in range(2):
-            # A last class without a suffix ends the class before it.
-            m.d.comb += [
-                settings.last[table].eq(chosen.last[table] - chosen.bare[table]),
-                settings.open[table].eq(chosen.open[table] & ~chosen.bare[table]),
-            ]
+        chosen = Mux(bank, self._banks[-1], self._banks[0]) if self._bank_bits else self._banks[0]
+        m.d.comb += settings.eq(chosen)
         return settings
 
     def start(self, settings: data.View) -> Value:
         """Return what the first step of a substream needs."""
         return settings.dense
 
+    def ahead(self, settings: data.View, bits: Value) -> Value:
+        """Return nothing: the state is what matters."""
+        return Const(0, 0)
+
+    def look(self, m: Module, settings: data.View, state: data.View, name: str) -> data.View:
+        """Add the gates that look up a state: the first part of a step."""
+        count, table = state.count, state.event
+        # Where a substream starts with `event` it has no runs, and both tables are one.
+        looked = Signal(self.looked_layout, name=f"{name}_looked")
+        m.d.comb += [
+            looked.left.eq(self._lookup(m, settings, table, count)),
+            looked.at_last.eq(count == Mux(table, settings.last[1], settings.last[0])),
+        ]
+        return looked
+
     def step(
         self,
         m: Module,
         settings: data.View,
         start: data.View,
+        ahead: data.View,
         state: data.View,
         bits: Value,
         name: str,
     ) -> tuple[data.View, list[Marks]]:
         """Add the gates that read a bit; see `Machine`."""
+        looked = self.look(m, settings, state, name)
+        return self.take(m, settings, start, looked, state, bits, name)
+
+    def take(
+        self,
+        m: Module,
+        settings: data.View,
+        start: data.View,
+        looked: data.View,
+        state: data.View,
+        bits: Value,
+        name: str,
+    ) -> tuple[data.View, list[Marks]]:
+        """Add the gates that read a bit where a state has been looked up."""
 
         def gate(gate_name: str, value: Value) -> Value:
             signal = Signal(value.shape(), name=f"{name}_{gate_name}")
             m.d.comb += signal.eq(value)
             return signal
 
-        bit, count, suffix = bits[0], state.count, state.suffix
-        table = gate("table", state.event | start.event)
-        left = gate("left", self._lookup(m, settings, table, count))
-        empty = gate("empty", left == 0)
-        at_last = count == settings.last[table]
-        opens = gate("opens", at_last & settings.open[table])
-        closes = gate("closes", at_last & settings.bare[table])
-        exceeds = gate("exceeds", at_last & ~settings.open[table] & ~settings.bare[table])
-
-        # What is read from the table comes late; all else is prepared for it.
-        loads = gate("loads", ~suffix & ~state.bad & (bit | opens))
-        bare = gate("bare", closes & ~suffix & ~state.bad & ~bit)
-        ends = gate("ends", bare | (suffix & (count == 1) & ~state.bad))
-        event = gate("event", table | (~settings.run_form & (bit == (suffix | opens))))
+        bit, count = bits[0], state.count
+        suffix, prefix, table = state.suffix, state.prefix, state.event
+        left, at_last = looked.left, looked.at_last
+        opens = gate("opens", at_last & Mux(table, settings.open[1], settings.open[0]))
+        bare = Mux(table, settings.bare[1], settings.bare[0])
+        loads = gate("loads", prefix & (bit | opens))
+        finishes = gate("finishes", suffix & (count == 0))
+        ends = gate("ends", finishes | (prefix & ~bit & at_last & bare))
+        stays = gate("stays", finishes | (prefix & ~bit & ~(at_last & ~bare)))
+        # No suffix is longer than 12 bits, and less than none is 15.
+        empty = gate("empty", left[3] & left[2])
+        rises = gate("rises", bit == (suffix | opens))
+        event = gate("event", table | start.event | (~settings.run_form & rises))
         fresh = gate("fresh", Mux(settings.run_form, ~table, settings.dense))
-        stays = gate("stays", (suffix | bit | opens) & ~ends)
-        event_before = gate("event_before", Mux(ends, fresh, event))
-        counted = gate("counted", Mux(suffix, count - 1, count + 1)[:_COUNT_BITS])
+        unloaded = gate("unloaded", Mux(ends, fresh, event))
+        counted = gate("counted", (count - 1)[:_COUNT_BITS])
 
         after = Signal(self.state_layout, name=f"{name}_state")
-        end = (loads & empty) | ends
         m.d.comb += [
-            after.count.eq(Mux(loads, left, counted & ~bare.replicate(_COUNT_BITS))),
-            after.event.eq(Mux(loads & empty, fresh, event_before)),
-            after.suffix.eq(stays & ~(loads & empty)),
-            after.bad.eq(state.bad | (exceeds & ~suffix & ~bit)),
+            after.count.eq(Mux(loads, left, counted | ends.replicate(_COUNT_BITS))),
+            after.event.eq(Mux(loads & empty, fresh, unloaded)),
+            after.suffix.eq(Mux(loads, ~empty, suffix & ~finishes)),
+            after.prefix.eq((loads & empty) | stays),
+            after.bad.eq(~bit & (state.bad | (prefix & at_last & ~bare & ~opens))),
         ]
-        return after, [Marks(end, event, state.bad & ~suffix & bit)]
+        return after, [Marks((loads & empty) | ends, event, state.bad & bit)]
 
 
 class RingParser(wiring.Component):
@@ -707,9 +782,18 @@ class UnrolledParser(RingParser):
         beat = Signal(beat_layout)
         start = Signal(machine.start_layout)
         settings = machine.settings(m, self.i_bank)
+        steps = range(0, self._cut, machine.bits)
+        ahead_layout = data.ArrayLayout(machine.ahead_layout, len(steps))
+
+        def ahead(settings: data.View, bits: Value) -> Value:
+            """Return what is known of the steps of a stage."""
+            return Cat(machine.ahead(settings, bits[at : at + machine.bits]) for at in steps)
+
+        known = Signal(ahead_layout)
         with m.If(self.enable):
             m.d.sync += [
                 start.eq(Mux(self.i_first, machine.start(settings), 0)),
+                known.eq(ahead(settings, self.i_bits[::-1])),
                 valid[0].eq(self.i_valid),
                 beat.first.eq(self.i_first),
                 beat.last.eq(self.i_last),
@@ -732,9 +816,17 @@ class UnrolledParser(RingParser):
             found = Signal(beat_layout, name=f"stage{index}_found")
             m.d.comb += found.eq(beat)
             state = states[index - 1]
-            for position in range(index * self._cut, (index + 1) * self._cut, machine.bits):
-                bits = beat.bits[position : position + machine.bits]
-                state, marks = machine.step(m, beat.settings, start, state, bits, f"bit{position}")
+            for number, at in enumerate(steps):
+                position = index * self._cut + at
+                state, marks = machine.step(
+                    m,
+                    beat.settings,
+                    start,
+                    known[number],
+                    state,
+                    beat.bits[position : position + machine.bits],
+                    f"bit{position}",
+                )
                 start = machine.start_layout.const({})
                 for place, mark in enumerate(marks, position):
                     m.d.comb += [
@@ -742,8 +834,13 @@ class UnrolledParser(RingParser):
                         found.event[place].eq(mark.event),
                         found.bad[place].eq(mark.bad),
                     ]
+            known_next = Signal(ahead_layout, name=f"stage{index}_known")
+            bits_next = beat.bits[(index + 1) * self._cut :]
             with m.If(step):
                 m.d.sync += following.eq(found)
+                if len(bits_next):
+                    m.d.sync += known_next.eq(ahead(beat.settings, bits_next))
+            known = known_next
             with m.If(step & valid[0] if self._slots == 1 else step):
                 m.d.sync += held.eq(state)
             beat = following
