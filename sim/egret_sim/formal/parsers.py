@@ -149,7 +149,7 @@ def parser_bench(
         bit = dut.i_bits[width - 1 - position]
         state, ends, event = serial_step(m, code, state, bit, f"bit{position}")
         marks.append((bit, ends, event))
-        if not pauses:
+        if not pauses and not tables:
             # Zeros behind a prefix that is too long show nothing for as long as one likes, so that
             # no induction over the ports can tell where a parser stands in them.
             open_prefix = ~code.of(state.run, code.golomb)
