@@ -105,7 +105,7 @@ def parser_bench(
     codes : tuple of str
         Its codes.
     pauses : bool
-        Let `enable`, `i_valid` and `drain` pause. Without, marks must come after the latency that
+        Let `enable` and `i_valid` pause. Without, marks must come after the latency that
         is stated.
     """
     bench = Bench(dut)
@@ -119,7 +119,6 @@ def parser_bench(
     if pauses:
         bench.drive(dut.enable, "enable")
         bench.drive(dut.i_valid, "i_valid")
-        bench.drive(dut.drain, "drain")
     else:
         m.d.comb += [dut.enable.eq(1), dut.i_valid.eq(begun)]
     bench.assume(begun | ~dut.i_valid)
@@ -133,7 +132,7 @@ def parser_bench(
     first, final = bench.register(1, "round_first"), bench.register(1, "round_last")
     with m.If(takes):
         m.d.sync += [turn.eq(turn + 1), ever.eq(1), first.eq(dut.i_first), final.eq(dut.i_last)]
-    bench.assume(~takes | ever | dut.i_first)
+    bench.assume(~takes | (turn != 0) | (ever & ~final) | dut.i_first)
     if slots > 1:
         bench.check(dut.turn == turn)
         same = (dut.i_first == first) & (dut.i_last == final)
