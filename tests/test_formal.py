@@ -113,12 +113,23 @@ MUTANTS: dict[str, Callable[[], Bench]] = {
 }
 
 
+SAT = {"misses"}
+
+
 @pytest.mark.parametrize("name", MUTANTS)
 def test_broken_component_is_caught(name: str, tmp_path: Path) -> None:
-    proof = Proof(name, "none", "bound", 12, MUTANTS[name])
+    engine = "sat" if name in SAT else "z3"
+    proof = Proof(name, "none", "bound", 12, MUTANTS[name], engine)
     outcome = run_proof(proof, tmp_path)
     assert outcome.status == "FAIL"
-    assert (outcome.folder / "engine_0/trace.vcd").exists()
+    assert list(outcome.folder.rglob("trace.vcd"))
+
+
+@pytest.mark.parametrize(("method", "status"), [("induction", "UNKNOWN"), ("bound", "PASS")])
+def test_what_shows_late_is_not_proved(method: str, status: str, tmp_path: Path) -> None:
+    for engine in ("z3", "sat"):
+        proof = Proof(engine, "a FIFO", method, 2, lambda: elastic_bench(Overflows(4)), engine)
+        assert run_proof(proof, tmp_path).status == status
 
 
 def test_command_tells_what_failed(

@@ -126,7 +126,7 @@ def _proof(bus_bits: int, method: str, depth: int) -> Proof:
         depth,
         lambda: reader_bench(PacketReader(params)),
         # Whatever the CRC says: it may be right or wrong at any time.
-        ("cutpoint \\top.dut.crc*",),
+        script=("cutpoint \\top.dut.crc*",),
     )
 
 

