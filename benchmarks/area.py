@@ -32,7 +32,8 @@ _KINDS = {
     "microcode": ("microcode", CODE_NAMES, (4, 8, 16)),
 }
 """Parsers by their names in the file: how they are built, codes, bits."""
-_BUSES = (32, 256)
+_BUSES = (32, 64)
+"""What lies beyond takes Yosys far longer, and grows with the bus."""
 _CUT = 4
 
 

@@ -356,11 +356,14 @@ def test_luts_are_those_that_were_measured() -> None:
     figures = json.loads(FIGURES.read_text(encoding="utf-8"))
     lane = figures["lanes"]["microcode"]["4"] + figures["link"]
     assert estimate_luts(replace(ARRAY, lanes=1, bus_bits=32)) == lane + figures["central"]["32"]
-    wide = estimate_luts(replace(ARRAY, bus_bits=256))
-    assert wide == 16 * lane + figures["central"]["256"]
-    more = estimate_luts(replace(ARRAY, bus_bits=256, batch=3)) - wide
+    whole = estimate_luts(ARRAY)
+    assert whole == 16 * lane + figures["central"]["64"]
+    # A bus of 128 bits costs over 64 twice what 64 cost over 32.
+    more = figures["central"]["64"] - figures["central"]["32"]
+    assert estimate_luts(replace(ARRAY, bus_bits=128)) == whole + 2 * more
+    more = estimate_luts(replace(ARRAY, batch=3)) - whole
     assert more == 16 * 2 * figures["vector"]
-    plain = replace(ARRAY, parser="logic", parser_bits=2, parser_cut=2, bus_bits=256)
+    plain = replace(ARRAY, parser="logic", parser_bits=2, parser_cut=2)
     differs = figures["lanes"]["logic"]["2"] - figures["lanes"]["eg-k"]["2"]
     assert estimate_luts(plain) - estimate_luts(replace(plain, codes=("eg-k",))) == 16 * differs
 

@@ -1,8 +1,9 @@
 """About how many LUTs an accelerator takes, without synthesis.
 
 The figures come from Yosys: `python -m benchmarks.area` synthesises lanes of several widths and
-whole tops, and writes them to `area.json` beside this module. What lies between is interpolated. It
-is for comparing configurations; `make bench-hw` places and counts.
+whole tops, and writes them to `area.json` beside this module. What lies between is interpolated,
+and wider buses cost for each bit what the measured ones do. It is for comparing configurations;
+`make bench-hw` places and counts.
 """
 
 import json
@@ -27,10 +28,6 @@ def _figures() -> dict[str, Any]:
     return figures
 
 
-def _between(value: int, figures: dict[str, int]) -> float:
-    return float(np.interp(value, [int(key) for key in figures], list(figures.values())))
-
-
 def area_source() -> str:
     """Return what the figures were measured with, in words."""
     return str(_figures()["source"])
@@ -53,6 +50,9 @@ def estimate_luts(params: AcceleratorParams) -> int:
     if kind == "logic" and params.codes == CODE_NAMES[:1]:
         kind = CODE_NAMES[0]
     figures = _figures()
-    lane = _between(params.parser_bits, figures["lanes"][kind])
+    widths = figures["lanes"][kind]
+    lane = float(np.interp(params.parser_bits, [int(key) for key in widths], list(widths.values())))
     lane += figures["link"] + figures["vector"] * (params.batch - 1)
-    return round(_between(params.bus_bits, figures["central"]) + params.lanes * lane)
+    (narrow, least), (wide, most) = ((int(key), n) for key, n in figures["central"].items())
+    central = least + (most - least) * (params.bus_bits - narrow) / (wide - narrow)
+    return round(central + params.lanes * lane)

@@ -207,16 +207,14 @@ def plot(points: Sequence[Point], path: Path, title: str) -> None:
         axes.annotate(
             f"{point.params.lanes} × {point.params.parser_bits}",
             (point.luts, point.cycles),
-            xytext=(-3, -4),
+            xytext=(4, 4),
             textcoords="offset points",
-            ha="right",
-            va="top",
             fontsize=8,
         )
     axes.set_xscale("log")
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
         axis.set_major_formatter("{x:,.0f}")
         axis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=8)
