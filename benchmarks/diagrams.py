@@ -40,9 +40,14 @@ __all__ = [
 ]
 
 PARAMS = dataclasses.replace(
-    PRESETS["s"], name="diagrams", map_depth=16, activation_depth=16, row_depth=16
+    PRESETS["s"],
+    name="diagrams",
+    parser_cut=4,
+    map_depth=16,
+    activation_depth=16,
+    row_depth=16,
 )
-"""The `s` preset with small memories, so that a simulation of it is short."""
+"""The `s` preset with small memories, so that a simulation of it is short, and one substream a lane."""
 COLUMNS = 12
 """Columns of every matrix."""
 ROWS = (8, 12, 10)

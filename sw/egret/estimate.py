@@ -282,7 +282,7 @@ class _Work:
                 code.dense,
                 columns[number],
                 fields["columns"],
-                1 << (params.number_bits - 1),
+                1 << (params.skip_bits - 1),
                 passes[number],
                 tasks[number],
                 found,

@@ -221,11 +221,11 @@ module egret_l_onchip(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis
   assign m_axis_out_tdata = results__payload[31:0];
   assign m_axis_out_tlast = results__payload[32];
   assign m_axis_out_tuser = results__payload[33];
-  assign live[298:267] = status[163:132];
-  assign live[266:235] = status[291:260];
-  assign live[234:203] = status[259:228];
-  assign live[202:171] = status[227:196];
-  assign live[170:139] = status[195:164];
+  assign live[298:267] = status[291:260];
+  assign live[266:235] = status[259:228];
+  assign live[234:203] = status[227:196];
+  assign live[202:171] = status[195:164];
+  assign live[170:139] = status[163:132];
   assign live[138:107] = status[131:100];
   assign live[106:75] = status[99:68];
   assign live[74:43] = status[67:36];
@@ -249,10 +249,10 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \$1 , \$125 , \$128 , \$129 , \$130 , \$132 , \$133 , \$2 , \$3 , \$4 , \$5 , \$7 , \$71 ,
     \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$8 , \$80 , \$85 , \$90 ;
   wire [1:0] \$10 , \$86 , \$91 ;
-  wire [10:0] \$100 , \$159 , \$82 ;
+  wire [10:0] \$100 , \$160 , \$82 ;
   wire [11:0] \$101 ;
   wire [12:0] \$102 ;
-  wire [13:0] \$103 , \$160 ;
+  wire [13:0] \$103 , \$159 ;
   wire [14:0] \$104 ;
   wire [15:0] \$105 ;
   wire [16:0] \$106 , \$83 ;
@@ -312,82 +312,109 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \allocate$81 ;
   wire allow;
   wire [127:0] bad_index;
-  wire [3:0] \bad_index$1013 ;
-  wire [3:0] \bad_index$1014 ;
-  wire [3:0] \bad_index$1015 ;
-  wire [3:0] \bad_index$1016 ;
-  wire [3:0] \bad_index$1017 ;
-  wire [3:0] \bad_index$1018 ;
-  wire [3:0] \bad_index$1019 ;
-  wire [3:0] \bad_index$1020 ;
-  wire [3:0] \bad_index$1021 ;
-  wire [3:0] \bad_index$1022 ;
-  wire [3:0] \bad_index$1023 ;
-  wire [3:0] \bad_index$1024 ;
-  wire [3:0] \bad_index$1025 ;
-  wire [3:0] \bad_index$1026 ;
-  wire [3:0] \bad_index$1027 ;
-  wire [3:0] \bad_index$1028 ;
-  wire [3:0] \bad_index$1029 ;
-  wire [3:0] \bad_index$1030 ;
-  wire [3:0] \bad_index$1031 ;
-  wire [3:0] \bad_index$1032 ;
-  wire [3:0] \bad_index$1033 ;
-  wire [3:0] \bad_index$1034 ;
-  wire [3:0] \bad_index$1035 ;
-  wire [3:0] \bad_index$1036 ;
-  wire [3:0] \bad_index$1037 ;
-  wire [3:0] \bad_index$1038 ;
-  wire [3:0] \bad_index$1039 ;
-  wire [3:0] \bad_index$1040 ;
-  wire [3:0] \bad_index$1041 ;
-  wire [3:0] \bad_index$1042 ;
-  wire [3:0] \bad_index$1043 ;
-  wire [3:0] \bad_index$1044 ;
+  wire [3:0] \bad_index$1049 ;
+  wire [3:0] \bad_index$1050 ;
+  wire [3:0] \bad_index$1051 ;
+  wire [3:0] \bad_index$1052 ;
+  wire [3:0] \bad_index$1053 ;
+  wire [3:0] \bad_index$1054 ;
+  wire [3:0] \bad_index$1055 ;
+  wire [3:0] \bad_index$1056 ;
+  wire [3:0] \bad_index$1057 ;
+  wire [3:0] \bad_index$1058 ;
+  wire [3:0] \bad_index$1059 ;
+  wire [3:0] \bad_index$1060 ;
+  wire [3:0] \bad_index$1061 ;
+  wire [3:0] \bad_index$1062 ;
+  wire [3:0] \bad_index$1063 ;
+  wire [3:0] \bad_index$1064 ;
+  wire [3:0] \bad_index$1065 ;
+  wire [3:0] \bad_index$1066 ;
+  wire [3:0] \bad_index$1067 ;
+  wire [3:0] \bad_index$1068 ;
+  wire [3:0] \bad_index$1069 ;
+  wire [3:0] \bad_index$1070 ;
+  wire [3:0] \bad_index$1071 ;
+  wire [3:0] \bad_index$1072 ;
+  wire [3:0] \bad_index$1073 ;
+  wire [3:0] \bad_index$1074 ;
+  wire [3:0] \bad_index$1075 ;
+  wire [3:0] \bad_index$1076 ;
+  wire [3:0] \bad_index$1077 ;
+  wire [3:0] \bad_index$1078 ;
+  wire [3:0] \bad_index$1079 ;
+  wire [3:0] \bad_index$1080 ;
   wire [127:0] bad_prefix;
-  wire [3:0] \bad_prefix$1000 ;
-  wire [3:0] \bad_prefix$1001 ;
-  wire [3:0] \bad_prefix$1002 ;
-  wire [3:0] \bad_prefix$1003 ;
-  wire [3:0] \bad_prefix$1004 ;
-  wire [3:0] \bad_prefix$1005 ;
-  wire [3:0] \bad_prefix$1006 ;
-  wire [3:0] \bad_prefix$1007 ;
-  wire [3:0] \bad_prefix$1008 ;
-  wire [3:0] \bad_prefix$1009 ;
-  wire [3:0] \bad_prefix$1010 ;
-  wire [3:0] \bad_prefix$1011 ;
-  wire [3:0] \bad_prefix$980 ;
-  wire [3:0] \bad_prefix$981 ;
-  wire [3:0] \bad_prefix$982 ;
-  wire [3:0] \bad_prefix$983 ;
-  wire [3:0] \bad_prefix$984 ;
-  wire [3:0] \bad_prefix$985 ;
-  wire [3:0] \bad_prefix$986 ;
-  wire [3:0] \bad_prefix$987 ;
-  wire [3:0] \bad_prefix$988 ;
-  wire [3:0] \bad_prefix$989 ;
-  wire [3:0] \bad_prefix$990 ;
-  wire [3:0] \bad_prefix$991 ;
-  wire [3:0] \bad_prefix$992 ;
-  wire [3:0] \bad_prefix$993 ;
-  wire [3:0] \bad_prefix$994 ;
-  wire [3:0] \bad_prefix$995 ;
-  wire [3:0] \bad_prefix$996 ;
-  wire [3:0] \bad_prefix$997 ;
-  wire [3:0] \bad_prefix$998 ;
-  wire [3:0] \bad_prefix$999 ;
+  wire [3:0] \bad_prefix$1016 ;
+  wire [3:0] \bad_prefix$1017 ;
+  wire [3:0] \bad_prefix$1018 ;
+  wire [3:0] \bad_prefix$1019 ;
+  wire [3:0] \bad_prefix$1020 ;
+  wire [3:0] \bad_prefix$1021 ;
+  wire [3:0] \bad_prefix$1022 ;
+  wire [3:0] \bad_prefix$1023 ;
+  wire [3:0] \bad_prefix$1024 ;
+  wire [3:0] \bad_prefix$1025 ;
+  wire [3:0] \bad_prefix$1026 ;
+  wire [3:0] \bad_prefix$1027 ;
+  wire [3:0] \bad_prefix$1028 ;
+  wire [3:0] \bad_prefix$1029 ;
+  wire [3:0] \bad_prefix$1030 ;
+  wire [3:0] \bad_prefix$1031 ;
+  wire [3:0] \bad_prefix$1032 ;
+  wire [3:0] \bad_prefix$1033 ;
+  wire [3:0] \bad_prefix$1034 ;
+  wire [3:0] \bad_prefix$1035 ;
+  wire [3:0] \bad_prefix$1036 ;
+  wire [3:0] \bad_prefix$1037 ;
+  wire [3:0] \bad_prefix$1038 ;
+  wire [3:0] \bad_prefix$1039 ;
+  wire [3:0] \bad_prefix$1040 ;
+  wire [3:0] \bad_prefix$1041 ;
+  wire [3:0] \bad_prefix$1042 ;
+  wire [3:0] \bad_prefix$1043 ;
+  wire [3:0] \bad_prefix$1044 ;
+  wire [3:0] \bad_prefix$1045 ;
+  wire [3:0] \bad_prefix$1046 ;
+  wire [3:0] \bad_prefix$1047 ;
   wire [1:0] banks;
+  wire [1:0] \banks$174 ;
+  wire [1:0] \banks$204 ;
+  wire [1:0] \banks$224 ;
+  wire [1:0] \banks$244 ;
+  wire [1:0] \banks$264 ;
+  wire [1:0] \banks$284 ;
+  wire [1:0] \banks$304 ;
+  wire [1:0] \banks$324 ;
+  wire [1:0] \banks$344 ;
+  wire [1:0] \banks$364 ;
+  wire [1:0] \banks$384 ;
+  wire [1:0] \banks$404 ;
+  wire [1:0] \banks$424 ;
+  wire [1:0] \banks$444 ;
+  wire [1:0] \banks$464 ;
+  wire [1:0] \banks$484 ;
+  wire [1:0] \banks$504 ;
+  wire [1:0] \banks$524 ;
+  wire [1:0] \banks$544 ;
+  wire [1:0] \banks$564 ;
+  wire [1:0] \banks$584 ;
+  wire [1:0] \banks$604 ;
+  wire [1:0] \banks$624 ;
+  wire [1:0] \banks$644 ;
+  wire [1:0] \banks$664 ;
+  wire [1:0] \banks$684 ;
+  wire [1:0] \banks$704 ;
+  wire [1:0] \banks$724 ;
+  wire [1:0] \banks$744 ;
+  wire [1:0] \banks$764 ;
+  wire [1:0] \banks$784 ;
+  wire [1:0] \banks$804 ;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [6:0] beats;
   wire [37:0] behind__payload;
-  wire [37:0] \behind__payload$793 ;
-  wire [37:0] \behind__payload$799 ;
-  wire [37:0] \behind__payload$805 ;
-  wire [37:0] \behind__payload$811 ;
-  wire [37:0] \behind__payload$817 ;
-  wire [37:0] \behind__payload$823 ;
+  wire [37:0] \behind__payload$1003 ;
   wire [37:0] \behind__payload$829 ;
   wire [37:0] \behind__payload$835 ;
   wire [37:0] \behind__payload$841 ;
@@ -412,13 +439,14 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [37:0] \behind__payload$955 ;
   wire [37:0] \behind__payload$961 ;
   wire [37:0] \behind__payload$967 ;
+  wire [37:0] \behind__payload$973 ;
+  wire [37:0] \behind__payload$979 ;
+  wire [37:0] \behind__payload$985 ;
+  wire [37:0] \behind__payload$991 ;
+  wire [37:0] \behind__payload$997 ;
   wire behind__ready;
-  wire \behind__ready$796 ;
-  wire \behind__ready$802 ;
-  wire \behind__ready$808 ;
-  wire \behind__ready$814 ;
-  wire \behind__ready$820 ;
-  wire \behind__ready$826 ;
+  wire \behind__ready$1000 ;
+  wire \behind__ready$1006 ;
   wire \behind__ready$832 ;
   wire \behind__ready$838 ;
   wire \behind__ready$844 ;
@@ -443,13 +471,13 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \behind__ready$958 ;
   wire \behind__ready$964 ;
   wire \behind__ready$970 ;
+  wire \behind__ready$976 ;
+  wire \behind__ready$982 ;
+  wire \behind__ready$988 ;
+  wire \behind__ready$994 ;
   wire behind__valid;
-  wire \behind__valid$797 ;
-  wire \behind__valid$803 ;
-  wire \behind__valid$809 ;
-  wire \behind__valid$815 ;
-  wire \behind__valid$821 ;
-  wire \behind__valid$827 ;
+  wire \behind__valid$1001 ;
+  wire \behind__valid$1007 ;
   wire \behind__valid$833 ;
   wire \behind__valid$839 ;
   wire \behind__valid$845 ;
@@ -474,6 +502,10 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \behind__valid$959 ;
   wire \behind__valid$965 ;
   wire \behind__valid$971 ;
+  wire \behind__valid$977 ;
+  wire \behind__valid$983 ;
+  wire \behind__valid$989 ;
+  wire \behind__valid$995 ;
   wire [1:0] beyond;
   wire [1:0] \beyond$95 ;
   wire [11:0] beyond_substream;
@@ -491,172 +523,174 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$208 ;
-  wire [1:0] \clear_errors$227 ;
-  wire [1:0] \clear_errors$246 ;
-  wire [1:0] \clear_errors$265 ;
-  wire [1:0] \clear_errors$284 ;
-  wire [1:0] \clear_errors$303 ;
-  wire [1:0] \clear_errors$322 ;
-  wire [1:0] \clear_errors$341 ;
-  wire [1:0] \clear_errors$360 ;
-  wire [1:0] \clear_errors$379 ;
-  wire [1:0] \clear_errors$398 ;
-  wire [1:0] \clear_errors$417 ;
-  wire [1:0] \clear_errors$436 ;
-  wire [1:0] \clear_errors$455 ;
+  wire [1:0] \clear_errors$214 ;
+  wire [1:0] \clear_errors$234 ;
+  wire [1:0] \clear_errors$254 ;
+  wire [1:0] \clear_errors$274 ;
+  wire [1:0] \clear_errors$294 ;
+  wire [1:0] \clear_errors$314 ;
+  wire [1:0] \clear_errors$334 ;
+  wire [1:0] \clear_errors$354 ;
+  wire [1:0] \clear_errors$374 ;
+  wire [1:0] \clear_errors$394 ;
+  wire [1:0] \clear_errors$414 ;
+  wire [1:0] \clear_errors$434 ;
+  wire [1:0] \clear_errors$454 ;
   wire [1:0] \clear_errors$474 ;
-  wire [1:0] \clear_errors$493 ;
-  wire [1:0] \clear_errors$512 ;
-  wire [1:0] \clear_errors$531 ;
-  wire [1:0] \clear_errors$550 ;
-  wire [1:0] \clear_errors$569 ;
-  wire [1:0] \clear_errors$588 ;
-  wire [1:0] \clear_errors$607 ;
-  wire [1:0] \clear_errors$626 ;
-  wire [1:0] \clear_errors$645 ;
-  wire [1:0] \clear_errors$664 ;
-  wire [1:0] \clear_errors$683 ;
-  wire [1:0] \clear_errors$702 ;
-  wire [1:0] \clear_errors$721 ;
-  wire [1:0] \clear_errors$740 ;
-  wire [1:0] \clear_errors$759 ;
-  wire [1:0] \clear_errors$778 ;
+  wire [1:0] \clear_errors$494 ;
+  wire [1:0] \clear_errors$514 ;
+  wire [1:0] \clear_errors$534 ;
+  wire [1:0] \clear_errors$554 ;
+  wire [1:0] \clear_errors$574 ;
+  wire [1:0] \clear_errors$594 ;
+  wire [1:0] \clear_errors$614 ;
+  wire [1:0] \clear_errors$634 ;
+  wire [1:0] \clear_errors$654 ;
+  wire [1:0] \clear_errors$674 ;
+  wire [1:0] \clear_errors$694 ;
+  wire [1:0] \clear_errors$714 ;
+  wire [1:0] \clear_errors$734 ;
+  wire [1:0] \clear_errors$754 ;
+  wire [1:0] \clear_errors$774 ;
+  wire [1:0] \clear_errors$794 ;
+  wire [1:0] \clear_errors$814 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$171  = 23'h000000;
+  reg [22:0] \code_write$177  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$172 ;
+  wire [22:0] \code_write$178 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$200 ;
+  wire [22:0] \code_write$206 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$219 ;
+  wire [22:0] \code_write$226 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$238 ;
+  wire [22:0] \code_write$246 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$257 ;
+  wire [22:0] \code_write$266 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$276 ;
+  wire [22:0] \code_write$286 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$295 ;
+  wire [22:0] \code_write$306 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$314 ;
+  wire [22:0] \code_write$326 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$333 ;
+  wire [22:0] \code_write$346 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$352 ;
+  wire [22:0] \code_write$366 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$371 ;
+  wire [22:0] \code_write$386 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$390 ;
+  wire [22:0] \code_write$406 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$409 ;
+  wire [22:0] \code_write$426 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$428 ;
-  (* init = 23'h000000 *)
-  wire [22:0] \code_write$447 ;
+  wire [22:0] \code_write$446 ;
   (* init = 23'h000000 *)
   wire [22:0] \code_write$466 ;
   wire [22:0] \code_write$48 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$485 ;
+  wire [22:0] \code_write$486 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$504 ;
+  wire [22:0] \code_write$506 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$523 ;
+  wire [22:0] \code_write$526 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$542 ;
+  wire [22:0] \code_write$546 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$561 ;
+  wire [22:0] \code_write$566 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$580 ;
+  wire [22:0] \code_write$586 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$599 ;
+  wire [22:0] \code_write$606 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$618 ;
+  wire [22:0] \code_write$626 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$637 ;
+  wire [22:0] \code_write$646 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$656 ;
+  wire [22:0] \code_write$666 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$675 ;
+  wire [22:0] \code_write$686 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$694 ;
+  wire [22:0] \code_write$706 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$713 ;
+  wire [22:0] \code_write$726 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$732 ;
+  wire [22:0] \code_write$746 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$751 ;
+  wire [22:0] \code_write$766 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$770 ;
+  wire [22:0] \code_write$786 ;
+  (* init = 23'h000000 *)
+  wire [22:0] \code_write$806 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$168 ;
+  wire [87:0] \codes$135 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$198 ;
+  wire [87:0] \codes$173 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$217 ;
+  wire [87:0] \codes$203 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$236 ;
+  wire [87:0] \codes$223 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$255 ;
+  wire [87:0] \codes$243 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$274 ;
+  wire [87:0] \codes$263 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$293 ;
+  wire [87:0] \codes$283 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$312 ;
+  wire [87:0] \codes$303 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$331 ;
+  wire [87:0] \codes$323 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$350 ;
+  wire [87:0] \codes$343 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$369 ;
+  wire [87:0] \codes$363 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$388 ;
+  wire [87:0] \codes$383 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$407 ;
+  wire [87:0] \codes$403 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$426 ;
+  wire [87:0] \codes$423 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$445 ;
+  wire [87:0] \codes$443 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$464 ;
+  wire [87:0] \codes$463 ;
   (* init = 88'h0000000000000000000000 *)
   wire [87:0] \codes$483 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$502 ;
+  wire [87:0] \codes$503 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$521 ;
+  wire [87:0] \codes$523 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$540 ;
+  wire [87:0] \codes$543 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$559 ;
+  wire [87:0] \codes$563 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$578 ;
+  wire [87:0] \codes$583 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$597 ;
+  wire [87:0] \codes$603 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$616 ;
+  wire [87:0] \codes$623 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$635 ;
+  wire [87:0] \codes$643 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$654 ;
+  wire [87:0] \codes$663 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$673 ;
+  wire [87:0] \codes$683 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$692 ;
+  wire [87:0] \codes$703 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$711 ;
+  wire [87:0] \codes$723 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$730 ;
+  wire [87:0] \codes$743 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$749 ;
+  wire [87:0] \codes$763 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$768 ;
+  wire [87:0] \codes$783 ;
+  (* init = 88'h0000000000000000000000 *)
+  wire [87:0] \codes$803 ;
   wire coding;
   wire [7:0] column_bits;
   wire [7:0] \column_bits$109 ;
@@ -664,37 +698,37 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [1:0] \complete$93 ;
   reg [31:0] cycles = 32'd0;
   wire drain;
-  wire \drain$206 ;
-  wire \drain$225 ;
-  wire \drain$244 ;
-  wire \drain$263 ;
-  wire \drain$282 ;
-  wire \drain$301 ;
-  wire \drain$320 ;
-  wire \drain$339 ;
-  wire \drain$358 ;
-  wire \drain$377 ;
-  wire \drain$396 ;
-  wire \drain$415 ;
-  wire \drain$434 ;
-  wire \drain$453 ;
+  wire \drain$212 ;
+  wire \drain$232 ;
+  wire \drain$252 ;
+  wire \drain$272 ;
+  wire \drain$292 ;
+  wire \drain$312 ;
+  wire \drain$332 ;
+  wire \drain$352 ;
+  wire \drain$372 ;
+  wire \drain$392 ;
+  wire \drain$412 ;
+  wire \drain$432 ;
+  wire \drain$452 ;
   wire \drain$472 ;
-  wire \drain$491 ;
-  wire \drain$510 ;
-  wire \drain$529 ;
-  wire \drain$548 ;
-  wire \drain$567 ;
-  wire \drain$586 ;
-  wire \drain$605 ;
-  wire \drain$624 ;
-  wire \drain$643 ;
-  wire \drain$662 ;
-  wire \drain$681 ;
-  wire \drain$700 ;
-  wire \drain$719 ;
-  wire \drain$738 ;
-  wire \drain$757 ;
-  wire \drain$776 ;
+  wire \drain$492 ;
+  wire \drain$512 ;
+  wire \drain$532 ;
+  wire \drain$552 ;
+  wire \drain$572 ;
+  wire \drain$592 ;
+  wire \drain$612 ;
+  wire \drain$632 ;
+  wire \drain$652 ;
+  wire \drain$672 ;
+  wire \drain$692 ;
+  wire \drain$712 ;
+  wire \drain$732 ;
+  wire \drain$752 ;
+  wire \drain$772 ;
+  wire \drain$792 ;
+  wire \drain$812 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -711,86 +745,82 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$186 ;
-  wire [1:0] \go$207 ;
-  wire [1:0] \go$226 ;
-  wire [1:0] \go$245 ;
-  wire [1:0] \go$264 ;
-  wire [1:0] \go$283 ;
-  wire [1:0] \go$302 ;
-  wire [1:0] \go$321 ;
-  wire [1:0] \go$340 ;
-  wire [1:0] \go$359 ;
-  wire [1:0] \go$378 ;
-  wire [1:0] \go$397 ;
-  wire [1:0] \go$416 ;
-  wire [1:0] \go$435 ;
-  wire [1:0] \go$454 ;
+  wire [1:0] \go$191 ;
+  wire [1:0] \go$213 ;
+  wire [1:0] \go$233 ;
+  wire [1:0] \go$253 ;
+  wire [1:0] \go$273 ;
+  wire [1:0] \go$293 ;
+  wire [1:0] \go$313 ;
+  wire [1:0] \go$333 ;
+  wire [1:0] \go$353 ;
+  wire [1:0] \go$373 ;
+  wire [1:0] \go$393 ;
+  wire [1:0] \go$413 ;
+  wire [1:0] \go$433 ;
+  wire [1:0] \go$453 ;
   wire [1:0] \go$473 ;
-  wire [1:0] \go$492 ;
-  wire [1:0] \go$511 ;
-  wire [1:0] \go$530 ;
-  wire [1:0] \go$549 ;
-  wire [1:0] \go$568 ;
-  wire [1:0] \go$587 ;
-  wire [1:0] \go$606 ;
-  wire [1:0] \go$625 ;
-  wire [1:0] \go$644 ;
-  wire [1:0] \go$663 ;
-  wire [1:0] \go$682 ;
-  wire [1:0] \go$701 ;
-  wire [1:0] \go$720 ;
-  wire [1:0] \go$739 ;
-  wire [1:0] \go$758 ;
-  wire [1:0] \go$777 ;
+  wire [1:0] \go$493 ;
+  wire [1:0] \go$513 ;
+  wire [1:0] \go$533 ;
+  wire [1:0] \go$553 ;
+  wire [1:0] \go$573 ;
+  wire [1:0] \go$593 ;
+  wire [1:0] \go$613 ;
+  wire [1:0] \go$633 ;
+  wire [1:0] \go$653 ;
+  wire [1:0] \go$673 ;
+  wire [1:0] \go$693 ;
+  wire [1:0] \go$713 ;
+  wire [1:0] \go$733 ;
+  wire [1:0] \go$753 ;
+  wire [1:0] \go$773 ;
+  wire [1:0] \go$793 ;
+  wire [1:0] \go$813 ;
   wire halted;
   wire \halted$107 ;
   wire [179:0] header;
   input [256:0] i__payload;
   wire [256:0] i__payload;
+  wire [37:0] \i__payload$1009 ;
   input [128:0] \i__payload$12 ;
   wire [128:0] \i__payload$12 ;
-  wire [10:0] \i__payload$190 ;
-  wire [10:0] \i__payload$210 ;
-  wire [10:0] \i__payload$229 ;
-  wire [10:0] \i__payload$248 ;
-  wire [10:0] \i__payload$267 ;
-  wire [10:0] \i__payload$286 ;
+  wire [10:0] \i__payload$195 ;
+  wire [10:0] \i__payload$216 ;
+  wire [10:0] \i__payload$236 ;
+  wire [10:0] \i__payload$256 ;
+  wire [10:0] \i__payload$276 ;
+  wire [10:0] \i__payload$296 ;
   wire [258:0] \i__payload$30 ;
-  wire [10:0] \i__payload$305 ;
-  wire [10:0] \i__payload$324 ;
-  wire [10:0] \i__payload$343 ;
-  wire [10:0] \i__payload$362 ;
-  wire [10:0] \i__payload$381 ;
-  wire [10:0] \i__payload$400 ;
-  wire [10:0] \i__payload$419 ;
-  wire [10:0] \i__payload$438 ;
-  wire [10:0] \i__payload$457 ;
+  wire [10:0] \i__payload$316 ;
+  wire [10:0] \i__payload$336 ;
+  wire [10:0] \i__payload$356 ;
+  wire [10:0] \i__payload$376 ;
+  wire [10:0] \i__payload$396 ;
+  wire [10:0] \i__payload$416 ;
+  wire [10:0] \i__payload$436 ;
+  wire [10:0] \i__payload$456 ;
   wire [10:0] \i__payload$476 ;
-  wire [10:0] \i__payload$495 ;
-  wire [10:0] \i__payload$514 ;
-  wire [10:0] \i__payload$533 ;
-  wire [10:0] \i__payload$552 ;
-  wire [10:0] \i__payload$571 ;
-  wire [10:0] \i__payload$590 ;
+  wire [10:0] \i__payload$496 ;
+  wire [10:0] \i__payload$516 ;
+  wire [10:0] \i__payload$536 ;
+  wire [10:0] \i__payload$556 ;
+  wire [10:0] \i__payload$576 ;
+  wire [10:0] \i__payload$596 ;
   wire [256:0] \i__payload$6 ;
-  wire [10:0] \i__payload$609 ;
-  wire [10:0] \i__payload$628 ;
-  wire [10:0] \i__payload$647 ;
-  wire [10:0] \i__payload$666 ;
-  wire [10:0] \i__payload$685 ;
-  wire [10:0] \i__payload$704 ;
-  wire [10:0] \i__payload$723 ;
-  wire [10:0] \i__payload$742 ;
-  wire [10:0] \i__payload$761 ;
-  wire [10:0] \i__payload$780 ;
-  wire [37:0] \i__payload$973 ;
+  wire [10:0] \i__payload$616 ;
+  wire [10:0] \i__payload$636 ;
+  wire [10:0] \i__payload$656 ;
+  wire [10:0] \i__payload$676 ;
+  wire [10:0] \i__payload$696 ;
+  wire [10:0] \i__payload$716 ;
+  wire [10:0] \i__payload$736 ;
+  wire [10:0] \i__payload$756 ;
+  wire [10:0] \i__payload$776 ;
+  wire [10:0] \i__payload$796 ;
+  wire [10:0] \i__payload$816 ;
   wire i__ready;
-  wire \i__ready$136 ;
-  wire \i__ready$137 ;
-  wire \i__ready$138 ;
-  wire \i__ready$139 ;
-  wire \i__ready$140 ;
+  wire \i__ready$1012 ;
   wire \i__ready$141 ;
   wire \i__ready$142 ;
   wire \i__ready$143 ;
@@ -819,48 +849,52 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \i__ready$165 ;
   wire \i__ready$166 ;
   wire \i__ready$167 ;
+  wire \i__ready$168 ;
+  wire \i__ready$169 ;
+  wire \i__ready$170 ;
+  wire \i__ready$171 ;
+  wire \i__ready$172 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
-  wire \i__ready$976 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
+  wire \i__valid$1013 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$188 ;
-  wire \i__valid$209 ;
-  wire \i__valid$228 ;
-  wire \i__valid$247 ;
-  wire \i__valid$266 ;
-  wire \i__valid$285 ;
-  wire \i__valid$304 ;
-  wire \i__valid$323 ;
+  wire \i__valid$193 ;
+  wire \i__valid$215 ;
+  wire \i__valid$235 ;
+  wire \i__valid$255 ;
+  wire \i__valid$275 ;
+  wire \i__valid$295 ;
+  wire \i__valid$315 ;
+  wire \i__valid$335 ;
   wire \i__valid$34 ;
-  wire \i__valid$342 ;
-  wire \i__valid$361 ;
-  wire \i__valid$380 ;
-  wire \i__valid$399 ;
-  wire \i__valid$418 ;
-  wire \i__valid$437 ;
-  wire \i__valid$456 ;
+  wire \i__valid$355 ;
+  wire \i__valid$375 ;
+  wire \i__valid$395 ;
+  wire \i__valid$415 ;
+  wire \i__valid$435 ;
+  wire \i__valid$455 ;
   wire \i__valid$475 ;
-  wire \i__valid$494 ;
-  wire \i__valid$513 ;
-  wire \i__valid$532 ;
-  wire \i__valid$551 ;
-  wire \i__valid$570 ;
-  wire \i__valid$589 ;
-  wire \i__valid$608 ;
-  wire \i__valid$627 ;
-  wire \i__valid$646 ;
-  wire \i__valid$665 ;
-  wire \i__valid$684 ;
-  wire \i__valid$703 ;
-  wire \i__valid$722 ;
-  wire \i__valid$741 ;
-  wire \i__valid$760 ;
-  wire \i__valid$779 ;
-  wire \i__valid$977 ;
+  wire \i__valid$495 ;
+  wire \i__valid$515 ;
+  wire \i__valid$535 ;
+  wire \i__valid$555 ;
+  wire \i__valid$575 ;
+  wire \i__valid$595 ;
+  wire \i__valid$615 ;
+  wire \i__valid$635 ;
+  wire \i__valid$655 ;
+  wire \i__valid$675 ;
+  wire \i__valid$695 ;
+  wire \i__valid$715 ;
+  wire \i__valid$735 ;
+  wire \i__valid$755 ;
+  wire \i__valid$775 ;
+  wire \i__valid$795 ;
+  wire \i__valid$815 ;
   wire [1:0] in_flight;
   wire [1:0] \in_flight$69 ;
   wire [50:0] job;
@@ -880,101 +914,101 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
   wire [37:0] lane__payload;
-  wire [37:0] \lane__payload$213 ;
-  wire [37:0] \lane__payload$232 ;
-  wire [37:0] \lane__payload$251 ;
-  wire [37:0] \lane__payload$270 ;
-  wire [37:0] \lane__payload$289 ;
-  wire [37:0] \lane__payload$308 ;
-  wire [37:0] \lane__payload$327 ;
-  wire [37:0] \lane__payload$346 ;
-  wire [37:0] \lane__payload$365 ;
-  wire [37:0] \lane__payload$384 ;
-  wire [37:0] \lane__payload$403 ;
-  wire [37:0] \lane__payload$422 ;
-  wire [37:0] \lane__payload$441 ;
-  wire [37:0] \lane__payload$460 ;
+  wire [37:0] \lane__payload$219 ;
+  wire [37:0] \lane__payload$239 ;
+  wire [37:0] \lane__payload$259 ;
+  wire [37:0] \lane__payload$279 ;
+  wire [37:0] \lane__payload$299 ;
+  wire [37:0] \lane__payload$319 ;
+  wire [37:0] \lane__payload$339 ;
+  wire [37:0] \lane__payload$359 ;
+  wire [37:0] \lane__payload$379 ;
+  wire [37:0] \lane__payload$399 ;
+  wire [37:0] \lane__payload$419 ;
+  wire [37:0] \lane__payload$439 ;
+  wire [37:0] \lane__payload$459 ;
   wire [37:0] \lane__payload$479 ;
-  wire [37:0] \lane__payload$498 ;
-  wire [37:0] \lane__payload$517 ;
-  wire [37:0] \lane__payload$536 ;
-  wire [37:0] \lane__payload$555 ;
-  wire [37:0] \lane__payload$574 ;
-  wire [37:0] \lane__payload$593 ;
-  wire [37:0] \lane__payload$612 ;
-  wire [37:0] \lane__payload$631 ;
-  wire [37:0] \lane__payload$650 ;
-  wire [37:0] \lane__payload$669 ;
-  wire [37:0] \lane__payload$688 ;
-  wire [37:0] \lane__payload$707 ;
-  wire [37:0] \lane__payload$726 ;
-  wire [37:0] \lane__payload$745 ;
-  wire [37:0] \lane__payload$764 ;
-  wire [37:0] \lane__payload$783 ;
+  wire [37:0] \lane__payload$499 ;
+  wire [37:0] \lane__payload$519 ;
+  wire [37:0] \lane__payload$539 ;
+  wire [37:0] \lane__payload$559 ;
+  wire [37:0] \lane__payload$579 ;
+  wire [37:0] \lane__payload$599 ;
+  wire [37:0] \lane__payload$619 ;
+  wire [37:0] \lane__payload$639 ;
+  wire [37:0] \lane__payload$659 ;
+  wire [37:0] \lane__payload$679 ;
+  wire [37:0] \lane__payload$699 ;
+  wire [37:0] \lane__payload$719 ;
+  wire [37:0] \lane__payload$739 ;
+  wire [37:0] \lane__payload$759 ;
+  wire [37:0] \lane__payload$779 ;
+  wire [37:0] \lane__payload$799 ;
+  wire [37:0] \lane__payload$819 ;
   wire lane__ready;
-  wire \lane__ready$216 ;
-  wire \lane__ready$235 ;
-  wire \lane__ready$254 ;
-  wire \lane__ready$273 ;
-  wire \lane__ready$292 ;
-  wire \lane__ready$311 ;
-  wire \lane__ready$330 ;
-  wire \lane__ready$349 ;
-  wire \lane__ready$368 ;
-  wire \lane__ready$387 ;
-  wire \lane__ready$406 ;
-  wire \lane__ready$425 ;
-  wire \lane__ready$444 ;
-  wire \lane__ready$463 ;
+  wire \lane__ready$222 ;
+  wire \lane__ready$242 ;
+  wire \lane__ready$262 ;
+  wire \lane__ready$282 ;
+  wire \lane__ready$302 ;
+  wire \lane__ready$322 ;
+  wire \lane__ready$342 ;
+  wire \lane__ready$362 ;
+  wire \lane__ready$382 ;
+  wire \lane__ready$402 ;
+  wire \lane__ready$422 ;
+  wire \lane__ready$442 ;
+  wire \lane__ready$462 ;
   wire \lane__ready$482 ;
-  wire \lane__ready$501 ;
-  wire \lane__ready$520 ;
-  wire \lane__ready$539 ;
-  wire \lane__ready$558 ;
-  wire \lane__ready$577 ;
-  wire \lane__ready$596 ;
-  wire \lane__ready$615 ;
-  wire \lane__ready$634 ;
-  wire \lane__ready$653 ;
-  wire \lane__ready$672 ;
-  wire \lane__ready$691 ;
-  wire \lane__ready$710 ;
-  wire \lane__ready$729 ;
-  wire \lane__ready$748 ;
-  wire \lane__ready$767 ;
-  wire \lane__ready$786 ;
+  wire \lane__ready$502 ;
+  wire \lane__ready$522 ;
+  wire \lane__ready$542 ;
+  wire \lane__ready$562 ;
+  wire \lane__ready$582 ;
+  wire \lane__ready$602 ;
+  wire \lane__ready$622 ;
+  wire \lane__ready$642 ;
+  wire \lane__ready$662 ;
+  wire \lane__ready$682 ;
+  wire \lane__ready$702 ;
+  wire \lane__ready$722 ;
+  wire \lane__ready$742 ;
+  wire \lane__ready$762 ;
+  wire \lane__ready$782 ;
+  wire \lane__ready$802 ;
+  wire \lane__ready$822 ;
   wire lane__valid;
-  wire \lane__valid$211 ;
-  wire \lane__valid$230 ;
-  wire \lane__valid$249 ;
-  wire \lane__valid$268 ;
-  wire \lane__valid$287 ;
-  wire \lane__valid$306 ;
-  wire \lane__valid$325 ;
-  wire \lane__valid$344 ;
-  wire \lane__valid$363 ;
-  wire \lane__valid$382 ;
-  wire \lane__valid$401 ;
-  wire \lane__valid$420 ;
-  wire \lane__valid$439 ;
-  wire \lane__valid$458 ;
+  wire \lane__valid$217 ;
+  wire \lane__valid$237 ;
+  wire \lane__valid$257 ;
+  wire \lane__valid$277 ;
+  wire \lane__valid$297 ;
+  wire \lane__valid$317 ;
+  wire \lane__valid$337 ;
+  wire \lane__valid$357 ;
+  wire \lane__valid$377 ;
+  wire \lane__valid$397 ;
+  wire \lane__valid$417 ;
+  wire \lane__valid$437 ;
+  wire \lane__valid$457 ;
   wire \lane__valid$477 ;
-  wire \lane__valid$496 ;
-  wire \lane__valid$515 ;
-  wire \lane__valid$534 ;
-  wire \lane__valid$553 ;
-  wire \lane__valid$572 ;
-  wire \lane__valid$591 ;
-  wire \lane__valid$610 ;
-  wire \lane__valid$629 ;
-  wire \lane__valid$648 ;
-  wire \lane__valid$667 ;
-  wire \lane__valid$686 ;
-  wire \lane__valid$705 ;
-  wire \lane__valid$724 ;
-  wire \lane__valid$743 ;
-  wire \lane__valid$762 ;
-  wire \lane__valid$781 ;
+  wire \lane__valid$497 ;
+  wire \lane__valid$517 ;
+  wire \lane__valid$537 ;
+  wire \lane__valid$557 ;
+  wire \lane__valid$577 ;
+  wire \lane__valid$597 ;
+  wire \lane__valid$617 ;
+  wire \lane__valid$637 ;
+  wire \lane__valid$657 ;
+  wire \lane__valid$677 ;
+  wire \lane__valid$697 ;
+  wire \lane__valid$717 ;
+  wire \lane__valid$737 ;
+  wire \lane__valid$757 ;
+  wire \lane__valid$777 ;
+  wire \lane__valid$797 ;
+  wire \lane__valid$817 ;
   wire late;
   wire \late$71 ;
   (* enum_base_type = "ErrorKind" *)
@@ -1010,105 +1044,74 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* init = 1'h0 *)
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
-  wire [26:0] \map_write$1065 ;
+  wire [26:0] \map_write$1101 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$176 ;
+  wire [26:0] \map_write$182 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$202 ;
+  wire [26:0] \map_write$208 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$221 ;
+  wire [26:0] \map_write$228 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$240 ;
+  wire [26:0] \map_write$248 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$259 ;
+  wire [26:0] \map_write$268 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$278 ;
+  wire [26:0] \map_write$288 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$297 ;
+  wire [26:0] \map_write$308 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$316 ;
+  wire [26:0] \map_write$328 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$335 ;
+  wire [26:0] \map_write$348 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$354 ;
+  wire [26:0] \map_write$368 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$373 ;
+  wire [26:0] \map_write$388 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$392 ;
+  wire [26:0] \map_write$408 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$411 ;
+  wire [26:0] \map_write$428 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$430 ;
-  (* init = 27'h0000000 *)
-  wire [26:0] \map_write$449 ;
+  wire [26:0] \map_write$448 ;
   (* init = 27'h0000000 *)
   wire [26:0] \map_write$468 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$487 ;
+  wire [26:0] \map_write$488 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$506 ;
+  wire [26:0] \map_write$508 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$525 ;
+  wire [26:0] \map_write$528 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$544 ;
+  wire [26:0] \map_write$548 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$563 ;
+  wire [26:0] \map_write$568 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$582 ;
+  wire [26:0] \map_write$588 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$601 ;
+  wire [26:0] \map_write$608 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$620 ;
+  wire [26:0] \map_write$628 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$639 ;
+  wire [26:0] \map_write$648 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$658 ;
+  wire [26:0] \map_write$668 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$677 ;
+  wire [26:0] \map_write$688 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$696 ;
+  wire [26:0] \map_write$708 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$715 ;
+  wire [26:0] \map_write$728 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$734 ;
+  wire [26:0] \map_write$748 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$753 ;
+  wire [26:0] \map_write$768 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$772 ;
+  wire [26:0] \map_write$788 ;
+  (* init = 27'h0000000 *)
+  wire [26:0] \map_write$808 ;
   wire [69:0] matrices;
-  reg [31:0] \matrices$1051  = 32'd0;
-  wire [69:0] \matrices$170 ;
-  wire [69:0] \matrices$199 ;
-  wire [69:0] \matrices$218 ;
-  wire [69:0] \matrices$237 ;
-  wire [69:0] \matrices$256 ;
-  wire [69:0] \matrices$275 ;
-  wire [69:0] \matrices$294 ;
-  wire [69:0] \matrices$313 ;
-  wire [69:0] \matrices$332 ;
-  wire [69:0] \matrices$351 ;
-  wire [69:0] \matrices$370 ;
-  wire [69:0] \matrices$389 ;
-  wire [69:0] \matrices$408 ;
-  wire [69:0] \matrices$427 ;
-  wire [69:0] \matrices$446 ;
-  wire [69:0] \matrices$465 ;
-  wire [69:0] \matrices$484 ;
-  wire [69:0] \matrices$503 ;
-  wire [69:0] \matrices$522 ;
-  wire [69:0] \matrices$541 ;
-  wire [69:0] \matrices$560 ;
-  wire [69:0] \matrices$579 ;
-  wire [69:0] \matrices$598 ;
-  wire [69:0] \matrices$617 ;
-  wire [69:0] \matrices$636 ;
-  wire [69:0] \matrices$655 ;
-  wire [69:0] \matrices$674 ;
-  wire [69:0] \matrices$693 ;
-  wire [69:0] \matrices$712 ;
-  wire [69:0] \matrices$731 ;
-  wire [69:0] \matrices$750 ;
-  wire [69:0] \matrices$769 ;
+  reg [31:0] \matrices$1087  = 32'd0;
+  wire [69:0] \matrices$137 ;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
@@ -1121,146 +1124,143 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg \may_send$65  = 1'h0;
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
-  wire [28:0] \microcode_write$1061 ;
+  wire [28:0] \microcode_write$1097 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$174 ;
+  wire [28:0] \microcode_write$180 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$201 ;
+  wire [28:0] \microcode_write$207 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$220 ;
+  wire [28:0] \microcode_write$227 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$239 ;
+  wire [28:0] \microcode_write$247 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$258 ;
+  wire [28:0] \microcode_write$267 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$277 ;
+  wire [28:0] \microcode_write$287 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$296 ;
+  wire [28:0] \microcode_write$307 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$315 ;
+  wire [28:0] \microcode_write$327 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$334 ;
+  wire [28:0] \microcode_write$347 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$353 ;
+  wire [28:0] \microcode_write$367 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$372 ;
+  wire [28:0] \microcode_write$387 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$391 ;
+  wire [28:0] \microcode_write$407 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$410 ;
+  wire [28:0] \microcode_write$427 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$429 ;
-  (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$448 ;
+  wire [28:0] \microcode_write$447 ;
   (* init = 29'h00000000 *)
   wire [28:0] \microcode_write$467 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$486 ;
+  wire [28:0] \microcode_write$487 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$505 ;
+  wire [28:0] \microcode_write$507 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$524 ;
+  wire [28:0] \microcode_write$527 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$543 ;
+  wire [28:0] \microcode_write$547 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$562 ;
+  wire [28:0] \microcode_write$567 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$581 ;
+  wire [28:0] \microcode_write$587 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$600 ;
+  wire [28:0] \microcode_write$607 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$619 ;
+  wire [28:0] \microcode_write$627 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$638 ;
+  wire [28:0] \microcode_write$647 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$657 ;
+  wire [28:0] \microcode_write$667 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$676 ;
+  wire [28:0] \microcode_write$687 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$695 ;
+  wire [28:0] \microcode_write$707 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$714 ;
+  wire [28:0] \microcode_write$727 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$733 ;
+  wire [28:0] \microcode_write$747 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$752 ;
+  wire [28:0] \microcode_write$767 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$771 ;
+  wire [28:0] \microcode_write$787 ;
+  (* init = 29'h00000000 *)
+  wire [28:0] \microcode_write$807 ;
   reg [5:0] multiplied = 6'h00;
   reg [31:0] multiplies = 32'd0;
   wire multiply;
-  wire \multiply$1070 ;
-  wire \multiply$1071 ;
-  wire \multiply$1072 ;
-  wire \multiply$1073 ;
-  wire \multiply$1074 ;
-  wire \multiply$1075 ;
-  wire \multiply$1076 ;
-  wire \multiply$1077 ;
-  wire \multiply$1078 ;
-  wire \multiply$1079 ;
-  wire \multiply$1080 ;
-  wire \multiply$1081 ;
-  wire \multiply$1082 ;
-  wire \multiply$1083 ;
-  wire \multiply$1084 ;
-  wire \multiply$1085 ;
-  wire \multiply$1086 ;
-  wire \multiply$1087 ;
-  wire \multiply$1088 ;
-  wire \multiply$1089 ;
-  wire \multiply$1090 ;
-  wire \multiply$1091 ;
-  wire \multiply$1092 ;
-  wire \multiply$1093 ;
-  wire \multiply$1094 ;
-  wire \multiply$1095 ;
-  wire \multiply$1096 ;
-  wire \multiply$1097 ;
-  wire \multiply$1098 ;
-  wire \multiply$1099 ;
-  wire \multiply$1100 ;
+  wire \multiply$1106 ;
+  wire \multiply$1107 ;
+  wire \multiply$1108 ;
+  wire \multiply$1109 ;
+  wire \multiply$1110 ;
+  wire \multiply$1111 ;
+  wire \multiply$1112 ;
+  wire \multiply$1113 ;
+  wire \multiply$1114 ;
+  wire \multiply$1115 ;
+  wire \multiply$1116 ;
+  wire \multiply$1117 ;
+  wire \multiply$1118 ;
+  wire \multiply$1119 ;
+  wire \multiply$1120 ;
+  wire \multiply$1121 ;
+  wire \multiply$1122 ;
+  wire \multiply$1123 ;
+  wire \multiply$1124 ;
+  wire \multiply$1125 ;
+  wire \multiply$1126 ;
+  wire \multiply$1127 ;
+  wire \multiply$1128 ;
+  wire \multiply$1129 ;
+  wire \multiply$1130 ;
+  wire \multiply$1131 ;
+  wire \multiply$1132 ;
+  wire \multiply$1133 ;
+  wire \multiply$1134 ;
+  wire \multiply$1135 ;
+  wire \multiply$1136 ;
+  wire [37:0] o;
   wire [256:0] o__payload;
-  wire [258:0] \o__payload$191 ;
-  wire [32:0] \o__payload$195 ;
-  wire [32:0] \o__payload$214 ;
-  wire [32:0] \o__payload$233 ;
-  wire [32:0] \o__payload$252 ;
-  wire [32:0] \o__payload$271 ;
-  wire [32:0] \o__payload$290 ;
-  wire [32:0] \o__payload$309 ;
-  wire [32:0] \o__payload$328 ;
-  wire [32:0] \o__payload$347 ;
-  wire [32:0] \o__payload$366 ;
+  wire [37:0] \o__payload$1004 ;
+  wire [37:0] \o__payload$1010 ;
+  wire [258:0] \o__payload$196 ;
+  wire [32:0] \o__payload$200 ;
+  wire [32:0] \o__payload$220 ;
+  wire [32:0] \o__payload$240 ;
+  wire [32:0] \o__payload$260 ;
+  wire [32:0] \o__payload$280 ;
+  wire [32:0] \o__payload$300 ;
+  wire [32:0] \o__payload$320 ;
+  wire [32:0] \o__payload$340 ;
+  wire [32:0] \o__payload$360 ;
   wire [33:0] \o__payload$37 ;
-  wire [32:0] \o__payload$385 ;
-  wire [32:0] \o__payload$404 ;
-  wire [32:0] \o__payload$423 ;
-  wire [32:0] \o__payload$442 ;
-  wire [32:0] \o__payload$461 ;
+  wire [32:0] \o__payload$380 ;
+  wire [32:0] \o__payload$400 ;
+  wire [32:0] \o__payload$420 ;
+  wire [32:0] \o__payload$440 ;
+  wire [32:0] \o__payload$460 ;
   wire [32:0] \o__payload$480 ;
-  wire [32:0] \o__payload$499 ;
-  wire [32:0] \o__payload$518 ;
-  wire [32:0] \o__payload$537 ;
-  wire [32:0] \o__payload$556 ;
-  wire [32:0] \o__payload$575 ;
-  wire [32:0] \o__payload$594 ;
-  wire [32:0] \o__payload$613 ;
-  wire [32:0] \o__payload$632 ;
-  wire [32:0] \o__payload$651 ;
-  wire [32:0] \o__payload$670 ;
-  wire [32:0] \o__payload$689 ;
-  wire [32:0] \o__payload$708 ;
-  wire [32:0] \o__payload$727 ;
-  wire [32:0] \o__payload$746 ;
-  wire [32:0] \o__payload$765 ;
-  wire [32:0] \o__payload$784 ;
-  wire [37:0] \o__payload$788 ;
-  wire [37:0] \o__payload$794 ;
-  wire [37:0] \o__payload$800 ;
-  wire [37:0] \o__payload$806 ;
-  wire [37:0] \o__payload$812 ;
-  wire [37:0] \o__payload$818 ;
+  wire [32:0] \o__payload$500 ;
+  wire [32:0] \o__payload$520 ;
+  wire [32:0] \o__payload$540 ;
+  wire [32:0] \o__payload$560 ;
+  wire [32:0] \o__payload$580 ;
+  wire [32:0] \o__payload$600 ;
+  wire [32:0] \o__payload$620 ;
+  wire [32:0] \o__payload$640 ;
+  wire [32:0] \o__payload$660 ;
+  wire [32:0] \o__payload$680 ;
+  wire [32:0] \o__payload$700 ;
+  wire [32:0] \o__payload$720 ;
+  wire [32:0] \o__payload$740 ;
+  wire [32:0] \o__payload$760 ;
+  wire [32:0] \o__payload$780 ;
+  wire [32:0] \o__payload$800 ;
+  wire [32:0] \o__payload$820 ;
   wire [37:0] \o__payload$824 ;
   wire [37:0] \o__payload$830 ;
   wire [37:0] \o__payload$836 ;
@@ -1287,48 +1287,48 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [37:0] \o__payload$962 ;
   wire [37:0] \o__payload$968 ;
   wire [37:0] \o__payload$974 ;
+  wire [37:0] \o__payload$980 ;
+  wire [37:0] \o__payload$986 ;
+  wire [37:0] \o__payload$992 ;
+  wire [37:0] \o__payload$998 ;
   wire o__ready;
-  wire \o__ready$135 ;
-  wire \o__ready$196 ;
-  wire \o__ready$215 ;
-  wire \o__ready$234 ;
-  wire \o__ready$253 ;
-  wire \o__ready$272 ;
-  wire \o__ready$291 ;
-  wire \o__ready$310 ;
-  wire \o__ready$329 ;
-  wire \o__ready$348 ;
-  wire \o__ready$367 ;
+  wire \o__ready$1005 ;
+  wire \o__ready$1011 ;
+  wire \o__ready$140 ;
+  wire \o__ready$201 ;
+  wire \o__ready$221 ;
+  wire \o__ready$241 ;
+  wire \o__ready$261 ;
+  wire \o__ready$281 ;
+  wire \o__ready$301 ;
+  wire \o__ready$321 ;
+  wire \o__ready$341 ;
+  wire \o__ready$361 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
-  wire \o__ready$386 ;
-  wire \o__ready$405 ;
-  wire \o__ready$424 ;
-  wire \o__ready$443 ;
-  wire \o__ready$462 ;
+  wire \o__ready$381 ;
+  wire \o__ready$401 ;
+  wire \o__ready$421 ;
+  wire \o__ready$441 ;
+  wire \o__ready$461 ;
   wire \o__ready$481 ;
-  wire \o__ready$500 ;
-  wire \o__ready$519 ;
-  wire \o__ready$538 ;
-  wire \o__ready$557 ;
-  wire \o__ready$576 ;
-  wire \o__ready$595 ;
-  wire \o__ready$614 ;
-  wire \o__ready$633 ;
-  wire \o__ready$652 ;
-  wire \o__ready$671 ;
-  wire \o__ready$690 ;
-  wire \o__ready$709 ;
-  wire \o__ready$728 ;
-  wire \o__ready$747 ;
-  wire \o__ready$766 ;
-  wire \o__ready$785 ;
-  wire \o__ready$789 ;
-  wire \o__ready$795 ;
+  wire \o__ready$501 ;
+  wire \o__ready$521 ;
+  wire \o__ready$541 ;
+  wire \o__ready$561 ;
+  wire \o__ready$581 ;
+  wire \o__ready$601 ;
+  wire \o__ready$621 ;
+  wire \o__ready$641 ;
+  wire \o__ready$661 ;
+  wire \o__ready$681 ;
+  wire \o__ready$701 ;
+  wire \o__ready$721 ;
+  wire \o__ready$741 ;
+  wire \o__ready$761 ;
+  wire \o__ready$781 ;
   wire \o__ready$801 ;
-  wire \o__ready$807 ;
-  wire \o__ready$813 ;
-  wire \o__ready$819 ;
+  wire \o__ready$821 ;
   wire \o__ready$825 ;
   wire \o__ready$831 ;
   wire \o__ready$837 ;
@@ -1355,47 +1355,48 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \o__ready$963 ;
   wire \o__ready$969 ;
   wire \o__ready$975 ;
+  wire \o__ready$981 ;
+  wire \o__ready$987 ;
+  wire \o__ready$993 ;
+  wire \o__ready$999 ;
   wire o__valid;
-  wire \o__valid$189 ;
-  wire \o__valid$193 ;
-  wire \o__valid$212 ;
-  wire \o__valid$231 ;
-  wire \o__valid$250 ;
-  wire \o__valid$269 ;
-  wire \o__valid$288 ;
-  wire \o__valid$307 ;
-  wire \o__valid$326 ;
-  wire \o__valid$345 ;
-  wire \o__valid$364 ;
-  wire \o__valid$383 ;
-  wire \o__valid$402 ;
+  wire \o__valid$1002 ;
+  wire \o__valid$1008 ;
+  wire \o__valid$1014 ;
+  wire \o__valid$194 ;
+  wire \o__valid$198 ;
+  wire \o__valid$218 ;
+  wire \o__valid$238 ;
+  wire \o__valid$258 ;
+  wire \o__valid$278 ;
+  wire \o__valid$298 ;
+  wire \o__valid$318 ;
+  wire \o__valid$338 ;
+  wire \o__valid$358 ;
+  wire \o__valid$378 ;
+  wire \o__valid$398 ;
   wire \o__valid$41 ;
-  wire \o__valid$421 ;
-  wire \o__valid$440 ;
-  wire \o__valid$459 ;
+  wire \o__valid$418 ;
+  wire \o__valid$438 ;
+  wire \o__valid$458 ;
   wire \o__valid$478 ;
-  wire \o__valid$497 ;
-  wire \o__valid$516 ;
-  wire \o__valid$535 ;
-  wire \o__valid$554 ;
-  wire \o__valid$573 ;
-  wire \o__valid$592 ;
-  wire \o__valid$611 ;
-  wire \o__valid$630 ;
-  wire \o__valid$649 ;
-  wire \o__valid$668 ;
-  wire \o__valid$687 ;
-  wire \o__valid$706 ;
-  wire \o__valid$725 ;
-  wire \o__valid$744 ;
-  wire \o__valid$763 ;
-  wire \o__valid$782 ;
-  wire \o__valid$792 ;
+  wire \o__valid$498 ;
+  wire \o__valid$518 ;
+  wire \o__valid$538 ;
+  wire \o__valid$558 ;
+  wire \o__valid$578 ;
+  wire \o__valid$598 ;
+  wire \o__valid$618 ;
+  wire \o__valid$638 ;
+  wire \o__valid$658 ;
+  wire \o__valid$678 ;
+  wire \o__valid$698 ;
+  wire \o__valid$718 ;
+  wire \o__valid$738 ;
+  wire \o__valid$758 ;
+  wire \o__valid$778 ;
   wire \o__valid$798 ;
-  wire \o__valid$804 ;
-  wire \o__valid$810 ;
-  wire \o__valid$816 ;
-  wire \o__valid$822 ;
+  wire \o__valid$818 ;
   wire \o__valid$828 ;
   wire \o__valid$834 ;
   wire \o__valid$840 ;
@@ -1422,6 +1423,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \o__valid$966 ;
   wire \o__valid$972 ;
   wire \o__valid$978 ;
+  wire \o__valid$984 ;
+  wire \o__valid$990 ;
+  wire \o__valid$996 ;
   wire parity;
   wire \parity$56 ;
   wire passed;
@@ -1457,39 +1461,71 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$205 ;
-  wire \selected$224 ;
-  wire \selected$243 ;
-  wire \selected$262 ;
-  wire \selected$281 ;
-  wire \selected$300 ;
-  wire \selected$319 ;
-  wire \selected$338 ;
-  wire \selected$357 ;
-  wire \selected$376 ;
-  wire \selected$395 ;
-  wire \selected$414 ;
-  wire \selected$433 ;
-  wire \selected$452 ;
+  wire \selected$211 ;
+  wire \selected$231 ;
+  wire \selected$251 ;
+  wire \selected$271 ;
+  wire \selected$291 ;
+  wire \selected$311 ;
+  wire \selected$331 ;
+  wire \selected$351 ;
+  wire \selected$371 ;
+  wire \selected$391 ;
+  wire \selected$411 ;
+  wire \selected$431 ;
+  wire \selected$451 ;
   wire \selected$471 ;
-  wire \selected$490 ;
-  wire \selected$509 ;
-  wire \selected$528 ;
-  wire \selected$547 ;
-  wire \selected$566 ;
-  wire \selected$585 ;
-  wire \selected$604 ;
-  wire \selected$623 ;
-  wire \selected$642 ;
-  wire \selected$661 ;
-  wire \selected$680 ;
-  wire \selected$699 ;
-  wire \selected$718 ;
-  wire \selected$737 ;
-  wire \selected$756 ;
-  wire \selected$775 ;
+  wire \selected$491 ;
+  wire \selected$511 ;
+  wire \selected$531 ;
+  wire \selected$551 ;
+  wire \selected$571 ;
+  wire \selected$591 ;
+  wire \selected$611 ;
+  wire \selected$631 ;
+  wire \selected$651 ;
+  wire \selected$671 ;
+  wire \selected$691 ;
+  wire \selected$711 ;
+  wire \selected$731 ;
+  wire \selected$751 ;
+  wire \selected$771 ;
+  wire \selected$791 ;
+  wire \selected$811 ;
   wire sender_busy;
   wire [43:0] settings;
+  wire [37:0] \settings$175 ;
+  wire [37:0] \settings$205 ;
+  wire [37:0] \settings$225 ;
+  wire [37:0] \settings$245 ;
+  wire [37:0] \settings$265 ;
+  wire [37:0] \settings$285 ;
+  wire [37:0] \settings$305 ;
+  wire [37:0] \settings$325 ;
+  wire [37:0] \settings$345 ;
+  wire [37:0] \settings$365 ;
+  wire [37:0] \settings$385 ;
+  wire [37:0] \settings$405 ;
+  wire [37:0] \settings$425 ;
+  wire [37:0] \settings$445 ;
+  wire [37:0] \settings$465 ;
+  wire [37:0] \settings$485 ;
+  wire [37:0] \settings$505 ;
+  wire [37:0] \settings$525 ;
+  wire [37:0] \settings$545 ;
+  wire [37:0] \settings$565 ;
+  wire [37:0] \settings$585 ;
+  wire [37:0] \settings$605 ;
+  wire [37:0] \settings$625 ;
+  wire [37:0] \settings$645 ;
+  wire [37:0] \settings$665 ;
+  wire [37:0] \settings$685 ;
+  wire [37:0] \settings$705 ;
+  wire [37:0] \settings$725 ;
+  wire [37:0] \settings$745 ;
+  wire [37:0] \settings$765 ;
+  wire [37:0] \settings$785 ;
+  wire [37:0] \settings$805 ;
   wire settling;
   reg [31:0] stalls = 32'd0;
   wire start;
@@ -1499,145 +1535,147 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [4:0] start_lane = 5'h00;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$180 ;
+  wire [15:0] \start_write$139 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$204 ;
+  wire [15:0] \start_write$185 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$223 ;
+  wire [15:0] \start_write$210 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$242 ;
+  wire [15:0] \start_write$230 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$261 ;
+  wire [15:0] \start_write$250 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$280 ;
+  wire [15:0] \start_write$270 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$299 ;
+  wire [15:0] \start_write$290 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$318 ;
+  wire [15:0] \start_write$310 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$337 ;
+  wire [15:0] \start_write$330 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$356 ;
+  wire [15:0] \start_write$350 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$375 ;
+  wire [15:0] \start_write$370 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$394 ;
+  wire [15:0] \start_write$390 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$413 ;
+  wire [15:0] \start_write$410 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$432 ;
+  wire [15:0] \start_write$430 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$451 ;
+  wire [15:0] \start_write$450 ;
   (* init = 16'h0000 *)
   wire [15:0] \start_write$470 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$489 ;
+  wire [15:0] \start_write$490 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$508 ;
+  wire [15:0] \start_write$510 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$527 ;
+  wire [15:0] \start_write$530 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$546 ;
+  wire [15:0] \start_write$550 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$565 ;
+  wire [15:0] \start_write$570 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$584 ;
+  wire [15:0] \start_write$590 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$603 ;
+  wire [15:0] \start_write$610 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$622 ;
+  wire [15:0] \start_write$630 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$641 ;
+  wire [15:0] \start_write$650 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$660 ;
+  wire [15:0] \start_write$670 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$679 ;
+  wire [15:0] \start_write$690 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$698 ;
+  wire [15:0] \start_write$710 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$717 ;
+  wire [15:0] \start_write$730 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$736 ;
+  wire [15:0] \start_write$750 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$755 ;
+  wire [15:0] \start_write$770 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$774 ;
+  wire [15:0] \start_write$790 ;
+  (* init = 16'h0000 *)
+  wire [15:0] \start_write$810 ;
   reg [31:0] starved = 32'd0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
   wire [31:0] \sums$128 ;
   reg [150:0] vector_write = 151'h00000000000000000000000000000000000000;
-  wire [150:0] \vector_write$1064 ;
+  wire [150:0] \vector_write$1100 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$178 ;
+  wire [150:0] \vector_write$184 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$203 ;
+  wire [150:0] \vector_write$209 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$222 ;
+  wire [150:0] \vector_write$229 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$241 ;
+  wire [150:0] \vector_write$249 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$260 ;
+  wire [150:0] \vector_write$269 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$279 ;
+  wire [150:0] \vector_write$289 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$298 ;
+  wire [150:0] \vector_write$309 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$317 ;
+  wire [150:0] \vector_write$329 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$336 ;
+  wire [150:0] \vector_write$349 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$355 ;
+  wire [150:0] \vector_write$369 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$374 ;
+  wire [150:0] \vector_write$389 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$393 ;
+  wire [150:0] \vector_write$409 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$412 ;
+  wire [150:0] \vector_write$429 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$431 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$450 ;
+  wire [150:0] \vector_write$449 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
   wire [150:0] \vector_write$469 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$488 ;
+  wire [150:0] \vector_write$489 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$507 ;
+  wire [150:0] \vector_write$509 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$526 ;
+  wire [150:0] \vector_write$529 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$545 ;
+  wire [150:0] \vector_write$549 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$564 ;
+  wire [150:0] \vector_write$569 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$583 ;
+  wire [150:0] \vector_write$589 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$602 ;
+  wire [150:0] \vector_write$609 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$621 ;
+  wire [150:0] \vector_write$629 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$640 ;
+  wire [150:0] \vector_write$649 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$659 ;
+  wire [150:0] \vector_write$669 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$678 ;
+  wire [150:0] \vector_write$689 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$697 ;
+  wire [150:0] \vector_write$709 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$716 ;
+  wire [150:0] \vector_write$729 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$735 ;
+  wire [150:0] \vector_write$749 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$754 ;
+  wire [150:0] \vector_write$769 ;
   (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$773 ;
+  wire [150:0] \vector_write$789 ;
+  (* init = 151'h00000000000000000000000000000000000000 *)
+  wire [150:0] \vector_write$809 ;
   wire [13:0] walk;
   wire [13:0] \walk$120 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$1102 ;
+  wire [31:0] \weights$1138 ;
   wire [256:0] weights__payload;
   output weights__ready;
   wire weights__ready;
@@ -1664,72 +1702,72 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign may_load_bias = ~ \busy$61 ;
   assign may_send = \may_send$65  & \$3 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$135  = & { \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
+  assign \o__ready$140  = & { \i__ready$172 , \i__ready$171 , \i__ready$170 , \i__ready$169 , \i__ready$168 , \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
   assign selected = ! start_lane;
-  assign \$7  = & { \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
-  assign \i__valid$188  = \o__valid$189  & \$7 ;
-  assign \selected$205  = start_lane == 1'h1;
-  assign \i__valid$209  = \o__valid$189  & \$7 ;
-  assign \selected$224  = start_lane == 2'h2;
-  assign \i__valid$228  = \o__valid$189  & \$7 ;
-  assign \selected$243  = start_lane == 2'h3;
-  assign \i__valid$247  = \o__valid$189  & \$7 ;
-  assign \selected$262  = start_lane == 3'h4;
-  assign \i__valid$266  = \o__valid$189  & \$7 ;
-  assign \selected$281  = start_lane == 3'h5;
-  assign \i__valid$285  = \o__valid$189  & \$7 ;
-  assign \selected$300  = start_lane == 3'h6;
-  assign \i__valid$304  = \o__valid$189  & \$7 ;
-  assign \selected$319  = start_lane == 3'h7;
-  assign \i__valid$323  = \o__valid$189  & \$7 ;
-  assign \selected$338  = start_lane == 4'h8;
-  assign \i__valid$342  = \o__valid$189  & \$7 ;
-  assign \selected$357  = start_lane == 4'h9;
-  assign \i__valid$361  = \o__valid$189  & \$7 ;
-  assign \selected$376  = start_lane == 4'ha;
-  assign \i__valid$380  = \o__valid$189  & \$7 ;
-  assign \selected$395  = start_lane == 4'hb;
-  assign \i__valid$399  = \o__valid$189  & \$7 ;
-  assign \selected$414  = start_lane == 4'hc;
-  assign \i__valid$418  = \o__valid$189  & \$7 ;
-  assign \selected$433  = start_lane == 4'hd;
-  assign \i__valid$437  = \o__valid$189  & \$7 ;
-  assign \selected$452  = start_lane == 4'he;
-  assign \i__valid$456  = \o__valid$189  & \$7 ;
-  assign \selected$471  = start_lane == 4'hf;
-  assign \i__valid$475  = \o__valid$189  & \$7 ;
-  assign \selected$490  = start_lane == 5'h10;
-  assign \i__valid$494  = \o__valid$189  & \$7 ;
-  assign \selected$509  = start_lane == 5'h11;
-  assign \i__valid$513  = \o__valid$189  & \$7 ;
-  assign \selected$528  = start_lane == 5'h12;
-  assign \i__valid$532  = \o__valid$189  & \$7 ;
-  assign \selected$547  = start_lane == 5'h13;
-  assign \i__valid$551  = \o__valid$189  & \$7 ;
-  assign \selected$566  = start_lane == 5'h14;
-  assign \i__valid$570  = \o__valid$189  & \$7 ;
-  assign \selected$585  = start_lane == 5'h15;
-  assign \i__valid$589  = \o__valid$189  & \$7 ;
-  assign \selected$604  = start_lane == 5'h16;
-  assign \i__valid$608  = \o__valid$189  & \$7 ;
-  assign \selected$623  = start_lane == 5'h17;
-  assign \i__valid$627  = \o__valid$189  & \$7 ;
-  assign \selected$642  = start_lane == 5'h18;
-  assign \i__valid$646  = \o__valid$189  & \$7 ;
-  assign \selected$661  = start_lane == 5'h19;
-  assign \i__valid$665  = \o__valid$189  & \$7 ;
-  assign \selected$680  = start_lane == 5'h1a;
-  assign \i__valid$684  = \o__valid$189  & \$7 ;
-  assign \selected$699  = start_lane == 5'h1b;
-  assign \i__valid$703  = \o__valid$189  & \$7 ;
-  assign \selected$718  = start_lane == 5'h1c;
-  assign \i__valid$722  = \o__valid$189  & \$7 ;
-  assign \selected$737  = start_lane == 5'h1d;
-  assign \i__valid$741  = \o__valid$189  & \$7 ;
-  assign \selected$756  = start_lane == 5'h1e;
-  assign \i__valid$760  = \o__valid$189  & \$7 ;
-  assign \selected$775  = start_lane == 5'h1f;
-  assign \i__valid$779  = \o__valid$189  & \$7 ;
+  assign \$7  = & { \i__ready$172 , \i__ready$171 , \i__ready$170 , \i__ready$169 , \i__ready$168 , \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
+  assign \i__valid$193  = \o__valid$194  & \$7 ;
+  assign \selected$211  = start_lane == 1'h1;
+  assign \i__valid$215  = \o__valid$194  & \$7 ;
+  assign \selected$231  = start_lane == 2'h2;
+  assign \i__valid$235  = \o__valid$194  & \$7 ;
+  assign \selected$251  = start_lane == 2'h3;
+  assign \i__valid$255  = \o__valid$194  & \$7 ;
+  assign \selected$271  = start_lane == 3'h4;
+  assign \i__valid$275  = \o__valid$194  & \$7 ;
+  assign \selected$291  = start_lane == 3'h5;
+  assign \i__valid$295  = \o__valid$194  & \$7 ;
+  assign \selected$311  = start_lane == 3'h6;
+  assign \i__valid$315  = \o__valid$194  & \$7 ;
+  assign \selected$331  = start_lane == 3'h7;
+  assign \i__valid$335  = \o__valid$194  & \$7 ;
+  assign \selected$351  = start_lane == 4'h8;
+  assign \i__valid$355  = \o__valid$194  & \$7 ;
+  assign \selected$371  = start_lane == 4'h9;
+  assign \i__valid$375  = \o__valid$194  & \$7 ;
+  assign \selected$391  = start_lane == 4'ha;
+  assign \i__valid$395  = \o__valid$194  & \$7 ;
+  assign \selected$411  = start_lane == 4'hb;
+  assign \i__valid$415  = \o__valid$194  & \$7 ;
+  assign \selected$431  = start_lane == 4'hc;
+  assign \i__valid$435  = \o__valid$194  & \$7 ;
+  assign \selected$451  = start_lane == 4'hd;
+  assign \i__valid$455  = \o__valid$194  & \$7 ;
+  assign \selected$471  = start_lane == 4'he;
+  assign \i__valid$475  = \o__valid$194  & \$7 ;
+  assign \selected$491  = start_lane == 4'hf;
+  assign \i__valid$495  = \o__valid$194  & \$7 ;
+  assign \selected$511  = start_lane == 5'h10;
+  assign \i__valid$515  = \o__valid$194  & \$7 ;
+  assign \selected$531  = start_lane == 5'h11;
+  assign \i__valid$535  = \o__valid$194  & \$7 ;
+  assign \selected$551  = start_lane == 5'h12;
+  assign \i__valid$555  = \o__valid$194  & \$7 ;
+  assign \selected$571  = start_lane == 5'h13;
+  assign \i__valid$575  = \o__valid$194  & \$7 ;
+  assign \selected$591  = start_lane == 5'h14;
+  assign \i__valid$595  = \o__valid$194  & \$7 ;
+  assign \selected$611  = start_lane == 5'h15;
+  assign \i__valid$615  = \o__valid$194  & \$7 ;
+  assign \selected$631  = start_lane == 5'h16;
+  assign \i__valid$635  = \o__valid$194  & \$7 ;
+  assign \selected$651  = start_lane == 5'h17;
+  assign \i__valid$655  = \o__valid$194  & \$7 ;
+  assign \selected$671  = start_lane == 5'h18;
+  assign \i__valid$675  = \o__valid$194  & \$7 ;
+  assign \selected$691  = start_lane == 5'h19;
+  assign \i__valid$695  = \o__valid$194  & \$7 ;
+  assign \selected$711  = start_lane == 5'h1a;
+  assign \i__valid$715  = \o__valid$194  & \$7 ;
+  assign \selected$731  = start_lane == 5'h1b;
+  assign \i__valid$735  = \o__valid$194  & \$7 ;
+  assign \selected$751  = start_lane == 5'h1c;
+  assign \i__valid$755  = \o__valid$194  & \$7 ;
+  assign \selected$771  = start_lane == 5'h1d;
+  assign \i__valid$775  = \o__valid$194  & \$7 ;
+  assign \selected$791  = start_lane == 5'h1e;
+  assign \i__valid$795  = \o__valid$194  & \$7 ;
+  assign \selected$811  = start_lane == 5'h1f;
+  assign \i__valid$815  = \o__valid$194  & \$7 ;
   assign \$71  = | in_flight;
   assign \$72  = reading | \$71 ;
   assign running = \$72  | \busy$61 ;
@@ -1740,7 +1778,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$77  = ! code_write[6:3];
   assign \$78  = \$76  & \$77 ;
   assign \$80  = | write[15:0];
-  assign \$81  = \$80  ? write : \vector_write$1064 ;
+  assign \$81  = \$80  ? write : \vector_write$1100 ;
   assign \$82  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
   assign \$83  = \start$110 [39:24] - \$82 ;
   assign \$84  = $signed(\$83 ) - $signed(2'h1);
@@ -1750,38 +1788,38 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$89  = code_write[2] ? \$87 [11:8] : \$87 [7:4];
   assign \$90  = code_write[6:3] > \$89 ;
   assign \$91  = 1'h0 + multiply;
-  assign \$92  = \$91  + \multiply$1070 ;
-  assign \$93  = \$92  + \multiply$1071 ;
-  assign \$94  = \$93  + \multiply$1072 ;
-  assign \$95  = \$94  + \multiply$1073 ;
-  assign \$96  = \$95  + \multiply$1074 ;
-  assign \$97  = \$96  + \multiply$1075 ;
-  assign \$98  = \$97  + \multiply$1076 ;
-  assign \$99  = \$98  + \multiply$1077 ;
-  assign \$100  = \$99  + \multiply$1078 ;
-  assign \$101  = \$100  + \multiply$1079 ;
-  assign \$102  = \$101  + \multiply$1080 ;
-  assign \$103  = \$102  + \multiply$1081 ;
-  assign \$104  = \$103  + \multiply$1082 ;
-  assign \$105  = \$104  + \multiply$1083 ;
-  assign \$106  = \$105  + \multiply$1084 ;
-  assign \$107  = \$106  + \multiply$1085 ;
-  assign \$108  = \$107  + \multiply$1086 ;
-  assign \$109  = \$108  + \multiply$1087 ;
-  assign \$110  = \$109  + \multiply$1088 ;
-  assign \$111  = \$110  + \multiply$1089 ;
-  assign \$112  = \$111  + \multiply$1090 ;
-  assign \$113  = \$112  + \multiply$1091 ;
-  assign \$114  = \$113  + \multiply$1092 ;
-  assign \$115  = \$114  + \multiply$1093 ;
-  assign \$116  = \$115  + \multiply$1094 ;
-  assign \$117  = \$116  + \multiply$1095 ;
-  assign \$118  = \$117  + \multiply$1096 ;
-  assign \$119  = \$118  + \multiply$1097 ;
-  assign \$120  = \$119  + \multiply$1098 ;
-  assign \$121  = \$120  + \multiply$1099 ;
-  assign \$122  = \$121  + \multiply$1100 ;
-  assign \$123  = \matrices$1051  + matrix_done;
+  assign \$92  = \$91  + \multiply$1106 ;
+  assign \$93  = \$92  + \multiply$1107 ;
+  assign \$94  = \$93  + \multiply$1108 ;
+  assign \$95  = \$94  + \multiply$1109 ;
+  assign \$96  = \$95  + \multiply$1110 ;
+  assign \$97  = \$96  + \multiply$1111 ;
+  assign \$98  = \$97  + \multiply$1112 ;
+  assign \$99  = \$98  + \multiply$1113 ;
+  assign \$100  = \$99  + \multiply$1114 ;
+  assign \$101  = \$100  + \multiply$1115 ;
+  assign \$102  = \$101  + \multiply$1116 ;
+  assign \$103  = \$102  + \multiply$1117 ;
+  assign \$104  = \$103  + \multiply$1118 ;
+  assign \$105  = \$104  + \multiply$1119 ;
+  assign \$106  = \$105  + \multiply$1120 ;
+  assign \$107  = \$106  + \multiply$1121 ;
+  assign \$108  = \$107  + \multiply$1122 ;
+  assign \$109  = \$108  + \multiply$1123 ;
+  assign \$110  = \$109  + \multiply$1124 ;
+  assign \$111  = \$110  + \multiply$1125 ;
+  assign \$112  = \$111  + \multiply$1126 ;
+  assign \$113  = \$112  + \multiply$1127 ;
+  assign \$114  = \$113  + \multiply$1128 ;
+  assign \$115  = \$114  + \multiply$1129 ;
+  assign \$116  = \$115  + \multiply$1130 ;
+  assign \$117  = \$116  + \multiply$1131 ;
+  assign \$118  = \$117  + \multiply$1132 ;
+  assign \$119  = \$118  + \multiply$1133 ;
+  assign \$120  = \$119  + \multiply$1134 ;
+  assign \$121  = \$120  + \multiply$1135 ;
+  assign \$122  = \$121  + \multiply$1136 ;
+  assign \$123  = \matrices$1087  + matrix_done;
   assign \$124  = cycles + running;
   assign \$125  = \i__valid$10  & o__ready;
   assign \$126  = words + \$125 ;
@@ -1794,7 +1832,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$133  = running & \$132 ;
   assign \$134  = starved + \$133 ;
   assign \$135  = multiplies + multiplied;
-  assign \$136  = matrix_done ? \weights$1102  : 32'd0;
+  assign \$136  = matrix_done ? \weights$1138  : 32'd0;
   assign \$137  = weights + \$136 ;
   always @(posedge clk)
     was_coding <= \$138 ;
@@ -1811,7 +1849,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     map_write <= \$144 ;
   always @(posedge clk)
-    \code_write$171  <= \$145 ;
+    \code_write$177  <= \$145 ;
   always @(posedge clk)
     start_write <= \$146 ;
   always @(posedge clk)
@@ -1823,7 +1861,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     multiplied <= \$150 ;
   always @(posedge clk)
-    \matrices$1051  <= \$151 ;
+    \matrices$1087  <= \$151 ;
   always @(posedge clk)
     cycles <= \$152 ;
   always @(posedge clk)
@@ -1845,7 +1883,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$1065 ),
+    .map_write(\map_write$1101 ),
     .rst(rst),
     .section__ready(section__ready),
     .start(\start$110 ),
@@ -1869,7 +1907,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .rst(rst),
     .start(\start$123 ),
     .sums(sums),
-    .vector_write(\vector_write$1064 ),
+    .vector_write(\vector_write$1100 ),
     .walk(walk)
   );
   egret_l_onchip_core_gearbox  gearbox (
@@ -1878,810 +1916,883 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$191 ),
-    .o__ready(\o__ready$135 ),
-    .o__valid(\o__valid$189 ),
+    .o__payload(\o__payload$196 ),
+    .o__ready(\o__ready$140 ),
+    .o__valid(\o__valid$194 ),
     .rst(rst)
   );
   egret_l_onchip_core_lane  lane_0 (
-    .bad_index(\bad_index$1013 ),
-    .bad_prefix(\bad_prefix$980 ),
+    .bad_index(\bad_index$1049 ),
+    .bad_prefix(\bad_prefix$1016 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$190 ),
-    .\i__ready$42 (\i__ready$136 ),
-    .\i__valid$44 (\i__valid$188 ),
+    .\i__payload$41 (\i__payload$195 ),
+    .\i__ready$43 (\i__ready$141 ),
+    .\i__valid$45 (\i__valid$193 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$58 (\o__payload$195 ),
-    .\o__ready$60 (\o__ready$196 ),
-    .\o__valid$62 (lane__valid),
+    .\o__payload$59 (\o__payload$200 ),
+    .\o__ready$61 (\o__ready$201 ),
+    .\o__valid$63 (lane__valid),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
     .selected(selected),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_1 (
-    .bad_index(\bad_index$1014 ),
-    .bad_prefix(\bad_prefix$981 ),
+    .bad_index(\bad_index$1050 ),
+    .bad_prefix(\bad_prefix$1017 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$210 ),
-    .\i__ready$42 (\i__ready$137 ),
-    .\i__valid$44 (\i__valid$209 ),
+    .\i__payload$41 (\i__payload$216 ),
+    .\i__ready$43 (\i__ready$142 ),
+    .\i__valid$45 (\i__valid$215 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1070 ),
-    .\o__payload$58 (\o__payload$214 ),
-    .\o__ready$60 (\o__ready$215 ),
-    .\o__valid$62 (\lane__valid$211 ),
+    .multiply(\multiply$1106 ),
+    .\o__payload$59 (\o__payload$220 ),
+    .\o__ready$61 (\o__ready$221 ),
+    .\o__valid$63 (\lane__valid$217 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$205 ),
+    .selected(\selected$211 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_10 (
-    .bad_index(\bad_index$1023 ),
-    .bad_prefix(\bad_prefix$990 ),
+    .bad_index(\bad_index$1059 ),
+    .bad_prefix(\bad_prefix$1026 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$381 ),
-    .\i__ready$42 (\i__ready$146 ),
-    .\i__valid$44 (\i__valid$380 ),
+    .\i__payload$41 (\i__payload$396 ),
+    .\i__ready$43 (\i__ready$151 ),
+    .\i__valid$45 (\i__valid$395 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1079 ),
-    .\o__payload$58 (\o__payload$385 ),
-    .\o__ready$60 (\o__ready$386 ),
-    .\o__valid$62 (\lane__valid$382 ),
+    .multiply(\multiply$1115 ),
+    .\o__payload$59 (\o__payload$400 ),
+    .\o__ready$61 (\o__ready$401 ),
+    .\o__valid$63 (\lane__valid$397 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$376 ),
+    .selected(\selected$391 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_11 (
-    .bad_index(\bad_index$1024 ),
-    .bad_prefix(\bad_prefix$991 ),
+    .bad_index(\bad_index$1060 ),
+    .bad_prefix(\bad_prefix$1027 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$400 ),
-    .\i__ready$42 (\i__ready$147 ),
-    .\i__valid$44 (\i__valid$399 ),
+    .\i__payload$41 (\i__payload$416 ),
+    .\i__ready$43 (\i__ready$152 ),
+    .\i__valid$45 (\i__valid$415 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1080 ),
-    .\o__payload$58 (\o__payload$404 ),
-    .\o__ready$60 (\o__ready$405 ),
-    .\o__valid$62 (\lane__valid$401 ),
+    .multiply(\multiply$1116 ),
+    .\o__payload$59 (\o__payload$420 ),
+    .\o__ready$61 (\o__ready$421 ),
+    .\o__valid$63 (\lane__valid$417 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$395 ),
+    .selected(\selected$411 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_12 (
-    .bad_index(\bad_index$1025 ),
-    .bad_prefix(\bad_prefix$992 ),
+    .bad_index(\bad_index$1061 ),
+    .bad_prefix(\bad_prefix$1028 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$419 ),
-    .\i__ready$42 (\i__ready$148 ),
-    .\i__valid$44 (\i__valid$418 ),
+    .\i__payload$41 (\i__payload$436 ),
+    .\i__ready$43 (\i__ready$153 ),
+    .\i__valid$45 (\i__valid$435 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1081 ),
-    .\o__payload$58 (\o__payload$423 ),
-    .\o__ready$60 (\o__ready$424 ),
-    .\o__valid$62 (\lane__valid$420 ),
+    .multiply(\multiply$1117 ),
+    .\o__payload$59 (\o__payload$440 ),
+    .\o__ready$61 (\o__ready$441 ),
+    .\o__valid$63 (\lane__valid$437 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$414 ),
+    .selected(\selected$431 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_13 (
-    .bad_index(\bad_index$1026 ),
-    .bad_prefix(\bad_prefix$993 ),
+    .bad_index(\bad_index$1062 ),
+    .bad_prefix(\bad_prefix$1029 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$438 ),
-    .\i__ready$42 (\i__ready$149 ),
-    .\i__valid$44 (\i__valid$437 ),
+    .\i__payload$41 (\i__payload$456 ),
+    .\i__ready$43 (\i__ready$154 ),
+    .\i__valid$45 (\i__valid$455 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1082 ),
-    .\o__payload$58 (\o__payload$442 ),
-    .\o__ready$60 (\o__ready$443 ),
-    .\o__valid$62 (\lane__valid$439 ),
+    .multiply(\multiply$1118 ),
+    .\o__payload$59 (\o__payload$460 ),
+    .\o__ready$61 (\o__ready$461 ),
+    .\o__valid$63 (\lane__valid$457 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$433 ),
+    .selected(\selected$451 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_14 (
-    .bad_index(\bad_index$1027 ),
-    .bad_prefix(\bad_prefix$994 ),
+    .bad_index(\bad_index$1063 ),
+    .bad_prefix(\bad_prefix$1030 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$457 ),
-    .\i__ready$42 (\i__ready$150 ),
-    .\i__valid$44 (\i__valid$456 ),
+    .\i__payload$41 (\i__payload$476 ),
+    .\i__ready$43 (\i__ready$155 ),
+    .\i__valid$45 (\i__valid$475 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1083 ),
-    .\o__payload$58 (\o__payload$461 ),
-    .\o__ready$60 (\o__ready$462 ),
-    .\o__valid$62 (\lane__valid$458 ),
+    .multiply(\multiply$1119 ),
+    .\o__payload$59 (\o__payload$480 ),
+    .\o__ready$61 (\o__ready$481 ),
+    .\o__valid$63 (\lane__valid$477 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$452 ),
+    .selected(\selected$471 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_15 (
-    .bad_index(\bad_index$1028 ),
-    .bad_prefix(\bad_prefix$995 ),
+    .bad_index(\bad_index$1064 ),
+    .bad_prefix(\bad_prefix$1031 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$476 ),
-    .\i__ready$42 (\i__ready$151 ),
-    .\i__valid$44 (\i__valid$475 ),
+    .\i__payload$41 (\i__payload$496 ),
+    .\i__ready$43 (\i__ready$156 ),
+    .\i__valid$45 (\i__valid$495 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1084 ),
-    .\o__payload$58 (\o__payload$480 ),
-    .\o__ready$60 (\o__ready$481 ),
-    .\o__valid$62 (\lane__valid$477 ),
+    .multiply(\multiply$1120 ),
+    .\o__payload$59 (\o__payload$500 ),
+    .\o__ready$61 (\o__ready$501 ),
+    .\o__valid$63 (\lane__valid$497 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$471 ),
+    .selected(\selected$491 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_16 (
-    .bad_index(\bad_index$1029 ),
-    .bad_prefix(\bad_prefix$996 ),
+    .bad_index(\bad_index$1065 ),
+    .bad_prefix(\bad_prefix$1032 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$495 ),
-    .\i__ready$42 (\i__ready$152 ),
-    .\i__valid$44 (\i__valid$494 ),
+    .\i__payload$41 (\i__payload$516 ),
+    .\i__ready$43 (\i__ready$157 ),
+    .\i__valid$45 (\i__valid$515 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1085 ),
-    .\o__payload$58 (\o__payload$499 ),
-    .\o__ready$60 (\o__ready$500 ),
-    .\o__valid$62 (\lane__valid$496 ),
+    .multiply(\multiply$1121 ),
+    .\o__payload$59 (\o__payload$520 ),
+    .\o__ready$61 (\o__ready$521 ),
+    .\o__valid$63 (\lane__valid$517 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$490 ),
+    .selected(\selected$511 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_17 (
-    .bad_index(\bad_index$1030 ),
-    .bad_prefix(\bad_prefix$997 ),
+    .bad_index(\bad_index$1066 ),
+    .bad_prefix(\bad_prefix$1033 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$514 ),
-    .\i__ready$42 (\i__ready$153 ),
-    .\i__valid$44 (\i__valid$513 ),
+    .\i__payload$41 (\i__payload$536 ),
+    .\i__ready$43 (\i__ready$158 ),
+    .\i__valid$45 (\i__valid$535 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1086 ),
-    .\o__payload$58 (\o__payload$518 ),
-    .\o__ready$60 (\o__ready$519 ),
-    .\o__valid$62 (\lane__valid$515 ),
+    .multiply(\multiply$1122 ),
+    .\o__payload$59 (\o__payload$540 ),
+    .\o__ready$61 (\o__ready$541 ),
+    .\o__valid$63 (\lane__valid$537 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$509 ),
+    .selected(\selected$531 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_18 (
-    .bad_index(\bad_index$1031 ),
-    .bad_prefix(\bad_prefix$998 ),
+    .bad_index(\bad_index$1067 ),
+    .bad_prefix(\bad_prefix$1034 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$533 ),
-    .\i__ready$42 (\i__ready$154 ),
-    .\i__valid$44 (\i__valid$532 ),
+    .\i__payload$41 (\i__payload$556 ),
+    .\i__ready$43 (\i__ready$159 ),
+    .\i__valid$45 (\i__valid$555 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1087 ),
-    .\o__payload$58 (\o__payload$537 ),
-    .\o__ready$60 (\o__ready$538 ),
-    .\o__valid$62 (\lane__valid$534 ),
+    .multiply(\multiply$1123 ),
+    .\o__payload$59 (\o__payload$560 ),
+    .\o__ready$61 (\o__ready$561 ),
+    .\o__valid$63 (\lane__valid$557 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$528 ),
+    .selected(\selected$551 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_19 (
-    .bad_index(\bad_index$1032 ),
-    .bad_prefix(\bad_prefix$999 ),
+    .bad_index(\bad_index$1068 ),
+    .bad_prefix(\bad_prefix$1035 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$552 ),
-    .\i__ready$42 (\i__ready$155 ),
-    .\i__valid$44 (\i__valid$551 ),
+    .\i__payload$41 (\i__payload$576 ),
+    .\i__ready$43 (\i__ready$160 ),
+    .\i__valid$45 (\i__valid$575 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1088 ),
-    .\o__payload$58 (\o__payload$556 ),
-    .\o__ready$60 (\o__ready$557 ),
-    .\o__valid$62 (\lane__valid$553 ),
+    .multiply(\multiply$1124 ),
+    .\o__payload$59 (\o__payload$580 ),
+    .\o__ready$61 (\o__ready$581 ),
+    .\o__valid$63 (\lane__valid$577 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$547 ),
+    .selected(\selected$571 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_2 (
-    .bad_index(\bad_index$1015 ),
-    .bad_prefix(\bad_prefix$982 ),
+    .bad_index(\bad_index$1051 ),
+    .bad_prefix(\bad_prefix$1018 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$229 ),
-    .\i__ready$42 (\i__ready$138 ),
-    .\i__valid$44 (\i__valid$228 ),
+    .\i__payload$41 (\i__payload$236 ),
+    .\i__ready$43 (\i__ready$143 ),
+    .\i__valid$45 (\i__valid$235 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1071 ),
-    .\o__payload$58 (\o__payload$233 ),
-    .\o__ready$60 (\o__ready$234 ),
-    .\o__valid$62 (\lane__valid$230 ),
+    .multiply(\multiply$1107 ),
+    .\o__payload$59 (\o__payload$240 ),
+    .\o__ready$61 (\o__ready$241 ),
+    .\o__valid$63 (\lane__valid$237 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$224 ),
+    .selected(\selected$231 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_20 (
-    .bad_index(\bad_index$1033 ),
-    .bad_prefix(\bad_prefix$1000 ),
+    .bad_index(\bad_index$1069 ),
+    .bad_prefix(\bad_prefix$1036 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$571 ),
-    .\i__ready$42 (\i__ready$156 ),
-    .\i__valid$44 (\i__valid$570 ),
+    .\i__payload$41 (\i__payload$596 ),
+    .\i__ready$43 (\i__ready$161 ),
+    .\i__valid$45 (\i__valid$595 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1089 ),
-    .\o__payload$58 (\o__payload$575 ),
-    .\o__ready$60 (\o__ready$576 ),
-    .\o__valid$62 (\lane__valid$572 ),
+    .multiply(\multiply$1125 ),
+    .\o__payload$59 (\o__payload$600 ),
+    .\o__ready$61 (\o__ready$601 ),
+    .\o__valid$63 (\lane__valid$597 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$566 ),
+    .selected(\selected$591 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_21 (
-    .bad_index(\bad_index$1034 ),
-    .bad_prefix(\bad_prefix$1001 ),
+    .bad_index(\bad_index$1070 ),
+    .bad_prefix(\bad_prefix$1037 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$590 ),
-    .\i__ready$42 (\i__ready$157 ),
-    .\i__valid$44 (\i__valid$589 ),
+    .\i__payload$41 (\i__payload$616 ),
+    .\i__ready$43 (\i__ready$162 ),
+    .\i__valid$45 (\i__valid$615 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1090 ),
-    .\o__payload$58 (\o__payload$594 ),
-    .\o__ready$60 (\o__ready$595 ),
-    .\o__valid$62 (\lane__valid$591 ),
+    .multiply(\multiply$1126 ),
+    .\o__payload$59 (\o__payload$620 ),
+    .\o__ready$61 (\o__ready$621 ),
+    .\o__valid$63 (\lane__valid$617 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$585 ),
+    .selected(\selected$611 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_22 (
-    .bad_index(\bad_index$1035 ),
-    .bad_prefix(\bad_prefix$1002 ),
+    .bad_index(\bad_index$1071 ),
+    .bad_prefix(\bad_prefix$1038 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$609 ),
-    .\i__ready$42 (\i__ready$158 ),
-    .\i__valid$44 (\i__valid$608 ),
+    .\i__payload$41 (\i__payload$636 ),
+    .\i__ready$43 (\i__ready$163 ),
+    .\i__valid$45 (\i__valid$635 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1091 ),
-    .\o__payload$58 (\o__payload$613 ),
-    .\o__ready$60 (\o__ready$614 ),
-    .\o__valid$62 (\lane__valid$610 ),
+    .multiply(\multiply$1127 ),
+    .\o__payload$59 (\o__payload$640 ),
+    .\o__ready$61 (\o__ready$641 ),
+    .\o__valid$63 (\lane__valid$637 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$604 ),
+    .selected(\selected$631 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_23 (
-    .bad_index(\bad_index$1036 ),
-    .bad_prefix(\bad_prefix$1003 ),
+    .bad_index(\bad_index$1072 ),
+    .bad_prefix(\bad_prefix$1039 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$628 ),
-    .\i__ready$42 (\i__ready$159 ),
-    .\i__valid$44 (\i__valid$627 ),
+    .\i__payload$41 (\i__payload$656 ),
+    .\i__ready$43 (\i__ready$164 ),
+    .\i__valid$45 (\i__valid$655 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1092 ),
-    .\o__payload$58 (\o__payload$632 ),
-    .\o__ready$60 (\o__ready$633 ),
-    .\o__valid$62 (\lane__valid$629 ),
+    .multiply(\multiply$1128 ),
+    .\o__payload$59 (\o__payload$660 ),
+    .\o__ready$61 (\o__ready$661 ),
+    .\o__valid$63 (\lane__valid$657 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$623 ),
+    .selected(\selected$651 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_24 (
-    .bad_index(\bad_index$1037 ),
-    .bad_prefix(\bad_prefix$1004 ),
+    .bad_index(\bad_index$1073 ),
+    .bad_prefix(\bad_prefix$1040 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$647 ),
-    .\i__ready$42 (\i__ready$160 ),
-    .\i__valid$44 (\i__valid$646 ),
+    .\i__payload$41 (\i__payload$676 ),
+    .\i__ready$43 (\i__ready$165 ),
+    .\i__valid$45 (\i__valid$675 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1093 ),
-    .\o__payload$58 (\o__payload$651 ),
-    .\o__ready$60 (\o__ready$652 ),
-    .\o__valid$62 (\lane__valid$648 ),
+    .multiply(\multiply$1129 ),
+    .\o__payload$59 (\o__payload$680 ),
+    .\o__ready$61 (\o__ready$681 ),
+    .\o__valid$63 (\lane__valid$677 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$642 ),
+    .selected(\selected$671 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_25 (
-    .bad_index(\bad_index$1038 ),
-    .bad_prefix(\bad_prefix$1005 ),
+    .bad_index(\bad_index$1074 ),
+    .bad_prefix(\bad_prefix$1041 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$666 ),
-    .\i__ready$42 (\i__ready$161 ),
-    .\i__valid$44 (\i__valid$665 ),
+    .\i__payload$41 (\i__payload$696 ),
+    .\i__ready$43 (\i__ready$166 ),
+    .\i__valid$45 (\i__valid$695 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1094 ),
-    .\o__payload$58 (\o__payload$670 ),
-    .\o__ready$60 (\o__ready$671 ),
-    .\o__valid$62 (\lane__valid$667 ),
+    .multiply(\multiply$1130 ),
+    .\o__payload$59 (\o__payload$700 ),
+    .\o__ready$61 (\o__ready$701 ),
+    .\o__valid$63 (\lane__valid$697 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$661 ),
+    .selected(\selected$691 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_26 (
-    .bad_index(\bad_index$1039 ),
-    .bad_prefix(\bad_prefix$1006 ),
+    .bad_index(\bad_index$1075 ),
+    .bad_prefix(\bad_prefix$1042 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$685 ),
-    .\i__ready$42 (\i__ready$162 ),
-    .\i__valid$44 (\i__valid$684 ),
+    .\i__payload$41 (\i__payload$716 ),
+    .\i__ready$43 (\i__ready$167 ),
+    .\i__valid$45 (\i__valid$715 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1095 ),
-    .\o__payload$58 (\o__payload$689 ),
-    .\o__ready$60 (\o__ready$690 ),
-    .\o__valid$62 (\lane__valid$686 ),
+    .multiply(\multiply$1131 ),
+    .\o__payload$59 (\o__payload$720 ),
+    .\o__ready$61 (\o__ready$721 ),
+    .\o__valid$63 (\lane__valid$717 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$680 ),
+    .selected(\selected$711 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_27 (
-    .bad_index(\bad_index$1040 ),
-    .bad_prefix(\bad_prefix$1007 ),
+    .bad_index(\bad_index$1076 ),
+    .bad_prefix(\bad_prefix$1043 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$704 ),
-    .\i__ready$42 (\i__ready$163 ),
-    .\i__valid$44 (\i__valid$703 ),
+    .\i__payload$41 (\i__payload$736 ),
+    .\i__ready$43 (\i__ready$168 ),
+    .\i__valid$45 (\i__valid$735 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1096 ),
-    .\o__payload$58 (\o__payload$708 ),
-    .\o__ready$60 (\o__ready$709 ),
-    .\o__valid$62 (\lane__valid$705 ),
+    .multiply(\multiply$1132 ),
+    .\o__payload$59 (\o__payload$740 ),
+    .\o__ready$61 (\o__ready$741 ),
+    .\o__valid$63 (\lane__valid$737 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$699 ),
+    .selected(\selected$731 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_28 (
-    .bad_index(\bad_index$1041 ),
-    .bad_prefix(\bad_prefix$1008 ),
+    .bad_index(\bad_index$1077 ),
+    .bad_prefix(\bad_prefix$1044 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$723 ),
-    .\i__ready$42 (\i__ready$164 ),
-    .\i__valid$44 (\i__valid$722 ),
+    .\i__payload$41 (\i__payload$756 ),
+    .\i__ready$43 (\i__ready$169 ),
+    .\i__valid$45 (\i__valid$755 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1097 ),
-    .\o__payload$58 (\o__payload$727 ),
-    .\o__ready$60 (\o__ready$728 ),
-    .\o__valid$62 (\lane__valid$724 ),
+    .multiply(\multiply$1133 ),
+    .\o__payload$59 (\o__payload$760 ),
+    .\o__ready$61 (\o__ready$761 ),
+    .\o__valid$63 (\lane__valid$757 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$718 ),
+    .selected(\selected$751 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_29 (
-    .bad_index(\bad_index$1042 ),
-    .bad_prefix(\bad_prefix$1009 ),
+    .bad_index(\bad_index$1078 ),
+    .bad_prefix(\bad_prefix$1045 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$742 ),
-    .\i__ready$42 (\i__ready$165 ),
-    .\i__valid$44 (\i__valid$741 ),
+    .\i__payload$41 (\i__payload$776 ),
+    .\i__ready$43 (\i__ready$170 ),
+    .\i__valid$45 (\i__valid$775 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1098 ),
-    .\o__payload$58 (\o__payload$746 ),
-    .\o__ready$60 (\o__ready$747 ),
-    .\o__valid$62 (\lane__valid$743 ),
+    .multiply(\multiply$1134 ),
+    .\o__payload$59 (\o__payload$780 ),
+    .\o__ready$61 (\o__ready$781 ),
+    .\o__valid$63 (\lane__valid$777 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$737 ),
+    .selected(\selected$771 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_3 (
-    .bad_index(\bad_index$1016 ),
-    .bad_prefix(\bad_prefix$983 ),
+    .bad_index(\bad_index$1052 ),
+    .bad_prefix(\bad_prefix$1019 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$248 ),
-    .\i__ready$42 (\i__ready$139 ),
-    .\i__valid$44 (\i__valid$247 ),
+    .\i__payload$41 (\i__payload$256 ),
+    .\i__ready$43 (\i__ready$144 ),
+    .\i__valid$45 (\i__valid$255 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1072 ),
-    .\o__payload$58 (\o__payload$252 ),
-    .\o__ready$60 (\o__ready$253 ),
-    .\o__valid$62 (\lane__valid$249 ),
+    .multiply(\multiply$1108 ),
+    .\o__payload$59 (\o__payload$260 ),
+    .\o__ready$61 (\o__ready$261 ),
+    .\o__valid$63 (\lane__valid$257 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$243 ),
+    .selected(\selected$251 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_30 (
-    .bad_index(\bad_index$1043 ),
-    .bad_prefix(\bad_prefix$1010 ),
+    .bad_index(\bad_index$1079 ),
+    .bad_prefix(\bad_prefix$1046 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$761 ),
-    .\i__ready$42 (\i__ready$166 ),
-    .\i__valid$44 (\i__valid$760 ),
+    .\i__payload$41 (\i__payload$796 ),
+    .\i__ready$43 (\i__ready$171 ),
+    .\i__valid$45 (\i__valid$795 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1099 ),
-    .\o__payload$58 (\o__payload$765 ),
-    .\o__ready$60 (\o__ready$766 ),
-    .\o__valid$62 (\lane__valid$762 ),
+    .multiply(\multiply$1135 ),
+    .\o__payload$59 (\o__payload$800 ),
+    .\o__ready$61 (\o__ready$801 ),
+    .\o__valid$63 (\lane__valid$797 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$756 ),
+    .selected(\selected$791 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_31 (
-    .bad_index(\bad_index$1044 ),
-    .bad_prefix(\bad_prefix$1011 ),
+    .bad_index(\bad_index$1080 ),
+    .bad_prefix(\bad_prefix$1047 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$780 ),
-    .\i__ready$42 (\i__ready$167 ),
-    .\i__valid$44 (\i__valid$779 ),
+    .\i__payload$41 (\i__payload$816 ),
+    .\i__ready$43 (\i__ready$172 ),
+    .\i__valid$45 (\i__valid$815 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1100 ),
-    .\o__payload$58 (\o__payload$784 ),
-    .\o__ready$60 (\o__ready$785 ),
-    .\o__valid$62 (\lane__valid$781 ),
+    .multiply(\multiply$1136 ),
+    .\o__payload$59 (\o__payload$820 ),
+    .\o__ready$61 (\o__ready$821 ),
+    .\o__valid$63 (\lane__valid$817 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$775 ),
+    .selected(\selected$811 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_4 (
-    .bad_index(\bad_index$1017 ),
-    .bad_prefix(\bad_prefix$984 ),
+    .bad_index(\bad_index$1053 ),
+    .bad_prefix(\bad_prefix$1020 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$267 ),
-    .\i__ready$42 (\i__ready$140 ),
-    .\i__valid$44 (\i__valid$266 ),
+    .\i__payload$41 (\i__payload$276 ),
+    .\i__ready$43 (\i__ready$145 ),
+    .\i__valid$45 (\i__valid$275 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1073 ),
-    .\o__payload$58 (\o__payload$271 ),
-    .\o__ready$60 (\o__ready$272 ),
-    .\o__valid$62 (\lane__valid$268 ),
+    .multiply(\multiply$1109 ),
+    .\o__payload$59 (\o__payload$280 ),
+    .\o__ready$61 (\o__ready$281 ),
+    .\o__valid$63 (\lane__valid$277 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$262 ),
+    .selected(\selected$271 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_5 (
-    .bad_index(\bad_index$1018 ),
-    .bad_prefix(\bad_prefix$985 ),
+    .bad_index(\bad_index$1054 ),
+    .bad_prefix(\bad_prefix$1021 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$286 ),
-    .\i__ready$42 (\i__ready$141 ),
-    .\i__valid$44 (\i__valid$285 ),
+    .\i__payload$41 (\i__payload$296 ),
+    .\i__ready$43 (\i__ready$146 ),
+    .\i__valid$45 (\i__valid$295 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1074 ),
-    .\o__payload$58 (\o__payload$290 ),
-    .\o__ready$60 (\o__ready$291 ),
-    .\o__valid$62 (\lane__valid$287 ),
+    .multiply(\multiply$1110 ),
+    .\o__payload$59 (\o__payload$300 ),
+    .\o__ready$61 (\o__ready$301 ),
+    .\o__valid$63 (\lane__valid$297 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$281 ),
+    .selected(\selected$291 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_6 (
-    .bad_index(\bad_index$1019 ),
-    .bad_prefix(\bad_prefix$986 ),
+    .bad_index(\bad_index$1055 ),
+    .bad_prefix(\bad_prefix$1022 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$305 ),
-    .\i__ready$42 (\i__ready$142 ),
-    .\i__valid$44 (\i__valid$304 ),
+    .\i__payload$41 (\i__payload$316 ),
+    .\i__ready$43 (\i__ready$147 ),
+    .\i__valid$45 (\i__valid$315 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1075 ),
-    .\o__payload$58 (\o__payload$309 ),
-    .\o__ready$60 (\o__ready$310 ),
-    .\o__valid$62 (\lane__valid$306 ),
+    .multiply(\multiply$1111 ),
+    .\o__payload$59 (\o__payload$320 ),
+    .\o__ready$61 (\o__ready$321 ),
+    .\o__valid$63 (\lane__valid$317 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$300 ),
+    .selected(\selected$311 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_7 (
-    .bad_index(\bad_index$1020 ),
-    .bad_prefix(\bad_prefix$987 ),
+    .bad_index(\bad_index$1056 ),
+    .bad_prefix(\bad_prefix$1023 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$324 ),
-    .\i__ready$42 (\i__ready$143 ),
-    .\i__valid$44 (\i__valid$323 ),
+    .\i__payload$41 (\i__payload$336 ),
+    .\i__ready$43 (\i__ready$148 ),
+    .\i__valid$45 (\i__valid$335 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1076 ),
-    .\o__payload$58 (\o__payload$328 ),
-    .\o__ready$60 (\o__ready$329 ),
-    .\o__valid$62 (\lane__valid$325 ),
+    .multiply(\multiply$1112 ),
+    .\o__payload$59 (\o__payload$340 ),
+    .\o__ready$61 (\o__ready$341 ),
+    .\o__valid$63 (\lane__valid$337 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$319 ),
+    .selected(\selected$331 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_8 (
-    .bad_index(\bad_index$1021 ),
-    .bad_prefix(\bad_prefix$988 ),
+    .bad_index(\bad_index$1057 ),
+    .bad_prefix(\bad_prefix$1024 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$343 ),
-    .\i__ready$42 (\i__ready$144 ),
-    .\i__valid$44 (\i__valid$342 ),
+    .\i__payload$41 (\i__payload$356 ),
+    .\i__ready$43 (\i__ready$149 ),
+    .\i__valid$45 (\i__valid$355 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1077 ),
-    .\o__payload$58 (\o__payload$347 ),
-    .\o__ready$60 (\o__ready$348 ),
-    .\o__valid$62 (\lane__valid$344 ),
+    .multiply(\multiply$1113 ),
+    .\o__payload$59 (\o__payload$360 ),
+    .\o__ready$61 (\o__ready$361 ),
+    .\o__valid$63 (\lane__valid$357 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$338 ),
+    .selected(\selected$351 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_9 (
-    .bad_index(\bad_index$1022 ),
-    .bad_prefix(\bad_prefix$989 ),
+    .bad_index(\bad_index$1058 ),
+    .bad_prefix(\bad_prefix$1025 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$171 ),
+    .code_write(\code_write$177 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$40 (\i__payload$362 ),
-    .\i__ready$42 (\i__ready$145 ),
-    .\i__valid$44 (\i__valid$361 ),
+    .\i__payload$41 (\i__payload$376 ),
+    .\i__ready$43 (\i__ready$150 ),
+    .\i__valid$45 (\i__valid$375 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1078 ),
-    .\o__payload$58 (\o__payload$366 ),
-    .\o__ready$60 (\o__ready$367 ),
-    .\o__valid$62 (\lane__valid$363 ),
+    .multiply(\multiply$1114 ),
+    .\o__payload$59 (\o__payload$380 ),
+    .\o__ready$61 (\o__ready$381 ),
+    .\o__valid$63 (\lane__valid$377 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$357 ),
+    .selected(\selected$371 ),
+    .settings(\settings$175 ),
     .start_write(start_write),
     .vector_write(vector_write)
+  );
+  egret_l_onchip_core_lane_settings  lane_settings (
+    .cancel(cancel),
+    .clk(clk),
+    .codes(codes),
+    .matrices(matrices),
+    .o(\settings$175 ),
+    .rst(rst),
+    .start_write(start_write)
   );
   egret_l_onchip_core_loader  loader (
     .allow(allow),
@@ -2743,447 +2854,447 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   );
   egret_l_onchip_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$789 ),
+    .behind__ready(\o__ready$825 ),
     .behind__valid(behind__valid),
     .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$196 ),
+    .lane__ready(\o__ready$201 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$973 ),
-    .o__ready(\o__ready$975 ),
-    .o__valid(\i__valid$977 ),
+    .o__payload(\i__payload$1009 ),
+    .o__ready(\o__ready$1011 ),
+    .o__valid(\i__valid$1013 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$793 ),
-    .behind__ready(\o__ready$795 ),
-    .behind__valid(\behind__valid$797 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$213 ),
-    .lane__ready(\o__ready$215 ),
-    .lane__valid(\lane__valid$211 ),
-    .o__payload(behind__payload),
-    .o__ready(\o__ready$789 ),
-    .o__valid(behind__valid),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_10  readout_10 (
-    .behind__payload(\behind__payload$847 ),
-    .behind__ready(\o__ready$849 ),
-    .behind__valid(\behind__valid$851 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$384 ),
-    .lane__ready(\o__ready$386 ),
-    .lane__valid(\lane__valid$382 ),
-    .o__payload(\behind__payload$841 ),
-    .o__ready(\o__ready$843 ),
-    .o__valid(\behind__valid$845 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_11  readout_11 (
-    .behind__payload(\behind__payload$853 ),
-    .behind__ready(\o__ready$855 ),
-    .behind__valid(\behind__valid$857 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$403 ),
-    .lane__ready(\o__ready$405 ),
-    .lane__valid(\lane__valid$401 ),
-    .o__payload(\behind__payload$847 ),
-    .o__ready(\o__ready$849 ),
-    .o__valid(\behind__valid$851 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_12  readout_12 (
-    .behind__payload(\behind__payload$859 ),
-    .behind__ready(\o__ready$861 ),
-    .behind__valid(\behind__valid$863 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$422 ),
-    .lane__ready(\o__ready$424 ),
-    .lane__valid(\lane__valid$420 ),
-    .o__payload(\behind__payload$853 ),
-    .o__ready(\o__ready$855 ),
-    .o__valid(\behind__valid$857 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_13  readout_13 (
-    .behind__payload(\behind__payload$865 ),
-    .behind__ready(\o__ready$867 ),
-    .behind__valid(\behind__valid$869 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$441 ),
-    .lane__ready(\o__ready$443 ),
-    .lane__valid(\lane__valid$439 ),
-    .o__payload(\behind__payload$859 ),
-    .o__ready(\o__ready$861 ),
-    .o__valid(\behind__valid$863 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_14  readout_14 (
-    .behind__payload(\behind__payload$871 ),
-    .behind__ready(\o__ready$873 ),
-    .behind__valid(\behind__valid$875 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$460 ),
-    .lane__ready(\o__ready$462 ),
-    .lane__valid(\lane__valid$458 ),
-    .o__payload(\behind__payload$865 ),
-    .o__ready(\o__ready$867 ),
-    .o__valid(\behind__valid$869 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_15  readout_15 (
-    .behind__payload(\behind__payload$877 ),
-    .behind__ready(\o__ready$879 ),
-    .behind__valid(\behind__valid$881 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$479 ),
-    .lane__ready(\o__ready$481 ),
-    .lane__valid(\lane__valid$477 ),
-    .o__payload(\behind__payload$871 ),
-    .o__ready(\o__ready$873 ),
-    .o__valid(\behind__valid$875 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_16  readout_16 (
-    .behind__payload(\behind__payload$883 ),
-    .behind__ready(\o__ready$885 ),
-    .behind__valid(\behind__valid$887 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$498 ),
-    .lane__ready(\o__ready$500 ),
-    .lane__valid(\lane__valid$496 ),
-    .o__payload(\behind__payload$877 ),
-    .o__ready(\o__ready$879 ),
-    .o__valid(\behind__valid$881 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_17  readout_17 (
-    .behind__payload(\behind__payload$889 ),
-    .behind__ready(\o__ready$891 ),
-    .behind__valid(\behind__valid$893 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$517 ),
-    .lane__ready(\o__ready$519 ),
-    .lane__valid(\lane__valid$515 ),
-    .o__payload(\behind__payload$883 ),
-    .o__ready(\o__ready$885 ),
-    .o__valid(\behind__valid$887 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_18  readout_18 (
-    .behind__payload(\behind__payload$895 ),
-    .behind__ready(\o__ready$897 ),
-    .behind__valid(\behind__valid$899 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$536 ),
-    .lane__ready(\o__ready$538 ),
-    .lane__valid(\lane__valid$534 ),
-    .o__payload(\behind__payload$889 ),
-    .o__ready(\o__ready$891 ),
-    .o__valid(\behind__valid$893 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_19  readout_19 (
-    .behind__payload(\behind__payload$901 ),
-    .behind__ready(\o__ready$903 ),
-    .behind__valid(\behind__valid$905 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$555 ),
-    .lane__ready(\o__ready$557 ),
-    .lane__valid(\lane__valid$553 ),
-    .o__payload(\behind__payload$895 ),
-    .o__ready(\o__ready$897 ),
-    .o__valid(\behind__valid$899 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_2  readout_2 (
-    .behind__payload(\behind__payload$799 ),
-    .behind__ready(\o__ready$801 ),
-    .behind__valid(\behind__valid$803 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$232 ),
-    .lane__ready(\o__ready$234 ),
-    .lane__valid(\lane__valid$230 ),
-    .o__payload(\behind__payload$793 ),
-    .o__ready(\o__ready$795 ),
-    .o__valid(\behind__valid$797 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_20  readout_20 (
-    .behind__payload(\behind__payload$907 ),
-    .behind__ready(\o__ready$909 ),
-    .behind__valid(\behind__valid$911 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$574 ),
-    .lane__ready(\o__ready$576 ),
-    .lane__valid(\lane__valid$572 ),
-    .o__payload(\behind__payload$901 ),
-    .o__ready(\o__ready$903 ),
-    .o__valid(\behind__valid$905 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_21  readout_21 (
-    .behind__payload(\behind__payload$913 ),
-    .behind__ready(\o__ready$915 ),
-    .behind__valid(\behind__valid$917 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$593 ),
-    .lane__ready(\o__ready$595 ),
-    .lane__valid(\lane__valid$591 ),
-    .o__payload(\behind__payload$907 ),
-    .o__ready(\o__ready$909 ),
-    .o__valid(\behind__valid$911 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_22  readout_22 (
-    .behind__payload(\behind__payload$919 ),
-    .behind__ready(\o__ready$921 ),
-    .behind__valid(\behind__valid$923 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$612 ),
-    .lane__ready(\o__ready$614 ),
-    .lane__valid(\lane__valid$610 ),
-    .o__payload(\behind__payload$913 ),
-    .o__ready(\o__ready$915 ),
-    .o__valid(\behind__valid$917 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_23  readout_23 (
-    .behind__payload(\behind__payload$925 ),
-    .behind__ready(\o__ready$927 ),
-    .behind__valid(\behind__valid$929 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$631 ),
-    .lane__ready(\o__ready$633 ),
-    .lane__valid(\lane__valid$629 ),
-    .o__payload(\behind__payload$919 ),
-    .o__ready(\o__ready$921 ),
-    .o__valid(\behind__valid$923 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_24  readout_24 (
-    .behind__payload(\behind__payload$931 ),
-    .behind__ready(\o__ready$933 ),
-    .behind__valid(\behind__valid$935 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$650 ),
-    .lane__ready(\o__ready$652 ),
-    .lane__valid(\lane__valid$648 ),
-    .o__payload(\behind__payload$925 ),
-    .o__ready(\o__ready$927 ),
-    .o__valid(\behind__valid$929 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_25  readout_25 (
-    .behind__payload(\behind__payload$937 ),
-    .behind__ready(\o__ready$939 ),
-    .behind__valid(\behind__valid$941 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$669 ),
-    .lane__ready(\o__ready$671 ),
-    .lane__valid(\lane__valid$667 ),
-    .o__payload(\behind__payload$931 ),
-    .o__ready(\o__ready$933 ),
-    .o__valid(\behind__valid$935 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_26  readout_26 (
-    .behind__payload(\behind__payload$943 ),
-    .behind__ready(\o__ready$945 ),
-    .behind__valid(\behind__valid$947 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$688 ),
-    .lane__ready(\o__ready$690 ),
-    .lane__valid(\lane__valid$686 ),
-    .o__payload(\behind__payload$937 ),
-    .o__ready(\o__ready$939 ),
-    .o__valid(\behind__valid$941 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_27  readout_27 (
-    .behind__payload(\behind__payload$949 ),
-    .behind__ready(\o__ready$951 ),
-    .behind__valid(\behind__valid$953 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$707 ),
-    .lane__ready(\o__ready$709 ),
-    .lane__valid(\lane__valid$705 ),
-    .o__payload(\behind__payload$943 ),
-    .o__ready(\o__ready$945 ),
-    .o__valid(\behind__valid$947 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_28  readout_28 (
-    .behind__payload(\behind__payload$955 ),
-    .behind__ready(\o__ready$957 ),
-    .behind__valid(\behind__valid$959 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$726 ),
-    .lane__ready(\o__ready$728 ),
-    .lane__valid(\lane__valid$724 ),
-    .o__payload(\behind__payload$949 ),
-    .o__ready(\o__ready$951 ),
-    .o__valid(\behind__valid$953 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_29  readout_29 (
-    .behind__payload(\behind__payload$961 ),
-    .behind__ready(\o__ready$963 ),
-    .behind__valid(\behind__valid$965 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$745 ),
-    .lane__ready(\o__ready$747 ),
-    .lane__valid(\lane__valid$743 ),
-    .o__payload(\behind__payload$955 ),
-    .o__ready(\o__ready$957 ),
-    .o__valid(\behind__valid$959 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_3  readout_3 (
-    .behind__payload(\behind__payload$805 ),
-    .behind__ready(\o__ready$807 ),
-    .behind__valid(\behind__valid$809 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$251 ),
-    .lane__ready(\o__ready$253 ),
-    .lane__valid(\lane__valid$249 ),
-    .o__payload(\behind__payload$799 ),
-    .o__ready(\o__ready$801 ),
-    .o__valid(\behind__valid$803 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_30  readout_30 (
-    .behind__payload(\behind__payload$967 ),
-    .behind__ready(\o__ready$969 ),
-    .behind__valid(\behind__valid$971 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$764 ),
-    .lane__ready(\o__ready$766 ),
-    .lane__valid(\lane__valid$762 ),
-    .o__payload(\behind__payload$961 ),
-    .o__ready(\o__ready$963 ),
-    .o__valid(\behind__valid$965 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_31  readout_31 (
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$783 ),
-    .lane__ready(\o__ready$785 ),
-    .lane__valid(\lane__valid$781 ),
-    .o__payload(\behind__payload$967 ),
-    .o__ready(\o__ready$969 ),
-    .o__valid(\behind__valid$971 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_4  readout_4 (
-    .behind__payload(\behind__payload$811 ),
-    .behind__ready(\o__ready$813 ),
-    .behind__valid(\behind__valid$815 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$270 ),
-    .lane__ready(\o__ready$272 ),
-    .lane__valid(\lane__valid$268 ),
-    .o__payload(\behind__payload$805 ),
-    .o__ready(\o__ready$807 ),
-    .o__valid(\behind__valid$809 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_5  readout_5 (
-    .behind__payload(\behind__payload$817 ),
-    .behind__ready(\o__ready$819 ),
-    .behind__valid(\behind__valid$821 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$289 ),
-    .lane__ready(\o__ready$291 ),
-    .lane__valid(\lane__valid$287 ),
-    .o__payload(\behind__payload$811 ),
-    .o__ready(\o__ready$813 ),
-    .o__valid(\behind__valid$815 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_6  readout_6 (
-    .behind__payload(\behind__payload$823 ),
-    .behind__ready(\o__ready$825 ),
-    .behind__valid(\behind__valid$827 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$308 ),
-    .lane__ready(\o__ready$310 ),
-    .lane__valid(\lane__valid$306 ),
-    .o__payload(\behind__payload$817 ),
-    .o__ready(\o__ready$819 ),
-    .o__valid(\behind__valid$821 ),
-    .rst(rst)
-  );
-  egret_l_onchip_core_readout_7  readout_7 (
     .behind__payload(\behind__payload$829 ),
     .behind__ready(\o__ready$831 ),
     .behind__valid(\behind__valid$833 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$327 ),
-    .lane__ready(\o__ready$329 ),
-    .lane__valid(\lane__valid$325 ),
-    .o__payload(\behind__payload$823 ),
+    .lane__payload(\lane__payload$219 ),
+    .lane__ready(\o__ready$221 ),
+    .lane__valid(\lane__valid$217 ),
+    .o__payload(behind__payload),
     .o__ready(\o__ready$825 ),
-    .o__valid(\behind__valid$827 ),
+    .o__valid(behind__valid),
     .rst(rst)
   );
-  egret_l_onchip_core_readout_8  readout_8 (
+  egret_l_onchip_core_readout_10  readout_10 (
+    .behind__payload(\behind__payload$883 ),
+    .behind__ready(\o__ready$885 ),
+    .behind__valid(\behind__valid$887 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$399 ),
+    .lane__ready(\o__ready$401 ),
+    .lane__valid(\lane__valid$397 ),
+    .o__payload(\behind__payload$877 ),
+    .o__ready(\o__ready$879 ),
+    .o__valid(\behind__valid$881 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_11  readout_11 (
+    .behind__payload(\behind__payload$889 ),
+    .behind__ready(\o__ready$891 ),
+    .behind__valid(\behind__valid$893 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$419 ),
+    .lane__ready(\o__ready$421 ),
+    .lane__valid(\lane__valid$417 ),
+    .o__payload(\behind__payload$883 ),
+    .o__ready(\o__ready$885 ),
+    .o__valid(\behind__valid$887 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_12  readout_12 (
+    .behind__payload(\behind__payload$895 ),
+    .behind__ready(\o__ready$897 ),
+    .behind__valid(\behind__valid$899 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$439 ),
+    .lane__ready(\o__ready$441 ),
+    .lane__valid(\lane__valid$437 ),
+    .o__payload(\behind__payload$889 ),
+    .o__ready(\o__ready$891 ),
+    .o__valid(\behind__valid$893 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_13  readout_13 (
+    .behind__payload(\behind__payload$901 ),
+    .behind__ready(\o__ready$903 ),
+    .behind__valid(\behind__valid$905 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$459 ),
+    .lane__ready(\o__ready$461 ),
+    .lane__valid(\lane__valid$457 ),
+    .o__payload(\behind__payload$895 ),
+    .o__ready(\o__ready$897 ),
+    .o__valid(\behind__valid$899 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_14  readout_14 (
+    .behind__payload(\behind__payload$907 ),
+    .behind__ready(\o__ready$909 ),
+    .behind__valid(\behind__valid$911 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$479 ),
+    .lane__ready(\o__ready$481 ),
+    .lane__valid(\lane__valid$477 ),
+    .o__payload(\behind__payload$901 ),
+    .o__ready(\o__ready$903 ),
+    .o__valid(\behind__valid$905 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_15  readout_15 (
+    .behind__payload(\behind__payload$913 ),
+    .behind__ready(\o__ready$915 ),
+    .behind__valid(\behind__valid$917 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$499 ),
+    .lane__ready(\o__ready$501 ),
+    .lane__valid(\lane__valid$497 ),
+    .o__payload(\behind__payload$907 ),
+    .o__ready(\o__ready$909 ),
+    .o__valid(\behind__valid$911 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_16  readout_16 (
+    .behind__payload(\behind__payload$919 ),
+    .behind__ready(\o__ready$921 ),
+    .behind__valid(\behind__valid$923 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$519 ),
+    .lane__ready(\o__ready$521 ),
+    .lane__valid(\lane__valid$517 ),
+    .o__payload(\behind__payload$913 ),
+    .o__ready(\o__ready$915 ),
+    .o__valid(\behind__valid$917 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_17  readout_17 (
+    .behind__payload(\behind__payload$925 ),
+    .behind__ready(\o__ready$927 ),
+    .behind__valid(\behind__valid$929 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$539 ),
+    .lane__ready(\o__ready$541 ),
+    .lane__valid(\lane__valid$537 ),
+    .o__payload(\behind__payload$919 ),
+    .o__ready(\o__ready$921 ),
+    .o__valid(\behind__valid$923 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_18  readout_18 (
+    .behind__payload(\behind__payload$931 ),
+    .behind__ready(\o__ready$933 ),
+    .behind__valid(\behind__valid$935 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$559 ),
+    .lane__ready(\o__ready$561 ),
+    .lane__valid(\lane__valid$557 ),
+    .o__payload(\behind__payload$925 ),
+    .o__ready(\o__ready$927 ),
+    .o__valid(\behind__valid$929 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_19  readout_19 (
+    .behind__payload(\behind__payload$937 ),
+    .behind__ready(\o__ready$939 ),
+    .behind__valid(\behind__valid$941 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$579 ),
+    .lane__ready(\o__ready$581 ),
+    .lane__valid(\lane__valid$577 ),
+    .o__payload(\behind__payload$931 ),
+    .o__ready(\o__ready$933 ),
+    .o__valid(\behind__valid$935 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_2  readout_2 (
     .behind__payload(\behind__payload$835 ),
     .behind__ready(\o__ready$837 ),
     .behind__valid(\behind__valid$839 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$346 ),
-    .lane__ready(\o__ready$348 ),
-    .lane__valid(\lane__valid$344 ),
+    .lane__payload(\lane__payload$239 ),
+    .lane__ready(\o__ready$241 ),
+    .lane__valid(\lane__valid$237 ),
     .o__payload(\behind__payload$829 ),
     .o__ready(\o__ready$831 ),
     .o__valid(\behind__valid$833 ),
     .rst(rst)
   );
-  egret_l_onchip_core_readout_9  readout_9 (
+  egret_l_onchip_core_readout_20  readout_20 (
+    .behind__payload(\behind__payload$943 ),
+    .behind__ready(\o__ready$945 ),
+    .behind__valid(\behind__valid$947 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$599 ),
+    .lane__ready(\o__ready$601 ),
+    .lane__valid(\lane__valid$597 ),
+    .o__payload(\behind__payload$937 ),
+    .o__ready(\o__ready$939 ),
+    .o__valid(\behind__valid$941 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_21  readout_21 (
+    .behind__payload(\behind__payload$949 ),
+    .behind__ready(\o__ready$951 ),
+    .behind__valid(\behind__valid$953 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$619 ),
+    .lane__ready(\o__ready$621 ),
+    .lane__valid(\lane__valid$617 ),
+    .o__payload(\behind__payload$943 ),
+    .o__ready(\o__ready$945 ),
+    .o__valid(\behind__valid$947 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_22  readout_22 (
+    .behind__payload(\behind__payload$955 ),
+    .behind__ready(\o__ready$957 ),
+    .behind__valid(\behind__valid$959 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$639 ),
+    .lane__ready(\o__ready$641 ),
+    .lane__valid(\lane__valid$637 ),
+    .o__payload(\behind__payload$949 ),
+    .o__ready(\o__ready$951 ),
+    .o__valid(\behind__valid$953 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_23  readout_23 (
+    .behind__payload(\behind__payload$961 ),
+    .behind__ready(\o__ready$963 ),
+    .behind__valid(\behind__valid$965 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$659 ),
+    .lane__ready(\o__ready$661 ),
+    .lane__valid(\lane__valid$657 ),
+    .o__payload(\behind__payload$955 ),
+    .o__ready(\o__ready$957 ),
+    .o__valid(\behind__valid$959 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_24  readout_24 (
+    .behind__payload(\behind__payload$967 ),
+    .behind__ready(\o__ready$969 ),
+    .behind__valid(\behind__valid$971 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$679 ),
+    .lane__ready(\o__ready$681 ),
+    .lane__valid(\lane__valid$677 ),
+    .o__payload(\behind__payload$961 ),
+    .o__ready(\o__ready$963 ),
+    .o__valid(\behind__valid$965 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_25  readout_25 (
+    .behind__payload(\behind__payload$973 ),
+    .behind__ready(\o__ready$975 ),
+    .behind__valid(\behind__valid$977 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$699 ),
+    .lane__ready(\o__ready$701 ),
+    .lane__valid(\lane__valid$697 ),
+    .o__payload(\behind__payload$967 ),
+    .o__ready(\o__ready$969 ),
+    .o__valid(\behind__valid$971 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_26  readout_26 (
+    .behind__payload(\behind__payload$979 ),
+    .behind__ready(\o__ready$981 ),
+    .behind__valid(\behind__valid$983 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$719 ),
+    .lane__ready(\o__ready$721 ),
+    .lane__valid(\lane__valid$717 ),
+    .o__payload(\behind__payload$973 ),
+    .o__ready(\o__ready$975 ),
+    .o__valid(\behind__valid$977 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_27  readout_27 (
+    .behind__payload(\behind__payload$985 ),
+    .behind__ready(\o__ready$987 ),
+    .behind__valid(\behind__valid$989 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$739 ),
+    .lane__ready(\o__ready$741 ),
+    .lane__valid(\lane__valid$737 ),
+    .o__payload(\behind__payload$979 ),
+    .o__ready(\o__ready$981 ),
+    .o__valid(\behind__valid$983 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_28  readout_28 (
+    .behind__payload(\behind__payload$991 ),
+    .behind__ready(\o__ready$993 ),
+    .behind__valid(\behind__valid$995 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$759 ),
+    .lane__ready(\o__ready$761 ),
+    .lane__valid(\lane__valid$757 ),
+    .o__payload(\behind__payload$985 ),
+    .o__ready(\o__ready$987 ),
+    .o__valid(\behind__valid$989 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_29  readout_29 (
+    .behind__payload(\behind__payload$997 ),
+    .behind__ready(\o__ready$999 ),
+    .behind__valid(\behind__valid$1001 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$779 ),
+    .lane__ready(\o__ready$781 ),
+    .lane__valid(\lane__valid$777 ),
+    .o__payload(\behind__payload$991 ),
+    .o__ready(\o__ready$993 ),
+    .o__valid(\behind__valid$995 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_3  readout_3 (
     .behind__payload(\behind__payload$841 ),
     .behind__ready(\o__ready$843 ),
     .behind__valid(\behind__valid$845 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$365 ),
-    .lane__ready(\o__ready$367 ),
-    .lane__valid(\lane__valid$363 ),
+    .lane__payload(\lane__payload$259 ),
+    .lane__ready(\o__ready$261 ),
+    .lane__valid(\lane__valid$257 ),
     .o__payload(\behind__payload$835 ),
     .o__ready(\o__ready$837 ),
     .o__valid(\behind__valid$839 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_30  readout_30 (
+    .behind__payload(\behind__payload$1003 ),
+    .behind__ready(\o__ready$1005 ),
+    .behind__valid(\behind__valid$1007 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$799 ),
+    .lane__ready(\o__ready$801 ),
+    .lane__valid(\lane__valid$797 ),
+    .o__payload(\behind__payload$997 ),
+    .o__ready(\o__ready$999 ),
+    .o__valid(\behind__valid$1001 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_31  readout_31 (
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$819 ),
+    .lane__ready(\o__ready$821 ),
+    .lane__valid(\lane__valid$817 ),
+    .o__payload(\behind__payload$1003 ),
+    .o__ready(\o__ready$1005 ),
+    .o__valid(\behind__valid$1007 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_4  readout_4 (
+    .behind__payload(\behind__payload$847 ),
+    .behind__ready(\o__ready$849 ),
+    .behind__valid(\behind__valid$851 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$279 ),
+    .lane__ready(\o__ready$281 ),
+    .lane__valid(\lane__valid$277 ),
+    .o__payload(\behind__payload$841 ),
+    .o__ready(\o__ready$843 ),
+    .o__valid(\behind__valid$845 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_5  readout_5 (
+    .behind__payload(\behind__payload$853 ),
+    .behind__ready(\o__ready$855 ),
+    .behind__valid(\behind__valid$857 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$299 ),
+    .lane__ready(\o__ready$301 ),
+    .lane__valid(\lane__valid$297 ),
+    .o__payload(\behind__payload$847 ),
+    .o__ready(\o__ready$849 ),
+    .o__valid(\behind__valid$851 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_6  readout_6 (
+    .behind__payload(\behind__payload$859 ),
+    .behind__ready(\o__ready$861 ),
+    .behind__valid(\behind__valid$863 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$319 ),
+    .lane__ready(\o__ready$321 ),
+    .lane__valid(\lane__valid$317 ),
+    .o__payload(\behind__payload$853 ),
+    .o__ready(\o__ready$855 ),
+    .o__valid(\behind__valid$857 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_7  readout_7 (
+    .behind__payload(\behind__payload$865 ),
+    .behind__ready(\o__ready$867 ),
+    .behind__valid(\behind__valid$869 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$339 ),
+    .lane__ready(\o__ready$341 ),
+    .lane__valid(\lane__valid$337 ),
+    .o__payload(\behind__payload$859 ),
+    .o__ready(\o__ready$861 ),
+    .o__valid(\behind__valid$863 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_8  readout_8 (
+    .behind__payload(\behind__payload$871 ),
+    .behind__ready(\o__ready$873 ),
+    .behind__valid(\behind__valid$875 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$359 ),
+    .lane__ready(\o__ready$361 ),
+    .lane__valid(\lane__valid$357 ),
+    .o__payload(\behind__payload$865 ),
+    .o__ready(\o__ready$867 ),
+    .o__valid(\behind__valid$869 ),
+    .rst(rst)
+  );
+  egret_l_onchip_core_readout_9  readout_9 (
+    .behind__payload(\behind__payload$877 ),
+    .behind__ready(\o__ready$879 ),
+    .behind__valid(\behind__valid$881 ),
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$379 ),
+    .lane__ready(\o__ready$381 ),
+    .lane__valid(\lane__valid$377 ),
+    .o__payload(\behind__payload$871 ),
+    .o__ready(\o__ready$873 ),
+    .o__valid(\behind__valid$875 ),
     .rst(rst)
   );
   egret_l_onchip_core_store  store (
@@ -3193,9 +3304,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$973 ),
-    .i__ready(\o__ready$975 ),
-    .i__valid(\i__valid$977 ),
+    .i__payload(\i__payload$1009 ),
+    .i__ready(\o__ready$1011 ),
+    .i__valid(\i__valid$1013 ),
     .\release (\release$116 ),
     .rows(rows),
     .rst(rst),
@@ -3235,75 +3346,75 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .parity(parity),
     .\passed$57 (passed),
     .\placed$58 (placed),
-    .port_0 (\bad_prefix$980 ),
-    .port_1 (\bad_index$1013 ),
-    .port_2 (\bad_prefix$981 ),
-    .port_3 (\bad_index$1014 ),
-    .port_4 (\bad_prefix$982 ),
-    .port_5 (\bad_index$1015 ),
-    .port_6 (\bad_prefix$983 ),
-    .port_7 (\bad_index$1016 ),
-    .port_8 (\bad_prefix$984 ),
-    .port_9 (\bad_index$1017 ),
-    .port_10 (\bad_prefix$985 ),
-    .port_11 (\bad_index$1018 ),
-    .port_12 (\bad_prefix$986 ),
-    .port_13 (\bad_index$1019 ),
-    .port_14 (\bad_prefix$987 ),
-    .port_15 (\bad_index$1020 ),
-    .port_16 (\bad_prefix$988 ),
-    .port_17 (\bad_index$1021 ),
-    .port_18 (\bad_prefix$989 ),
-    .port_19 (\bad_index$1022 ),
-    .port_20 (\bad_prefix$990 ),
-    .port_21 (\bad_index$1023 ),
-    .port_22 (\bad_prefix$991 ),
-    .port_23 (\bad_index$1024 ),
-    .port_24 (\bad_prefix$992 ),
-    .port_25 (\bad_index$1025 ),
-    .port_26 (\bad_prefix$993 ),
-    .port_27 (\bad_index$1026 ),
-    .port_28 (\bad_prefix$994 ),
-    .port_29 (\bad_index$1027 ),
-    .port_30 (\bad_prefix$995 ),
-    .port_31 (\bad_index$1028 ),
-    .port_32 (\bad_prefix$996 ),
-    .port_33 (\bad_index$1029 ),
-    .port_34 (\bad_prefix$997 ),
-    .port_35 (\bad_index$1030 ),
-    .port_36 (\bad_prefix$998 ),
-    .port_37 (\bad_index$1031 ),
-    .port_38 (\bad_prefix$999 ),
-    .port_39 (\bad_index$1032 ),
-    .port_40 (\bad_prefix$1000 ),
-    .port_41 (\bad_index$1033 ),
-    .port_42 (\bad_prefix$1001 ),
-    .port_43 (\bad_index$1034 ),
-    .port_44 (\bad_prefix$1002 ),
-    .port_45 (\bad_index$1035 ),
-    .port_46 (\bad_prefix$1003 ),
-    .port_47 (\bad_index$1036 ),
-    .port_48 (\bad_prefix$1004 ),
-    .port_49 (\bad_index$1037 ),
-    .port_50 (\bad_prefix$1005 ),
-    .port_51 (\bad_index$1038 ),
-    .port_52 (\bad_prefix$1006 ),
-    .port_53 (\bad_index$1039 ),
-    .port_54 (\bad_prefix$1007 ),
-    .port_55 (\bad_index$1040 ),
-    .port_56 (\bad_prefix$1008 ),
-    .port_57 (\bad_index$1041 ),
-    .port_58 (\bad_prefix$1009 ),
-    .port_59 (\bad_index$1042 ),
-    .port_60 (\bad_prefix$1010 ),
-    .port_61 (\bad_index$1043 ),
-    .port_62 (\bad_prefix$1011 ),
-    .port_63 (\bad_index$1044 ),
+    .port_0 (\bad_prefix$1016 ),
+    .port_1 (\bad_index$1049 ),
+    .port_2 (\bad_prefix$1017 ),
+    .port_3 (\bad_index$1050 ),
+    .port_4 (\bad_prefix$1018 ),
+    .port_5 (\bad_index$1051 ),
+    .port_6 (\bad_prefix$1019 ),
+    .port_7 (\bad_index$1052 ),
+    .port_8 (\bad_prefix$1020 ),
+    .port_9 (\bad_index$1053 ),
+    .port_10 (\bad_prefix$1021 ),
+    .port_11 (\bad_index$1054 ),
+    .port_12 (\bad_prefix$1022 ),
+    .port_13 (\bad_index$1055 ),
+    .port_14 (\bad_prefix$1023 ),
+    .port_15 (\bad_index$1056 ),
+    .port_16 (\bad_prefix$1024 ),
+    .port_17 (\bad_index$1057 ),
+    .port_18 (\bad_prefix$1025 ),
+    .port_19 (\bad_index$1058 ),
+    .port_20 (\bad_prefix$1026 ),
+    .port_21 (\bad_index$1059 ),
+    .port_22 (\bad_prefix$1027 ),
+    .port_23 (\bad_index$1060 ),
+    .port_24 (\bad_prefix$1028 ),
+    .port_25 (\bad_index$1061 ),
+    .port_26 (\bad_prefix$1029 ),
+    .port_27 (\bad_index$1062 ),
+    .port_28 (\bad_prefix$1030 ),
+    .port_29 (\bad_index$1063 ),
+    .port_30 (\bad_prefix$1031 ),
+    .port_31 (\bad_index$1064 ),
+    .port_32 (\bad_prefix$1032 ),
+    .port_33 (\bad_index$1065 ),
+    .port_34 (\bad_prefix$1033 ),
+    .port_35 (\bad_index$1066 ),
+    .port_36 (\bad_prefix$1034 ),
+    .port_37 (\bad_index$1067 ),
+    .port_38 (\bad_prefix$1035 ),
+    .port_39 (\bad_index$1068 ),
+    .port_40 (\bad_prefix$1036 ),
+    .port_41 (\bad_index$1069 ),
+    .port_42 (\bad_prefix$1037 ),
+    .port_43 (\bad_index$1070 ),
+    .port_44 (\bad_prefix$1038 ),
+    .port_45 (\bad_index$1071 ),
+    .port_46 (\bad_prefix$1039 ),
+    .port_47 (\bad_index$1072 ),
+    .port_48 (\bad_prefix$1040 ),
+    .port_49 (\bad_index$1073 ),
+    .port_50 (\bad_prefix$1041 ),
+    .port_51 (\bad_index$1074 ),
+    .port_52 (\bad_prefix$1042 ),
+    .port_53 (\bad_index$1075 ),
+    .port_54 (\bad_prefix$1043 ),
+    .port_55 (\bad_index$1076 ),
+    .port_56 (\bad_prefix$1044 ),
+    .port_57 (\bad_index$1077 ),
+    .port_58 (\bad_prefix$1045 ),
+    .port_59 (\bad_index$1078 ),
+    .port_60 (\bad_prefix$1046 ),
+    .port_61 (\bad_index$1079 ),
+    .port_62 (\bad_prefix$1047 ),
+    .port_63 (\bad_index$1080 ),
     .\release (\release$116 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$1102 )
+    .weights(\weights$1138 )
   );
   egret_l_onchip_core_weights_in  weights_in (
     .clk(clk),
@@ -3320,11 +3431,11 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .port_0 (\$159 ),
+    .port_0 (\$160 ),
     .rst(rst),
     .settings(codes[43:0]),
     .start(start),
-    .word(\$160 )
+    .word(\$159 )
   );
   always @* begin
     if (time_zero ) begin end
@@ -3338,7 +3449,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$139  = { 4'h0, \$160 , \$159  };
+    \$139  = { 4'h0, \$159 , \$160  };
     if (rst) begin
       \$139  = 29'h00000000;
     end
@@ -3397,7 +3508,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$144  = \map_write$1065 ;
+    \$144  = \map_write$1101 ;
     if (rst) begin
       \$144  = 27'h0000000;
     end
@@ -3406,8 +3517,8 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     if (time_zero ) begin end
     \$145  = code_write;
     if (\$90 ) begin
-      \$145 [10:7] = \code_write$171 [10:7];
-      \$145 [22:11] = \code_write$171 [22:11];
+      \$145 [10:7] = \code_write$177 [10:7];
+      \$145 [22:11] = \code_write$177 [22:11];
     end
     if (rst) begin
       \$145  = 23'h000000;
@@ -3609,189 +3720,195 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \bias_write$130  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$168  = codes;
-  assign \matrices$170  = matrices;
-  assign \code_write$172  = \code_write$171 ;
-  assign \microcode_write$174  = microcode_write;
-  assign \map_write$176  = map_write;
-  assign \vector_write$178  = vector_write;
-  assign \start_write$180  = start_write;
+  assign \codes$135  = codes;
+  assign \matrices$137  = matrices;
+  assign \start_write$139  = start_write;
+  assign \codes$173  = codes;
+  assign \banks$174  = { matrices[35], matrices[0] };
+  assign o = \settings$175 ;
+  assign \code_write$178  = \code_write$177 ;
+  assign \microcode_write$180  = microcode_write;
+  assign \map_write$182  = map_write;
+  assign \vector_write$184  = vector_write;
+  assign \start_write$185  = start_write;
   assign settling = drain;
-  assign \go$186  = go;
+  assign \go$191  = go;
   assign clear_errors = \release$116 ;
-  assign \o__valid$193  = lane__valid;
-  assign lane__ready = \o__ready$196 ;
-  assign \codes$198  = codes;
-  assign \matrices$199  = matrices;
-  assign \code_write$200  = \code_write$171 ;
-  assign \microcode_write$201  = microcode_write;
-  assign \map_write$202  = map_write;
-  assign \vector_write$203  = vector_write;
-  assign \start_write$204  = start_write;
-  assign \drain$206  = drain;
-  assign \go$207  = go;
-  assign \clear_errors$208  = \release$116 ;
-  assign \o__valid$212  = \lane__valid$211 ;
-  assign \lane__ready$216  = \o__ready$215 ;
-  assign \codes$217  = codes;
-  assign \matrices$218  = matrices;
-  assign \code_write$219  = \code_write$171 ;
-  assign \microcode_write$220  = microcode_write;
-  assign \map_write$221  = map_write;
-  assign \vector_write$222  = vector_write;
-  assign \start_write$223  = start_write;
-  assign \drain$225  = drain;
-  assign \go$226  = go;
-  assign \clear_errors$227  = \release$116 ;
-  assign \o__valid$231  = \lane__valid$230 ;
-  assign \lane__ready$235  = \o__ready$234 ;
-  assign \codes$236  = codes;
-  assign \matrices$237  = matrices;
-  assign \code_write$238  = \code_write$171 ;
-  assign \microcode_write$239  = microcode_write;
-  assign \map_write$240  = map_write;
-  assign \vector_write$241  = vector_write;
-  assign \start_write$242  = start_write;
-  assign \drain$244  = drain;
-  assign \go$245  = go;
-  assign \clear_errors$246  = \release$116 ;
-  assign \o__valid$250  = \lane__valid$249 ;
-  assign \lane__ready$254  = \o__ready$253 ;
-  assign \codes$255  = codes;
-  assign \matrices$256  = matrices;
-  assign \code_write$257  = \code_write$171 ;
-  assign \microcode_write$258  = microcode_write;
-  assign \map_write$259  = map_write;
-  assign \vector_write$260  = vector_write;
-  assign \start_write$261  = start_write;
-  assign \drain$263  = drain;
-  assign \go$264  = go;
-  assign \clear_errors$265  = \release$116 ;
-  assign \o__valid$269  = \lane__valid$268 ;
-  assign \lane__ready$273  = \o__ready$272 ;
-  assign \codes$274  = codes;
-  assign \matrices$275  = matrices;
-  assign \code_write$276  = \code_write$171 ;
-  assign \microcode_write$277  = microcode_write;
-  assign \map_write$278  = map_write;
-  assign \vector_write$279  = vector_write;
-  assign \start_write$280  = start_write;
-  assign \drain$282  = drain;
-  assign \go$283  = go;
-  assign \clear_errors$284  = \release$116 ;
-  assign \o__valid$288  = \lane__valid$287 ;
-  assign \lane__ready$292  = \o__ready$291 ;
-  assign \codes$293  = codes;
-  assign \matrices$294  = matrices;
-  assign \code_write$295  = \code_write$171 ;
-  assign \microcode_write$296  = microcode_write;
-  assign \map_write$297  = map_write;
-  assign \vector_write$298  = vector_write;
-  assign \start_write$299  = start_write;
-  assign \drain$301  = drain;
-  assign \go$302  = go;
-  assign \clear_errors$303  = \release$116 ;
-  assign \o__valid$307  = \lane__valid$306 ;
-  assign \lane__ready$311  = \o__ready$310 ;
-  assign \codes$312  = codes;
-  assign \matrices$313  = matrices;
-  assign \code_write$314  = \code_write$171 ;
-  assign \microcode_write$315  = microcode_write;
-  assign \map_write$316  = map_write;
-  assign \vector_write$317  = vector_write;
-  assign \start_write$318  = start_write;
-  assign \drain$320  = drain;
-  assign \go$321  = go;
-  assign \clear_errors$322  = \release$116 ;
-  assign \o__valid$326  = \lane__valid$325 ;
-  assign \lane__ready$330  = \o__ready$329 ;
-  assign \codes$331  = codes;
-  assign \matrices$332  = matrices;
-  assign \code_write$333  = \code_write$171 ;
-  assign \microcode_write$334  = microcode_write;
-  assign \map_write$335  = map_write;
-  assign \vector_write$336  = vector_write;
-  assign \start_write$337  = start_write;
-  assign \drain$339  = drain;
-  assign \go$340  = go;
-  assign \clear_errors$341  = \release$116 ;
-  assign \o__valid$345  = \lane__valid$344 ;
-  assign \lane__ready$349  = \o__ready$348 ;
-  assign \codes$350  = codes;
-  assign \matrices$351  = matrices;
-  assign \code_write$352  = \code_write$171 ;
-  assign \microcode_write$353  = microcode_write;
-  assign \map_write$354  = map_write;
-  assign \vector_write$355  = vector_write;
-  assign \start_write$356  = start_write;
-  assign \drain$358  = drain;
-  assign \go$359  = go;
-  assign \clear_errors$360  = \release$116 ;
-  assign \o__valid$364  = \lane__valid$363 ;
-  assign \lane__ready$368  = \o__ready$367 ;
-  assign \codes$369  = codes;
-  assign \matrices$370  = matrices;
-  assign \code_write$371  = \code_write$171 ;
-  assign \microcode_write$372  = microcode_write;
-  assign \map_write$373  = map_write;
-  assign \vector_write$374  = vector_write;
-  assign \start_write$375  = start_write;
-  assign \drain$377  = drain;
-  assign \go$378  = go;
-  assign \clear_errors$379  = \release$116 ;
-  assign \o__valid$383  = \lane__valid$382 ;
-  assign \lane__ready$387  = \o__ready$386 ;
-  assign \codes$388  = codes;
-  assign \matrices$389  = matrices;
-  assign \code_write$390  = \code_write$171 ;
-  assign \microcode_write$391  = microcode_write;
-  assign \map_write$392  = map_write;
-  assign \vector_write$393  = vector_write;
-  assign \start_write$394  = start_write;
-  assign \drain$396  = drain;
-  assign \go$397  = go;
-  assign \clear_errors$398  = \release$116 ;
-  assign \o__valid$402  = \lane__valid$401 ;
-  assign \lane__ready$406  = \o__ready$405 ;
-  assign \codes$407  = codes;
-  assign \matrices$408  = matrices;
-  assign \code_write$409  = \code_write$171 ;
-  assign \microcode_write$410  = microcode_write;
-  assign \map_write$411  = map_write;
-  assign \vector_write$412  = vector_write;
-  assign \start_write$413  = start_write;
-  assign \drain$415  = drain;
-  assign \go$416  = go;
-  assign \clear_errors$417  = \release$116 ;
-  assign \o__valid$421  = \lane__valid$420 ;
-  assign \lane__ready$425  = \o__ready$424 ;
-  assign \codes$426  = codes;
-  assign \matrices$427  = matrices;
-  assign \code_write$428  = \code_write$171 ;
-  assign \microcode_write$429  = microcode_write;
-  assign \map_write$430  = map_write;
-  assign \vector_write$431  = vector_write;
-  assign \start_write$432  = start_write;
-  assign \drain$434  = drain;
-  assign \go$435  = go;
-  assign \clear_errors$436  = \release$116 ;
-  assign \o__valid$440  = \lane__valid$439 ;
-  assign \lane__ready$444  = \o__ready$443 ;
-  assign \codes$445  = codes;
-  assign \matrices$446  = matrices;
-  assign \code_write$447  = \code_write$171 ;
-  assign \microcode_write$448  = microcode_write;
-  assign \map_write$449  = map_write;
-  assign \vector_write$450  = vector_write;
-  assign \start_write$451  = start_write;
-  assign \drain$453  = drain;
-  assign \go$454  = go;
-  assign \clear_errors$455  = \release$116 ;
-  assign \o__valid$459  = \lane__valid$458 ;
-  assign \lane__ready$463  = \o__ready$462 ;
-  assign \codes$464  = codes;
-  assign \matrices$465  = matrices;
-  assign \code_write$466  = \code_write$171 ;
+  assign \o__valid$198  = lane__valid;
+  assign lane__ready = \o__ready$201 ;
+  assign \codes$203  = codes;
+  assign \banks$204  = { matrices[35], matrices[0] };
+  assign \settings$205  = \settings$175 ;
+  assign \code_write$206  = \code_write$177 ;
+  assign \microcode_write$207  = microcode_write;
+  assign \map_write$208  = map_write;
+  assign \vector_write$209  = vector_write;
+  assign \start_write$210  = start_write;
+  assign \drain$212  = drain;
+  assign \go$213  = go;
+  assign \clear_errors$214  = \release$116 ;
+  assign \o__valid$218  = \lane__valid$217 ;
+  assign \lane__ready$222  = \o__ready$221 ;
+  assign \codes$223  = codes;
+  assign \banks$224  = { matrices[35], matrices[0] };
+  assign \settings$225  = \settings$175 ;
+  assign \code_write$226  = \code_write$177 ;
+  assign \microcode_write$227  = microcode_write;
+  assign \map_write$228  = map_write;
+  assign \vector_write$229  = vector_write;
+  assign \start_write$230  = start_write;
+  assign \drain$232  = drain;
+  assign \go$233  = go;
+  assign \clear_errors$234  = \release$116 ;
+  assign \o__valid$238  = \lane__valid$237 ;
+  assign \lane__ready$242  = \o__ready$241 ;
+  assign \codes$243  = codes;
+  assign \banks$244  = { matrices[35], matrices[0] };
+  assign \settings$245  = \settings$175 ;
+  assign \code_write$246  = \code_write$177 ;
+  assign \microcode_write$247  = microcode_write;
+  assign \map_write$248  = map_write;
+  assign \vector_write$249  = vector_write;
+  assign \start_write$250  = start_write;
+  assign \drain$252  = drain;
+  assign \go$253  = go;
+  assign \clear_errors$254  = \release$116 ;
+  assign \o__valid$258  = \lane__valid$257 ;
+  assign \lane__ready$262  = \o__ready$261 ;
+  assign \codes$263  = codes;
+  assign \banks$264  = { matrices[35], matrices[0] };
+  assign \settings$265  = \settings$175 ;
+  assign \code_write$266  = \code_write$177 ;
+  assign \microcode_write$267  = microcode_write;
+  assign \map_write$268  = map_write;
+  assign \vector_write$269  = vector_write;
+  assign \start_write$270  = start_write;
+  assign \drain$272  = drain;
+  assign \go$273  = go;
+  assign \clear_errors$274  = \release$116 ;
+  assign \o__valid$278  = \lane__valid$277 ;
+  assign \lane__ready$282  = \o__ready$281 ;
+  assign \codes$283  = codes;
+  assign \banks$284  = { matrices[35], matrices[0] };
+  assign \settings$285  = \settings$175 ;
+  assign \code_write$286  = \code_write$177 ;
+  assign \microcode_write$287  = microcode_write;
+  assign \map_write$288  = map_write;
+  assign \vector_write$289  = vector_write;
+  assign \start_write$290  = start_write;
+  assign \drain$292  = drain;
+  assign \go$293  = go;
+  assign \clear_errors$294  = \release$116 ;
+  assign \o__valid$298  = \lane__valid$297 ;
+  assign \lane__ready$302  = \o__ready$301 ;
+  assign \codes$303  = codes;
+  assign \banks$304  = { matrices[35], matrices[0] };
+  assign \settings$305  = \settings$175 ;
+  assign \code_write$306  = \code_write$177 ;
+  assign \microcode_write$307  = microcode_write;
+  assign \map_write$308  = map_write;
+  assign \vector_write$309  = vector_write;
+  assign \start_write$310  = start_write;
+  assign \drain$312  = drain;
+  assign \go$313  = go;
+  assign \clear_errors$314  = \release$116 ;
+  assign \o__valid$318  = \lane__valid$317 ;
+  assign \lane__ready$322  = \o__ready$321 ;
+  assign \codes$323  = codes;
+  assign \banks$324  = { matrices[35], matrices[0] };
+  assign \settings$325  = \settings$175 ;
+  assign \code_write$326  = \code_write$177 ;
+  assign \microcode_write$327  = microcode_write;
+  assign \map_write$328  = map_write;
+  assign \vector_write$329  = vector_write;
+  assign \start_write$330  = start_write;
+  assign \drain$332  = drain;
+  assign \go$333  = go;
+  assign \clear_errors$334  = \release$116 ;
+  assign \o__valid$338  = \lane__valid$337 ;
+  assign \lane__ready$342  = \o__ready$341 ;
+  assign \codes$343  = codes;
+  assign \banks$344  = { matrices[35], matrices[0] };
+  assign \settings$345  = \settings$175 ;
+  assign \code_write$346  = \code_write$177 ;
+  assign \microcode_write$347  = microcode_write;
+  assign \map_write$348  = map_write;
+  assign \vector_write$349  = vector_write;
+  assign \start_write$350  = start_write;
+  assign \drain$352  = drain;
+  assign \go$353  = go;
+  assign \clear_errors$354  = \release$116 ;
+  assign \o__valid$358  = \lane__valid$357 ;
+  assign \lane__ready$362  = \o__ready$361 ;
+  assign \codes$363  = codes;
+  assign \banks$364  = { matrices[35], matrices[0] };
+  assign \settings$365  = \settings$175 ;
+  assign \code_write$366  = \code_write$177 ;
+  assign \microcode_write$367  = microcode_write;
+  assign \map_write$368  = map_write;
+  assign \vector_write$369  = vector_write;
+  assign \start_write$370  = start_write;
+  assign \drain$372  = drain;
+  assign \go$373  = go;
+  assign \clear_errors$374  = \release$116 ;
+  assign \o__valid$378  = \lane__valid$377 ;
+  assign \lane__ready$382  = \o__ready$381 ;
+  assign \codes$383  = codes;
+  assign \banks$384  = { matrices[35], matrices[0] };
+  assign \settings$385  = \settings$175 ;
+  assign \code_write$386  = \code_write$177 ;
+  assign \microcode_write$387  = microcode_write;
+  assign \map_write$388  = map_write;
+  assign \vector_write$389  = vector_write;
+  assign \start_write$390  = start_write;
+  assign \drain$392  = drain;
+  assign \go$393  = go;
+  assign \clear_errors$394  = \release$116 ;
+  assign \o__valid$398  = \lane__valid$397 ;
+  assign \lane__ready$402  = \o__ready$401 ;
+  assign \codes$403  = codes;
+  assign \banks$404  = { matrices[35], matrices[0] };
+  assign \settings$405  = \settings$175 ;
+  assign \code_write$406  = \code_write$177 ;
+  assign \microcode_write$407  = microcode_write;
+  assign \map_write$408  = map_write;
+  assign \vector_write$409  = vector_write;
+  assign \start_write$410  = start_write;
+  assign \drain$412  = drain;
+  assign \go$413  = go;
+  assign \clear_errors$414  = \release$116 ;
+  assign \o__valid$418  = \lane__valid$417 ;
+  assign \lane__ready$422  = \o__ready$421 ;
+  assign \codes$423  = codes;
+  assign \banks$424  = { matrices[35], matrices[0] };
+  assign \settings$425  = \settings$175 ;
+  assign \code_write$426  = \code_write$177 ;
+  assign \microcode_write$427  = microcode_write;
+  assign \map_write$428  = map_write;
+  assign \vector_write$429  = vector_write;
+  assign \start_write$430  = start_write;
+  assign \drain$432  = drain;
+  assign \go$433  = go;
+  assign \clear_errors$434  = \release$116 ;
+  assign \o__valid$438  = \lane__valid$437 ;
+  assign \lane__ready$442  = \o__ready$441 ;
+  assign \codes$443  = codes;
+  assign \banks$444  = { matrices[35], matrices[0] };
+  assign \settings$445  = \settings$175 ;
+  assign \code_write$446  = \code_write$177 ;
+  assign \microcode_write$447  = microcode_write;
+  assign \map_write$448  = map_write;
+  assign \vector_write$449  = vector_write;
+  assign \start_write$450  = start_write;
+  assign \drain$452  = drain;
+  assign \go$453  = go;
+  assign \clear_errors$454  = \release$116 ;
+  assign \o__valid$458  = \lane__valid$457 ;
+  assign \lane__ready$462  = \o__ready$461 ;
+  assign \codes$463  = codes;
+  assign \banks$464  = { matrices[35], matrices[0] };
+  assign \settings$465  = \settings$175 ;
+  assign \code_write$466  = \code_write$177 ;
   assign \microcode_write$467  = microcode_write;
   assign \map_write$468  = map_write;
   assign \vector_write$469  = vector_write;
@@ -3802,218 +3919,229 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \o__valid$478  = \lane__valid$477 ;
   assign \lane__ready$482  = \o__ready$481 ;
   assign \codes$483  = codes;
-  assign \matrices$484  = matrices;
-  assign \code_write$485  = \code_write$171 ;
-  assign \microcode_write$486  = microcode_write;
-  assign \map_write$487  = map_write;
-  assign \vector_write$488  = vector_write;
-  assign \start_write$489  = start_write;
-  assign \drain$491  = drain;
-  assign \go$492  = go;
-  assign \clear_errors$493  = \release$116 ;
-  assign \o__valid$497  = \lane__valid$496 ;
-  assign \lane__ready$501  = \o__ready$500 ;
-  assign \codes$502  = codes;
-  assign \matrices$503  = matrices;
-  assign \code_write$504  = \code_write$171 ;
-  assign \microcode_write$505  = microcode_write;
-  assign \map_write$506  = map_write;
-  assign \vector_write$507  = vector_write;
-  assign \start_write$508  = start_write;
-  assign \drain$510  = drain;
-  assign \go$511  = go;
-  assign \clear_errors$512  = \release$116 ;
-  assign \o__valid$516  = \lane__valid$515 ;
-  assign \lane__ready$520  = \o__ready$519 ;
-  assign \codes$521  = codes;
-  assign \matrices$522  = matrices;
-  assign \code_write$523  = \code_write$171 ;
-  assign \microcode_write$524  = microcode_write;
-  assign \map_write$525  = map_write;
-  assign \vector_write$526  = vector_write;
-  assign \start_write$527  = start_write;
-  assign \drain$529  = drain;
-  assign \go$530  = go;
-  assign \clear_errors$531  = \release$116 ;
-  assign \o__valid$535  = \lane__valid$534 ;
-  assign \lane__ready$539  = \o__ready$538 ;
-  assign \codes$540  = codes;
-  assign \matrices$541  = matrices;
-  assign \code_write$542  = \code_write$171 ;
-  assign \microcode_write$543  = microcode_write;
-  assign \map_write$544  = map_write;
-  assign \vector_write$545  = vector_write;
-  assign \start_write$546  = start_write;
-  assign \drain$548  = drain;
-  assign \go$549  = go;
-  assign \clear_errors$550  = \release$116 ;
-  assign \o__valid$554  = \lane__valid$553 ;
-  assign \lane__ready$558  = \o__ready$557 ;
-  assign \codes$559  = codes;
-  assign \matrices$560  = matrices;
-  assign \code_write$561  = \code_write$171 ;
-  assign \microcode_write$562  = microcode_write;
-  assign \map_write$563  = map_write;
-  assign \vector_write$564  = vector_write;
-  assign \start_write$565  = start_write;
-  assign \drain$567  = drain;
-  assign \go$568  = go;
-  assign \clear_errors$569  = \release$116 ;
-  assign \o__valid$573  = \lane__valid$572 ;
-  assign \lane__ready$577  = \o__ready$576 ;
-  assign \codes$578  = codes;
-  assign \matrices$579  = matrices;
-  assign \code_write$580  = \code_write$171 ;
-  assign \microcode_write$581  = microcode_write;
-  assign \map_write$582  = map_write;
-  assign \vector_write$583  = vector_write;
-  assign \start_write$584  = start_write;
-  assign \drain$586  = drain;
-  assign \go$587  = go;
-  assign \clear_errors$588  = \release$116 ;
-  assign \o__valid$592  = \lane__valid$591 ;
-  assign \lane__ready$596  = \o__ready$595 ;
-  assign \codes$597  = codes;
-  assign \matrices$598  = matrices;
-  assign \code_write$599  = \code_write$171 ;
-  assign \microcode_write$600  = microcode_write;
-  assign \map_write$601  = map_write;
-  assign \vector_write$602  = vector_write;
-  assign \start_write$603  = start_write;
-  assign \drain$605  = drain;
-  assign \go$606  = go;
-  assign \clear_errors$607  = \release$116 ;
-  assign \o__valid$611  = \lane__valid$610 ;
-  assign \lane__ready$615  = \o__ready$614 ;
-  assign \codes$616  = codes;
-  assign \matrices$617  = matrices;
-  assign \code_write$618  = \code_write$171 ;
-  assign \microcode_write$619  = microcode_write;
-  assign \map_write$620  = map_write;
-  assign \vector_write$621  = vector_write;
-  assign \start_write$622  = start_write;
-  assign \drain$624  = drain;
-  assign \go$625  = go;
-  assign \clear_errors$626  = \release$116 ;
-  assign \o__valid$630  = \lane__valid$629 ;
-  assign \lane__ready$634  = \o__ready$633 ;
-  assign \codes$635  = codes;
-  assign \matrices$636  = matrices;
-  assign \code_write$637  = \code_write$171 ;
-  assign \microcode_write$638  = microcode_write;
-  assign \map_write$639  = map_write;
-  assign \vector_write$640  = vector_write;
-  assign \start_write$641  = start_write;
-  assign \drain$643  = drain;
-  assign \go$644  = go;
-  assign \clear_errors$645  = \release$116 ;
-  assign \o__valid$649  = \lane__valid$648 ;
-  assign \lane__ready$653  = \o__ready$652 ;
-  assign \codes$654  = codes;
-  assign \matrices$655  = matrices;
-  assign \code_write$656  = \code_write$171 ;
-  assign \microcode_write$657  = microcode_write;
-  assign \map_write$658  = map_write;
-  assign \vector_write$659  = vector_write;
-  assign \start_write$660  = start_write;
-  assign \drain$662  = drain;
-  assign \go$663  = go;
-  assign \clear_errors$664  = \release$116 ;
-  assign \o__valid$668  = \lane__valid$667 ;
-  assign \lane__ready$672  = \o__ready$671 ;
-  assign \codes$673  = codes;
-  assign \matrices$674  = matrices;
-  assign \code_write$675  = \code_write$171 ;
-  assign \microcode_write$676  = microcode_write;
-  assign \map_write$677  = map_write;
-  assign \vector_write$678  = vector_write;
-  assign \start_write$679  = start_write;
-  assign \drain$681  = drain;
-  assign \go$682  = go;
-  assign \clear_errors$683  = \release$116 ;
-  assign \o__valid$687  = \lane__valid$686 ;
-  assign \lane__ready$691  = \o__ready$690 ;
-  assign \codes$692  = codes;
-  assign \matrices$693  = matrices;
-  assign \code_write$694  = \code_write$171 ;
-  assign \microcode_write$695  = microcode_write;
-  assign \map_write$696  = map_write;
-  assign \vector_write$697  = vector_write;
-  assign \start_write$698  = start_write;
-  assign \drain$700  = drain;
-  assign \go$701  = go;
-  assign \clear_errors$702  = \release$116 ;
-  assign \o__valid$706  = \lane__valid$705 ;
-  assign \lane__ready$710  = \o__ready$709 ;
-  assign \codes$711  = codes;
-  assign \matrices$712  = matrices;
-  assign \code_write$713  = \code_write$171 ;
-  assign \microcode_write$714  = microcode_write;
-  assign \map_write$715  = map_write;
-  assign \vector_write$716  = vector_write;
-  assign \start_write$717  = start_write;
-  assign \drain$719  = drain;
-  assign \go$720  = go;
-  assign \clear_errors$721  = \release$116 ;
-  assign \o__valid$725  = \lane__valid$724 ;
-  assign \lane__ready$729  = \o__ready$728 ;
-  assign \codes$730  = codes;
-  assign \matrices$731  = matrices;
-  assign \code_write$732  = \code_write$171 ;
-  assign \microcode_write$733  = microcode_write;
-  assign \map_write$734  = map_write;
-  assign \vector_write$735  = vector_write;
-  assign \start_write$736  = start_write;
-  assign \drain$738  = drain;
-  assign \go$739  = go;
-  assign \clear_errors$740  = \release$116 ;
-  assign \o__valid$744  = \lane__valid$743 ;
-  assign \lane__ready$748  = \o__ready$747 ;
-  assign \codes$749  = codes;
-  assign \matrices$750  = matrices;
-  assign \code_write$751  = \code_write$171 ;
-  assign \microcode_write$752  = microcode_write;
-  assign \map_write$753  = map_write;
-  assign \vector_write$754  = vector_write;
-  assign \start_write$755  = start_write;
-  assign \drain$757  = drain;
-  assign \go$758  = go;
-  assign \clear_errors$759  = \release$116 ;
-  assign \o__valid$763  = \lane__valid$762 ;
-  assign \lane__ready$767  = \o__ready$766 ;
-  assign \codes$768  = codes;
-  assign \matrices$769  = matrices;
-  assign \code_write$770  = \code_write$171 ;
-  assign \microcode_write$771  = microcode_write;
-  assign \map_write$772  = map_write;
-  assign \vector_write$773  = vector_write;
-  assign \start_write$774  = start_write;
-  assign \drain$776  = drain;
-  assign \go$777  = go;
-  assign \clear_errors$778  = \release$116 ;
-  assign \o__valid$782  = \lane__valid$781 ;
-  assign \lane__ready$786  = \o__ready$785 ;
-  assign \o__payload$788  = behind__payload;
-  assign behind__ready = \o__ready$789 ;
-  assign \o__valid$792  = behind__valid;
-  assign \o__payload$794  = \behind__payload$793 ;
-  assign \behind__ready$796  = \o__ready$795 ;
-  assign \o__valid$798  = \behind__valid$797 ;
-  assign \o__payload$800  = \behind__payload$799 ;
-  assign \behind__ready$802  = \o__ready$801 ;
-  assign \o__valid$804  = \behind__valid$803 ;
-  assign \o__payload$806  = \behind__payload$805 ;
-  assign \behind__ready$808  = \o__ready$807 ;
-  assign \o__valid$810  = \behind__valid$809 ;
-  assign \o__payload$812  = \behind__payload$811 ;
-  assign \behind__ready$814  = \o__ready$813 ;
-  assign \o__valid$816  = \behind__valid$815 ;
-  assign \o__payload$818  = \behind__payload$817 ;
-  assign \behind__ready$820  = \o__ready$819 ;
-  assign \o__valid$822  = \behind__valid$821 ;
-  assign \o__payload$824  = \behind__payload$823 ;
-  assign \behind__ready$826  = \o__ready$825 ;
-  assign \o__valid$828  = \behind__valid$827 ;
+  assign \banks$484  = { matrices[35], matrices[0] };
+  assign \settings$485  = \settings$175 ;
+  assign \code_write$486  = \code_write$177 ;
+  assign \microcode_write$487  = microcode_write;
+  assign \map_write$488  = map_write;
+  assign \vector_write$489  = vector_write;
+  assign \start_write$490  = start_write;
+  assign \drain$492  = drain;
+  assign \go$493  = go;
+  assign \clear_errors$494  = \release$116 ;
+  assign \o__valid$498  = \lane__valid$497 ;
+  assign \lane__ready$502  = \o__ready$501 ;
+  assign \codes$503  = codes;
+  assign \banks$504  = { matrices[35], matrices[0] };
+  assign \settings$505  = \settings$175 ;
+  assign \code_write$506  = \code_write$177 ;
+  assign \microcode_write$507  = microcode_write;
+  assign \map_write$508  = map_write;
+  assign \vector_write$509  = vector_write;
+  assign \start_write$510  = start_write;
+  assign \drain$512  = drain;
+  assign \go$513  = go;
+  assign \clear_errors$514  = \release$116 ;
+  assign \o__valid$518  = \lane__valid$517 ;
+  assign \lane__ready$522  = \o__ready$521 ;
+  assign \codes$523  = codes;
+  assign \banks$524  = { matrices[35], matrices[0] };
+  assign \settings$525  = \settings$175 ;
+  assign \code_write$526  = \code_write$177 ;
+  assign \microcode_write$527  = microcode_write;
+  assign \map_write$528  = map_write;
+  assign \vector_write$529  = vector_write;
+  assign \start_write$530  = start_write;
+  assign \drain$532  = drain;
+  assign \go$533  = go;
+  assign \clear_errors$534  = \release$116 ;
+  assign \o__valid$538  = \lane__valid$537 ;
+  assign \lane__ready$542  = \o__ready$541 ;
+  assign \codes$543  = codes;
+  assign \banks$544  = { matrices[35], matrices[0] };
+  assign \settings$545  = \settings$175 ;
+  assign \code_write$546  = \code_write$177 ;
+  assign \microcode_write$547  = microcode_write;
+  assign \map_write$548  = map_write;
+  assign \vector_write$549  = vector_write;
+  assign \start_write$550  = start_write;
+  assign \drain$552  = drain;
+  assign \go$553  = go;
+  assign \clear_errors$554  = \release$116 ;
+  assign \o__valid$558  = \lane__valid$557 ;
+  assign \lane__ready$562  = \o__ready$561 ;
+  assign \codes$563  = codes;
+  assign \banks$564  = { matrices[35], matrices[0] };
+  assign \settings$565  = \settings$175 ;
+  assign \code_write$566  = \code_write$177 ;
+  assign \microcode_write$567  = microcode_write;
+  assign \map_write$568  = map_write;
+  assign \vector_write$569  = vector_write;
+  assign \start_write$570  = start_write;
+  assign \drain$572  = drain;
+  assign \go$573  = go;
+  assign \clear_errors$574  = \release$116 ;
+  assign \o__valid$578  = \lane__valid$577 ;
+  assign \lane__ready$582  = \o__ready$581 ;
+  assign \codes$583  = codes;
+  assign \banks$584  = { matrices[35], matrices[0] };
+  assign \settings$585  = \settings$175 ;
+  assign \code_write$586  = \code_write$177 ;
+  assign \microcode_write$587  = microcode_write;
+  assign \map_write$588  = map_write;
+  assign \vector_write$589  = vector_write;
+  assign \start_write$590  = start_write;
+  assign \drain$592  = drain;
+  assign \go$593  = go;
+  assign \clear_errors$594  = \release$116 ;
+  assign \o__valid$598  = \lane__valid$597 ;
+  assign \lane__ready$602  = \o__ready$601 ;
+  assign \codes$603  = codes;
+  assign \banks$604  = { matrices[35], matrices[0] };
+  assign \settings$605  = \settings$175 ;
+  assign \code_write$606  = \code_write$177 ;
+  assign \microcode_write$607  = microcode_write;
+  assign \map_write$608  = map_write;
+  assign \vector_write$609  = vector_write;
+  assign \start_write$610  = start_write;
+  assign \drain$612  = drain;
+  assign \go$613  = go;
+  assign \clear_errors$614  = \release$116 ;
+  assign \o__valid$618  = \lane__valid$617 ;
+  assign \lane__ready$622  = \o__ready$621 ;
+  assign \codes$623  = codes;
+  assign \banks$624  = { matrices[35], matrices[0] };
+  assign \settings$625  = \settings$175 ;
+  assign \code_write$626  = \code_write$177 ;
+  assign \microcode_write$627  = microcode_write;
+  assign \map_write$628  = map_write;
+  assign \vector_write$629  = vector_write;
+  assign \start_write$630  = start_write;
+  assign \drain$632  = drain;
+  assign \go$633  = go;
+  assign \clear_errors$634  = \release$116 ;
+  assign \o__valid$638  = \lane__valid$637 ;
+  assign \lane__ready$642  = \o__ready$641 ;
+  assign \codes$643  = codes;
+  assign \banks$644  = { matrices[35], matrices[0] };
+  assign \settings$645  = \settings$175 ;
+  assign \code_write$646  = \code_write$177 ;
+  assign \microcode_write$647  = microcode_write;
+  assign \map_write$648  = map_write;
+  assign \vector_write$649  = vector_write;
+  assign \start_write$650  = start_write;
+  assign \drain$652  = drain;
+  assign \go$653  = go;
+  assign \clear_errors$654  = \release$116 ;
+  assign \o__valid$658  = \lane__valid$657 ;
+  assign \lane__ready$662  = \o__ready$661 ;
+  assign \codes$663  = codes;
+  assign \banks$664  = { matrices[35], matrices[0] };
+  assign \settings$665  = \settings$175 ;
+  assign \code_write$666  = \code_write$177 ;
+  assign \microcode_write$667  = microcode_write;
+  assign \map_write$668  = map_write;
+  assign \vector_write$669  = vector_write;
+  assign \start_write$670  = start_write;
+  assign \drain$672  = drain;
+  assign \go$673  = go;
+  assign \clear_errors$674  = \release$116 ;
+  assign \o__valid$678  = \lane__valid$677 ;
+  assign \lane__ready$682  = \o__ready$681 ;
+  assign \codes$683  = codes;
+  assign \banks$684  = { matrices[35], matrices[0] };
+  assign \settings$685  = \settings$175 ;
+  assign \code_write$686  = \code_write$177 ;
+  assign \microcode_write$687  = microcode_write;
+  assign \map_write$688  = map_write;
+  assign \vector_write$689  = vector_write;
+  assign \start_write$690  = start_write;
+  assign \drain$692  = drain;
+  assign \go$693  = go;
+  assign \clear_errors$694  = \release$116 ;
+  assign \o__valid$698  = \lane__valid$697 ;
+  assign \lane__ready$702  = \o__ready$701 ;
+  assign \codes$703  = codes;
+  assign \banks$704  = { matrices[35], matrices[0] };
+  assign \settings$705  = \settings$175 ;
+  assign \code_write$706  = \code_write$177 ;
+  assign \microcode_write$707  = microcode_write;
+  assign \map_write$708  = map_write;
+  assign \vector_write$709  = vector_write;
+  assign \start_write$710  = start_write;
+  assign \drain$712  = drain;
+  assign \go$713  = go;
+  assign \clear_errors$714  = \release$116 ;
+  assign \o__valid$718  = \lane__valid$717 ;
+  assign \lane__ready$722  = \o__ready$721 ;
+  assign \codes$723  = codes;
+  assign \banks$724  = { matrices[35], matrices[0] };
+  assign \settings$725  = \settings$175 ;
+  assign \code_write$726  = \code_write$177 ;
+  assign \microcode_write$727  = microcode_write;
+  assign \map_write$728  = map_write;
+  assign \vector_write$729  = vector_write;
+  assign \start_write$730  = start_write;
+  assign \drain$732  = drain;
+  assign \go$733  = go;
+  assign \clear_errors$734  = \release$116 ;
+  assign \o__valid$738  = \lane__valid$737 ;
+  assign \lane__ready$742  = \o__ready$741 ;
+  assign \codes$743  = codes;
+  assign \banks$744  = { matrices[35], matrices[0] };
+  assign \settings$745  = \settings$175 ;
+  assign \code_write$746  = \code_write$177 ;
+  assign \microcode_write$747  = microcode_write;
+  assign \map_write$748  = map_write;
+  assign \vector_write$749  = vector_write;
+  assign \start_write$750  = start_write;
+  assign \drain$752  = drain;
+  assign \go$753  = go;
+  assign \clear_errors$754  = \release$116 ;
+  assign \o__valid$758  = \lane__valid$757 ;
+  assign \lane__ready$762  = \o__ready$761 ;
+  assign \codes$763  = codes;
+  assign \banks$764  = { matrices[35], matrices[0] };
+  assign \settings$765  = \settings$175 ;
+  assign \code_write$766  = \code_write$177 ;
+  assign \microcode_write$767  = microcode_write;
+  assign \map_write$768  = map_write;
+  assign \vector_write$769  = vector_write;
+  assign \start_write$770  = start_write;
+  assign \drain$772  = drain;
+  assign \go$773  = go;
+  assign \clear_errors$774  = \release$116 ;
+  assign \o__valid$778  = \lane__valid$777 ;
+  assign \lane__ready$782  = \o__ready$781 ;
+  assign \codes$783  = codes;
+  assign \banks$784  = { matrices[35], matrices[0] };
+  assign \settings$785  = \settings$175 ;
+  assign \code_write$786  = \code_write$177 ;
+  assign \microcode_write$787  = microcode_write;
+  assign \map_write$788  = map_write;
+  assign \vector_write$789  = vector_write;
+  assign \start_write$790  = start_write;
+  assign \drain$792  = drain;
+  assign \go$793  = go;
+  assign \clear_errors$794  = \release$116 ;
+  assign \o__valid$798  = \lane__valid$797 ;
+  assign \lane__ready$802  = \o__ready$801 ;
+  assign \codes$803  = codes;
+  assign \banks$804  = { matrices[35], matrices[0] };
+  assign \settings$805  = \settings$175 ;
+  assign \code_write$806  = \code_write$177 ;
+  assign \microcode_write$807  = microcode_write;
+  assign \map_write$808  = map_write;
+  assign \vector_write$809  = vector_write;
+  assign \start_write$810  = start_write;
+  assign \drain$812  = drain;
+  assign \go$813  = go;
+  assign \clear_errors$814  = \release$116 ;
+  assign \o__valid$818  = \lane__valid$817 ;
+  assign \lane__ready$822  = \o__ready$821 ;
+  assign \o__payload$824  = behind__payload;
+  assign behind__ready = \o__ready$825 ;
+  assign \o__valid$828  = behind__valid;
   assign \o__payload$830  = \behind__payload$829 ;
   assign \behind__ready$832  = \o__ready$831 ;
   assign \o__valid$834  = \behind__valid$833 ;
@@ -4086,342 +4214,360 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \o__payload$968  = \behind__payload$967 ;
   assign \behind__ready$970  = \o__ready$969 ;
   assign \o__valid$972  = \behind__valid$971 ;
-  assign \o__payload$974  = \i__payload$973 ;
-  assign \i__ready$976  = \o__ready$975 ;
-  assign \o__valid$978  = \i__valid$977 ;
-  assign bad_prefix = { \bad_prefix$1011 [3:2], \bad_prefix$1010 [3:2], \bad_prefix$1009 [3:2], \bad_prefix$1008 [3:2], \bad_prefix$1007 [3:2], \bad_prefix$1006 [3:2], \bad_prefix$1005 [3:2], \bad_prefix$1004 [3:2], \bad_prefix$1003 [3:2], \bad_prefix$1002 [3:2], \bad_prefix$1001 [3:2], \bad_prefix$1000 [3:2], \bad_prefix$999 [3:2], \bad_prefix$998 [3:2], \bad_prefix$997 [3:2], \bad_prefix$996 [3:2], \bad_prefix$995 [3:2], \bad_prefix$994 [3:2], \bad_prefix$993 [3:2], \bad_prefix$992 [3:2], \bad_prefix$991 [3:2], \bad_prefix$990 [3:2], \bad_prefix$989 [3:2], \bad_prefix$988 [3:2], \bad_prefix$987 [3:2], \bad_prefix$986 [3:2], \bad_prefix$985 [3:2], \bad_prefix$984 [3:2], \bad_prefix$983 [3:2], \bad_prefix$982 [3:2], \bad_prefix$981 [3:2], \bad_prefix$980 [3:2], \bad_prefix$1011 [1:0], \bad_prefix$1010 [1:0], \bad_prefix$1009 [1:0], \bad_prefix$1008 [1:0], \bad_prefix$1007 [1:0], \bad_prefix$1006 [1:0], \bad_prefix$1005 [1:0], \bad_prefix$1004 [1:0], \bad_prefix$1003 [1:0], \bad_prefix$1002 [1:0], \bad_prefix$1001 [1:0], \bad_prefix$1000 [1:0], \bad_prefix$999 [1:0], \bad_prefix$998 [1:0], \bad_prefix$997 [1:0], \bad_prefix$996 [1:0], \bad_prefix$995 [1:0], \bad_prefix$994 [1:0], \bad_prefix$993 [1:0], \bad_prefix$992 [1:0], \bad_prefix$991 [1:0], \bad_prefix$990 [1:0], \bad_prefix$989 [1:0], \bad_prefix$988 [1:0], \bad_prefix$987 [1:0], \bad_prefix$986 [1:0], \bad_prefix$985 [1:0], \bad_prefix$984 [1:0], \bad_prefix$983 [1:0], \bad_prefix$982 [1:0], \bad_prefix$981 [1:0], \bad_prefix$980 [1:0] };
-  assign bad_index = { \bad_index$1044 [3:2], \bad_index$1043 [3:2], \bad_index$1042 [3:2], \bad_index$1041 [3:2], \bad_index$1040 [3:2], \bad_index$1039 [3:2], \bad_index$1038 [3:2], \bad_index$1037 [3:2], \bad_index$1036 [3:2], \bad_index$1035 [3:2], \bad_index$1034 [3:2], \bad_index$1033 [3:2], \bad_index$1032 [3:2], \bad_index$1031 [3:2], \bad_index$1030 [3:2], \bad_index$1029 [3:2], \bad_index$1028 [3:2], \bad_index$1027 [3:2], \bad_index$1026 [3:2], \bad_index$1025 [3:2], \bad_index$1024 [3:2], \bad_index$1023 [3:2], \bad_index$1022 [3:2], \bad_index$1021 [3:2], \bad_index$1020 [3:2], \bad_index$1019 [3:2], \bad_index$1018 [3:2], \bad_index$1017 [3:2], \bad_index$1016 [3:2], \bad_index$1015 [3:2], \bad_index$1014 [3:2], \bad_index$1013 [3:2], \bad_index$1044 [1:0], \bad_index$1043 [1:0], \bad_index$1042 [1:0], \bad_index$1041 [1:0], \bad_index$1040 [1:0], \bad_index$1039 [1:0], \bad_index$1038 [1:0], \bad_index$1037 [1:0], \bad_index$1036 [1:0], \bad_index$1035 [1:0], \bad_index$1034 [1:0], \bad_index$1033 [1:0], \bad_index$1032 [1:0], \bad_index$1031 [1:0], \bad_index$1030 [1:0], \bad_index$1029 [1:0], \bad_index$1028 [1:0], \bad_index$1027 [1:0], \bad_index$1026 [1:0], \bad_index$1025 [1:0], \bad_index$1024 [1:0], \bad_index$1023 [1:0], \bad_index$1022 [1:0], \bad_index$1021 [1:0], \bad_index$1020 [1:0], \bad_index$1019 [1:0], \bad_index$1018 [1:0], \bad_index$1017 [1:0], \bad_index$1016 [1:0], \bad_index$1015 [1:0], \bad_index$1014 [1:0], \bad_index$1013 [1:0] };
+  assign \o__payload$974  = \behind__payload$973 ;
+  assign \behind__ready$976  = \o__ready$975 ;
+  assign \o__valid$978  = \behind__valid$977 ;
+  assign \o__payload$980  = \behind__payload$979 ;
+  assign \behind__ready$982  = \o__ready$981 ;
+  assign \o__valid$984  = \behind__valid$983 ;
+  assign \o__payload$986  = \behind__payload$985 ;
+  assign \behind__ready$988  = \o__ready$987 ;
+  assign \o__valid$990  = \behind__valid$989 ;
+  assign \o__payload$992  = \behind__payload$991 ;
+  assign \behind__ready$994  = \o__ready$993 ;
+  assign \o__valid$996  = \behind__valid$995 ;
+  assign \o__payload$998  = \behind__payload$997 ;
+  assign \behind__ready$1000  = \o__ready$999 ;
+  assign \o__valid$1002  = \behind__valid$1001 ;
+  assign \o__payload$1004  = \behind__payload$1003 ;
+  assign \behind__ready$1006  = \o__ready$1005 ;
+  assign \o__valid$1008  = \behind__valid$1007 ;
+  assign \o__payload$1010  = \i__payload$1009 ;
+  assign \i__ready$1012  = \o__ready$1011 ;
+  assign \o__valid$1014  = \i__valid$1013 ;
+  assign bad_prefix = { \bad_prefix$1047 [3:2], \bad_prefix$1046 [3:2], \bad_prefix$1045 [3:2], \bad_prefix$1044 [3:2], \bad_prefix$1043 [3:2], \bad_prefix$1042 [3:2], \bad_prefix$1041 [3:2], \bad_prefix$1040 [3:2], \bad_prefix$1039 [3:2], \bad_prefix$1038 [3:2], \bad_prefix$1037 [3:2], \bad_prefix$1036 [3:2], \bad_prefix$1035 [3:2], \bad_prefix$1034 [3:2], \bad_prefix$1033 [3:2], \bad_prefix$1032 [3:2], \bad_prefix$1031 [3:2], \bad_prefix$1030 [3:2], \bad_prefix$1029 [3:2], \bad_prefix$1028 [3:2], \bad_prefix$1027 [3:2], \bad_prefix$1026 [3:2], \bad_prefix$1025 [3:2], \bad_prefix$1024 [3:2], \bad_prefix$1023 [3:2], \bad_prefix$1022 [3:2], \bad_prefix$1021 [3:2], \bad_prefix$1020 [3:2], \bad_prefix$1019 [3:2], \bad_prefix$1018 [3:2], \bad_prefix$1017 [3:2], \bad_prefix$1016 [3:2], \bad_prefix$1047 [1:0], \bad_prefix$1046 [1:0], \bad_prefix$1045 [1:0], \bad_prefix$1044 [1:0], \bad_prefix$1043 [1:0], \bad_prefix$1042 [1:0], \bad_prefix$1041 [1:0], \bad_prefix$1040 [1:0], \bad_prefix$1039 [1:0], \bad_prefix$1038 [1:0], \bad_prefix$1037 [1:0], \bad_prefix$1036 [1:0], \bad_prefix$1035 [1:0], \bad_prefix$1034 [1:0], \bad_prefix$1033 [1:0], \bad_prefix$1032 [1:0], \bad_prefix$1031 [1:0], \bad_prefix$1030 [1:0], \bad_prefix$1029 [1:0], \bad_prefix$1028 [1:0], \bad_prefix$1027 [1:0], \bad_prefix$1026 [1:0], \bad_prefix$1025 [1:0], \bad_prefix$1024 [1:0], \bad_prefix$1023 [1:0], \bad_prefix$1022 [1:0], \bad_prefix$1021 [1:0], \bad_prefix$1020 [1:0], \bad_prefix$1019 [1:0], \bad_prefix$1018 [1:0], \bad_prefix$1017 [1:0], \bad_prefix$1016 [1:0] };
+  assign bad_index = { \bad_index$1080 [3:2], \bad_index$1079 [3:2], \bad_index$1078 [3:2], \bad_index$1077 [3:2], \bad_index$1076 [3:2], \bad_index$1075 [3:2], \bad_index$1074 [3:2], \bad_index$1073 [3:2], \bad_index$1072 [3:2], \bad_index$1071 [3:2], \bad_index$1070 [3:2], \bad_index$1069 [3:2], \bad_index$1068 [3:2], \bad_index$1067 [3:2], \bad_index$1066 [3:2], \bad_index$1065 [3:2], \bad_index$1064 [3:2], \bad_index$1063 [3:2], \bad_index$1062 [3:2], \bad_index$1061 [3:2], \bad_index$1060 [3:2], \bad_index$1059 [3:2], \bad_index$1058 [3:2], \bad_index$1057 [3:2], \bad_index$1056 [3:2], \bad_index$1055 [3:2], \bad_index$1054 [3:2], \bad_index$1053 [3:2], \bad_index$1052 [3:2], \bad_index$1051 [3:2], \bad_index$1050 [3:2], \bad_index$1049 [3:2], \bad_index$1080 [1:0], \bad_index$1079 [1:0], \bad_index$1078 [1:0], \bad_index$1077 [1:0], \bad_index$1076 [1:0], \bad_index$1075 [1:0], \bad_index$1074 [1:0], \bad_index$1073 [1:0], \bad_index$1072 [1:0], \bad_index$1071 [1:0], \bad_index$1070 [1:0], \bad_index$1069 [1:0], \bad_index$1068 [1:0], \bad_index$1067 [1:0], \bad_index$1066 [1:0], \bad_index$1065 [1:0], \bad_index$1064 [1:0], \bad_index$1063 [1:0], \bad_index$1062 [1:0], \bad_index$1061 [1:0], \bad_index$1060 [1:0], \bad_index$1059 [1:0], \bad_index$1058 [1:0], \bad_index$1057 [1:0], \bad_index$1056 [1:0], \bad_index$1055 [1:0], \bad_index$1054 [1:0], \bad_index$1053 [1:0], \bad_index$1052 [1:0], \bad_index$1051 [1:0], \bad_index$1050 [1:0], \bad_index$1049 [1:0] };
   assign judged = matrix_done;
-  assign \microcode_write$1061  = { 4'h0, \$160 , \$159  };
-  assign status[291:260] = weights;
-  assign status[259:228] = multiplies;
-  assign status[227:196] = starved;
-  assign status[195:164] = stalls;
-  assign status[163:132] = payload_words;
+  assign \microcode_write$1097  = { 4'h0, \$159 , \$160  };
+  assign status[259:228] = weights;
+  assign status[227:196] = multiplies;
+  assign status[195:164] = starved;
+  assign status[163:132] = stalls;
+  assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$1051 ;
+  assign status[67:36] = \matrices$1087 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$783 [37:8] = \o__payload$784 [32:3];
-  assign \lane__payload$783 [7] = \o__payload$784 [2];
-  assign \lane__payload$783 [6:1] = \$70 ;
-  assign \lane__payload$783 [0] = \o__payload$784 [0];
-  assign \i__payload$780 [10] = \o__payload$191 [258];
-  assign \i__payload$780 [9] = \o__payload$191 [257];
-  assign \i__payload$780 [8] = \o__payload$191 [256];
-  assign \i__payload$780 [7:0] = \o__payload$191 [255:248];
-  assign \lane__payload$764 [37:8] = \o__payload$765 [32:3];
-  assign \lane__payload$764 [7] = \o__payload$765 [2];
-  assign \lane__payload$764 [6:1] = \$68 ;
-  assign \lane__payload$764 [0] = \o__payload$765 [0];
-  assign \i__payload$761 [10] = \o__payload$191 [258];
-  assign \i__payload$761 [9] = \o__payload$191 [257];
-  assign \i__payload$761 [8] = \o__payload$191 [256];
-  assign \i__payload$761 [7:0] = \o__payload$191 [247:240];
-  assign \lane__payload$745 [37:8] = \o__payload$746 [32:3];
-  assign \lane__payload$745 [7] = \o__payload$746 [2];
-  assign \lane__payload$745 [6:1] = \$66 ;
-  assign \lane__payload$745 [0] = \o__payload$746 [0];
-  assign \i__payload$742 [10] = \o__payload$191 [258];
-  assign \i__payload$742 [9] = \o__payload$191 [257];
-  assign \i__payload$742 [8] = \o__payload$191 [256];
-  assign \i__payload$742 [7:0] = \o__payload$191 [239:232];
-  assign \lane__payload$726 [37:8] = \o__payload$727 [32:3];
-  assign \lane__payload$726 [7] = \o__payload$727 [2];
-  assign \lane__payload$726 [6:1] = \$64 ;
-  assign \lane__payload$726 [0] = \o__payload$727 [0];
-  assign \i__payload$723 [10] = \o__payload$191 [258];
-  assign \i__payload$723 [9] = \o__payload$191 [257];
-  assign \i__payload$723 [8] = \o__payload$191 [256];
-  assign \i__payload$723 [7:0] = \o__payload$191 [231:224];
-  assign \lane__payload$707 [37:8] = \o__payload$708 [32:3];
-  assign \lane__payload$707 [7] = \o__payload$708 [2];
-  assign \lane__payload$707 [6:1] = \$62 ;
-  assign \lane__payload$707 [0] = \o__payload$708 [0];
-  assign \i__payload$704 [10] = \o__payload$191 [258];
-  assign \i__payload$704 [9] = \o__payload$191 [257];
-  assign \i__payload$704 [8] = \o__payload$191 [256];
-  assign \i__payload$704 [7:0] = \o__payload$191 [223:216];
-  assign \lane__payload$688 [37:8] = \o__payload$689 [32:3];
-  assign \lane__payload$688 [7] = \o__payload$689 [2];
-  assign \lane__payload$688 [6:1] = \$60 ;
-  assign \lane__payload$688 [0] = \o__payload$689 [0];
-  assign \i__payload$685 [10] = \o__payload$191 [258];
-  assign \i__payload$685 [9] = \o__payload$191 [257];
-  assign \i__payload$685 [8] = \o__payload$191 [256];
-  assign \i__payload$685 [7:0] = \o__payload$191 [215:208];
-  assign \lane__payload$669 [37:8] = \o__payload$670 [32:3];
-  assign \lane__payload$669 [7] = \o__payload$670 [2];
-  assign \lane__payload$669 [6:1] = \$58 ;
-  assign \lane__payload$669 [0] = \o__payload$670 [0];
-  assign \i__payload$666 [10] = \o__payload$191 [258];
-  assign \i__payload$666 [9] = \o__payload$191 [257];
-  assign \i__payload$666 [8] = \o__payload$191 [256];
-  assign \i__payload$666 [7:0] = \o__payload$191 [207:200];
-  assign \lane__payload$650 [37:8] = \o__payload$651 [32:3];
-  assign \lane__payload$650 [7] = \o__payload$651 [2];
-  assign \lane__payload$650 [6:1] = \$56 ;
-  assign \lane__payload$650 [0] = \o__payload$651 [0];
-  assign \i__payload$647 [10] = \o__payload$191 [258];
-  assign \i__payload$647 [9] = \o__payload$191 [257];
-  assign \i__payload$647 [8] = \o__payload$191 [256];
-  assign \i__payload$647 [7:0] = \o__payload$191 [199:192];
-  assign \lane__payload$631 [37:8] = \o__payload$632 [32:3];
-  assign \lane__payload$631 [7] = \o__payload$632 [2];
-  assign \lane__payload$631 [6:1] = \$54 ;
-  assign \lane__payload$631 [0] = \o__payload$632 [0];
-  assign \i__payload$628 [10] = \o__payload$191 [258];
-  assign \i__payload$628 [9] = \o__payload$191 [257];
-  assign \i__payload$628 [8] = \o__payload$191 [256];
-  assign \i__payload$628 [7:0] = \o__payload$191 [191:184];
-  assign \lane__payload$612 [37:8] = \o__payload$613 [32:3];
-  assign \lane__payload$612 [7] = \o__payload$613 [2];
-  assign \lane__payload$612 [6:1] = \$52 ;
-  assign \lane__payload$612 [0] = \o__payload$613 [0];
-  assign \i__payload$609 [10] = \o__payload$191 [258];
-  assign \i__payload$609 [9] = \o__payload$191 [257];
-  assign \i__payload$609 [8] = \o__payload$191 [256];
-  assign \i__payload$609 [7:0] = \o__payload$191 [183:176];
-  assign \lane__payload$593 [37:8] = \o__payload$594 [32:3];
-  assign \lane__payload$593 [7] = \o__payload$594 [2];
-  assign \lane__payload$593 [6:1] = \$50 ;
-  assign \lane__payload$593 [0] = \o__payload$594 [0];
-  assign \i__payload$590 [10] = \o__payload$191 [258];
-  assign \i__payload$590 [9] = \o__payload$191 [257];
-  assign \i__payload$590 [8] = \o__payload$191 [256];
-  assign \i__payload$590 [7:0] = \o__payload$191 [175:168];
-  assign \lane__payload$574 [37:8] = \o__payload$575 [32:3];
-  assign \lane__payload$574 [7] = \o__payload$575 [2];
-  assign \lane__payload$574 [6:1] = \$48 ;
-  assign \lane__payload$574 [0] = \o__payload$575 [0];
-  assign \i__payload$571 [10] = \o__payload$191 [258];
-  assign \i__payload$571 [9] = \o__payload$191 [257];
-  assign \i__payload$571 [8] = \o__payload$191 [256];
-  assign \i__payload$571 [7:0] = \o__payload$191 [167:160];
-  assign \lane__payload$555 [37:8] = \o__payload$556 [32:3];
-  assign \lane__payload$555 [7] = \o__payload$556 [2];
-  assign \lane__payload$555 [6:1] = \$46 ;
-  assign \lane__payload$555 [0] = \o__payload$556 [0];
-  assign \i__payload$552 [10] = \o__payload$191 [258];
-  assign \i__payload$552 [9] = \o__payload$191 [257];
-  assign \i__payload$552 [8] = \o__payload$191 [256];
-  assign \i__payload$552 [7:0] = \o__payload$191 [159:152];
-  assign \lane__payload$536 [37:8] = \o__payload$537 [32:3];
-  assign \lane__payload$536 [7] = \o__payload$537 [2];
-  assign \lane__payload$536 [6:1] = \$44 ;
-  assign \lane__payload$536 [0] = \o__payload$537 [0];
-  assign \i__payload$533 [10] = \o__payload$191 [258];
-  assign \i__payload$533 [9] = \o__payload$191 [257];
-  assign \i__payload$533 [8] = \o__payload$191 [256];
-  assign \i__payload$533 [7:0] = \o__payload$191 [151:144];
-  assign \lane__payload$517 [37:8] = \o__payload$518 [32:3];
-  assign \lane__payload$517 [7] = \o__payload$518 [2];
-  assign \lane__payload$517 [6:1] = \$42 ;
-  assign \lane__payload$517 [0] = \o__payload$518 [0];
-  assign \i__payload$514 [10] = \o__payload$191 [258];
-  assign \i__payload$514 [9] = \o__payload$191 [257];
-  assign \i__payload$514 [8] = \o__payload$191 [256];
-  assign \i__payload$514 [7:0] = \o__payload$191 [143:136];
-  assign \lane__payload$498 [37:8] = \o__payload$499 [32:3];
-  assign \lane__payload$498 [7] = \o__payload$499 [2];
-  assign \lane__payload$498 [6:1] = \$40 ;
-  assign \lane__payload$498 [0] = \o__payload$499 [0];
-  assign \i__payload$495 [10] = \o__payload$191 [258];
-  assign \i__payload$495 [9] = \o__payload$191 [257];
-  assign \i__payload$495 [8] = \o__payload$191 [256];
-  assign \i__payload$495 [7:0] = \o__payload$191 [135:128];
+  assign \lane__payload$819 [37:8] = \o__payload$820 [32:3];
+  assign \lane__payload$819 [7] = \o__payload$820 [2];
+  assign \lane__payload$819 [6:1] = \$70 ;
+  assign \lane__payload$819 [0] = \o__payload$820 [0];
+  assign \i__payload$816 [10] = \o__payload$196 [258];
+  assign \i__payload$816 [9] = \o__payload$196 [257];
+  assign \i__payload$816 [8] = \o__payload$196 [256];
+  assign \i__payload$816 [7:0] = \o__payload$196 [255:248];
+  assign \lane__payload$799 [37:8] = \o__payload$800 [32:3];
+  assign \lane__payload$799 [7] = \o__payload$800 [2];
+  assign \lane__payload$799 [6:1] = \$68 ;
+  assign \lane__payload$799 [0] = \o__payload$800 [0];
+  assign \i__payload$796 [10] = \o__payload$196 [258];
+  assign \i__payload$796 [9] = \o__payload$196 [257];
+  assign \i__payload$796 [8] = \o__payload$196 [256];
+  assign \i__payload$796 [7:0] = \o__payload$196 [247:240];
+  assign \lane__payload$779 [37:8] = \o__payload$780 [32:3];
+  assign \lane__payload$779 [7] = \o__payload$780 [2];
+  assign \lane__payload$779 [6:1] = \$66 ;
+  assign \lane__payload$779 [0] = \o__payload$780 [0];
+  assign \i__payload$776 [10] = \o__payload$196 [258];
+  assign \i__payload$776 [9] = \o__payload$196 [257];
+  assign \i__payload$776 [8] = \o__payload$196 [256];
+  assign \i__payload$776 [7:0] = \o__payload$196 [239:232];
+  assign \lane__payload$759 [37:8] = \o__payload$760 [32:3];
+  assign \lane__payload$759 [7] = \o__payload$760 [2];
+  assign \lane__payload$759 [6:1] = \$64 ;
+  assign \lane__payload$759 [0] = \o__payload$760 [0];
+  assign \i__payload$756 [10] = \o__payload$196 [258];
+  assign \i__payload$756 [9] = \o__payload$196 [257];
+  assign \i__payload$756 [8] = \o__payload$196 [256];
+  assign \i__payload$756 [7:0] = \o__payload$196 [231:224];
+  assign \lane__payload$739 [37:8] = \o__payload$740 [32:3];
+  assign \lane__payload$739 [7] = \o__payload$740 [2];
+  assign \lane__payload$739 [6:1] = \$62 ;
+  assign \lane__payload$739 [0] = \o__payload$740 [0];
+  assign \i__payload$736 [10] = \o__payload$196 [258];
+  assign \i__payload$736 [9] = \o__payload$196 [257];
+  assign \i__payload$736 [8] = \o__payload$196 [256];
+  assign \i__payload$736 [7:0] = \o__payload$196 [223:216];
+  assign \lane__payload$719 [37:8] = \o__payload$720 [32:3];
+  assign \lane__payload$719 [7] = \o__payload$720 [2];
+  assign \lane__payload$719 [6:1] = \$60 ;
+  assign \lane__payload$719 [0] = \o__payload$720 [0];
+  assign \i__payload$716 [10] = \o__payload$196 [258];
+  assign \i__payload$716 [9] = \o__payload$196 [257];
+  assign \i__payload$716 [8] = \o__payload$196 [256];
+  assign \i__payload$716 [7:0] = \o__payload$196 [215:208];
+  assign \lane__payload$699 [37:8] = \o__payload$700 [32:3];
+  assign \lane__payload$699 [7] = \o__payload$700 [2];
+  assign \lane__payload$699 [6:1] = \$58 ;
+  assign \lane__payload$699 [0] = \o__payload$700 [0];
+  assign \i__payload$696 [10] = \o__payload$196 [258];
+  assign \i__payload$696 [9] = \o__payload$196 [257];
+  assign \i__payload$696 [8] = \o__payload$196 [256];
+  assign \i__payload$696 [7:0] = \o__payload$196 [207:200];
+  assign \lane__payload$679 [37:8] = \o__payload$680 [32:3];
+  assign \lane__payload$679 [7] = \o__payload$680 [2];
+  assign \lane__payload$679 [6:1] = \$56 ;
+  assign \lane__payload$679 [0] = \o__payload$680 [0];
+  assign \i__payload$676 [10] = \o__payload$196 [258];
+  assign \i__payload$676 [9] = \o__payload$196 [257];
+  assign \i__payload$676 [8] = \o__payload$196 [256];
+  assign \i__payload$676 [7:0] = \o__payload$196 [199:192];
+  assign \lane__payload$659 [37:8] = \o__payload$660 [32:3];
+  assign \lane__payload$659 [7] = \o__payload$660 [2];
+  assign \lane__payload$659 [6:1] = \$54 ;
+  assign \lane__payload$659 [0] = \o__payload$660 [0];
+  assign \i__payload$656 [10] = \o__payload$196 [258];
+  assign \i__payload$656 [9] = \o__payload$196 [257];
+  assign \i__payload$656 [8] = \o__payload$196 [256];
+  assign \i__payload$656 [7:0] = \o__payload$196 [191:184];
+  assign \lane__payload$639 [37:8] = \o__payload$640 [32:3];
+  assign \lane__payload$639 [7] = \o__payload$640 [2];
+  assign \lane__payload$639 [6:1] = \$52 ;
+  assign \lane__payload$639 [0] = \o__payload$640 [0];
+  assign \i__payload$636 [10] = \o__payload$196 [258];
+  assign \i__payload$636 [9] = \o__payload$196 [257];
+  assign \i__payload$636 [8] = \o__payload$196 [256];
+  assign \i__payload$636 [7:0] = \o__payload$196 [183:176];
+  assign \lane__payload$619 [37:8] = \o__payload$620 [32:3];
+  assign \lane__payload$619 [7] = \o__payload$620 [2];
+  assign \lane__payload$619 [6:1] = \$50 ;
+  assign \lane__payload$619 [0] = \o__payload$620 [0];
+  assign \i__payload$616 [10] = \o__payload$196 [258];
+  assign \i__payload$616 [9] = \o__payload$196 [257];
+  assign \i__payload$616 [8] = \o__payload$196 [256];
+  assign \i__payload$616 [7:0] = \o__payload$196 [175:168];
+  assign \lane__payload$599 [37:8] = \o__payload$600 [32:3];
+  assign \lane__payload$599 [7] = \o__payload$600 [2];
+  assign \lane__payload$599 [6:1] = \$48 ;
+  assign \lane__payload$599 [0] = \o__payload$600 [0];
+  assign \i__payload$596 [10] = \o__payload$196 [258];
+  assign \i__payload$596 [9] = \o__payload$196 [257];
+  assign \i__payload$596 [8] = \o__payload$196 [256];
+  assign \i__payload$596 [7:0] = \o__payload$196 [167:160];
+  assign \lane__payload$579 [37:8] = \o__payload$580 [32:3];
+  assign \lane__payload$579 [7] = \o__payload$580 [2];
+  assign \lane__payload$579 [6:1] = \$46 ;
+  assign \lane__payload$579 [0] = \o__payload$580 [0];
+  assign \i__payload$576 [10] = \o__payload$196 [258];
+  assign \i__payload$576 [9] = \o__payload$196 [257];
+  assign \i__payload$576 [8] = \o__payload$196 [256];
+  assign \i__payload$576 [7:0] = \o__payload$196 [159:152];
+  assign \lane__payload$559 [37:8] = \o__payload$560 [32:3];
+  assign \lane__payload$559 [7] = \o__payload$560 [2];
+  assign \lane__payload$559 [6:1] = \$44 ;
+  assign \lane__payload$559 [0] = \o__payload$560 [0];
+  assign \i__payload$556 [10] = \o__payload$196 [258];
+  assign \i__payload$556 [9] = \o__payload$196 [257];
+  assign \i__payload$556 [8] = \o__payload$196 [256];
+  assign \i__payload$556 [7:0] = \o__payload$196 [151:144];
+  assign \lane__payload$539 [37:8] = \o__payload$540 [32:3];
+  assign \lane__payload$539 [7] = \o__payload$540 [2];
+  assign \lane__payload$539 [6:1] = \$42 ;
+  assign \lane__payload$539 [0] = \o__payload$540 [0];
+  assign \i__payload$536 [10] = \o__payload$196 [258];
+  assign \i__payload$536 [9] = \o__payload$196 [257];
+  assign \i__payload$536 [8] = \o__payload$196 [256];
+  assign \i__payload$536 [7:0] = \o__payload$196 [143:136];
+  assign \lane__payload$519 [37:8] = \o__payload$520 [32:3];
+  assign \lane__payload$519 [7] = \o__payload$520 [2];
+  assign \lane__payload$519 [6:1] = \$40 ;
+  assign \lane__payload$519 [0] = \o__payload$520 [0];
+  assign \i__payload$516 [10] = \o__payload$196 [258];
+  assign \i__payload$516 [9] = \o__payload$196 [257];
+  assign \i__payload$516 [8] = \o__payload$196 [256];
+  assign \i__payload$516 [7:0] = \o__payload$196 [135:128];
+  assign \lane__payload$499 [37:8] = \o__payload$500 [32:3];
+  assign \lane__payload$499 [7] = \o__payload$500 [2];
+  assign \lane__payload$499 [6:1] = { 1'h0, \$38  };
+  assign \lane__payload$499 [0] = \o__payload$500 [0];
+  assign \i__payload$496 [10] = \o__payload$196 [258];
+  assign \i__payload$496 [9] = \o__payload$196 [257];
+  assign \i__payload$496 [8] = \o__payload$196 [256];
+  assign \i__payload$496 [7:0] = \o__payload$196 [127:120];
   assign \lane__payload$479 [37:8] = \o__payload$480 [32:3];
   assign \lane__payload$479 [7] = \o__payload$480 [2];
-  assign \lane__payload$479 [6:1] = { 1'h0, \$38  };
+  assign \lane__payload$479 [6:1] = { 1'h0, \$36  };
   assign \lane__payload$479 [0] = \o__payload$480 [0];
-  assign \i__payload$476 [10] = \o__payload$191 [258];
-  assign \i__payload$476 [9] = \o__payload$191 [257];
-  assign \i__payload$476 [8] = \o__payload$191 [256];
-  assign \i__payload$476 [7:0] = \o__payload$191 [127:120];
-  assign \lane__payload$460 [37:8] = \o__payload$461 [32:3];
-  assign \lane__payload$460 [7] = \o__payload$461 [2];
-  assign \lane__payload$460 [6:1] = { 1'h0, \$36  };
-  assign \lane__payload$460 [0] = \o__payload$461 [0];
-  assign \i__payload$457 [10] = \o__payload$191 [258];
-  assign \i__payload$457 [9] = \o__payload$191 [257];
-  assign \i__payload$457 [8] = \o__payload$191 [256];
-  assign \i__payload$457 [7:0] = \o__payload$191 [119:112];
-  assign \lane__payload$441 [37:8] = \o__payload$442 [32:3];
-  assign \lane__payload$441 [7] = \o__payload$442 [2];
-  assign \lane__payload$441 [6:1] = { 1'h0, \$34  };
-  assign \lane__payload$441 [0] = \o__payload$442 [0];
-  assign \i__payload$438 [10] = \o__payload$191 [258];
-  assign \i__payload$438 [9] = \o__payload$191 [257];
-  assign \i__payload$438 [8] = \o__payload$191 [256];
-  assign \i__payload$438 [7:0] = \o__payload$191 [111:104];
-  assign \lane__payload$422 [37:8] = \o__payload$423 [32:3];
-  assign \lane__payload$422 [7] = \o__payload$423 [2];
-  assign \lane__payload$422 [6:1] = { 1'h0, \$32  };
-  assign \lane__payload$422 [0] = \o__payload$423 [0];
-  assign \i__payload$419 [10] = \o__payload$191 [258];
-  assign \i__payload$419 [9] = \o__payload$191 [257];
-  assign \i__payload$419 [8] = \o__payload$191 [256];
-  assign \i__payload$419 [7:0] = \o__payload$191 [103:96];
-  assign \lane__payload$403 [37:8] = \o__payload$404 [32:3];
-  assign \lane__payload$403 [7] = \o__payload$404 [2];
-  assign \lane__payload$403 [6:1] = { 1'h0, \$30  };
-  assign \lane__payload$403 [0] = \o__payload$404 [0];
-  assign \i__payload$400 [10] = \o__payload$191 [258];
-  assign \i__payload$400 [9] = \o__payload$191 [257];
-  assign \i__payload$400 [8] = \o__payload$191 [256];
-  assign \i__payload$400 [7:0] = \o__payload$191 [95:88];
-  assign \lane__payload$384 [37:8] = \o__payload$385 [32:3];
-  assign \lane__payload$384 [7] = \o__payload$385 [2];
-  assign \lane__payload$384 [6:1] = { 1'h0, \$28  };
-  assign \lane__payload$384 [0] = \o__payload$385 [0];
-  assign \i__payload$381 [10] = \o__payload$191 [258];
-  assign \i__payload$381 [9] = \o__payload$191 [257];
-  assign \i__payload$381 [8] = \o__payload$191 [256];
-  assign \i__payload$381 [7:0] = \o__payload$191 [87:80];
-  assign \lane__payload$365 [37:8] = \o__payload$366 [32:3];
-  assign \lane__payload$365 [7] = \o__payload$366 [2];
-  assign \lane__payload$365 [6:1] = { 1'h0, \$26  };
-  assign \lane__payload$365 [0] = \o__payload$366 [0];
-  assign \i__payload$362 [10] = \o__payload$191 [258];
-  assign \i__payload$362 [9] = \o__payload$191 [257];
-  assign \i__payload$362 [8] = \o__payload$191 [256];
-  assign \i__payload$362 [7:0] = \o__payload$191 [79:72];
-  assign \lane__payload$346 [37:8] = \o__payload$347 [32:3];
-  assign \lane__payload$346 [7] = \o__payload$347 [2];
-  assign \lane__payload$346 [6:1] = { 1'h0, \$24  };
-  assign \lane__payload$346 [0] = \o__payload$347 [0];
-  assign \i__payload$343 [10] = \o__payload$191 [258];
-  assign \i__payload$343 [9] = \o__payload$191 [257];
-  assign \i__payload$343 [8] = \o__payload$191 [256];
-  assign \i__payload$343 [7:0] = \o__payload$191 [71:64];
-  assign \lane__payload$327 [37:8] = \o__payload$328 [32:3];
-  assign \lane__payload$327 [7] = \o__payload$328 [2];
-  assign \lane__payload$327 [6:1] = { 2'h0, \$22  };
-  assign \lane__payload$327 [0] = \o__payload$328 [0];
-  assign \i__payload$324 [10] = \o__payload$191 [258];
-  assign \i__payload$324 [9] = \o__payload$191 [257];
-  assign \i__payload$324 [8] = \o__payload$191 [256];
-  assign \i__payload$324 [7:0] = \o__payload$191 [63:56];
-  assign \lane__payload$308 [37:8] = \o__payload$309 [32:3];
-  assign \lane__payload$308 [7] = \o__payload$309 [2];
-  assign \lane__payload$308 [6:1] = { 2'h0, \$20  };
-  assign \lane__payload$308 [0] = \o__payload$309 [0];
-  assign \i__payload$305 [10] = \o__payload$191 [258];
-  assign \i__payload$305 [9] = \o__payload$191 [257];
-  assign \i__payload$305 [8] = \o__payload$191 [256];
-  assign \i__payload$305 [7:0] = \o__payload$191 [55:48];
-  assign \lane__payload$289 [37:8] = \o__payload$290 [32:3];
-  assign \lane__payload$289 [7] = \o__payload$290 [2];
-  assign \lane__payload$289 [6:1] = { 2'h0, \$18  };
-  assign \lane__payload$289 [0] = \o__payload$290 [0];
-  assign \i__payload$286 [10] = \o__payload$191 [258];
-  assign \i__payload$286 [9] = \o__payload$191 [257];
-  assign \i__payload$286 [8] = \o__payload$191 [256];
-  assign \i__payload$286 [7:0] = \o__payload$191 [47:40];
-  assign \lane__payload$270 [37:8] = \o__payload$271 [32:3];
-  assign \lane__payload$270 [7] = \o__payload$271 [2];
-  assign \lane__payload$270 [6:1] = { 2'h0, \$16  };
-  assign \lane__payload$270 [0] = \o__payload$271 [0];
-  assign \i__payload$267 [10] = \o__payload$191 [258];
-  assign \i__payload$267 [9] = \o__payload$191 [257];
-  assign \i__payload$267 [8] = \o__payload$191 [256];
-  assign \i__payload$267 [7:0] = \o__payload$191 [39:32];
-  assign \lane__payload$251 [37:8] = \o__payload$252 [32:3];
-  assign \lane__payload$251 [7] = \o__payload$252 [2];
-  assign \lane__payload$251 [6:1] = { 3'h0, \$14  };
-  assign \lane__payload$251 [0] = \o__payload$252 [0];
-  assign \i__payload$248 [10] = \o__payload$191 [258];
-  assign \i__payload$248 [9] = \o__payload$191 [257];
-  assign \i__payload$248 [8] = \o__payload$191 [256];
-  assign \i__payload$248 [7:0] = \o__payload$191 [31:24];
-  assign \lane__payload$232 [37:8] = \o__payload$233 [32:3];
-  assign \lane__payload$232 [7] = \o__payload$233 [2];
-  assign \lane__payload$232 [6:1] = { 3'h0, \$12  };
-  assign \lane__payload$232 [0] = \o__payload$233 [0];
-  assign \i__payload$229 [10] = \o__payload$191 [258];
-  assign \i__payload$229 [9] = \o__payload$191 [257];
-  assign \i__payload$229 [8] = \o__payload$191 [256];
-  assign \i__payload$229 [7:0] = \o__payload$191 [23:16];
-  assign \lane__payload$213 [37:8] = \o__payload$214 [32:3];
-  assign \lane__payload$213 [7] = \o__payload$214 [2];
-  assign \lane__payload$213 [6:1] = { 4'h0, \$10  };
-  assign \lane__payload$213 [0] = \o__payload$214 [0];
-  assign \i__payload$210 [10] = \o__payload$191 [258];
-  assign \i__payload$210 [9] = \o__payload$191 [257];
-  assign \i__payload$210 [8] = \o__payload$191 [256];
-  assign \i__payload$210 [7:0] = \o__payload$191 [15:8];
-  assign lane__payload[37:8] = \o__payload$195 [32:3];
-  assign lane__payload[7] = \o__payload$195 [2];
+  assign \i__payload$476 [10] = \o__payload$196 [258];
+  assign \i__payload$476 [9] = \o__payload$196 [257];
+  assign \i__payload$476 [8] = \o__payload$196 [256];
+  assign \i__payload$476 [7:0] = \o__payload$196 [119:112];
+  assign \lane__payload$459 [37:8] = \o__payload$460 [32:3];
+  assign \lane__payload$459 [7] = \o__payload$460 [2];
+  assign \lane__payload$459 [6:1] = { 1'h0, \$34  };
+  assign \lane__payload$459 [0] = \o__payload$460 [0];
+  assign \i__payload$456 [10] = \o__payload$196 [258];
+  assign \i__payload$456 [9] = \o__payload$196 [257];
+  assign \i__payload$456 [8] = \o__payload$196 [256];
+  assign \i__payload$456 [7:0] = \o__payload$196 [111:104];
+  assign \lane__payload$439 [37:8] = \o__payload$440 [32:3];
+  assign \lane__payload$439 [7] = \o__payload$440 [2];
+  assign \lane__payload$439 [6:1] = { 1'h0, \$32  };
+  assign \lane__payload$439 [0] = \o__payload$440 [0];
+  assign \i__payload$436 [10] = \o__payload$196 [258];
+  assign \i__payload$436 [9] = \o__payload$196 [257];
+  assign \i__payload$436 [8] = \o__payload$196 [256];
+  assign \i__payload$436 [7:0] = \o__payload$196 [103:96];
+  assign \lane__payload$419 [37:8] = \o__payload$420 [32:3];
+  assign \lane__payload$419 [7] = \o__payload$420 [2];
+  assign \lane__payload$419 [6:1] = { 1'h0, \$30  };
+  assign \lane__payload$419 [0] = \o__payload$420 [0];
+  assign \i__payload$416 [10] = \o__payload$196 [258];
+  assign \i__payload$416 [9] = \o__payload$196 [257];
+  assign \i__payload$416 [8] = \o__payload$196 [256];
+  assign \i__payload$416 [7:0] = \o__payload$196 [95:88];
+  assign \lane__payload$399 [37:8] = \o__payload$400 [32:3];
+  assign \lane__payload$399 [7] = \o__payload$400 [2];
+  assign \lane__payload$399 [6:1] = { 1'h0, \$28  };
+  assign \lane__payload$399 [0] = \o__payload$400 [0];
+  assign \i__payload$396 [10] = \o__payload$196 [258];
+  assign \i__payload$396 [9] = \o__payload$196 [257];
+  assign \i__payload$396 [8] = \o__payload$196 [256];
+  assign \i__payload$396 [7:0] = \o__payload$196 [87:80];
+  assign \lane__payload$379 [37:8] = \o__payload$380 [32:3];
+  assign \lane__payload$379 [7] = \o__payload$380 [2];
+  assign \lane__payload$379 [6:1] = { 1'h0, \$26  };
+  assign \lane__payload$379 [0] = \o__payload$380 [0];
+  assign \i__payload$376 [10] = \o__payload$196 [258];
+  assign \i__payload$376 [9] = \o__payload$196 [257];
+  assign \i__payload$376 [8] = \o__payload$196 [256];
+  assign \i__payload$376 [7:0] = \o__payload$196 [79:72];
+  assign \lane__payload$359 [37:8] = \o__payload$360 [32:3];
+  assign \lane__payload$359 [7] = \o__payload$360 [2];
+  assign \lane__payload$359 [6:1] = { 1'h0, \$24  };
+  assign \lane__payload$359 [0] = \o__payload$360 [0];
+  assign \i__payload$356 [10] = \o__payload$196 [258];
+  assign \i__payload$356 [9] = \o__payload$196 [257];
+  assign \i__payload$356 [8] = \o__payload$196 [256];
+  assign \i__payload$356 [7:0] = \o__payload$196 [71:64];
+  assign \lane__payload$339 [37:8] = \o__payload$340 [32:3];
+  assign \lane__payload$339 [7] = \o__payload$340 [2];
+  assign \lane__payload$339 [6:1] = { 2'h0, \$22  };
+  assign \lane__payload$339 [0] = \o__payload$340 [0];
+  assign \i__payload$336 [10] = \o__payload$196 [258];
+  assign \i__payload$336 [9] = \o__payload$196 [257];
+  assign \i__payload$336 [8] = \o__payload$196 [256];
+  assign \i__payload$336 [7:0] = \o__payload$196 [63:56];
+  assign \lane__payload$319 [37:8] = \o__payload$320 [32:3];
+  assign \lane__payload$319 [7] = \o__payload$320 [2];
+  assign \lane__payload$319 [6:1] = { 2'h0, \$20  };
+  assign \lane__payload$319 [0] = \o__payload$320 [0];
+  assign \i__payload$316 [10] = \o__payload$196 [258];
+  assign \i__payload$316 [9] = \o__payload$196 [257];
+  assign \i__payload$316 [8] = \o__payload$196 [256];
+  assign \i__payload$316 [7:0] = \o__payload$196 [55:48];
+  assign \lane__payload$299 [37:8] = \o__payload$300 [32:3];
+  assign \lane__payload$299 [7] = \o__payload$300 [2];
+  assign \lane__payload$299 [6:1] = { 2'h0, \$18  };
+  assign \lane__payload$299 [0] = \o__payload$300 [0];
+  assign \i__payload$296 [10] = \o__payload$196 [258];
+  assign \i__payload$296 [9] = \o__payload$196 [257];
+  assign \i__payload$296 [8] = \o__payload$196 [256];
+  assign \i__payload$296 [7:0] = \o__payload$196 [47:40];
+  assign \lane__payload$279 [37:8] = \o__payload$280 [32:3];
+  assign \lane__payload$279 [7] = \o__payload$280 [2];
+  assign \lane__payload$279 [6:1] = { 2'h0, \$16  };
+  assign \lane__payload$279 [0] = \o__payload$280 [0];
+  assign \i__payload$276 [10] = \o__payload$196 [258];
+  assign \i__payload$276 [9] = \o__payload$196 [257];
+  assign \i__payload$276 [8] = \o__payload$196 [256];
+  assign \i__payload$276 [7:0] = \o__payload$196 [39:32];
+  assign \lane__payload$259 [37:8] = \o__payload$260 [32:3];
+  assign \lane__payload$259 [7] = \o__payload$260 [2];
+  assign \lane__payload$259 [6:1] = { 3'h0, \$14  };
+  assign \lane__payload$259 [0] = \o__payload$260 [0];
+  assign \i__payload$256 [10] = \o__payload$196 [258];
+  assign \i__payload$256 [9] = \o__payload$196 [257];
+  assign \i__payload$256 [8] = \o__payload$196 [256];
+  assign \i__payload$256 [7:0] = \o__payload$196 [31:24];
+  assign \lane__payload$239 [37:8] = \o__payload$240 [32:3];
+  assign \lane__payload$239 [7] = \o__payload$240 [2];
+  assign \lane__payload$239 [6:1] = { 3'h0, \$12  };
+  assign \lane__payload$239 [0] = \o__payload$240 [0];
+  assign \i__payload$236 [10] = \o__payload$196 [258];
+  assign \i__payload$236 [9] = \o__payload$196 [257];
+  assign \i__payload$236 [8] = \o__payload$196 [256];
+  assign \i__payload$236 [7:0] = \o__payload$196 [23:16];
+  assign \lane__payload$219 [37:8] = \o__payload$220 [32:3];
+  assign \lane__payload$219 [7] = \o__payload$220 [2];
+  assign \lane__payload$219 [6:1] = { 4'h0, \$10  };
+  assign \lane__payload$219 [0] = \o__payload$220 [0];
+  assign \i__payload$216 [10] = \o__payload$196 [258];
+  assign \i__payload$216 [9] = \o__payload$196 [257];
+  assign \i__payload$216 [8] = \o__payload$196 [256];
+  assign \i__payload$216 [7:0] = \o__payload$196 [15:8];
+  assign lane__payload[37:8] = \o__payload$200 [32:3];
+  assign lane__payload[7] = \o__payload$200 [2];
   assign lane__payload[6:1] = { 5'h00, \$8  };
-  assign lane__payload[0] = \o__payload$195 [0];
-  assign \i__payload$190 [10] = \o__payload$191 [258];
-  assign \i__payload$190 [9] = \o__payload$191 [257];
-  assign \i__payload$190 [8] = \o__payload$191 [256];
-  assign \i__payload$190 [7:0] = \o__payload$191 [7:0];
+  assign lane__payload[0] = \o__payload$200 [0];
+  assign \i__payload$195 [10] = \o__payload$196 [258];
+  assign \i__payload$195 [9] = \o__payload$196 [257];
+  assign \i__payload$195 [8] = \o__payload$196 [256];
+  assign \i__payload$195 [7:0] = \o__payload$196 [7:0];
   assign \$4  = banks_in_use;
-  assign \$8  = \o__payload$195 [1];
-  assign \$10 [0] = \o__payload$214 [1];
+  assign \$8  = \o__payload$200 [1];
+  assign \$10 [0] = \o__payload$220 [1];
   assign \$10 [1] = 1'h1;
-  assign \$12 [1:0] = { 1'h0, \o__payload$233 [1] };
+  assign \$12 [1:0] = { 1'h0, \o__payload$240 [1] };
   assign \$12 [2] = 1'h1;
-  assign \$14 [0] = \o__payload$252 [1];
+  assign \$14 [0] = \o__payload$260 [1];
   assign \$14 [2:1] = 2'h3;
-  assign \$16 [2:0] = { 2'h0, \o__payload$271 [1] };
+  assign \$16 [2:0] = { 2'h0, \o__payload$280 [1] };
   assign \$16 [3] = 1'h1;
-  assign { \$18 [2], \$18 [0] } = { 1'h0, \o__payload$290 [1] };
+  assign { \$18 [2], \$18 [0] } = { 1'h0, \o__payload$300 [1] };
   assign { \$18 [3], \$18 [1] } = 2'h3;
-  assign \$20 [1:0] = { 1'h0, \o__payload$309 [1] };
+  assign \$20 [1:0] = { 1'h0, \o__payload$320 [1] };
   assign \$20 [3:2] = 2'h3;
-  assign \$22 [0] = \o__payload$328 [1];
+  assign \$22 [0] = \o__payload$340 [1];
   assign \$22 [3:1] = 3'h7;
-  assign \$24 [3:0] = { 3'h0, \o__payload$347 [1] };
+  assign \$24 [3:0] = { 3'h0, \o__payload$360 [1] };
   assign \$24 [4] = 1'h1;
-  assign { \$26 [3:2], \$26 [0] } = { 2'h0, \o__payload$366 [1] };
+  assign { \$26 [3:2], \$26 [0] } = { 2'h0, \o__payload$380 [1] };
   assign { \$26 [4], \$26 [1] } = 2'h3;
-  assign { \$28 [3], \$28 [1:0] } = { 2'h0, \o__payload$385 [1] };
+  assign { \$28 [3], \$28 [1:0] } = { 2'h0, \o__payload$400 [1] };
   assign { \$28 [4], \$28 [2] } = 2'h3;
-  assign { \$30 [3], \$30 [0] } = { 1'h0, \o__payload$404 [1] };
+  assign { \$30 [3], \$30 [0] } = { 1'h0, \o__payload$420 [1] };
   assign { \$30 [4], \$30 [2:1] } = 3'h7;
-  assign \$32 [2:0] = { 2'h0, \o__payload$423 [1] };
+  assign \$32 [2:0] = { 2'h0, \o__payload$440 [1] };
   assign \$32 [4:3] = 2'h3;
-  assign { \$34 [2], \$34 [0] } = { 1'h0, \o__payload$442 [1] };
+  assign { \$34 [2], \$34 [0] } = { 1'h0, \o__payload$460 [1] };
   assign { \$34 [4:3], \$34 [1] } = 3'h7;
-  assign \$36 [1:0] = { 1'h0, \o__payload$461 [1] };
+  assign \$36 [1:0] = { 1'h0, \o__payload$480 [1] };
   assign \$36 [4:2] = 3'h7;
-  assign \$38 [0] = \o__payload$480 [1];
+  assign \$38 [0] = \o__payload$500 [1];
   assign \$38 [4:1] = 4'hf;
-  assign \$40 [4:0] = { 4'h0, \o__payload$499 [1] };
+  assign \$40 [4:0] = { 4'h0, \o__payload$520 [1] };
   assign \$40 [5] = 1'h1;
-  assign { \$42 [4:2], \$42 [0] } = { 3'h0, \o__payload$518 [1] };
+  assign { \$42 [4:2], \$42 [0] } = { 3'h0, \o__payload$540 [1] };
   assign { \$42 [5], \$42 [1] } = 2'h3;
-  assign { \$44 [4:3], \$44 [1:0] } = { 3'h0, \o__payload$537 [1] };
+  assign { \$44 [4:3], \$44 [1:0] } = { 3'h0, \o__payload$560 [1] };
   assign { \$44 [5], \$44 [2] } = 2'h3;
-  assign { \$46 [4:3], \$46 [0] } = { 2'h0, \o__payload$556 [1] };
+  assign { \$46 [4:3], \$46 [0] } = { 2'h0, \o__payload$580 [1] };
   assign { \$46 [5], \$46 [2:1] } = 3'h7;
-  assign { \$48 [4], \$48 [2:0] } = { 3'h0, \o__payload$575 [1] };
+  assign { \$48 [4], \$48 [2:0] } = { 3'h0, \o__payload$600 [1] };
   assign { \$48 [5], \$48 [3] } = 2'h3;
-  assign { \$50 [4], \$50 [2], \$50 [0] } = { 2'h0, \o__payload$594 [1] };
+  assign { \$50 [4], \$50 [2], \$50 [0] } = { 2'h0, \o__payload$620 [1] };
   assign { \$50 [5], \$50 [3], \$50 [1] } = 3'h7;
-  assign { \$52 [4], \$52 [1:0] } = { 2'h0, \o__payload$613 [1] };
+  assign { \$52 [4], \$52 [1:0] } = { 2'h0, \o__payload$640 [1] };
   assign { \$52 [5], \$52 [3:2] } = 3'h7;
-  assign { \$54 [4], \$54 [0] } = { 1'h0, \o__payload$632 [1] };
+  assign { \$54 [4], \$54 [0] } = { 1'h0, \o__payload$660 [1] };
   assign { \$54 [5], \$54 [3:1] } = 4'hf;
-  assign \$56 [3:0] = { 3'h0, \o__payload$651 [1] };
+  assign \$56 [3:0] = { 3'h0, \o__payload$680 [1] };
   assign \$56 [5:4] = 2'h3;
-  assign { \$58 [3:2], \$58 [0] } = { 2'h0, \o__payload$670 [1] };
+  assign { \$58 [3:2], \$58 [0] } = { 2'h0, \o__payload$700 [1] };
   assign { \$58 [5:4], \$58 [1] } = 3'h7;
-  assign { \$60 [3], \$60 [1:0] } = { 2'h0, \o__payload$689 [1] };
+  assign { \$60 [3], \$60 [1:0] } = { 2'h0, \o__payload$720 [1] };
   assign { \$60 [5:4], \$60 [2] } = 3'h7;
-  assign { \$62 [3], \$62 [0] } = { 1'h0, \o__payload$708 [1] };
+  assign { \$62 [3], \$62 [0] } = { 1'h0, \o__payload$740 [1] };
   assign { \$62 [5:4], \$62 [2:1] } = 4'hf;
-  assign \$64 [2:0] = { 2'h0, \o__payload$727 [1] };
+  assign \$64 [2:0] = { 2'h0, \o__payload$760 [1] };
   assign \$64 [5:3] = 3'h7;
-  assign { \$66 [2], \$66 [0] } = { 1'h0, \o__payload$746 [1] };
+  assign { \$66 [2], \$66 [0] } = { 1'h0, \o__payload$780 [1] };
   assign { \$66 [5:3], \$66 [1] } = 4'hf;
-  assign \$68 [1:0] = { 1'h0, \o__payload$765 [1] };
+  assign \$68 [1:0] = { 1'h0, \o__payload$800 [1] };
   assign \$68 [5:2] = 4'hf;
-  assign \$70 [0] = \o__payload$784 [1];
+  assign \$70 [0] = \o__payload$820 [1];
   assign \$70 [5:1] = 5'h1f;
 endmodule
 
@@ -6026,25 +6172,42 @@ module egret_l_onchip_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
   assign o__valid = left;
 endmodule
 
-module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i__payload$40 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$62 , \o__payload$58 
-, \o__ready$60 , clk);
+module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
+, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
   reg time_zero  = 0;
-  wire \$1 , \$11 , \$12 , \$13 , \$14 , \$16 , \$20 , \$21 , \$22 , \$23 , \$24 , \$27 , \$28 ,
-    \$29 , \$3 , \$30 , \$32 , \$36 , \$5 , \$6 , \$7 , \$8 ;
-  wire [1:0] \$4 ;
-  reg \$37 ;
-  reg [3:0] \$38 ;
-  reg [3:0] \$39 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
+    \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
+  wire [1:0] \$2 ;
+  reg \$35 ;
+  reg \$36 ;
+  reg [3:0] \$37 ;
+  reg \$38 ;
+  reg \$39 ;
+  reg \$40 ;
+  reg \$41 ;
+  reg [3:0] \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg \$45 ;
   wire bad;
-  wire \bad$96 ;
+  wire \bad$98 ;
+  reg bad_0_0 = 1'h0;
+  reg \bad_0_0$97  = 1'h0;
+  reg bad_0_1 = 1'h0;
+  reg \bad_0_1$102  = 1'h0;
+  reg bad_1_0 = 1'h0;
+  reg \bad_1_0$103  = 1'h0;
+  reg bad_1_1 = 1'h0;
+  reg \bad_1_1$104  = 1'h0;
   output [3:0] bad_index;
   reg [3:0] bad_index = 4'h0;
   wire bad_parity;
-  wire \bad_parity$97 ;
+  wire \bad_parity$99 ;
   output [3:0] bad_prefix;
   reg [3:0] bad_prefix = 4'h0;
   wire bad_slot;
-  wire \bad_slot$98 ;
+  wire \bad_slot$100 ;
+  wire [1:0] banks;
   input cancel;
   wire cancel;
   input [1:0] clear_errors;
@@ -6053,88 +6216,83 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$74 ;
+  wire [22:0] \code_write$70 ;
   input [87:0] codes;
   wire [87:0] codes;
   wire [87:0] \codes$11 ;
-  wire [87:0] \codes$64 ;
   input drain;
   wire drain;
   wire \drain$9 ;
   wire enable;
-  wire \enable$20 ;
-  wire \enable$69 ;
-  wire \enable$70 ;
+  wire \enable$21 ;
+  wire \enable$65 ;
+  wire \enable$66 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$79 ;
+  wire [1:0] \go$76 ;
   wire [27:0] i;
   wire [56:0] i__payload;
-  input [10:0] \i__payload$40 ;
-  wire [10:0] \i__payload$40 ;
+  input [10:0] \i__payload$41 ;
   wire [10:0] \i__payload$41 ;
-  wire [56:0] \i__payload$46 ;
-  wire [33:0] \i__payload$52 ;
+  wire [10:0] \i__payload$42 ;
+  wire [56:0] \i__payload$47 ;
+  wire [33:0] \i__payload$53 ;
   wire i__ready;
-  output \i__ready$42 ;
-  wire \i__ready$42 ;
+  output \i__ready$43 ;
   wire \i__ready$43 ;
-  wire \i__ready$49 ;
-  wire \i__ready$55 ;
+  wire \i__ready$44 ;
+  wire \i__ready$50 ;
+  wire \i__ready$56 ;
   wire i__valid;
-  input \i__valid$44 ;
-  wire \i__valid$44 ;
+  input \i__valid$45 ;
   wire \i__valid$45 ;
-  wire \i__valid$50 ;
-  wire \i__valid$56 ;
+  wire \i__valid$46 ;
+  wire \i__valid$51 ;
+  wire \i__valid$57 ;
   wire i_bank;
   wire [7:0] i_bits;
-  wire [7:0] \i_bits$30 ;
+  wire [7:0] \i_bits$31 ;
   wire [7:0] i_end;
   wire [7:0] i_event;
   wire i_first;
   wire i_last;
-  wire \i_last$25 ;
+  wire \i_last$26 ;
   wire i_parity;
-  wire \i_parity$27 ;
+  wire \i_parity$28 ;
   wire i_run_form;
   wire i_slot;
   wire i_valid;
-  wire \i_valid$21 ;
+  wire \i_valid$22 ;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$82 ;
-  input [69:0] matrices;
-  wire [69:0] matrices;
-  wire [69:0] \matrices$66 ;
+  wire [26:0] \map_write$79 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$88 ;
+  wire \multiply$85 ;
   wire [56:0] o;
-  wire [37:0] \o$72 ;
-  wire [27:0] \o$86 ;
+  wire [27:0] \o$83 ;
   wire [10:0] o__payload;
-  wire [56:0] \o__payload$47 ;
-  wire [33:0] \o__payload$53 ;
-  output [32:0] \o__payload$58 ;
-  wire [32:0] \o__payload$58 ;
+  wire [56:0] \o__payload$48 ;
+  wire [33:0] \o__payload$54 ;
+  output [32:0] \o__payload$59 ;
   wire [32:0] \o__payload$59 ;
+  wire [32:0] \o__payload$60 ;
   wire o__ready;
-  wire \o__ready$48 ;
-  wire \o__ready$54 ;
-  input \o__ready$60 ;
-  wire \o__ready$60 ;
+  wire \o__ready$49 ;
+  wire \o__ready$55 ;
+  input \o__ready$61 ;
   wire \o__ready$61 ;
+  wire \o__ready$62 ;
   wire o__valid;
-  wire \o__valid$51 ;
-  wire \o__valid$57 ;
-  output \o__valid$62 ;
-  wire \o__valid$62 ;
+  wire \o__valid$52 ;
+  wire \o__valid$58 ;
+  output \o__valid$63 ;
   wire \o__valid$63 ;
+  wire \o__valid$64 ;
   wire [7:0] o_bits;
   wire [7:0] o_end;
   wire [7:0] o_event;
@@ -6142,60 +6300,82 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i
   wire o_parity;
   wire o_slot;
   wire o_valid;
-  wire \o_valid$37 ;
+  wire \o_valid$38 ;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$77 ;
+  wire \selected$74 ;
+  input [37:0] settings;
   wire [37:0] settings;
-  wire [37:0] \settings$80 ;
+  wire [37:0] \settings$68 ;
+  wire [37:0] \settings$77 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$68 ;
-  wire [15:0] \start_write$75 ;
+  wire [15:0] \start_write$72 ;
   wire turn;
   reg \turn$4  = 1'h0;
   input [150:0] vector_write;
   wire [150:0] vector_write;
-  wire [150:0] \vector_write$84 ;
+  wire [150:0] \vector_write$81 ;
+  always @(posedge clk)
+    bad_index <= \$42 ;
+  always @(posedge clk)
+    \bad_0_1$102  <= \$43 ;
+  always @(posedge clk)
+    \bad_1_0$103  <= \$44 ;
+  always @(posedge clk)
+    \bad_1_1$104  <= \$45 ;
   assign mine = turn == \turn$4 ;
   assign o__ready = i__ready & mine;
   assign i_valid = o__valid & mine;
-  assign \$3  = o__valid & o__ready;
-  assign \$4  = \turn$4  + 1'h1;
-  assign \$5  = ! bad_parity;
-  assign \$6  = bad & \$5 ;
-  assign \$7  = ! bad_slot;
-  assign \$8  = \$6  & \$7 ;
-  assign \$12  = \$6  & \$11 ;
-  assign \$14  = bad & \$13 ;
-  assign \$16  = \$14  & \$7 ;
-  assign \$20  = \$14  & \$11 ;
-  assign \$21  = ! \bad_parity$97 ;
-  assign \$22  = \bad$96  & \$21 ;
-  assign \$23  = ! \bad_slot$98 ;
-  assign \$24  = \$22  & \$23 ;
-  assign \$28  = \$22  & \$27 ;
-  assign \$30  = \bad$96  & \$29 ;
-  assign \$32  = \$30  & \$23 ;
-  assign \$36  = \$30  & \$27 ;
+  assign i_bank = { port_1 , port_0  } >> o__payload[10];
+  assign \$1  = o__valid & o__ready;
+  assign \$2  = \turn$4  + 1'h1;
+  assign \$3  = ! bad_parity;
+  assign \$4  = bad & \$3 ;
+  assign \$5  = ! bad_slot;
+  assign \$6  = \$4  & \$5 ;
+  assign \$10  = \$4  & \$9 ;
+  assign \$12  = bad & \$11 ;
+  assign \$14  = \$12  & \$5 ;
+  assign \$18  = \$12  & \$9 ;
+  assign \$19  = ! \bad_parity$99 ;
+  assign \$20  = \bad$98  & \$19 ;
+  assign \$21  = ! \bad_slot$100 ;
+  assign \$22  = \$20  & \$21 ;
+  assign \$26  = \$20  & \$25 ;
+  assign \$28  = \bad$98  & \$27 ;
+  assign \$30  = \$28  & \$21 ;
+  assign \$34  = \$28  & \$25 ;
   always @(posedge clk)
-    \turn$4  <= \$37 ;
+    \turn$4  <= \$35 ;
   always @(posedge clk)
-    bad_prefix <= \$38 ;
+    bad_0_0 <= \$36 ;
   always @(posedge clk)
-    bad_index <= \$39 ;
+    bad_prefix <= \$37 ;
+  always @(posedge clk)
+    bad_0_1 <= \$38 ;
+  always @(posedge clk)
+    bad_1_0 <= \$39 ;
+  always @(posedge clk)
+    bad_1_1 <= \$40 ;
+  always @(posedge clk)
+    \bad_0_0$97  <= \$41 ;
   egret_l_onchip_core_lane_blocks  blocks (
     .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$46 ),
-    .o__ready(\o__ready$48 ),
-    .o__valid(\i__valid$50 ),
-    .rst(rst)
+    .o__payload(\i__payload$47 ),
+    .o__ready(\o__ready$49 ),
+    .rst(rst),
+    .some(\i__valid$51 )
   );
   egret_l_onchip_core_lane_collector  collector (
     .bad(bad),
@@ -6204,14 +6384,14 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i
     .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
-    .i_bits(\i_bits$30 ),
+    .i_bits(\i_bits$31 ),
     .i_end(i_end),
     .i_event(i_event),
-    .i_last(\i_last$25 ),
-    .i_parity(\i_parity$27 ),
+    .i_last(\i_last$26 ),
+    .i_parity(\i_parity$28 ),
     .i_run_form(i_run_form),
     .i_slot(i_slot),
-    .i_valid(\i_valid$21 ),
+    .i_valid(\i_valid$22 ),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
@@ -6219,38 +6399,38 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i
   egret_l_onchip_core_lane_extractor  extractor (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$46 ),
-    .i__ready(\o__ready$48 ),
-    .i__valid(\i__valid$50 ),
-    .o__payload(\i__payload$52 ),
-    .o__ready(\o__ready$54 ),
-    .o__valid(\i__valid$56 ),
+    .i__payload(\i__payload$47 ),
+    .i__ready(\o__ready$49 ),
+    .i__valid(\i__valid$51 ),
+    .o__payload(\i__payload$53 ),
+    .o__ready(\o__ready$55 ),
+    .o__valid(\i__valid$57 ),
     .rst(rst)
   );
   egret_l_onchip_core_lane_input  \input  (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$40 ),
-    .i__ready(\i__ready$42 ),
-    .i__valid(\i__valid$44 ),
+    .i__payload(\i__payload$41 ),
+    .i__ready(\i__ready$43 ),
+    .i__valid(\i__valid$45 ),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
   egret_l_onchip_core_lane_mac  mac (
-    .bad(\bad$96 ),
-    .bad_parity(\bad_parity$97 ),
-    .bad_slot(\bad_slot$98 ),
+    .bad(\bad$98 ),
+    .bad_parity(\bad_parity$99 ),
+    .bad_slot(\bad_slot$100 ),
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$69 ),
-    .full(\o__valid$62 ),
+    .enable(\enable$65 ),
     .i(i),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$58 ),
-    .o__ready(\o__ready$60 ),
+    .o__payload(\o__payload$59 ),
+    .o__ready(\o__ready$61 ),
+    .o__valid(\o__valid$63 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
@@ -6262,13 +6442,13 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i
     .enable(i__ready),
     .i_valid(i_valid),
     .microcode_write(microcode_write),
-    .o_bits(\i_bits$30 ),
+    .o_bits(\i_bits$31 ),
     .o_end(i_end),
     .o_event(i_event),
-    .o_last(\i_last$25 ),
-    .o_parity(\i_parity$27 ),
+    .o_last(\i_last$26 ),
+    .o_parity(\i_parity$28 ),
     .o_slot(i_slot),
-    .o_valid(\i_valid$21 ),
+    .o_valid(\i_valid$22 ),
     .port_0 (o__payload),
     .rst(rst),
     .turn(turn)
@@ -6277,97 +6457,176 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$69 ),
+    .enable(\enable$65 ),
     .go(go),
-    .i__payload(\i__payload$52 ),
-    .i__ready(\o__ready$54 ),
-    .i__valid(\i__valid$56 ),
+    .i__payload(\i__payload$53 ),
+    .i__ready(\o__ready$55 ),
+    .i__valid(\i__valid$57 ),
     .o(i),
     .rst(rst),
     .selected(selected),
     .settings(settings),
     .start_write(start_write)
   );
-  egret_l_onchip_core_lane_settings_101  \settings$101  (
-    .cancel(cancel),
-    .clk(clk),
-    .codes(codes),
-    .matrices(matrices),
-    .o(settings),
-    .rst(rst),
-    .start_write(start_write)
-  );
   always @* begin
     if (time_zero ) begin end
-    \$37  = \turn$4 ;
-    if (\$3 ) begin
-      \$37  = \$4 [0];
-    end
+    \$43  = \$26 ;
     if (cancel) begin
-      \$37  = 1'h0;
+      \$43  = 1'h0;
     end
     if (rst) begin
-      \$37  = 1'h0;
+      \$43  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$38  = bad_prefix;
-    if (\$8 ) begin
-      \$38 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$38 [0] = 1'h0;
-    end
-    if (\$12 ) begin
-      \$38 [1] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$38 [1] = 1'h0;
-    end
-    if (\$16 ) begin
-      \$38 [2] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$38 [2] = 1'h0;
-    end
-    if (\$20 ) begin
-      \$38 [3] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$38 [3] = 1'h0;
-    end
+    \$44  = \$30 ;
     if (cancel) begin
-      \$38  = 4'h0;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$38  = 4'h0;
+      \$44  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = bad_index;
-    if (\$24 ) begin
-      \$39 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$39 [0] = 1'h0;
-    end
-    if (\$28 ) begin
-      \$39 [1] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$39 [1] = 1'h0;
-    end
-    if (\$32 ) begin
-      \$39 [2] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$39 [2] = 1'h0;
-    end
-    if (\$36 ) begin
-      \$39 [3] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$39 [3] = 1'h0;
-    end
+    \$45  = \$34 ;
     if (cancel) begin
-      \$39  = 4'h0;
+      \$45  = 1'h0;
     end
     if (rst) begin
-      \$39  = 4'h0;
+      \$45  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$35  = \turn$4 ;
+    if (\$1 ) begin
+      \$35  = \$2 [0];
+    end
+    if (cancel) begin
+      \$35  = 1'h0;
+    end
+    if (rst) begin
+      \$35  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$36  = \$6 ;
+    if (cancel) begin
+      \$36  = 1'h0;
+    end
+    if (rst) begin
+      \$36  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = bad_prefix;
+    if (bad_0_0) begin
+      \$37 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [0] = 1'h0;
+    end
+    if (bad_0_1) begin
+      \$37 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [1] = 1'h0;
+    end
+    if (bad_1_0) begin
+      \$37 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [2] = 1'h0;
+    end
+    if (bad_1_1) begin
+      \$37 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$37  = 4'h0;
+    end
+    if (rst) begin
+      \$37  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$38  = \$10 ;
+    if (cancel) begin
+      \$38  = 1'h0;
+    end
+    if (rst) begin
+      \$38  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$39  = \$14 ;
+    if (cancel) begin
+      \$39  = 1'h0;
+    end
+    if (rst) begin
+      \$39  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = \$18 ;
+    if (cancel) begin
+      \$40  = 1'h0;
+    end
+    if (rst) begin
+      \$40  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = \$22 ;
+    if (cancel) begin
+      \$41  = 1'h0;
+    end
+    if (rst) begin
+      \$41  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = bad_index;
+    if (\bad_0_0$97 ) begin
+      \$42 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [0] = 1'h0;
+    end
+    if (\bad_0_1$102 ) begin
+      \$42 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [1] = 1'h0;
+    end
+    if (\bad_1_0$103 ) begin
+      \$42 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [2] = 1'h0;
+    end
+    if (\bad_1_1$104 ) begin
+      \$42 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$42  = 4'h0;
+    end
+    if (rst) begin
+      \$42  = 4'h0;
     end
   end
   assign \microcode_write$1  = microcode_write;
@@ -6377,91 +6636,87 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$44 , \i__ready$42 , \i
   assign i_first = o__payload[8];
   assign i_last = o__payload[9];
   assign i_parity = o__payload[10];
+  assign banks = { port_1 , port_0  };
   assign i_bits = o__payload[7:0];
-  assign \enable$20  = i__ready;
-  assign o_valid = \i_valid$21 ;
+  assign \enable$21  = i__ready;
+  assign o_valid = \i_valid$22 ;
   assign o_slot = i_slot;
-  assign o_last = \i_last$25 ;
-  assign o_parity = \i_parity$27 ;
-  assign o_bits = \i_bits$30 ;
+  assign o_last = \i_last$26 ;
+  assign o_parity = \i_parity$28 ;
+  assign o_bits = \i_bits$31 ;
   assign o_end = i_end;
   assign o_event = i_event;
-  assign \o_valid$37  = i__valid;
+  assign \o_valid$38  = i__valid;
   assign o = i__payload;
-  assign \i__payload$41  = \i__payload$40 ;
-  assign \i__ready$43  = \i__ready$42 ;
-  assign \i__valid$45  = \i__valid$44 ;
-  assign \o__payload$47  = \i__payload$46 ;
-  assign \i__ready$49  = \o__ready$48 ;
-  assign \o__valid$51  = \i__valid$50 ;
-  assign \o__payload$53  = \i__payload$52 ;
-  assign \i__ready$55  = \o__ready$54 ;
-  assign \o__valid$57  = \i__valid$56 ;
-  assign \o__payload$59  = \o__payload$58 ;
-  assign \o__ready$61  = \o__ready$60 ;
-  assign \o__valid$63  = \o__valid$62 ;
-  assign \codes$64  = codes;
-  assign \matrices$66  = matrices;
-  assign \start_write$68  = start_write;
-  assign \enable$70  = \enable$69 ;
-  assign \o$72  = settings;
-  assign \code_write$74  = code_write;
-  assign \start_write$75  = start_write;
-  assign \selected$77  = selected;
-  assign \go$79  = go;
-  assign \settings$80  = settings;
-  assign \map_write$82  = map_write;
-  assign \vector_write$84  = vector_write;
-  assign \o$86  = i;
-  assign \multiply$88  = multiply;
-  assign i_bank = 1'h0;
-  assign \$1  = codes[0];
-  assign i_run_form = \$1 ;
-  assign \$11  = bad_slot;
-  assign \$13  = bad_parity;
-  assign \$27  = \bad_slot$98 ;
-  assign \$29  = \bad_parity$97 ;
+  assign \i__payload$42  = \i__payload$41 ;
+  assign \i__ready$44  = \i__ready$43 ;
+  assign \i__valid$46  = \i__valid$45 ;
+  assign \o__payload$48  = \i__payload$47 ;
+  assign \i__ready$50  = \o__ready$49 ;
+  assign \o__valid$52  = \i__valid$51 ;
+  assign \o__payload$54  = \i__payload$53 ;
+  assign \i__ready$56  = \o__ready$55 ;
+  assign \o__valid$58  = \i__valid$57 ;
+  assign \o__payload$60  = \o__payload$59 ;
+  assign \o__ready$62  = \o__ready$61 ;
+  assign \o__valid$64  = \o__valid$63 ;
+  assign \enable$66  = \enable$65 ;
+  assign \settings$68  = settings;
+  assign \code_write$70  = code_write;
+  assign \start_write$72  = start_write;
+  assign \selected$74  = selected;
+  assign \go$76  = go;
+  assign \settings$77  = settings;
+  assign \map_write$79  = map_write;
+  assign \vector_write$81  = vector_write;
+  assign \o$83  = i;
+  assign \multiply$85  = multiply;
+  assign i_run_form = codes[0];
+  assign \$9  = bad_slot;
+  assign \$11  = bad_parity;
+  assign \$25  = \bad_slot$100 ;
+  assign \$27  = \bad_parity$99 ;
 endmodule
 
-module egret_l_onchip_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
+module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg [3:0] \$16 ;
-  reg [3:0] \$17 ;
-  reg [56:0] \$18 ;
-  reg \$19 ;
-  reg \$20 ;
-  (* init = 4'h0 *)
-  wire [3:0] \$signature__addr ;
+  wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
+  reg [3:0] \$21 ;
+  reg [3:0] \$22 ;
+  reg \$23 ;
+  reg \$24 ;
+  reg [3:0] \$signature__addr  = 4'h0;
   wire [56:0] \$signature__data ;
   wire \$signature__en ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg grew = 1'h0;
   input [56:0] i__payload;
   wire [56:0] i__payload;
   output i__ready;
-  wire i__ready;
+  reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
   wire move;
   output [56:0] o__payload;
-  reg [56:0] o__payload = 57'h000000000000000;
+  wire [56:0] o__payload;
   input o__ready;
   wire o__ready;
-  output o__valid;
-  reg o__valid = 1'h0;
-  (* init = 57'h000000000000000 *)
-  wire [56:0] payload;
-  (* init = 4'h0 *)
-  wire [3:0] read__addr;
+  (* init = 1'h0 *)
+  wire o__valid;
+  reg [3:0] read__addr = 4'h0;
   wire [56:0] read__data;
+  (* init = 1'h1 *)
+  wire room;
   input rst;
   wire rst;
-  reg [3:0] taken = 4'h0;
-  reg [3:0] written = 4'h0;
+  output some;
+  reg some = 1'h0;
+  (* init = 4'h0 *)
+  wire [3:0] taken;
+  (* init = 4'h0 *)
+  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [56:0] entries [15:0];
   integer entries_entry;
@@ -6471,104 +6726,96 @@ module egret_l_onchip_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payl
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written] <= i__payload;
+      entries[\$signature__addr ] <= i__payload;
   end
-  assign read__data = entries[taken];
-  assign \$1  = written != taken;
-  assign \$2  = ~ grew;
-  assign i__ready = \$1  | \$2 ;
-  assign \$4  = \$1  | grew;
-  assign \$5  = ~ o__valid;
-  assign \$6  = \$5  | o__ready;
-  assign move = \$4  & \$6 ;
+  assign o__payload = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
-  assign \$7  = written[3] ^ written[2];
-  assign \$8  = | written[2:0];
-  assign \$9  = ~ \$8 ;
-  assign \$10  = \$7  ^ \$9 ;
-  assign \$11  = taken[3] ^ taken[2];
-  assign \$12  = | taken[2:0];
-  assign \$13  = ~ \$12 ;
-  assign \$14  = \$11  ^ \$13 ;
-  assign \$15  = \$signature__en  != move;
+  assign move = some & o__ready;
+  assign \$1  = \$signature__addr [3] ^ \$signature__addr [2];
+  assign \$2  = | \$signature__addr [2:0];
+  assign \$3  = ~ \$2 ;
+  assign \$4  = \$1  ^ \$3 ;
+  assign \$5  = read__addr[3] ^ read__addr[2];
+  assign \$6  = | read__addr[2:0];
+  assign \$7  = ~ \$6 ;
+  assign \$8  = \$5  ^ \$7 ;
+  assign \$13  = { \$signature__addr [2:0], \$4  } == read__addr;
+  assign \$14  = \$signature__en  & \$13 ;
+  assign \$19  = { read__addr[2:0], \$8  } == \$signature__addr ;
+  assign \$20  = move & \$19 ;
   always @(posedge clk)
-    written <= \$16 ;
+    \$signature__addr  <= \$21 ;
   always @(posedge clk)
-    taken <= \$17 ;
+    read__addr <= \$22 ;
   always @(posedge clk)
-    o__payload <= \$18 ;
+    i__ready <= \$23 ;
   always @(posedge clk)
-    grew <= \$19 ;
-  always @(posedge clk)
-    o__valid <= \$20 ;
+    some <= \$24 ;
   always @* begin
     if (time_zero ) begin end
-    \$16  = written;
+    \$21  = \$signature__addr ;
     if (\$signature__en ) begin
-      \$16  = { written[2:0], \$10  };
+      \$21  = { \$signature__addr [2:0], \$4  };
     end
     if (cancel) begin
-      \$16  = 4'h0;
+      \$21  = 4'h0;
     end
     if (rst) begin
-      \$16  = 4'h0;
+      \$21  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$17  = taken;
+    \$22  = read__addr;
     if (move) begin
-      \$17  = { taken[2:0], \$14  };
+      \$22  = { read__addr[2:0], \$8  };
     end
     if (cancel) begin
-      \$17  = 4'h0;
+      \$22  = 4'h0;
     end
     if (rst) begin
-      \$17  = 4'h0;
+      \$22  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = o__payload;
+    \$23  = i__ready;
     if (move) begin
-      \$18  = read__data;
+      \$23  = 1'h1;
+    end else if (\$14 ) begin
+      \$23  = 1'h0;
+    end
+    if (cancel) begin
+      \$23  = 1'h1;
+    end
+    if (rst) begin
+      \$23  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$19  = grew;
-    if (\$15 ) begin
-      \$19  = \$signature__en ;
+    \$24  = some;
+    if (\$signature__en ) begin
+      \$24  = 1'h1;
+    end else if (\$20 ) begin
+      \$24  = 1'h0;
     end
     if (cancel) begin
-      \$19  = 1'h0;
+      \$24  = 1'h0;
     end
     if (rst) begin
-      \$19  = 1'h0;
+      \$24  = 1'h0;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = o__valid;
-    if (move) begin
-      \$20  = 1'h1;
-    end else if (o__ready) begin
-      \$20  = 1'h0;
-    end
-    if (cancel) begin
-      \$20  = 1'h0;
-    end
-    if (rst) begin
-      \$20  = 1'h0;
-    end
-  end
-  assign \$signature__addr  = written;
+  assign room = i__ready;
+  assign written = \$signature__addr ;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken;
-  assign payload = o__payload;
+  assign taken = read__addr;
+  assign o__valid = some;
+  assign read__data = o__payload;
 endmodule
 
-module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
+module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
   wire \$1 , \$1022 , \$1023 , \$1026 , \$1028 , \$1029 , \$103 , \$1030 , \$1031 , \$104 , \$105 ,
     \$1055 , \$1056 , \$1059 , \$1066 , \$1067 , \$1068 , \$1069 , \$1100 , \$1101 , \$1104 , \$1114
@@ -7481,497 +7728,593 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, enable, cancel, bad,
   assign \$1759  = \$1758 ;
 endmodule
 
-module egret_l_onchip_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
+module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire [7:0] \$1 , \$1157 , \$1182 , \$1183 , \$1184 , \$43 , \$44 ;
-  wire \$10 , \$1001 , \$1011 , \$1012 , \$1015 , \$1030 , \$1031 , \$1034 , \$1054 , \$1055 ,
-    \$1058 , \$106 , \$107 , \$108 , \$1083 , \$1084 , \$1087 , \$109 , \$11 , \$110 , \$111 ,
-    \$1117 , \$1118 , \$112 , \$1121 , \$113 , \$114 , \$115 , \$1153 , \$1154 , \$1155 , \$1156 ,
-    \$116 , \$117 , \$12 , \$13 , \$135 , \$136 , \$137 , \$138 , \$139 , \$14 , \$140 , \$141 ,
-    \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$148 , \$149 , \$15 , \$16 , \$17 , \$170 ,
-    \$171 , \$172 , \$173 , \$174 , \$175 , \$176 , \$177 , \$178 , \$179 , \$18 , \$180 , \$181 ,
-    \$182 , \$183 , \$184 , \$185 , \$186 , \$187 , \$19 , \$2 , \$20 , \$215 , \$216 , \$219 ,
-    \$220 , \$223 , \$226 , \$227 , \$228 , \$229 , \$23 , \$230 , \$234 , \$235 , \$238 , \$24 ,
-    \$241 , \$242 , \$243 , \$26 , \$262 , \$263 , \$266 , \$269 , \$27 , \$270 , \$271 , \$29 , \$3
-    , \$30 , \$303 , \$304 , \$307 , \$310 , \$311 , \$312 , \$32 , \$33 , \$35 , \$357 , \$358 ,
-    \$36 , \$361 , \$364 , \$365 , \$366 , \$38 , \$39 , \$4 , \$41 , \$42 , \$424 , \$425 , \$428 ,
-    \$429 , \$430 , \$431 , \$432 , \$433 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$53 , \$54 ,
-    \$55 , \$556 , \$557 , \$56 , \$561 , \$562 , \$563 , \$57 , \$577 , \$578 , \$581 , \$588 ,
-    \$589 , \$590 , \$591 , \$6 , \$607 , \$608 , \$611 , \$621 , \$622 , \$625 , \$637 , \$638 ,
-    \$639 , \$640 , \$659 , \$66 , \$660 , \$663 , \$67 , \$673 , \$674 , \$677 , \$68 , \$69 ,
-    \$692 , \$693 , \$696 , \$7 , \$70 , \$71 , \$713 , \$714 , \$715 , \$716 , \$738 , \$739 ,
-    \$742 , \$752 , \$753 , \$756 , \$771 , \$772 , \$775 , \$795 , \$796 , \$799 , \$8 , \$821 ,
-    \$822 , \$823 , \$824 , \$83 , \$84 , \$849 , \$85 , \$850 , \$853 , \$86 , \$863 , \$864 ,
-    \$867 , \$87 , \$88 , \$882 , \$883 , \$886 , \$89 , \$9 , \$90 , \$906 , \$907 , \$91 , \$910 ,
-    \$935 , \$936 , \$939 , \$966 , \$967 , \$968 , \$969 , \$997 , \$998 ;
-  wire [1:0] \$1002 , \$1217 , \$1218 , \$254 , \$255 , \$362 , \$363 , \$496 , \$565 , \$572 ,
-    \$573 , \$582 , \$612 , \$64 , \$65 , \$664 , \$743 , \$854 ;
-  wire [2:0] \$1016 , \$1268 , \$1269 , \$292 , \$293 , \$308 , \$309 , \$507 , \$592 , \$602 ,
-    \$603 , \$626 , \$678 , \$757 , \$81 , \$82 , \$868 ;
-  wire [3:0] \$1035 , \$104 , \$105 , \$1348 , \$1349 , \$267 , \$268 , \$343 , \$344 , \$518 ,
-    \$641 , \$654 , \$655 , \$697 , \$776 , \$887 ;
-  wire [4:0] \$1059 , \$133 , \$134 , \$1462 , \$1463 , \$239 , \$240 , \$407 , \$408 , \$529 ,
-    \$717 , \$733 , \$734 , \$800 , \$911 ;
-  wire [5:0] \$1088 , \$1615 , \$1616 , \$168 , \$169 , \$224 , \$225 , \$484 , \$485 , \$540 ,
-    \$825 , \$844 , \$845 , \$940 ;
-  wire [6:0] \$1122 , \$1812 , \$1813 , \$1814 , \$209 , \$210 , \$211 , \$551 , \$552 , \$553 ,
-    \$970 , \$992 , \$993 ;
-  reg \$1819 ;
-  reg [7:0] \$1820 ;
-  reg [33:0] \$1821 ;
+  wire \$1 , \$10 , \$1003 , \$1004 , \$1007 , \$1017 , \$1018 , \$1021 , \$1036 , \$1037 , \$1040 ,
+    \$1060 , \$1061 , \$1064 , \$1089 , \$109 , \$1090 , \$1093 , \$11 , \$110 , \$1123 , \$1124 ,
+    \$1127 , \$1159 , \$1160 , \$1161 , \$1162 , \$12 , \$13 , \$139 , \$14 , \$140 , \$15 , \$16 ,
+    \$169 , \$17 , \$170 , \$18 , \$19 , \$199 , \$2 , \$20 , \$200 , \$21 , \$22 , \$229 , \$23 ,
+    \$230 , \$231 , \$232 , \$24 , \$247 , \$248 , \$249 , \$25 , \$250 , \$251 , \$253 , \$254 ,
+    \$257 , \$258 , \$259 , \$26 , \$260 , \$261 , \$262 , \$265 , \$27 , \$271 , \$272 , \$273 ,
+    \$274 , \$275 , \$276 , \$279 , \$28 , \$288 , \$289 , \$29 , \$290 , \$291 , \$292 , \$293 ,
+    \$294 , \$295 , \$296 , \$299 , \$3 , \$30 , \$31 , \$311 , \$312 , \$313 , \$314 , \$315 ,
+    \$316 , \$317 , \$318 , \$319 , \$32 , \$320 , \$321 , \$322 , \$325 , \$33 , \$34 , \$340 ,
+    \$341 , \$342 , \$343 , \$344 , \$345 , \$346 , \$347 , \$348 , \$349 , \$35 , \$350 , \$351 ,
+    \$352 , \$353 , \$354 , \$357 , \$36 , \$37 , \$375 , \$376 , \$377 , \$378 , \$379 , \$38 ,
+    \$380 , \$381 , \$382 , \$383 , \$384 , \$385 , \$386 , \$387 , \$388 , \$389 , \$39 , \$390 ,
+    \$391 , \$392 , \$395 , \$4 , \$40 , \$41 , \$417 , \$418 , \$42 , \$421 , \$422 , \$423 , \$429
+    , \$43 , \$44 , \$443 , \$45 , \$46 , \$463 , \$47 , \$48 , \$489 , \$49 , \$5 , \$50 , \$52 ,
+    \$521 , \$54 , \$56 , \$565 , \$566 , \$567 , \$568 , \$569 , \$58 , \$583 , \$584 , \$587 ,
+    \$594 , \$595 , \$596 , \$597 , \$60 , \$613 , \$614 , \$617 , \$62 , \$627 , \$628 , \$631 ,
+    \$64 , \$643 , \$644 , \$645 , \$646 , \$665 , \$666 , \$669 , \$679 , \$680 , \$683 , \$698 ,
+    \$699 , \$7 , \$702 , \$719 , \$720 , \$721 , \$722 , \$744 , \$745 , \$748 , \$758 , \$759 ,
+    \$762 , \$777 , \$778 , \$781 , \$79 , \$8 , \$80 , \$801 , \$802 , \$805 , \$827 , \$828 ,
+    \$829 , \$830 , \$855 , \$856 , \$859 , \$869 , \$870 , \$873 , \$888 , \$889 , \$892 , \$9 ,
+    \$912 , \$913 , \$916 , \$941 , \$942 , \$945 , \$972 , \$973 , \$974 , \$975 ;
+  wire [1:0] \$1008 , \$1204 , \$1205 , \$269 , \$270 , \$433 , \$434 , \$542 , \$571 , \$578 ,
+    \$579 , \$588 , \$618 , \$670 , \$749 , \$860 ;
+  wire [2:0] \$1022 , \$1234 , \$1235 , \$286 , \$287 , \$450 , \$451 , \$546 , \$598 , \$608 ,
+    \$609 , \$632 , \$684 , \$763 , \$874 ;
+  wire [3:0] \$1041 , \$1286 , \$1287 , \$309 , \$310 , \$473 , \$474 , \$550 , \$647 , \$660 ,
+    \$661 , \$703 , \$782 , \$893 ;
+  wire [4:0] \$1065 , \$1365 , \$1366 , \$338 , \$339 , \$502 , \$503 , \$554 , \$723 , \$739 ,
+    \$740 , \$806 , \$917 ;
+  wire [5:0] \$1094 , \$1476 , \$1477 , \$373 , \$374 , \$537 , \$538 , \$558 , \$831 , \$850 ,
+    \$851 , \$946 ;
+  wire [6:0] \$1128 , \$1624 , \$1625 , \$1626 , \$414 , \$415 , \$416 , \$562 , \$563 , \$564 ,
+    \$976 , \$998 , \$999 ;
+  wire [7:0] \$1163 , \$1188 , \$1189 , \$1190 ;
+  reg \$1629 ;
+  reg [56:0] \$1630 ;
+  reg [6:0] \$1631 ;
+  reg \$1632 ;
+  reg \$1633 ;
+  reg \$1634 ;
+  reg [33:0] \$1635 ;
+  reg alone = 1'h0;
+  reg [56:0] block = 57'h000000000000000;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  wire \event ;
+  wire enter;
+  reg fresh = 1'h0;
+  reg full = 1'h0;
   input [56:0] i__payload;
   wire [56:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire more;
+  reg [6:0] left = 7'h00;
   output [33:0] o__payload;
   reg [33:0] o__payload = 34'h000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
-  wire [7:0] pending;
   input rst;
   wire rst;
+  wire step;
   wire take;
-  reg [7:0] taken = 8'h00;
   (* init = 34'h000000000 *)
   wire [33:0] \task ;
-  assign \$1  = ~ taken;
-  assign pending = i__payload[21:14] & \$1 ;
-  assign \event  = | pending;
-  assign \$3  = pending[1] & \$2 ;
-  assign \$4  = | pending[1:0];
-  assign \$5  = pending[2] & \$4 ;
-  assign \$6  = | pending[2:0];
-  assign \$7  = pending[3] & \$6 ;
-  assign \$8  = | pending[3:0];
-  assign \$9  = pending[4] & \$8 ;
-  assign \$10  = | pending[4:0];
-  assign \$11  = pending[5] & \$10 ;
-  assign \$12  = | pending[5:0];
-  assign \$13  = pending[6] & \$12 ;
-  assign \$14  = | pending[6:0];
-  assign \$15  = pending[7] & \$14 ;
-  assign more = | { \$15 , \$13 , \$11 , \$9 , \$7 , \$5 , \$3  };
-  assign \$16  = ~ o__valid;
-  assign take = \$16  | o__ready;
-  assign \$17  = i__payload[53] ? \event  : more;
-  assign \$18  = ~ \$17 ;
-  assign i__ready = take & \$18 ;
-  assign \$23  = ~ \$2 ;
-  assign \$24  = pending[1] & \$23 ;
-  assign \$26  = ~ \$4 ;
-  assign \$27  = pending[2] & \$26 ;
-  assign \$29  = ~ \$6 ;
-  assign \$30  = pending[3] & \$29 ;
-  assign \$32  = ~ \$8 ;
-  assign \$33  = pending[4] & \$32 ;
-  assign \$35  = ~ \$10 ;
-  assign \$36  = pending[5] & \$35 ;
-  assign \$38  = ~ \$12 ;
-  assign \$39  = pending[6] & \$38 ;
-  assign \$41  = ~ \$14 ;
-  assign \$42  = pending[7] & \$41 ;
-  assign \$43  = taken | { \$42 , \$39 , \$36 , \$33 , \$30 , \$27 , \$24 , \$2  };
-  assign \$44  = i__ready ? 8'h00 : \$43 ;
-  assign \$45  = ~ \event ;
-  assign \$46  = i__payload[53] & \$45 ;
-  assign \$47  = | taken;
-  assign \$48  = ~ \$47 ;
-  assign \$49  = \$48  & i__payload[22];
-  assign \$53  = i__payload[0] & \$24 ;
-  assign \$56  = ~ \$55 ;
-  assign \$57  = i__payload[0] & \$56 ;
-  assign \$64  = { \$57 , i__payload[1] } & { \$27 , \$27  };
-  assign \$65  = { 1'h0, \$54  } | \$64 ;
-  assign \$67  = ~ \$66 ;
-  assign \$68  = i__payload[1] & \$67 ;
-  assign \$69  = | i__payload[9:8];
-  assign \$70  = ~ \$69 ;
-  assign \$71  = i__payload[0] & \$70 ;
-  assign \$81  = { \$71 , \$68 , i__payload[2] } & { \$30 , \$30 , \$30  };
-  assign \$82  = { 1'h0, \$65  } | \$81 ;
-  assign \$84  = ~ \$83 ;
-  assign \$85  = i__payload[2] & \$84 ;
-  assign \$86  = | i__payload[10:9];
-  assign \$87  = ~ \$86 ;
-  assign \$88  = i__payload[1] & \$87 ;
-  assign \$89  = | i__payload[10:8];
-  assign \$90  = ~ \$89 ;
-  assign \$91  = i__payload[0] & \$90 ;
-  assign \$104  = { \$91 , \$88 , \$85 , i__payload[3] } & { \$33 , \$33 , \$33 , \$33  };
-  assign \$105  = { 1'h0, \$82  } | \$104 ;
-  assign \$107  = ~ \$106 ;
-  assign \$108  = i__payload[3] & \$107 ;
-  assign \$109  = | i__payload[11:10];
-  assign \$110  = ~ \$109 ;
-  assign \$111  = i__payload[2] & \$110 ;
-  assign \$112  = | i__payload[11:9];
-  assign \$113  = ~ \$112 ;
-  assign \$114  = i__payload[1] & \$113 ;
-  assign \$115  = | i__payload[11:8];
-  assign \$116  = ~ \$115 ;
-  assign \$117  = i__payload[0] & \$116 ;
-  assign \$133  = { \$117 , \$114 , \$111 , \$108 , i__payload[4] } & { \$36 , \$36 , \$36 , \$36 , \$36  };
-  assign \$134  = { 1'h0, \$105  } | \$133 ;
-  assign \$136  = ~ \$135 ;
-  assign \$137  = i__payload[4] & \$136 ;
-  assign \$138  = | i__payload[12:11];
-  assign \$139  = ~ \$138 ;
-  assign \$140  = i__payload[3] & \$139 ;
-  assign \$141  = | i__payload[12:10];
-  assign \$142  = ~ \$141 ;
-  assign \$143  = i__payload[2] & \$142 ;
-  assign \$144  = | i__payload[12:9];
-  assign \$145  = ~ \$144 ;
-  assign \$146  = i__payload[1] & \$145 ;
-  assign \$147  = | i__payload[12:8];
-  assign \$148  = ~ \$147 ;
-  assign \$149  = i__payload[0] & \$148 ;
-  assign \$168  = { \$149 , \$146 , \$143 , \$140 , \$137 , i__payload[5] } & { \$39 , \$39 , \$39 , \$39 , \$39 , \$39  };
-  assign \$169  = { 1'h0, \$134  } | \$168 ;
-  assign \$171  = ~ \$170 ;
-  assign \$172  = i__payload[5] & \$171 ;
-  assign \$173  = | i__payload[13:12];
-  assign \$174  = ~ \$173 ;
-  assign \$175  = i__payload[4] & \$174 ;
-  assign \$176  = | i__payload[13:11];
-  assign \$177  = ~ \$176 ;
-  assign \$178  = i__payload[3] & \$177 ;
-  assign \$179  = | i__payload[13:10];
-  assign \$180  = ~ \$179 ;
-  assign \$181  = i__payload[2] & \$180 ;
-  assign \$182  = | i__payload[13:9];
-  assign \$183  = ~ \$182 ;
-  assign \$184  = i__payload[1] & \$183 ;
-  assign \$185  = | i__payload[13:8];
-  assign \$186  = ~ \$185 ;
-  assign \$187  = i__payload[0] & \$186 ;
-  assign \$209  = { \$187 , \$184 , \$181 , \$178 , \$175 , \$172 , i__payload[6] } & { \$42 , \$42 , \$42 , \$42 , \$42 , \$42 , \$42  };
-  assign \$210  = { 1'h0, \$169  } | \$209 ;
-  assign \$211  = \$49  ? i__payload[29:23] : \$210 ;
-  assign \$215  = ~ \$49 ;
-  assign \$216  = take & \$215 ;
-  assign \$219  = ~ i__payload[15];
-  assign \$220  = i__payload[8] & \$219 ;
-  assign \$223  = \$220  & \$26 ;
-  assign \$224  = ~ pending[7:2];
-  assign \$225  = i__payload[21:16] & \$224 ;
-  assign \$226  = | \$225 ;
-  assign \$227  = ~ \$226 ;
-  assign \$228  = \$223  & \$227 ;
-  assign \$229  = i__payload[0] & \$228 ;
-  assign \$234  = ~ i__payload[16];
-  assign \$235  = i__payload[9] & \$234 ;
-  assign \$238  = \$235  & \$29 ;
-  assign \$239  = ~ pending[7:3];
-  assign \$240  = i__payload[21:17] & \$239 ;
-  assign \$241  = | \$240 ;
-  assign \$242  = ~ \$241 ;
-  assign \$243  = \$238  & \$242 ;
-  assign \$254  = { \$57 , i__payload[1] } & { \$243 , \$243  };
-  assign \$255  = { 1'h0, \$230  } | \$254 ;
-  assign \$262  = ~ i__payload[17];
-  assign \$263  = i__payload[10] & \$262 ;
-  assign \$266  = \$263  & \$32 ;
-  assign \$267  = ~ pending[7:4];
-  assign \$268  = i__payload[21:18] & \$267 ;
-  assign \$269  = | \$268 ;
-  assign \$270  = ~ \$269 ;
-  assign \$271  = \$266  & \$270 ;
-  assign \$292  = { \$71 , \$68 , i__payload[2] } & { \$271 , \$271 , \$271  };
-  assign \$293  = { 1'h0, \$255  } | \$292 ;
-  assign \$303  = ~ i__payload[18];
-  assign \$304  = i__payload[11] & \$303 ;
-  assign \$307  = \$304  & \$35 ;
-  assign \$308  = ~ pending[7:5];
-  assign \$309  = i__payload[21:19] & \$308 ;
-  assign \$310  = | \$309 ;
-  assign \$311  = ~ \$310 ;
-  assign \$312  = \$307  & \$311 ;
-  assign \$343  = { \$91 , \$88 , \$85 , i__payload[3] } & { \$312 , \$312 , \$312 , \$312  };
-  assign \$344  = { 1'h0, \$293  } | \$343 ;
-  assign \$357  = ~ i__payload[19];
-  assign \$358  = i__payload[12] & \$357 ;
-  assign \$361  = \$358  & \$38 ;
-  assign \$362  = ~ pending[7:6];
-  assign \$363  = i__payload[21:20] & \$362 ;
-  assign \$364  = | \$363 ;
-  assign \$365  = ~ \$364 ;
-  assign \$366  = \$361  & \$365 ;
-  assign \$407  = { \$117 , \$114 , \$111 , \$108 , i__payload[4] } & { \$366 , \$366 , \$366 , \$366 , \$366  };
-  assign \$408  = { 1'h0, \$344  } | \$407 ;
-  assign \$424  = ~ i__payload[20];
-  assign \$425  = i__payload[13] & \$424 ;
-  assign \$428  = \$425  & \$41 ;
-  assign \$429  = ~ pending[7];
-  assign \$430  = i__payload[21] & \$429 ;
-  assign \$432  = ~ \$431 ;
-  assign \$433  = \$428  & \$432 ;
-  assign \$484  = { \$149 , \$146 , \$143 , \$140 , \$137 , i__payload[5] } & { \$433 , \$433 , \$433 , \$433 , \$433 , \$433  };
-  assign \$485  = { 1'h0, \$408  } | \$484 ;
-  assign \$496  = 1'h0 + \$228 ;
-  assign \$507  = \$496  + \$243 ;
-  assign \$518  = \$507  + \$271 ;
-  assign \$529  = \$518  + \$312 ;
-  assign \$540  = \$529  + \$366 ;
-  assign \$551  = \$540  + \$433 ;
-  assign \$552  = i__payload[55] ? { 1'h0, \$485  } : \$551 ;
-  assign \$553  = \$47  ? \$552  : i__payload[40:34];
-  assign \$557  = take & \$556 ;
-  assign \$562  = ~ \$561 ;
-  assign \$565  = 1'h0 + \$563 ;
-  assign \$572  = \$565  & { \$24 , \$24  };
-  assign \$577  = ~ \$57 ;
-  assign \$581  = \$578  & \$56 ;
-  assign \$582  = 1'h0 + \$581 ;
-  assign \$589  = ~ \$588 ;
-  assign \$590  = \$578  & \$589 ;
-  assign \$592  = \$582  + \$591 ;
-  assign \$602  = \$592  & { \$27 , \$27 , \$27  };
-  assign \$603  = { 1'h0, \$573  } | \$602 ;
-  assign \$607  = ~ \$71 ;
-  assign \$611  = \$608  & \$70 ;
-  assign \$612  = 1'h0 + \$611 ;
-  assign \$621  = ~ \$68 ;
-  assign \$622  = \$608  & \$621 ;
-  assign \$625  = \$622  & \$67 ;
-  assign \$626  = \$612  + \$625 ;
-  assign \$638  = ~ \$637 ;
-  assign \$639  = \$622  & \$638 ;
-  assign \$641  = \$626  + \$640 ;
-  assign \$654  = \$641  & { \$30 , \$30 , \$30 , \$30  };
-  assign \$655  = { 1'h0, \$603  } | \$654 ;
-  assign \$659  = ~ \$91 ;
-  assign \$663  = \$660  & \$90 ;
-  assign \$664  = 1'h0 + \$663 ;
-  assign \$673  = ~ \$88 ;
-  assign \$674  = \$660  & \$673 ;
-  assign \$677  = \$674  & \$87 ;
-  assign \$678  = \$664  + \$677 ;
-  assign \$692  = ~ \$85 ;
-  assign \$693  = \$674  & \$692 ;
-  assign \$696  = \$693  & \$84 ;
-  assign \$697  = \$678  + \$696 ;
-  assign \$714  = ~ \$713 ;
-  assign \$715  = \$693  & \$714 ;
-  assign \$717  = \$697  + \$716 ;
-  assign \$733  = \$717  & { \$33 , \$33 , \$33 , \$33 , \$33  };
-  assign \$734  = { 1'h0, \$655  } | \$733 ;
-  assign \$738  = ~ \$117 ;
-  assign \$742  = \$739  & \$116 ;
-  assign \$743  = 1'h0 + \$742 ;
-  assign \$752  = ~ \$114 ;
-  assign \$753  = \$739  & \$752 ;
-  assign \$756  = \$753  & \$113 ;
-  assign \$757  = \$743  + \$756 ;
-  assign \$771  = ~ \$111 ;
-  assign \$772  = \$753  & \$771 ;
-  assign \$775  = \$772  & \$110 ;
-  assign \$776  = \$757  + \$775 ;
-  assign \$795  = ~ \$108 ;
-  assign \$796  = \$772  & \$795 ;
-  assign \$799  = \$796  & \$107 ;
-  assign \$800  = \$776  + \$799 ;
-  assign \$822  = ~ \$821 ;
-  assign \$823  = \$796  & \$822 ;
-  assign \$825  = \$800  + \$824 ;
-  assign \$844  = \$825  & { \$36 , \$36 , \$36 , \$36 , \$36 , \$36  };
-  assign \$845  = { 1'h0, \$734  } | \$844 ;
-  assign \$849  = ~ \$149 ;
-  assign \$853  = \$850  & \$148 ;
-  assign \$854  = 1'h0 + \$853 ;
-  assign \$863  = ~ \$146 ;
-  assign \$864  = \$850  & \$863 ;
-  assign \$867  = \$864  & \$145 ;
-  assign \$868  = \$854  + \$867 ;
-  assign \$882  = ~ \$143 ;
-  assign \$883  = \$864  & \$882 ;
-  assign \$886  = \$883  & \$142 ;
-  assign \$887  = \$868  + \$886 ;
-  assign \$906  = ~ \$140 ;
-  assign \$907  = \$883  & \$906 ;
-  assign \$910  = \$907  & \$139 ;
-  assign \$911  = \$887  + \$910 ;
-  assign \$935  = ~ \$137 ;
-  assign \$936  = \$907  & \$935 ;
-  assign \$939  = \$936  & \$136 ;
-  assign \$940  = \$911  + \$939 ;
-  assign \$967  = ~ \$966 ;
-  assign \$968  = \$936  & \$967 ;
-  assign \$970  = \$940  + \$969 ;
-  assign \$992  = \$970  & { \$39 , \$39 , \$39 , \$39 , \$39 , \$39 , \$39  };
-  assign \$993  = { 1'h0, \$845  } | \$992 ;
-  assign \$997  = ~ \$187 ;
-  assign \$1001  = \$998  & \$186 ;
-  assign \$1002  = 1'h0 + \$1001 ;
-  assign \$1011  = ~ \$184 ;
-  assign \$1012  = \$998  & \$1011 ;
-  assign \$1015  = \$1012  & \$183 ;
-  assign \$1016  = \$1002  + \$1015 ;
-  assign \$1030  = ~ \$181 ;
-  assign \$1031  = \$1012  & \$1030 ;
-  assign \$1034  = \$1031  & \$180 ;
-  assign \$1035  = \$1016  + \$1034 ;
-  assign \$1054  = ~ \$178 ;
-  assign \$1055  = \$1031  & \$1054 ;
-  assign \$1058  = \$1055  & \$177 ;
-  assign \$1059  = \$1035  + \$1058 ;
-  assign \$1083  = ~ \$175 ;
-  assign \$1084  = \$1055  & \$1083 ;
-  assign \$1087  = \$1084  & \$174 ;
-  assign \$1088  = \$1059  + \$1087 ;
-  assign \$1117  = ~ \$172 ;
-  assign \$1118  = \$1084  & \$1117 ;
-  assign \$1121  = \$1118  & \$171 ;
-  assign \$1122  = \$1088  + \$1121 ;
-  assign \$1154  = ~ \$1153 ;
-  assign \$1155  = \$1118  & \$1154 ;
-  assign \$1157  = \$1122  + \$1156 ;
-  assign \$1182  = \$1157  & { \$42 , \$42 , \$42 , \$42 , \$42 , \$42 , \$42 , \$42  };
-  assign \$1183  = { 1'h0, \$993  } | \$1182 ;
-  assign \$1184  = \$49  ? { 4'h0, i__payload[48:45] } : \$1183 ;
-  assign \$1217  = \$565  & { \$228 , \$228  };
-  assign \$1268  = \$592  & { \$243 , \$243 , \$243  };
-  assign \$1269  = { 1'h0, \$1218  } | \$1268 ;
-  assign \$1348  = \$641  & { \$271 , \$271 , \$271 , \$271  };
-  assign \$1349  = { 1'h0, \$1269  } | \$1348 ;
-  assign \$1462  = \$717  & { \$312 , \$312 , \$312 , \$312 , \$312  };
-  assign \$1463  = { 1'h0, \$1349  } | \$1462 ;
-  assign \$1615  = \$825  & { \$366 , \$366 , \$366 , \$366 , \$366 , \$366  };
-  assign \$1616  = { 1'h0, \$1463  } | \$1615 ;
-  assign \$1812  = \$970  & { \$433 , \$433 , \$433 , \$433 , \$433 , \$433 , \$433  };
-  assign \$1813  = { 1'h0, \$1616  } | \$1812 ;
-  assign \$1814  = \$47  ? \$1813  : { 3'h0, i__payload[52:49] };
+  assign \$1  = ~ o__valid;
+  assign take = \$1  | o__ready;
+  assign \$2  = ~ full;
+  assign \$3  = take & alone;
+  assign i__ready = \$2  | \$3 ;
+  assign enter = i__valid & i__ready;
+  assign \$4  = full & take;
+  assign \$5  = ~ alone;
+  assign step = \$4  & \$5 ;
+  assign \$11  = ~ \$10 ;
+  assign \$12  = step & \$11 ;
+  assign \$13  = | block[15:14];
+  assign \$14  = ~ \$13 ;
+  assign \$15  = step & \$14 ;
+  assign \$16  = | block[16:14];
+  assign \$17  = ~ \$16 ;
+  assign \$18  = step & \$17 ;
+  assign \$19  = | block[17:14];
+  assign \$20  = ~ \$19 ;
+  assign \$21  = step & \$20 ;
+  assign \$22  = | block[18:14];
+  assign \$23  = ~ \$22 ;
+  assign \$24  = step & \$23 ;
+  assign \$25  = | block[19:14];
+  assign \$26  = ~ \$25 ;
+  assign \$27  = step & \$26 ;
+  assign \$28  = | block[20:14];
+  assign \$29  = ~ \$28 ;
+  assign \$30  = step & \$29 ;
+  assign \$32  = i__payload[15] & \$31 ;
+  assign \$33  = | i__payload[15:14];
+  assign \$34  = i__payload[16] & \$33 ;
+  assign \$35  = | i__payload[16:14];
+  assign \$36  = i__payload[17] & \$35 ;
+  assign \$37  = | i__payload[17:14];
+  assign \$38  = i__payload[18] & \$37 ;
+  assign \$39  = | i__payload[18:14];
+  assign \$40  = i__payload[19] & \$39 ;
+  assign \$41  = | i__payload[19:14];
+  assign \$42  = i__payload[20] & \$41 ;
+  assign \$43  = | i__payload[20:14];
+  assign \$44  = i__payload[21] & \$43 ;
+  assign \$45  = | { \$44 , \$42 , \$40 , \$38 , \$36 , \$34 , \$32  };
+  assign \$46  = ~ \$45 ;
+  assign \$47  = | i__payload[21:14];
+  assign \$48  = i__payload[53] & \$47 ;
+  assign \$49  = ~ \$48 ;
+  assign \$50  = \$46  & \$49 ;
+  assign \$52  = block[15] & \$10 ;
+  assign \$54  = block[16] & \$13 ;
+  assign \$56  = block[17] & \$16 ;
+  assign \$58  = block[18] & \$19 ;
+  assign \$60  = block[19] & \$22 ;
+  assign \$62  = block[20] & \$25 ;
+  assign \$64  = block[21] & \$28 ;
+  assign \$80  = \$54  & \$79 ;
+  assign \$109  = | { \$54 , \$52  };
+  assign \$110  = \$56  & \$109 ;
+  assign \$139  = | { \$56 , \$54 , \$52  };
+  assign \$140  = \$58  & \$139 ;
+  assign \$169  = | { \$58 , \$56 , \$54 , \$52  };
+  assign \$170  = \$60  & \$169 ;
+  assign \$199  = | { \$60 , \$58 , \$56 , \$54 , \$52  };
+  assign \$200  = \$62  & \$199 ;
+  assign \$229  = | { \$62 , \$60 , \$58 , \$56 , \$54 , \$52  };
+  assign \$230  = \$64  & \$229 ;
+  assign \$231  = | { \$230 , \$200 , \$170 , \$140 , \$110 , \$80  };
+  assign \$232  = ~ \$231 ;
+  assign \$247  = | { \$64 , \$62 , \$60 , \$58 , \$56 , \$54 , \$52  };
+  assign \$248  = block[53] & \$247 ;
+  assign \$249  = ~ \$248 ;
+  assign \$250  = \$232  & \$249 ;
+  assign \$251  = | block[21:14];
+  assign \$253  = ~ \$251 ;
+  assign \$254  = block[53] & \$253 ;
+  assign \$257  = block[15] & \$11 ;
+  assign \$258  = block[0] & \$257 ;
+  assign \$261  = ~ \$260 ;
+  assign \$262  = block[0] & \$261 ;
+  assign \$265  = block[16] & \$14 ;
+  assign \$269  = { \$262 , block[1] } & { \$265 , \$265  };
+  assign \$270  = { 1'h0, \$259  } | \$269 ;
+  assign \$272  = ~ \$271 ;
+  assign \$273  = block[1] & \$272 ;
+  assign \$274  = | block[9:8];
+  assign \$275  = ~ \$274 ;
+  assign \$276  = block[0] & \$275 ;
+  assign \$279  = block[17] & \$17 ;
+  assign \$286  = { \$276 , \$273 , block[2] } & { \$279 , \$279 , \$279  };
+  assign \$287  = { 1'h0, \$270  } | \$286 ;
+  assign \$289  = ~ \$288 ;
+  assign \$290  = block[2] & \$289 ;
+  assign \$291  = | block[10:9];
+  assign \$292  = ~ \$291 ;
+  assign \$293  = block[1] & \$292 ;
+  assign \$294  = | block[10:8];
+  assign \$295  = ~ \$294 ;
+  assign \$296  = block[0] & \$295 ;
+  assign \$299  = block[18] & \$20 ;
+  assign \$309  = { \$296 , \$293 , \$290 , block[3] } & { \$299 , \$299 , \$299 , \$299  };
+  assign \$310  = { 1'h0, \$287  } | \$309 ;
+  assign \$312  = ~ \$311 ;
+  assign \$313  = block[3] & \$312 ;
+  assign \$314  = | block[11:10];
+  assign \$315  = ~ \$314 ;
+  assign \$316  = block[2] & \$315 ;
+  assign \$317  = | block[11:9];
+  assign \$318  = ~ \$317 ;
+  assign \$319  = block[1] & \$318 ;
+  assign \$320  = | block[11:8];
+  assign \$321  = ~ \$320 ;
+  assign \$322  = block[0] & \$321 ;
+  assign \$325  = block[19] & \$23 ;
+  assign \$338  = { \$322 , \$319 , \$316 , \$313 , block[4] } & { \$325 , \$325 , \$325 , \$325 , \$325  };
+  assign \$339  = { 1'h0, \$310  } | \$338 ;
+  assign \$341  = ~ \$340 ;
+  assign \$342  = block[4] & \$341 ;
+  assign \$343  = | block[12:11];
+  assign \$344  = ~ \$343 ;
+  assign \$345  = block[3] & \$344 ;
+  assign \$346  = | block[12:10];
+  assign \$347  = ~ \$346 ;
+  assign \$348  = block[2] & \$347 ;
+  assign \$349  = | block[12:9];
+  assign \$350  = ~ \$349 ;
+  assign \$351  = block[1] & \$350 ;
+  assign \$352  = | block[12:8];
+  assign \$353  = ~ \$352 ;
+  assign \$354  = block[0] & \$353 ;
+  assign \$357  = block[20] & \$26 ;
+  assign \$373  = { \$354 , \$351 , \$348 , \$345 , \$342 , block[5] } & { \$357 , \$357 , \$357 , \$357 , \$357 , \$357  };
+  assign \$374  = { 1'h0, \$339  } | \$373 ;
+  assign \$376  = ~ \$375 ;
+  assign \$377  = block[5] & \$376 ;
+  assign \$378  = | block[13:12];
+  assign \$379  = ~ \$378 ;
+  assign \$380  = block[4] & \$379 ;
+  assign \$381  = | block[13:11];
+  assign \$382  = ~ \$381 ;
+  assign \$383  = block[3] & \$382 ;
+  assign \$384  = | block[13:10];
+  assign \$385  = ~ \$384 ;
+  assign \$386  = block[2] & \$385 ;
+  assign \$387  = | block[13:9];
+  assign \$388  = ~ \$387 ;
+  assign \$389  = block[1] & \$388 ;
+  assign \$390  = | block[13:8];
+  assign \$391  = ~ \$390 ;
+  assign \$392  = block[0] & \$391 ;
+  assign \$395  = block[21] & \$29 ;
+  assign \$414  = { \$392 , \$389 , \$386 , \$383 , \$380 , \$377 , block[6] } & { \$395 , \$395 , \$395 , \$395 , \$395 , \$395 , \$395  };
+  assign \$415  = { 1'h0, \$374  } | \$414 ;
+  assign \$416  = block[22] ? block[29:23] : \$415 ;
+  assign \$417  = ~ block[22];
+  assign \$418  = take & \$417 ;
+  assign \$421  = left[1] & \$14 ;
+  assign \$422  = block[0] & \$421 ;
+  assign \$429  = left[2] & \$17 ;
+  assign \$433  = { \$262 , block[1] } & { \$429 , \$429  };
+  assign \$434  = { 1'h0, \$423  } | \$433 ;
+  assign \$443  = left[3] & \$20 ;
+  assign \$450  = { \$276 , \$273 , block[2] } & { \$443 , \$443 , \$443  };
+  assign \$451  = { 1'h0, \$434  } | \$450 ;
+  assign \$463  = left[4] & \$23 ;
+  assign \$473  = { \$296 , \$293 , \$290 , block[3] } & { \$463 , \$463 , \$463 , \$463  };
+  assign \$474  = { 1'h0, \$451  } | \$473 ;
+  assign \$489  = left[5] & \$26 ;
+  assign \$502  = { \$322 , \$319 , \$316 , \$313 , block[4] } & { \$489 , \$489 , \$489 , \$489 , \$489  };
+  assign \$503  = { 1'h0, \$474  } | \$502 ;
+  assign \$521  = left[6] & \$29 ;
+  assign \$537  = { \$354 , \$351 , \$348 , \$345 , \$342 , block[5] } & { \$521 , \$521 , \$521 , \$521 , \$521 , \$521  };
+  assign \$538  = { 1'h0, \$503  } | \$537 ;
+  assign \$542  = 1'h0 + \$421 ;
+  assign \$546  = \$542  + \$429 ;
+  assign \$550  = \$546  + \$443 ;
+  assign \$554  = \$550  + \$463 ;
+  assign \$558  = \$554  + \$489 ;
+  assign \$562  = \$558  + \$521 ;
+  assign \$563  = block[55] ? { 1'h0, \$538  } : \$562 ;
+  assign \$564  = fresh ? block[40:34] : \$563 ;
+  assign \$565  = ~ fresh;
+  assign \$566  = take & \$565 ;
+  assign \$568  = ~ \$567 ;
+  assign \$571  = 1'h0 + \$569 ;
+  assign \$578  = \$571  & { \$257 , \$257  };
+  assign \$583  = ~ \$262 ;
+  assign \$587  = \$584  & \$261 ;
+  assign \$588  = 1'h0 + \$587 ;
+  assign \$595  = ~ \$594 ;
+  assign \$596  = \$584  & \$595 ;
+  assign \$598  = \$588  + \$597 ;
+  assign \$608  = \$598  & { \$265 , \$265 , \$265  };
+  assign \$609  = { 1'h0, \$579  } | \$608 ;
+  assign \$613  = ~ \$276 ;
+  assign \$617  = \$614  & \$275 ;
+  assign \$618  = 1'h0 + \$617 ;
+  assign \$627  = ~ \$273 ;
+  assign \$628  = \$614  & \$627 ;
+  assign \$631  = \$628  & \$272 ;
+  assign \$632  = \$618  + \$631 ;
+  assign \$644  = ~ \$643 ;
+  assign \$645  = \$628  & \$644 ;
+  assign \$647  = \$632  + \$646 ;
+  assign \$660  = \$647  & { \$279 , \$279 , \$279 , \$279  };
+  assign \$661  = { 1'h0, \$609  } | \$660 ;
+  assign \$665  = ~ \$296 ;
+  assign \$669  = \$666  & \$295 ;
+  assign \$670  = 1'h0 + \$669 ;
+  assign \$679  = ~ \$293 ;
+  assign \$680  = \$666  & \$679 ;
+  assign \$683  = \$680  & \$292 ;
+  assign \$684  = \$670  + \$683 ;
+  assign \$698  = ~ \$290 ;
+  assign \$699  = \$680  & \$698 ;
+  assign \$702  = \$699  & \$289 ;
+  assign \$703  = \$684  + \$702 ;
+  assign \$720  = ~ \$719 ;
+  assign \$721  = \$699  & \$720 ;
+  assign \$723  = \$703  + \$722 ;
+  assign \$739  = \$723  & { \$299 , \$299 , \$299 , \$299 , \$299  };
+  assign \$740  = { 1'h0, \$661  } | \$739 ;
+  assign \$744  = ~ \$322 ;
+  assign \$748  = \$745  & \$321 ;
+  assign \$749  = 1'h0 + \$748 ;
+  assign \$758  = ~ \$319 ;
+  assign \$759  = \$745  & \$758 ;
+  assign \$762  = \$759  & \$318 ;
+  assign \$763  = \$749  + \$762 ;
+  assign \$777  = ~ \$316 ;
+  assign \$778  = \$759  & \$777 ;
+  assign \$781  = \$778  & \$315 ;
+  assign \$782  = \$763  + \$781 ;
+  assign \$801  = ~ \$313 ;
+  assign \$802  = \$778  & \$801 ;
+  assign \$805  = \$802  & \$312 ;
+  assign \$806  = \$782  + \$805 ;
+  assign \$828  = ~ \$827 ;
+  assign \$829  = \$802  & \$828 ;
+  assign \$831  = \$806  + \$830 ;
+  assign \$850  = \$831  & { \$325 , \$325 , \$325 , \$325 , \$325 , \$325  };
+  assign \$851  = { 1'h0, \$740  } | \$850 ;
+  assign \$855  = ~ \$354 ;
+  assign \$859  = \$856  & \$353 ;
+  assign \$860  = 1'h0 + \$859 ;
+  assign \$869  = ~ \$351 ;
+  assign \$870  = \$856  & \$869 ;
+  assign \$873  = \$870  & \$350 ;
+  assign \$874  = \$860  + \$873 ;
+  assign \$888  = ~ \$348 ;
+  assign \$889  = \$870  & \$888 ;
+  assign \$892  = \$889  & \$347 ;
+  assign \$893  = \$874  + \$892 ;
+  assign \$912  = ~ \$345 ;
+  assign \$913  = \$889  & \$912 ;
+  assign \$916  = \$913  & \$344 ;
+  assign \$917  = \$893  + \$916 ;
+  assign \$941  = ~ \$342 ;
+  assign \$942  = \$913  & \$941 ;
+  assign \$945  = \$942  & \$341 ;
+  assign \$946  = \$917  + \$945 ;
+  assign \$973  = ~ \$972 ;
+  assign \$974  = \$942  & \$973 ;
+  assign \$976  = \$946  + \$975 ;
+  assign \$998  = \$976  & { \$357 , \$357 , \$357 , \$357 , \$357 , \$357 , \$357  };
+  assign \$999  = { 1'h0, \$851  } | \$998 ;
+  assign \$1003  = ~ \$392 ;
+  assign \$1007  = \$1004  & \$391 ;
+  assign \$1008  = 1'h0 + \$1007 ;
+  assign \$1017  = ~ \$389 ;
+  assign \$1018  = \$1004  & \$1017 ;
+  assign \$1021  = \$1018  & \$388 ;
+  assign \$1022  = \$1008  + \$1021 ;
+  assign \$1036  = ~ \$386 ;
+  assign \$1037  = \$1018  & \$1036 ;
+  assign \$1040  = \$1037  & \$385 ;
+  assign \$1041  = \$1022  + \$1040 ;
+  assign \$1060  = ~ \$383 ;
+  assign \$1061  = \$1037  & \$1060 ;
+  assign \$1064  = \$1061  & \$382 ;
+  assign \$1065  = \$1041  + \$1064 ;
+  assign \$1089  = ~ \$380 ;
+  assign \$1090  = \$1061  & \$1089 ;
+  assign \$1093  = \$1090  & \$379 ;
+  assign \$1094  = \$1065  + \$1093 ;
+  assign \$1123  = ~ \$377 ;
+  assign \$1124  = \$1090  & \$1123 ;
+  assign \$1127  = \$1124  & \$376 ;
+  assign \$1128  = \$1094  + \$1127 ;
+  assign \$1160  = ~ \$1159 ;
+  assign \$1161  = \$1124  & \$1160 ;
+  assign \$1163  = \$1128  + \$1162 ;
+  assign \$1188  = \$1163  & { \$395 , \$395 , \$395 , \$395 , \$395 , \$395 , \$395 , \$395  };
+  assign \$1189  = { 1'h0, \$999  } | \$1188 ;
+  assign \$1190  = block[22] ? { 4'h0, block[48:45] } : \$1189 ;
+  assign \$1204  = \$571  & { \$421 , \$421  };
+  assign \$1234  = \$598  & { \$429 , \$429 , \$429  };
+  assign \$1235  = { 1'h0, \$1205  } | \$1234 ;
+  assign \$1286  = \$647  & { \$443 , \$443 , \$443 , \$443  };
+  assign \$1287  = { 1'h0, \$1235  } | \$1286 ;
+  assign \$1365  = \$723  & { \$463 , \$463 , \$463 , \$463 , \$463  };
+  assign \$1366  = { 1'h0, \$1287  } | \$1365 ;
+  assign \$1476  = \$831  & { \$489 , \$489 , \$489 , \$489 , \$489 , \$489  };
+  assign \$1477  = { 1'h0, \$1366  } | \$1476 ;
+  assign \$1624  = \$976  & { \$521 , \$521 , \$521 , \$521 , \$521 , \$521 , \$521  };
+  assign \$1625  = { 1'h0, \$1477  } | \$1624 ;
+  assign \$1626  = fresh ? { 3'h0, block[52:49] } : \$1625 ;
   always @(posedge clk)
-    o__valid <= \$1819 ;
+    full <= \$1629 ;
   always @(posedge clk)
-    taken <= \$1820 ;
+    block <= \$1630 ;
   always @(posedge clk)
-    o__payload <= \$1821 ;
+    left <= \$1631 ;
+  always @(posedge clk)
+    fresh <= \$1632 ;
+  always @(posedge clk)
+    alone <= \$1633 ;
+  always @(posedge clk)
+    o__valid <= \$1634 ;
+  always @(posedge clk)
+    o__payload <= \$1635 ;
   always @* begin
     if (time_zero ) begin end
-    \$1819  = o__valid;
-    if (take) begin
-      \$1819  = i__valid;
+    \$1629  = full;
+    if (enter) begin
+      \$1629  = 1'h1;
+    end else if (\$3 ) begin
+      \$1629  = 1'h0;
     end
     if (cancel) begin
-      \$1819  = 1'h0;
+      \$1629  = 1'h0;
     end
     if (rst) begin
-      \$1819  = 1'h0;
+      \$1629  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1820  = taken;
-    if (take) begin
-      if (i__valid) begin
-        \$1820  = \$44 ;
-      end
+    \$1630  = block;
+    if (enter) begin
+      \$1630  = i__payload;
     end
-    if (cancel) begin
-      \$1820  = 8'h00;
+    if (step) begin
+      \$1630 [22] = 1'h0;
     end
-    if (rst) begin
-      \$1820  = 8'h00;
+    if (\$9 ) begin
+      \$1630 [14] = 1'h0;
+    end
+    if (\$12 ) begin
+      \$1630 [15] = 1'h0;
+    end
+    if (\$15 ) begin
+      \$1630 [16] = 1'h0;
+    end
+    if (\$18 ) begin
+      \$1630 [17] = 1'h0;
+    end
+    if (\$21 ) begin
+      \$1630 [18] = 1'h0;
+    end
+    if (\$24 ) begin
+      \$1630 [19] = 1'h0;
+    end
+    if (\$27 ) begin
+      \$1630 [20] = 1'h0;
+    end
+    if (\$30 ) begin
+      \$1630 [21] = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$1821  = o__payload;
+    \$1631  = left;
+    if (enter) begin
+      \$1631  = i__payload[13:7];
+    end
+    if (\$9 ) begin
+      \$1631 [0] = 1'h0;
+    end
+    if (\$12 ) begin
+      \$1631 [1] = 1'h0;
+    end
+    if (\$15 ) begin
+      \$1631 [2] = 1'h0;
+    end
+    if (\$18 ) begin
+      \$1631 [3] = 1'h0;
+    end
+    if (\$21 ) begin
+      \$1631 [4] = 1'h0;
+    end
+    if (\$24 ) begin
+      \$1631 [5] = 1'h0;
+    end
+    if (\$27 ) begin
+      \$1631 [6] = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$1632  = fresh;
+    if (enter) begin
+      \$1632  = 1'h1;
+    end
+    if (step) begin
+      \$1632  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$1633  = alone;
+    if (enter) begin
+      \$1633  = \$50 ;
+    end else if (step) begin
+      \$1633  = \$250 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$1634  = o__valid;
     if (take) begin
-      \$1821 [0] = \event ;
-      \$1821 [1] = \$46 ;
-      \$1821 [32] = i__payload[54];
-      \$1821 [33] = i__payload[56];
+      \$1634  = full;
+    end
+    if (cancel) begin
+      \$1634  = 1'h0;
+    end
+    if (rst) begin
+      \$1634  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$1635  = o__payload;
+    if (take) begin
+      \$1635 [0] = \$251 ;
+      \$1635 [1] = \$254 ;
+      \$1635 [32] = block[54];
+      \$1635 [33] = block[56];
     end
     if (take) begin
-      \$1821 [12:2] = { i__payload[33:30], \$211  };
+      \$1635 [12:2] = { block[33:30], \$416  };
     end
-    if (\$216 ) begin
-      \$1821 [12:9] = 4'h0;
-    end
-    if (take) begin
-      \$1821 [23:13] = { i__payload[44:41], \$553  };
-    end
-    if (\$557 ) begin
-      \$1821 [23:20] = 4'h0;
+    if (\$418 ) begin
+      \$1635 [12:9] = 4'h0;
     end
     if (take) begin
-      \$1821 [27:24] = \$1184 [3:0];
+      \$1635 [23:13] = { block[44:41], \$564  };
+    end
+    if (\$566 ) begin
+      \$1635 [23:20] = 4'h0;
     end
     if (take) begin
-      \$1821 [31:28] = \$1814 [3:0];
+      \$1635 [27:24] = \$1190 [3:0];
+    end
+    if (take) begin
+      \$1635 [31:28] = \$1626 [3:0];
     end
   end
   assign \task  = o__payload;
-  assign \$2  = pending[0];
-  assign \$19  = 1'h0;
-  assign \$20  = 1'h1;
-  assign \$54  = \$53 ;
-  assign \$55  = i__payload[8];
-  assign \$66  = i__payload[9];
-  assign \$83  = i__payload[10];
-  assign \$106  = i__payload[11];
-  assign \$135  = i__payload[12];
-  assign \$170  = i__payload[13];
-  assign \$230  = \$229 ;
-  assign \$431  = \$430 ;
-  assign \$556  = \$47 ;
-  assign \$561  = i__payload[0];
-  assign \$563  = \$562 ;
-  assign \$573  = \$572 ;
-  assign \$578  = \$577 ;
-  assign \$588  = i__payload[1];
-  assign \$591  = \$590 ;
-  assign \$608  = \$607 ;
-  assign \$637  = i__payload[2];
-  assign \$640  = \$639 ;
-  assign \$660  = \$659 ;
-  assign \$713  = i__payload[3];
-  assign \$716  = \$715 ;
-  assign \$739  = \$738 ;
-  assign \$821  = i__payload[4];
-  assign \$824  = \$823 ;
-  assign \$850  = \$849 ;
-  assign \$966  = i__payload[5];
-  assign \$969  = \$968 ;
-  assign \$998  = \$997 ;
-  assign \$1153  = i__payload[6];
-  assign \$1156  = \$1155 ;
-  assign \$1218  = \$1217 ;
+  assign \$7  = 1'h0;
+  assign \$8  = 1'h1;
+  assign \$9  = step;
+  assign \$10  = block[14];
+  assign \$31  = i__payload[14];
+  assign \$79  = \$52 ;
+  assign \$259  = \$258 ;
+  assign \$260  = block[8];
+  assign \$271  = block[9];
+  assign \$288  = block[10];
+  assign \$311  = block[11];
+  assign \$340  = block[12];
+  assign \$375  = block[13];
+  assign \$423  = \$422 ;
+  assign \$567  = block[0];
+  assign \$569  = \$568 ;
+  assign \$579  = \$578 ;
+  assign \$584  = \$583 ;
+  assign \$594  = block[1];
+  assign \$597  = \$596 ;
+  assign \$614  = \$613 ;
+  assign \$643  = block[2];
+  assign \$646  = \$645 ;
+  assign \$666  = \$665 ;
+  assign \$719  = block[3];
+  assign \$722  = \$721 ;
+  assign \$745  = \$744 ;
+  assign \$827  = block[4];
+  assign \$830  = \$829 ;
+  assign \$856  = \$855 ;
+  assign \$972  = block[5];
+  assign \$975  = \$974 ;
+  assign \$1004  = \$1003 ;
+  assign \$1159  = block[6];
+  assign \$1162  = \$1161 ;
+  assign \$1205  = \$1204 ;
 endmodule
 
-module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
+module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg [3:0] \$16 ;
-  reg [3:0] \$17 ;
-  reg [10:0] \$18 ;
-  reg \$19 ;
-  reg \$20 ;
-  (* init = 4'h0 *)
-  wire [3:0] \$signature__addr ;
+  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg \$23 ;
+  reg [10:0] \$24 ;
+  reg [3:0] \$25 ;
+  reg [3:0] \$26 ;
+  reg \$27 ;
+  reg \$28 ;
+  reg [3:0] \$signature__addr  = 4'h0;
   wire [10:0] \$signature__data ;
   wire \$signature__en ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg grew = 1'h0;
   input [10:0] i__payload;
   wire [10:0] i__payload;
   output i__ready;
-  wire i__ready;
+  reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
   wire move;
@@ -7983,13 +8326,17 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__ready, i__pay
   reg o__valid = 1'h0;
   (* init = 11'h000 *)
   wire [10:0] payload;
-  (* init = 4'h0 *)
-  wire [3:0] read__addr;
+  reg [3:0] read__addr = 4'h0;
   wire [10:0] read__data;
+  (* init = 1'h1 *)
+  wire room;
   input rst;
   wire rst;
-  reg [3:0] taken = 4'h0;
-  reg [3:0] written = 4'h0;
+  reg some = 1'h0;
+  (* init = 4'h0 *)
+  wire [3:0] taken;
+  (* init = 4'h0 *)
+  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [10:0] entries [15:0];
   integer entries_entry;
@@ -7999,132 +8346,154 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__ready, i__pay
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written] <= i__payload;
+      entries[\$signature__addr ] <= i__payload;
   end
-  assign read__data = entries[taken];
-  assign \$1  = written != taken;
-  assign \$2  = ~ grew;
-  assign i__ready = \$1  | \$2 ;
-  assign \$4  = \$1  | grew;
-  assign \$5  = ~ o__valid;
-  assign \$6  = \$5  | o__ready;
-  assign move = \$4  & \$6 ;
+  assign read__data = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
-  assign \$7  = written[3] ^ written[2];
-  assign \$8  = | written[2:0];
+  assign \$1  = ~ o__valid;
+  assign \$2  = \$1  | o__ready;
+  assign move = some & \$2 ;
+  assign \$3  = \$signature__addr [3] ^ \$signature__addr [2];
+  assign \$4  = | \$signature__addr [2:0];
+  assign \$5  = ~ \$4 ;
+  assign \$6  = \$3  ^ \$5 ;
+  assign \$7  = read__addr[3] ^ read__addr[2];
+  assign \$8  = | read__addr[2:0];
   assign \$9  = ~ \$8 ;
   assign \$10  = \$7  ^ \$9 ;
-  assign \$11  = taken[3] ^ taken[2];
-  assign \$12  = | taken[2:0];
-  assign \$13  = ~ \$12 ;
-  assign \$14  = \$11  ^ \$13 ;
-  assign \$15  = \$signature__en  != move;
+  assign \$15  = { \$signature__addr [2:0], \$6  } == read__addr;
+  assign \$16  = \$signature__en  & \$15 ;
+  assign \$21  = { read__addr[2:0], \$10  } == \$signature__addr ;
+  assign \$22  = move & \$21 ;
   always @(posedge clk)
-    written <= \$16 ;
+    o__valid <= \$23 ;
   always @(posedge clk)
-    taken <= \$17 ;
+    o__payload <= \$24 ;
   always @(posedge clk)
-    o__payload <= \$18 ;
+    \$signature__addr  <= \$25 ;
   always @(posedge clk)
-    grew <= \$19 ;
+    read__addr <= \$26 ;
   always @(posedge clk)
-    o__valid <= \$20 ;
+    i__ready <= \$27 ;
+  always @(posedge clk)
+    some <= \$28 ;
   always @* begin
     if (time_zero ) begin end
-    \$16  = written;
-    if (\$signature__en ) begin
-      \$16  = { written[2:0], \$10  };
-    end
-    if (cancel) begin
-      \$16  = 4'h0;
-    end
-    if (rst) begin
-      \$16  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$17  = taken;
+    \$23  = o__valid;
     if (move) begin
-      \$17  = { taken[2:0], \$14  };
-    end
-    if (cancel) begin
-      \$17  = 4'h0;
-    end
-    if (rst) begin
-      \$17  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$18  = o__payload;
-    if (move) begin
-      \$18  = read__data;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$19  = grew;
-    if (\$15 ) begin
-      \$19  = \$signature__en ;
-    end
-    if (cancel) begin
-      \$19  = 1'h0;
-    end
-    if (rst) begin
-      \$19  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = o__valid;
-    if (move) begin
-      \$20  = 1'h1;
+      \$23  = 1'h1;
     end else if (o__ready) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
     if (cancel) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
     if (rst) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
   end
-  assign \$signature__addr  = written;
+  always @* begin
+    if (time_zero ) begin end
+    \$24  = o__payload;
+    if (move) begin
+      \$24  = read__data;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$25  = \$signature__addr ;
+    if (\$signature__en ) begin
+      \$25  = { \$signature__addr [2:0], \$6  };
+    end
+    if (cancel) begin
+      \$25  = 4'h0;
+    end
+    if (rst) begin
+      \$25  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$26  = read__addr;
+    if (move) begin
+      \$26  = { read__addr[2:0], \$10  };
+    end
+    if (cancel) begin
+      \$26  = 4'h0;
+    end
+    if (rst) begin
+      \$26  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$27  = i__ready;
+    if (move) begin
+      \$27  = 1'h1;
+    end else if (\$16 ) begin
+      \$27  = 1'h0;
+    end
+    if (cancel) begin
+      \$27  = 1'h1;
+    end
+    if (rst) begin
+      \$27  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$28  = some;
+    if (\$signature__en ) begin
+      \$28  = 1'h1;
+    end else if (\$22 ) begin
+      \$28  = 1'h0;
+    end
+    if (cancel) begin
+      \$28  = 1'h0;
+    end
+    if (rst) begin
+      \$28  = 1'h0;
+    end
+  end
+  assign room = i__ready;
+  assign written = \$signature__addr ;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken;
+  assign taken = read__addr;
   assign payload = o__payload;
 endmodule
 
-module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, full, o__payload, o__ready, clk);
+module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero  = 0;
   wire [10:0] \$1 ;
-  wire \$10 , \$11 , \$12 , \$13 , \$15 , \$16 , \$17 , \$3 , \$4 , \$7 , \$8 , \$9 ;
-  wire [30:0] \$14 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$22 , \$25 ,
+    \$26 , \$27 , \$28 , \$29 , \$30 , \$31 , \$4 , \$7 , \$8 , \$9 ;
   wire [12:0] \$2 , \$5 , \$6 ;
-  reg [37:0] \$18 ;
-  reg [4:0] \$19 ;
-  reg [11:0] \$20 ;
-  reg [12:0] \$21 ;
-  reg [9:0] \$22 ;
-  reg \$23 ;
-  reg [4:0] \$24 ;
-  reg [4:0] \$25 ;
-  reg [4:0] \$26 ;
-  reg [4:0] \$27 ;
-  reg \$28 ;
-  reg \$29 ;
-  reg \$30 ;
-  reg \$31 ;
-  reg [11:0] \$32 ;
-  reg [11:0] \$33 ;
-  reg \$34 ;
-  reg \$35 ;
-  reg \$36 ;
-  reg [29:0] \$37 ;
-  reg [29:0] \$38 ;
-  reg \$39 ;
-  reg [32:0] \$40 ;
+  wire [30:0] \$3 ;
+  reg [37:0] \$33 ;
+  reg [4:0] \$34 ;
+  reg [11:0] \$35 ;
+  reg [12:0] \$36 ;
+  reg [9:0] \$37 ;
+  reg \$38 ;
+  reg [4:0] \$39 ;
+  reg [4:0] \$40 ;
+  reg [4:0] \$41 ;
+  reg [4:0] \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg \$46 ;
+  reg [11:0] \$47 ;
+  reg [11:0] \$48 ;
+  reg \$49 ;
+  reg \$50 ;
+  reg \$51 ;
+  reg \$52 ;
+  reg [29:0] \$53 ;
+  reg [29:0] \$54 ;
+  reg \$55 ;
+  reg \$56 ;
+  reg [32:0] \$57 ;
   wire [11:0] a;
   wire [9:0] address;
   wire [10:0] \address$16 ;
@@ -8144,12 +8513,15 @@ module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cance
   (* init = 33'h000000000 *)
   wire [32:0] done;
   output enable;
-  wire enable;
+  reg enable = 1'h1;
+  (* init = 1'h1 *)
   wire \enable$10 ;
+  (* init = 1'h1 *)
   wire \enable$23 ;
+  (* init = 1'h1 *)
   wire \enable$5 ;
-  output full;
-  reg full = 1'h0;
+  (* init = 1'h0 *)
+  wire full;
   reg [37:0] held = 38'h0000000000;
   input [27:0] i;
   wire [27:0] i;
@@ -8165,22 +8537,26 @@ module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cance
   reg [32:0] o__payload = 33'h000000000;
   input o__ready;
   wire o__ready;
-  (* init = 1'h0 *)
-  wire o__valid;
+  output o__valid;
+  reg o__valid = 1'h0;
   wire [19:0] product;
+  reg [29:0] resting_0_0 = 30'h00000000;
   input rst;
   wire rst;
+  (* init = 1'h1 *)
+  wire running;
   input [37:0] settings;
   wire [37:0] settings;
-  reg [29:0] sum_0;
-  reg [29:0] sum_0_0 = 30'h00000000;
-  reg [29:0] sum_0_1 = 30'h00000000;
-  wire [29:0] sums;
+  (* init = 30'h00000000 *)
+  wire [29:0] sum_0;
+  reg [29:0] sums = 30'h00000000;
   reg [4:0] tag_0 = 5'h00;
   reg [4:0] tag_1 = 5'h00;
   reg [4:0] tag_2 = 5'h00;
   reg [4:0] tag_3 = 5'h00;
   reg [4:0] tag_4 = 5'h00;
+  wire [29:0] total_0;
+  reg turns = 1'h0;
   wire used;
   wire [11:0] value;
   wire [7:0] \value$26 ;
@@ -8197,18 +8573,51 @@ module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cance
   reg zigzag_1 = 1'h0;
   reg zigzag_2 = 1'h0;
   always @(posedge clk)
-    sum_0_0 <= \$37 ;
+    column <= \$37 ;
   always @(posedge clk)
-    sum_0_1 <= \$38 ;
+    memory <= \$38 ;
   always @(posedge clk)
-    full <= \$39 ;
+    tag_1 <= \$39 ;
   always @(posedge clk)
-    o__payload <= \$40 ;
+    tag_2 <= \$40 ;
+  always @(posedge clk)
+    tag_3 <= \$41 ;
+  always @(posedge clk)
+    tag_4 <= \$42 ;
+  always @(posedge clk)
+    multiply <= \$43 ;
+  always @(posedge clk)
+    bad <= \$44 ;
+  always @(posedge clk)
+    bad_slot <= \$45 ;
+  always @(posedge clk)
+    bad_parity <= \$46 ;
+  always @(posedge clk)
+    number_0 <= \$47 ;
+  always @(posedge clk)
+    number_1 <= \$48 ;
+  always @(posedge clk)
+    zigzag_0 <= \$49 ;
+  always @(posedge clk)
+    zigzag_1 <= \$50 ;
+  always @(posedge clk)
+    zigzag_2 <= \$51 ;
+  always @(posedge clk)
+    turns <= \$52 ;
+  always @(posedge clk)
+    sums <= \$53 ;
+  always @(posedge clk)
+    resting_0_0 <= \$54 ;
+  always @(posedge clk)
+    enable <= \$55 ;
+  always @(posedge clk)
+    o__valid <= \$56 ;
+  always @(posedge clk)
+    o__payload <= \$57 ;
   assign used = tag_0[0] & beyond[12];
   assign \$1  = number_1[11:1] ^ { number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0] };
   assign \$2  = zigzag_2 ? { number_1[0], number_1[0], \$1  } : { 1'h0, value };
-  assign \$3  = tag_4[1] & full;
-  assign enable = ~ \$3 ;
+  assign \$3  = $signed(sums) + $signed(product);
   assign \$4  = enable & i[0];
   assign \$5  = i[15:4] + held[25:14];
   assign \$6  = i[15:4] - held[37:26];
@@ -8218,49 +8627,29 @@ module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cance
   assign \$10  = \$8  & \$9 ;
   assign \$11  = | beyond[11:0];
   assign \$12  = \$10  & \$11 ;
-  assign \$13  = enable & tag_4[0];
-  assign \$14  = $signed(sum_0) + $signed(product);
-  assign \$15  = enable & tag_4[1];
-  assign \$16  = ~ full;
-  assign \$17  = tag_4[1] & \$16 ;
+  assign \$13  = ~ tag_1[0];
+  assign \$14  = enable & \$13 ;
+  assign \$15  = tag_2[4] != tag_3[4];
+  assign \$16  = tag_4[0] | tag_4[1];
+  assign \$17  = \$16  | turns;
+  assign \$18  = enable & \$17 ;
+  assign \$19  = enable & tag_4[1];
+  assign \$20  = enable & turns;
+  assign \$25  = \$22  & tag_4[1];
+  assign \$26  = ~ o__ready;
+  assign \$27  = o__valid & \$26 ;
+  assign \$28  = tag_4[1] | \$27 ;
+  assign \$29  = tag_3[1] & \$28 ;
+  assign \$30  = ~ \$29 ;
+  assign \$31  = enable ? \$30  : o__ready;
   always @(posedge clk)
-    held <= \$18 ;
+    held <= \$33 ;
   always @(posedge clk)
-    tag_0 <= \$19 ;
+    tag_0 <= \$34 ;
   always @(posedge clk)
-    number <= \$20 ;
+    number <= \$35 ;
   always @(posedge clk)
-    beyond <= \$21 ;
-  always @(posedge clk)
-    column <= \$22 ;
-  always @(posedge clk)
-    memory <= \$23 ;
-  always @(posedge clk)
-    tag_1 <= \$24 ;
-  always @(posedge clk)
-    tag_2 <= \$25 ;
-  always @(posedge clk)
-    tag_3 <= \$26 ;
-  always @(posedge clk)
-    tag_4 <= \$27 ;
-  always @(posedge clk)
-    multiply <= \$28 ;
-  always @(posedge clk)
-    bad <= \$29 ;
-  always @(posedge clk)
-    bad_slot <= \$30 ;
-  always @(posedge clk)
-    bad_parity <= \$31 ;
-  always @(posedge clk)
-    number_0 <= \$32 ;
-  always @(posedge clk)
-    number_1 <= \$33 ;
-  always @(posedge clk)
-    zigzag_0 <= \$34 ;
-  always @(posedge clk)
-    zigzag_1 <= \$35 ;
-  always @(posedge clk)
-    zigzag_2 <= \$36 ;
+    beyond <= \$36 ;
   egret_l_onchip_core_lane_mac_map  map (
     .cancel(cancel),
     .clk(clk),
@@ -8291,291 +8680,295 @@ module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cance
   );
   always @* begin
     if (time_zero ) begin end
-    \$38  = sum_0_1;
-    if (\$13 ) begin
-      (* full_case = 32'd1 *)
-      casez (tag_4[4])
-        1'h0:
-            /* empty */;
-        1'h1:
-            \$38  = \$14 [29:0];
-      endcase
-    end
-    if (\$15 ) begin
-      (* full_case = 32'd1 *)
-      casez (tag_4[4])
-        1'h0:
-            /* empty */;
-        1'h1:
-            \$38  = 30'h00000000;
-      endcase
-    end
-    if (cancel) begin
-      \$38  = 30'h00000000;
-    end
-    if (rst) begin
-      \$38  = 30'h00000000;
+    \$38  = memory;
+    if (enable) begin
+      \$38  = held[11];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = full;
-    if (\$17 ) begin
-      \$39  = 1'h1;
+    \$39  = tag_1;
+    if (enable) begin
+      \$39 [4:1] = tag_0[4:1];
+      \$39 [0] = used;
+    end
+    if (cancel) begin
+      \$39  = 5'h00;
+    end
+    if (rst) begin
+      \$39  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = tag_2;
+    if (enable) begin
+      \$40  = tag_1;
+    end
+    if (cancel) begin
+      \$40  = 5'h00;
+    end
+    if (rst) begin
+      \$40  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = tag_3;
+    if (enable) begin
+      \$41  = tag_2;
+    end
+    if (cancel) begin
+      \$41  = 5'h00;
+    end
+    if (rst) begin
+      \$41  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = tag_4;
+    if (enable) begin
+      \$42  = tag_3;
+    end
+    if (cancel) begin
+      \$42  = 5'h00;
+    end
+    if (rst) begin
+      \$42  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$43  = \$7 ;
+    if (cancel) begin
+      \$43  = 1'h0;
+    end
+    if (rst) begin
+      \$43  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = \$12 ;
+    if (cancel) begin
+      \$44  = 1'h0;
+    end
+    if (rst) begin
+      \$44  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = tag_0[4];
+    if (cancel) begin
+      \$45  = 1'h0;
+    end
+    if (rst) begin
+      \$45  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$46  = tag_0[3];
+    if (cancel) begin
+      \$46  = 1'h0;
+    end
+    if (rst) begin
+      \$46  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$47  = number_0;
+    if (enable) begin
+      \$47  = number;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$48  = number_1;
+    if (enable) begin
+      \$48  = number_0;
+    end
+    if (\$14 ) begin
+      \$48  = 12'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$49  = zigzag_0;
+    if (enable) begin
+      \$49  = held[12];
+    end
+    if (cancel) begin
+      \$49  = 1'h0;
+    end
+    if (rst) begin
+      \$49  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$50  = zigzag_1;
+    if (enable) begin
+      \$50  = zigzag_0;
+    end
+    if (cancel) begin
+      \$50  = 1'h0;
+    end
+    if (rst) begin
+      \$50  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = zigzag_2;
+    if (enable) begin
+      \$51  = zigzag_1;
+    end
+    if (\$14 ) begin
+      \$51  = 1'h1;
+    end
+    if (cancel) begin
+      \$51  = 1'h0;
+    end
+    if (rst) begin
+      \$51  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$52  = turns;
+    if (enable) begin
+      \$52  = \$15 ;
+    end
+    if (cancel) begin
+      \$52  = 1'h0;
+    end
+    if (rst) begin
+      \$52  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$53  = sums;
+    if (\$18 ) begin
+      \$53  = \$3 [29:0];
+    end
+    if (\$19 ) begin
+      \$53  = 30'h00000000;
+    end
+    if (\$20 ) begin
+      \$53  = resting_0_0;
+    end
+    if (cancel) begin
+      \$53  = 30'h00000000;
+    end
+    if (rst) begin
+      \$53  = 30'h00000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = resting_0_0;
+    if (\$22 ) begin
+      \$54  = \$3 [29:0];
+    end
+    if (\$25 ) begin
+      \$54  = 30'h00000000;
+    end
+    if (cancel) begin
+      \$54  = 30'h00000000;
+    end
+    if (rst) begin
+      \$54  = 30'h00000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$55  = \$31 ;
+    if (cancel) begin
+      \$55  = 1'h1;
+    end
+    if (rst) begin
+      \$55  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$56  = o__valid;
+    if (\$19 ) begin
+      \$56  = 1'h1;
     end else if (o__ready) begin
-      \$39  = 1'h0;
+      \$56  = 1'h0;
     end
     if (cancel) begin
-      \$39  = 1'h0;
+      \$56  = 1'h0;
     end
     if (rst) begin
-      \$39  = 1'h0;
+      \$56  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$40  = o__payload;
-    if (\$17 ) begin
-      \$40 [32:3] = sum_0;
-      \$40 [1] = tag_4[4];
-      \$40 [2] = tag_4[2];
-      \$40 [0] = tag_4[3];
+    \$57  = o__payload;
+    if (\$19 ) begin
+      \$57 [32:3] = sums;
+      \$57 [1] = tag_4[4];
+      \$57 [2] = tag_4[2];
+      \$57 [0] = tag_4[3];
     end
     if (cancel) begin
-      \$40  = 33'h000000000;
+      \$57  = 33'h000000000;
     end
     if (rst) begin
-      \$40  = 33'h000000000;
+      \$57  = 33'h000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (tag_4[4])
-      1'h0:
-          sum_0 = sum_0_0;
-      1'h1:
-          sum_0 = sum_0_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$18  = held;
+    \$33  = held;
     if (\$4 ) begin
-      \$18  = settings;
+      \$33  = settings;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$19  = tag_0;
+    \$34  = tag_0;
     if (enable) begin
-      \$19 [0] = i[1];
-      \$19 [1] = i[2];
-      \$19 [2] = i[3];
-      \$19 [3] = i[26];
-      \$19 [4] = i[27];
+      \$34 [0] = i[1];
+      \$34 [1] = i[2];
+      \$34 [2] = i[3];
+      \$34 [3] = i[26];
+      \$34 [4] = i[27];
     end
     if (cancel) begin
-      \$19  = 5'h00;
+      \$34  = 5'h00;
     end
     if (rst) begin
-      \$19  = 5'h00;
+      \$34  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$20  = number;
+    \$35  = number;
     if (enable) begin
-      \$20  = \$5 [11:0];
+      \$35  = \$5 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$21  = beyond;
+    \$36  = beyond;
     if (enable) begin
-      \$21  = \$6 ;
+      \$36  = \$6 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$22  = column;
+    \$37  = column;
     if (enable) begin
-      \$22  = i[25:16];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$23  = memory;
-    if (enable) begin
-      \$23  = held[11];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$24  = tag_1;
-    if (enable) begin
-      \$24 [4:1] = tag_0[4:1];
-      \$24 [0] = used;
-    end
-    if (cancel) begin
-      \$24  = 5'h00;
-    end
-    if (rst) begin
-      \$24  = 5'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$25  = tag_2;
-    if (enable) begin
-      \$25  = tag_1;
-    end
-    if (cancel) begin
-      \$25  = 5'h00;
-    end
-    if (rst) begin
-      \$25  = 5'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$26  = tag_3;
-    if (enable) begin
-      \$26  = tag_2;
-    end
-    if (cancel) begin
-      \$26  = 5'h00;
-    end
-    if (rst) begin
-      \$26  = 5'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$27  = tag_4;
-    if (enable) begin
-      \$27  = tag_3;
-    end
-    if (cancel) begin
-      \$27  = 5'h00;
-    end
-    if (rst) begin
-      \$27  = 5'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$28  = \$7 ;
-    if (cancel) begin
-      \$28  = 1'h0;
-    end
-    if (rst) begin
-      \$28  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$29  = \$12 ;
-    if (cancel) begin
-      \$29  = 1'h0;
-    end
-    if (rst) begin
-      \$29  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$30  = tag_0[4];
-    if (cancel) begin
-      \$30  = 1'h0;
-    end
-    if (rst) begin
-      \$30  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$31  = tag_0[3];
-    if (cancel) begin
-      \$31  = 1'h0;
-    end
-    if (rst) begin
-      \$31  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$32  = number_0;
-    if (enable) begin
-      \$32  = number;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$33  = number_1;
-    if (enable) begin
-      \$33  = number_0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$34  = zigzag_0;
-    if (enable) begin
-      \$34  = held[12];
-    end
-    if (cancel) begin
-      \$34  = 1'h0;
-    end
-    if (rst) begin
-      \$34  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$35  = zigzag_1;
-    if (enable) begin
-      \$35  = zigzag_0;
-    end
-    if (cancel) begin
-      \$35  = 1'h0;
-    end
-    if (rst) begin
-      \$35  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$36  = zigzag_2;
-    if (enable) begin
-      \$36  = zigzag_1;
-    end
-    if (cancel) begin
-      \$36  = 1'h0;
-    end
-    if (rst) begin
-      \$36  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$37  = sum_0_0;
-    if (\$13 ) begin
-      casez (tag_4[4])
-        1'h0:
-            \$37  = \$14 [29:0];
-      endcase
-    end
-    if (\$15 ) begin
-      casez (tag_4[4])
-        1'h0:
-            \$37  = 30'h00000000;
-      endcase
-    end
-    if (cancel) begin
-      \$37  = 30'h00000000;
-    end
-    if (rst) begin
-      \$37  = 30'h00000000;
+      \$37  = i[25:16];
     end
   end
   assign write_enable = map_write[0];
@@ -8592,12 +8985,15 @@ module egret_l_onchip_core_lane_mac (rst, enable, vector_write, map_write, cance
   assign \enable$23  = enable;
   assign a = \$2 [11:0];
   assign \value$26  = b;
-  assign sums = sum_0;
-  assign o__valid = full;
+  assign sum_0 = sums;
+  assign total_0 = \$3 [29:0];
+  assign running = enable;
+  assign full = o__valid;
   assign done = o__payload;
+  assign \$22  = \$20 ;
 endmodule
 
-module egret_l_onchip_core_lane_mac_map (rst, read__en, port_0 , cancel, read__addr, value, clk);
+module egret_l_onchip_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
   reg time_zero  = 0;
   reg [11:0] \$1 ;
   wire [9:0] address;
@@ -8663,7 +9059,7 @@ module egret_l_onchip_core_lane_mac_map (rst, read__en, port_0 , cancel, read__a
   assign \value$11  = value;
 endmodule
 
-module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , enable, cancel, \b$6 , product, clk);
+module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
   reg time_zero  = 0;
   wire [19:0] \$1 ;
   reg [11:0] \$2 ;
@@ -8718,7 +9114,7 @@ module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , enable, cancel, \b
   assign \product$9  = product;
 endmodule
 
-module egret_l_onchip_core_lane_mac_vectors (rst, read__en, port_0 , cancel, port_1 , port_2 , value, clk);
+module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero  = 0;
   reg [7:0] \$1 ;
   wire [10:0] address;
@@ -8938,7 +9334,7 @@ module egret_l_onchip_core_lane_mac_vectors (rst, read__en, port_0 , cancel, por
   assign \value$56  = value;
 endmodule
 
-module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, drain, port_0 , turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero  = 0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
   wire [5:0] \$11 ;
@@ -9336,43 +9732,40 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, enable, microcode_write, c
   assign \$5  = turn;
 endmodule
 
-module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, clk);
+module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero  = 0;
-  wire \$1 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$26
-    , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40
-    , \$41 , \$42 , \$43 , \$6 ;
-  wire [14:0] \$10 ;
-  wire [1:0] \$25 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$15 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
+    , \$25 , \$26 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39
+    , \$4 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$6 ;
+  wire [1:0] \$27 ;
   wire [12:0] \$5 , \$7 , \$8 ;
-  reg [12:0] \$18 ;
-  reg [12:0] \$36 ;
-  reg [12:0] \$44 ;
-  reg [12:0] \$45 ;
-  reg \$46 ;
-  reg \$47 ;
-  reg \$48 ;
-  reg \$49 ;
-  reg \$50 ;
-  reg [3:0] \$51 ;
-  reg [13:0] \$52 ;
-  reg [12:0] \$53 ;
-  reg [12:0] \$54 ;
-  reg [12:0] \$55 ;
-  reg [12:0] \$56 ;
-  reg \$57 ;
-  reg [3:0] \$58 ;
-  reg [13:0] \$59 ;
+  wire [14:0] \$9 ;
+  reg [12:0] \$49 ;
+  reg [12:0] \$50 ;
+  reg \$51 ;
+  reg \$52 ;
+  reg \$53 ;
+  reg \$54 ;
+  reg \$55 ;
+  reg [4:0] \$56 ;
+  reg [13:0] \$57 ;
+  reg [12:0] \$58 ;
+  reg [12:0] \$59 ;
   reg [12:0] \$60 ;
-  reg [12:0] \$9 ;
+  reg [12:0] \$61 ;
+  reg [4:0] \$62 ;
+  reg [13:0] \$63 ;
+  reg [12:0] \$64 ;
   wire [3:0] \$signature__addr ;
-  wire [3:0] \$signature__addr$23 ;
+  wire [3:0] \$signature__addr$28 ;
   wire [11:0] \$signature__data ;
-  wire [11:0] \$signature__data$24 ;
+  wire [11:0] \$signature__data$29 ;
   wire \$signature__en ;
-  wire \$signature__en$22 ;
+  wire \$signature__en$27 ;
   wire advance;
   reg [13:0] at_work = 14'h0000;
   reg bank = 1'h0;
+  wire [12:0] begun;
   input cancel;
   wire cancel;
   wire carry;
@@ -9394,23 +9787,23 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
   input i__valid;
   wire i__valid;
   wire [11:0] index;
-  reg \inside  = 1'h1;
   wire [12:0] length;
   wire load;
   reg load_slot = 1'h0;
   reg loading = 1'h1;
-  reg [3:0] marks = 4'h0;
+  reg [4:0] marks = 5'h00;
+  wire moves;
   output [27:0] o;
   wire [27:0] o;
   reg opened = 1'h0;
   wire [12:0] operand;
   reg placed = 1'h0;
-  reg [12:0] position_0 = 13'h1fff;
-  reg [12:0] position_1 = 13'h1fff;
+  reg [12:0] position = 13'h1fff;
   wire [3:0] read__addr;
-  wire [3:0] \read__addr$25 ;
+  wire [3:0] \read__addr$30 ;
   wire [11:0] read__data;
-  wire [11:0] \read__data$27 ;
+  wire [11:0] \read__data$32 ;
+  reg [12:0] resting_0 = 13'h1fff;
   input rst;
   wire rst;
   input selected;
@@ -9427,7 +9820,8 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
   reg [12:0] step = 13'h0000;
   reg [13:0] tag = 14'h0000;
   wire [12:0] total;
-  reg [3:0] working = 4'h0;
+  reg [4:0] working = 5'h00;
+  wire written;
   (* no_rw_check = 32'd1 *)
   reg [11:0] level_offsets [15:0];
   integer level_offsets_entry;
@@ -9448,393 +9842,678 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, enable, cod
       run_offsets[run_offsets_entry] = 12'h000;
   end
   always @(posedge clk) begin
-    if (\$signature__en$22 )
+    if (\$signature__en$27 )
       run_offsets[code_write[6:3]] <= code_write[22:11];
   end
-  assign \read__data$27  = run_offsets[i__payload[31:28]];
-  assign \$29  = \$34  & \$28 ;
-  assign \$30  = advance & settle;
-  assign \$31  = ~ i__payload[1];
-  assign \$32  = comes & \$31 ;
-  assign \$33  = comes & i__payload[0];
-  assign \$34  = comes & i__payload[1];
-  assign \$35  = load ? load_slot : i__payload[33];
-  assign \$37  = advance & load;
-  assign \$38  = ~ load;
-  assign \$39  = advance & \$38 ;
-  assign \$40  = emitting | marks[0];
-  assign \$41  = \$40  | marks[3];
-  assign \$42  = enable & \$41 ;
-  assign \$43  = advance & marks[2];
+  assign \read__data$32  = run_offsets[i__payload[31:28]];
+  assign \$22  = written & \$21 ;
+  assign \$23  = ~ loading;
+  assign \$24  = \$23  & i__valid;
+  assign \$25  = go >> i__payload[32];
+  assign \$26  = \$24  & \$25 ;
+  assign \$27  = load_slot + 1'h1;
+  assign \$29  = comes & i__payload[1];
+  assign \$31  = \$29  & \$30 ;
+  assign \$32  = advance & settle;
+  assign \$33  = ~ i__payload[1];
+  assign \$34  = comes & \$33 ;
+  assign \$35  = comes & i__payload[0];
+  assign \$37  = comes | load;
+  assign \$38  = slot != tag[13];
+  assign \$39  = \$37  & \$38 ;
+  assign \$41  = advance & \$37 ;
+  assign \$42  = advance & load;
+  assign \$43  = ~ load;
+  assign \$44  = advance & \$43 ;
+  assign \$45  = enable & moves;
+  assign \$46  = advance & marks[2];
+  assign \$47  = advance & marks[4];
   always @(posedge clk)
-    start_0 <= \$44 ;
+    start_0 <= \$49 ;
   always @(posedge clk)
-    start_1 <= \$45 ;
+    start_1 <= \$50 ;
   always @(posedge clk)
-    placed <= \$46 ;
+    placed <= \$51 ;
   always @(posedge clk)
-    opened <= \$47 ;
+    opened <= \$52 ;
   always @(posedge clk)
-    load_slot <= \$48 ;
+    load_slot <= \$53 ;
   always @(posedge clk)
-    loading <= \$49 ;
+    loading <= \$54 ;
   always @(posedge clk)
-    bank <= \$50 ;
+    bank <= \$55 ;
   always @(posedge clk)
-    marks <= \$51 ;
+    marks <= \$56 ;
   always @(posedge clk)
-    tag <= \$52 ;
+    tag <= \$57 ;
   always @(posedge clk)
-    step <= \$53 ;
+    step <= \$58 ;
   always @(posedge clk)
-    start <= \$54 ;
+    start <= \$59 ;
   always @(posedge clk)
-    position_0 <= \$55 ;
+    position <= \$60 ;
   always @(posedge clk)
-    position_1 <= \$56 ;
+    resting_0 <= \$61 ;
   always @(posedge clk)
-    \inside  <= \$57 ;
+    working <= \$62 ;
   always @(posedge clk)
-    working <= \$58 ;
+    at_work <= \$63 ;
   always @(posedge clk)
-    at_work <= \$59 ;
-  always @(posedge clk)
-    columns <= \$60 ;
+    columns <= \$64 ;
   assign advance = enable & \$1 ;
   assign load = loading & placed;
   assign comes = i__valid & opened;
   assign i__ready = advance & opened;
+  assign written = start_write[0] & selected;
+  assign slot = load ? load_slot : i__payload[33];
   assign \$2  = ! tag[13];
   assign settle = marks[3] & \$2 ;
   assign \$3  = ! code_write[2];
   assign \$signature__en  = code_write[0] & \$3 ;
-  assign \$signature__en$22  = code_write[0] & \$4 ;
+  assign \$signature__en$27  = code_write[0] & \$4 ;
   assign \$5  = i__payload[12:2] + read__data;
-  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$27 );
-  assign emitting = ~ \inside ;
-  assign slot = \inside  ? tag[13] : at_work[13];
+  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$32 );
+  assign emitting = ~ position[12];
   assign \$6  = emitting | marks[1];
   assign carry = \$6  | marks[3];
   assign \$7  = step | start;
   assign \$8  = ~ columns;
-  assign operand = \inside  ? \$7  : \$8 ;
-  assign \$10  = { \$9 , 1'h1 } + { operand, carry };
-  assign \$11  = ! at_work[13];
-  assign \$12  = working[3] & \$11 ;
-  assign \$14  = \$12  & \$1 ;
-  assign \$16  = working[1] & \$1 ;
-  assign \$17  = working[2] | emitting;
-  assign \$19  = start_write[0] & selected;
-  assign \$21  = ~ loading;
-  assign \$22  = \$21  & i__valid;
-  assign \$23  = go >> i__payload[32];
-  assign \$24  = \$22  & \$23 ;
-  assign \$25  = load_slot + 1'h1;
+  assign operand = position[12] ? \$7  : \$8 ;
+  assign \$9  = { begun, 1'h1 } + { operand, carry };
+  assign \$10  = position[12] & marks[4];
+  assign begun = \$10  ? resting_0 : position;
+  assign \$11  = emitting | marks[0];
+  assign moves = \$11  | marks[3];
+  assign \$12  = ! at_work[13];
+  assign \$13  = working[3] & \$12 ;
+  assign \$15  = \$13  & \$1 ;
+  assign \$17  = working[1] & \$1 ;
+  assign \$18  = working[2] | emitting;
+  assign \$20  = written | \$42 ;
   always @* begin
     if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (load_slot)
-      1'h0:
-          \$36  = start_0;
-      1'h1:
-          \$36  = start_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$44  = start_0;
-    if (\$19 ) begin
-      casez (start_write[2])
-        1'h0:
-            \$44  = start_write[15:3];
-      endcase
+    \$49  = start_0;
+    if (\$20 ) begin
+      \$49  = start_1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = start_1;
-    if (\$19 ) begin
-      (* full_case = 32'd1 *)
-      casez (start_write[2])
-        1'h0:
-            /* empty */;
-        1'h1:
-            \$45  = start_write[15:3];
-      endcase
+    \$50  = start_1;
+    if (\$20 ) begin
+      \$50  = start_write[15:3];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = placed;
-    if (\$19 ) begin
-      if (\$20 ) begin
-        \$46  = 1'h1;
-      end
+    \$51  = placed;
+    if (\$22 ) begin
+      \$51  = 1'h1;
     end
     if (advance) begin
       if (load) begin
-        if (\$26 ) begin
-          \$46  = 1'h0;
+        if (\$28 ) begin
+          \$51  = 1'h0;
         end
       end
     end
     if (cancel) begin
-      \$46  = 1'h0;
+      \$51  = 1'h0;
     end
     if (rst) begin
-      \$46  = 1'h0;
+      \$51  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = opened;
+    \$52  = opened;
     if (advance) begin
-      if (\$24 ) begin
-        \$47  = 1'h1;
+      if (\$26 ) begin
+        \$52  = 1'h1;
       end
-      if (\$29 ) begin
-        \$47  = 1'h0;
-      end
-    end
-    if (cancel) begin
-      \$47  = 1'h0;
-    end
-    if (rst) begin
-      \$47  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$48  = load_slot;
-    if (advance) begin
-      if (load) begin
-        \$48  = \$25 [0];
+      if (\$31 ) begin
+        \$52  = 1'h0;
       end
     end
     if (cancel) begin
-      \$48  = 1'h0;
+      \$52  = 1'h0;
     end
     if (rst) begin
-      \$48  = 1'h0;
+      \$52  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = loading;
+    \$53  = load_slot;
     if (advance) begin
       if (load) begin
-        if (\$26 ) begin
-          \$49  = 1'h0;
+        \$53  = \$27 [0];
+      end
+    end
+    if (cancel) begin
+      \$53  = 1'h0;
+    end
+    if (rst) begin
+      \$53  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = loading;
+    if (advance) begin
+      if (load) begin
+        if (\$28 ) begin
+          \$54  = 1'h0;
         end
       end
-      if (\$29 ) begin
-        \$49  = 1'h1;
+      if (\$31 ) begin
+        \$54  = 1'h1;
       end
     end
     if (cancel) begin
-      \$49  = 1'h1;
+      \$54  = 1'h1;
     end
     if (rst) begin
-      \$49  = 1'h1;
+      \$54  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = bank;
-    if (\$30 ) begin
-      \$50  = settings[13];
+    \$55  = bank;
+    if (\$32 ) begin
+      \$55  = settings[13];
     end
     if (cancel) begin
-      \$50  = 1'h0;
+      \$55  = 1'h0;
     end
     if (rst) begin
-      \$50  = 1'h0;
+      \$55  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$51  = marks;
+    \$56  = marks;
     if (advance) begin
-      \$51 [0] = \$32 ;
-      \$51 [1] = \$33 ;
-      \$51 [2] = \$34 ;
-      \$51 [3] = load;
+      \$56 [0] = \$34 ;
+      \$56 [1] = \$35 ;
+      \$56 [2] = \$29 ;
+      \$56 [3] = load;
+      \$56 [4] = \$39 ;
     end
     if (cancel) begin
-      \$51  = 4'h0;
+      \$56  = 5'h00;
     end
     if (rst) begin
-      \$51  = 4'h0;
+      \$56  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$52  = tag;
+    \$57  = tag;
     if (advance) begin
-      \$52 [11:0] = \$5 [11:0];
-      \$52 [12] = i__payload[32];
-      \$52 [13] = \$35 ;
+      \$57 [11:0] = \$5 [11:0];
+      \$57 [12] = i__payload[32];
+    end
+    if (\$41 ) begin
+      \$57 [13] = slot;
+    end
+    if (cancel) begin
+      \$57  = 14'h0000;
+    end
+    if (rst) begin
+      \$57  = 14'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$53  = step;
+    \$58  = step;
     if (advance) begin
-      \$53  = length;
+      \$58  = length;
     end
-    if (\$37 ) begin
-      \$53  = 13'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = start;
-    if (advance) begin
-      \$54  = \$36 ;
-    end
-    if (\$39 ) begin
-      \$54  = 13'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$55  = position_0;
     if (\$42 ) begin
-      casez (slot)
-        1'h0:
-            \$55  = \$10 [13:1];
-      endcase
-    end
-    if (\$43 ) begin
-      casez (slot)
-        1'h0:
-            \$55  = 13'h1fff;
-      endcase
-    end
-    if (cancel) begin
-      \$55  = 13'h1fff;
-    end
-    if (rst) begin
-      \$55  = 13'h1fff;
+      \$58  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$56  = position_1;
-    if (\$42 ) begin
-      (* full_case = 32'd1 *)
-      casez (slot)
-        1'h0:
-            /* empty */;
-        1'h1:
-            \$56  = \$10 [13:1];
-      endcase
-    end
-    if (\$43 ) begin
-      (* full_case = 32'd1 *)
-      casez (slot)
-        1'h0:
-            /* empty */;
-        1'h1:
-            \$56  = 13'h1fff;
-      endcase
-    end
-    if (cancel) begin
-      \$56  = 13'h1fff;
-    end
-    if (rst) begin
-      \$56  = 13'h1fff;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$57  = \inside ;
-    if (\$42 ) begin
-      \$57  = \$10 [13];
-    end
-    if (\$43 ) begin
-      \$57  = 1'h1;
-    end
-    if (cancel) begin
-      \$57  = 1'h1;
-    end
-    if (rst) begin
-      \$57  = 1'h1;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$58  = working;
+    \$59  = start;
     if (advance) begin
-      \$58  = marks;
+      \$59  = start_0;
+    end
+    if (\$44 ) begin
+      \$59  = 13'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$60  = position;
+    if (\$45 ) begin
+      \$60  = \$9 [13:1];
+    end
+    if (\$46 ) begin
+      \$60  = 13'h1fff;
     end
     if (cancel) begin
-      \$58  = 4'h0;
+      \$60  = 13'h1fff;
     end
     if (rst) begin
-      \$58  = 4'h0;
+      \$60  = 13'h1fff;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$59  = at_work;
+    \$61  = resting_0;
+    if (\$48 ) begin
+      \$61  = position;
+    end
+    if (cancel) begin
+      \$61  = 13'h1fff;
+    end
+    if (rst) begin
+      \$61  = 13'h1fff;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$62  = working;
     if (advance) begin
-      \$59  = tag;
+      \$62  = marks;
+    end
+    if (cancel) begin
+      \$62  = 5'h00;
+    end
+    if (rst) begin
+      \$62  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = columns;
+    \$63  = at_work;
+    if (advance) begin
+      \$63  = tag;
+    end
+    if (cancel) begin
+      \$63  = 14'h0000;
+    end
+    if (rst) begin
+      \$63  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$64  = columns;
     if (advance) begin
       if (settle) begin
-        \$60  = { 2'h0, settings[10:0] };
+        \$64  = { 2'h0, settings[10:0] };
       end
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (slot)
-      1'h0:
-          \$9  = position_0;
-      1'h1:
-          \$9  = position_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (at_work[13])
-      1'h0:
-          \$18  = position_0;
-      1'h1:
-          \$18  = position_1;
-    endcase
   end
   assign index = \$5 [11:0];
   assign \$signature__addr  = code_write[6:3];
   assign \$signature__data  = code_write[22:11];
   assign read__addr = i__payload[27:24];
-  assign \$signature__addr$23  = code_write[6:3];
-  assign \$signature__data$24  = code_write[22:11];
-  assign \read__addr$25  = i__payload[31:28];
-  assign total = \$10 [13:1];
+  assign \$signature__addr$28  = code_write[6:3];
+  assign \$signature__data$29  = code_write[22:11];
+  assign \read__addr$30  = i__payload[31:28];
+  assign total = \$9 [13:1];
   assign o[27] = at_work[13];
   assign o[26] = at_work[12];
-  assign o[25:16] = \$18 [9:0];
+  assign o[25:16] = position[9:0];
   assign o[15:4] = at_work[11:0];
   assign o[3] = working[2];
-  assign o[2] = \$17 ;
-  assign o[1] = \$16 ;
-  assign o[0] = \$14 ;
-  assign \$1  = \inside ;
+  assign o[2] = \$18 ;
+  assign o[1] = \$17 ;
+  assign o[0] = \$15 ;
+  assign \$1  = position[12];
   assign \$4  = code_write[2];
-  assign \$20  = start_write[2];
-  assign \$26  = load_slot;
-  assign \$28  = i__payload[33];
+  assign \$21  = start_write[2];
+  assign \$28  = load_slot;
+  assign \$30  = i__payload[33];
+  assign \$48  = \$47 ;
 endmodule
 
-module egret_l_onchip_core_lane_settings_101 (rst, codes, start_write, cancel, matrices, o, clk);
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
   reg time_zero  = 0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
@@ -9896,378 +10575,6 @@ module egret_l_onchip_core_lane_settings_101 (rst, codes, start_write, cancel, m
   end
   assign code = codes[43:0];
 endmodule
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
   reg time_zero  = 0;
@@ -22201,12 +22508,6 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     if (finish) begin
       \$177  = job;
     end
-    if (cancel) begin
-      \$177  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$177  = 51'h0000000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -22818,725 +23119,1077 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
   end
 endmodule
 
-module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_write, port_0 , word, clk);
+module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$104 , \$105 , \$107 , \$108 , \$110 , \$112 , \$113 , \$115 , \$116 , \$119 ,
-    \$12 , \$123 , \$124 , \$126 , \$127 , \$128 , \$129 , \$13 , \$130 , \$132 , \$134 , \$135 ,
-    \$136 , \$137 , \$139 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$15 , \$154 ,
-    \$155 , \$157 , \$158 , \$16 , \$160 , \$162 , \$163 , \$165 , \$166 , \$169 , \$173 , \$174 ,
-    \$176 , \$177 , \$178 , \$179 , \$180 , \$182 , \$184 , \$185 , \$186 , \$187 , \$189 , \$19 ,
-    \$191 , \$192 , \$193 , \$194 , \$195 , \$196 , \$197 , \$2 , \$204 , \$205 , \$207 , \$208 ,
-    \$210 , \$212 , \$213 , \$214 , \$215 , \$216 , \$217 , \$218 , \$219 , \$223 , \$224 , \$225 ,
-    \$228 , \$229 , \$23 , \$230 , \$231 , \$232 , \$233 , \$239 , \$24 , \$242 , \$245 , \$246 ,
-    \$247 , \$248 , \$249 , \$252 , \$255 , \$257 , \$258 , \$259 , \$26 , \$261 , \$264 , \$266 ,
-    \$267 , \$268 , \$27 , \$270 , \$273 , \$275 , \$276 , \$277 , \$279 , \$28 , \$282 , \$284 ,
-    \$285 , \$286 , \$29 , \$30 , \$32 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42
-    , \$43 , \$44 , \$45 , \$46 , \$47 , \$54 , \$55 , \$57 , \$58 , \$6 , \$60 , \$62 , \$63 , \$65
-    , \$66 , \$69 , \$7 , \$73 , \$74 , \$76 , \$77 , \$78 , \$79 , \$80 , \$82 , \$84 , \$85 , \$86
-    , \$87 , \$89 , \$9 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 ;
-  wire [5:0] \$100 , \$150 , \$200 , \$287 , \$288 , \$50 ;
-  wire [3:0] \$101 , \$102 , \$103 , \$114 , \$14 , \$151 , \$152 , \$153 , \$164 , \$201 , \$202 ,
-    \$203 , \$3 , \$320 , \$389 , \$458 , \$51 , \$52 , \$527 , \$53 , \$64 ;
-  wire [4:0] \$11 , \$148 , \$149 , \$198 , \$199 , \$220 , \$234 , \$48 , \$49 , \$8 , \$98 , \$99
-    ;
-  wire [10:0] \$244 ;
-  wire [1:0] \$5 ;
-  reg [10:0] \$289 ;
-  reg [10:0] \$290  = 11'h000;
-  reg [9:0] \$291 ;
-  reg \$292 ;
-  reg [9:0] \$293 ;
-  reg \$294 ;
-  reg [20:0] \$295 ;
-  reg \$296 ;
-  reg [9:0] \$297 ;
-  reg [25:0] \$298 ;
-  reg [25:0] \$299 ;
-  reg [25:0] \$300 ;
-  reg [25:0] \$301 ;
-  reg [25:0] \$302 ;
-  reg [13:0] \$303 ;
+  wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
+    \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
+    \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
+    \$15 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$159 , \$16 , \$160 , \$161 , \$162 ,
+    \$163 , \$164 , \$166 , \$167 , \$17 , \$172 , \$173 , \$174 , \$175 , \$176 , \$178 , \$18 ,
+    \$180 , \$183 , \$184 , \$185 , \$186 , \$187 , \$19 , \$190 , \$191 , \$192 , \$193 , \$194 ,
+    \$195 , \$196 , \$197 , \$198 , \$2 , \$20 , \$202 , \$203 , \$204 , \$205 , \$206 , \$207 ,
+    \$209 , \$21 , \$210 , \$215 , \$216 , \$217 , \$218 , \$219 , \$221 , \$223 , \$226 , \$227 ,
+    \$228 , \$229 , \$230 , \$233 , \$234 , \$235 , \$236 , \$237 , \$238 , \$239 , \$24 , \$240 ,
+    \$241 , \$245 , \$246 , \$247 , \$248 , \$249 , \$25 , \$250 , \$252 , \$253 , \$258 , \$259 ,
+    \$260 , \$261 , \$262 , \$264 , \$266 , \$269 , \$27 , \$270 , \$271 , \$272 , \$273 , \$274 ,
+    \$275 , \$29 , \$3 , \$32 , \$33 , \$36 , \$37 , \$38 , \$42 , \$44 , \$49 , \$55 , \$56 , \$57
+    , \$59 , \$6 , \$60 , \$61 , \$64 , \$65 , \$66 , \$67 , \$68 , \$69 , \$7 , \$71 , \$72 , \$75
+    , \$76 , \$77 , \$78 , \$79 , \$82 , \$83 , \$84 , \$85 , \$86 , \$89 , \$9 , \$90 , \$91 , \$92
+    , \$93 , \$96 , \$97 , \$98 , \$99 ;
+  wire [5:0] \$100 , \$101 , \$62 ;
+  wire [3:0] \$102 , \$103 , \$126 , \$127 , \$145 , \$146 , \$169 , \$170 , \$188 , \$189 , \$212 ,
+    \$213 , \$23 , \$231 , \$232 , \$255 , \$256 , \$4 , \$5 , \$50 , \$58 ;
+  wire [4:0] \$125 , \$168 , \$211 , \$254 , \$26 , \$51 , \$8 ;
+  wire [10:0] \$63 ;
+  reg [22:0] \$276 ;
+  reg [13:0] \$277 ;
+  reg [13:0] \$278  = 14'h0000;
+  reg \$279 ;
+  reg [3:0] \$280 ;
+  reg \$281 ;
+  reg \$282 ;
+  reg [3:0] \$283 ;
+  reg \$284 ;
+  reg [9:0] \$285 ;
+  reg \$286 ;
+  reg [9:0] \$287 ;
+  reg [26:0] \$288 ;
+  reg [26:0] \$289 ;
+  reg [4:0] \$290 ;
+  reg [26:0] \$291 ;
+  reg [26:0] \$292 ;
+  reg [4:0] \$293 ;
+  reg [26:0] \$294 ;
+  reg [26:0] \$295 ;
+  reg [4:0] \$296 ;
+  reg [26:0] \$297 ;
+  reg [26:0] \$298 ;
+  reg [4:0] \$299 ;
+  reg [26:0] \$300 ;
+  reg [13:0] \$301 ;
+  reg [10:0] \$302 ;
+  reg [10:0] \$303  = 11'h000;
+  wire [3:0] \$signature__addr ;
+  wire [3:0] \$signature__addr$109 ;
+  wire [3:0] \$signature__addr$113 ;
+  wire [3:0] \$signature__addr$62 ;
+  wire [3:0] \$signature__addr$75 ;
+  wire [3:0] \$signature__addr$79 ;
+  wire [3:0] \$signature__addr$92 ;
+  wire [3:0] \$signature__addr$96 ;
+  wire [3:0] \$signature__data ;
+  wire [3:0] \$signature__data$110 ;
+  wire [3:0] \$signature__data$114 ;
+  wire [3:0] \$signature__data$63 ;
+  wire [3:0] \$signature__data$76 ;
+  wire [3:0] \$signature__data$80 ;
+  wire [3:0] \$signature__data$93 ;
+  wire [3:0] \$signature__data$97 ;
+  wire \$signature__en ;
+  wire \$signature__en$108 ;
+  wire \$signature__en$112 ;
+  wire \$signature__en$61 ;
+  wire \$signature__en$74 ;
+  wire \$signature__en$78 ;
+  wire \$signature__en$91 ;
+  wire \$signature__en$95 ;
+  reg [9:0] _write = 10'h000;
   reg [9:0] address = 10'h000;
-  reg [25:0] after0 = 26'h0000000;
-  reg [25:0] after1 = 26'h0000000;
-  reg [25:0] after2 = 26'h0000000;
-  reg [25:0] after3 = 26'h0000000;
-  wire [20:0] bank0;
+  reg [26:0] after0 = 27'h0000000;
+  reg [26:0] after1 = 27'h0000000;
+  reg [26:0] after2 = 27'h0000000;
+  reg [26:0] after3 = 27'h0000000;
+  wire [22:0] bank0;
   reg bare00 = 1'h0;
   reg bare01 = 1'h0;
-  wire bit0_bare;
-  wire bit0_closes;
+  reg [26:0] before0 = 27'h0000000;
+  reg [26:0] before1 = 27'h0000000;
+  reg [26:0] before2 = 27'h0000000;
+  reg [26:0] before3 = 27'h0000000;
   wire [3:0] bit0_counted;
   wire bit0_empty;
   wire bit0_ends;
   wire bit0_event;
-  wire bit0_event_before;
-  wire bit0_exceeds;
+  wire bit0_finishes;
   wire bit0_fresh;
-  wire [3:0] bit0_left;
   wire bit0_loads;
+  wire [4:0] bit0_looked;
   wire bit0_opens;
-  wire [6:0] bit0_state;
+  wire bit0_rises;
+  wire [7:0] bit0_state;
   wire bit0_stays;
-  wire bit0_table;
-  wire bit1_bare;
-  wire bit1_closes;
+  wire bit0_unloaded;
   wire [3:0] bit1_counted;
   wire bit1_empty;
   wire bit1_ends;
   wire bit1_event;
-  wire bit1_event_before;
-  wire bit1_exceeds;
+  wire bit1_finishes;
   wire bit1_fresh;
-  wire [3:0] bit1_left;
   wire bit1_loads;
+  wire [4:0] bit1_looked;
   wire bit1_opens;
-  wire [6:0] bit1_state;
+  wire bit1_rises;
+  wire [7:0] bit1_state;
   wire bit1_stays;
-  wire bit1_table;
-  wire bit2_bare;
-  wire bit2_closes;
+  wire bit1_unloaded;
   wire [3:0] bit2_counted;
   wire bit2_empty;
   wire bit2_ends;
   wire bit2_event;
-  wire bit2_event_before;
-  wire bit2_exceeds;
+  wire bit2_finishes;
   wire bit2_fresh;
-  wire [3:0] bit2_left;
   wire bit2_loads;
+  wire [4:0] bit2_looked;
   wire bit2_opens;
-  wire [6:0] bit2_state;
+  wire bit2_rises;
+  wire [7:0] bit2_state;
   wire bit2_stays;
-  wire bit2_table;
-  wire bit3_bare;
-  wire bit3_closes;
+  wire bit2_unloaded;
   wire [3:0] bit3_counted;
   wire bit3_empty;
   wire bit3_ends;
   wire bit3_event;
-  wire bit3_event_before;
-  wire bit3_exceeds;
+  wire bit3_finishes;
   wire bit3_fresh;
-  wire [3:0] bit3_left;
   wire bit3_loads;
+  wire [4:0] bit3_looked;
   wire bit3_opens;
-  wire [6:0] bit3_state;
+  wire bit3_rises;
+  wire [7:0] bit3_state;
   wire bit3_stays;
-  wire bit3_table;
+  wire bit3_unloaded;
   output busy;
   wire busy;
   input cancel;
   wire cancel;
-  wire [20:0] chosen;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  reg [25:0] entering = 26'h0000000;
+  reg [26:0] entering = 27'h0000000;
+  reg golomb00 = 1'h0;
+  reg golomb01 = 1'h0;
+  reg [3:0] last00 = 4'h0;
+  reg [3:0] last01 = 4'h0;
+  reg [4:0] looked0 = 5'h00;
+  reg [4:0] looked1 = 5'h00;
+  reg [4:0] looked2 = 5'h00;
+  reg [4:0] looked3 = 5'h00;
   wire [28:0] microcode_write;
   (* init = 11'h000 *)
   output [10:0] port_0 ;
   wire [10:0] port_0 ;
-  wire [3:0] port__addr;
-  wire [3:0] \port__addr$10 ;
-  wire [3:0] \port__addr$17 ;
-  wire [3:0] \port__addr$19 ;
-  wire [3:0] \port__addr$38 ;
-  wire [3:0] \port__addr$39 ;
-  wire [3:0] \port__addr$58 ;
-  wire [3:0] \port__addr$59 ;
-  wire [3:0] \port__addr$78 ;
-  wire [3:0] \port__addr$79 ;
-  wire [3:0] port__data;
-  wire [3:0] \port__data$11 ;
-  wire [3:0] \port__data$21 ;
-  wire [3:0] \port__data$22 ;
-  wire [3:0] \port__data$41 ;
-  wire [3:0] \port__data$42 ;
-  wire [3:0] \port__data$61 ;
-  wire [3:0] \port__data$62 ;
-  wire [3:0] \port__data$81 ;
-  wire [3:0] \port__data$82 ;
-  wire port__en;
-  wire \port__en$8 ;
+  wire [3:0] reading__addr;
+  wire [3:0] \reading__addr$111 ;
+  wire [3:0] \reading__addr$115 ;
+  wire [3:0] \reading__addr$64 ;
+  wire [3:0] \reading__addr$77 ;
+  wire [3:0] \reading__addr$81 ;
+  wire [3:0] \reading__addr$94 ;
+  wire [3:0] \reading__addr$98 ;
+  wire [3:0] reading__data;
+  wire [3:0] \reading__data$100 ;
+  wire [3:0] \reading__data$116 ;
+  wire [3:0] \reading__data$117 ;
+  wire [3:0] \reading__data$66 ;
+  wire [3:0] \reading__data$82 ;
+  wire [3:0] \reading__data$83 ;
+  wire [3:0] \reading__data$99 ;
   input rst;
   wire rst;
   reg running = 1'h0;
   input [43:0] settings;
   wire [43:0] settings;
-  wire [20:0] \settings$14 ;
-  reg [20:0] \settings$18  = 21'h000000;
+  wire [22:0] \settings$17 ;
   input start;
   wire start;
+  reg [22:0] taken = 23'h000000;
   output [13:0] word;
   reg [13:0] word = 14'h0000;
-  reg [9:0] write0 = 10'h000;
-  reg [9:0] write1 = 10'h000;
-  wire [20:0] written;
   (* no_rw_check = 32'd1 *)
-  reg [3:0] table0 [15:0];
-  integer table0_entry;
+  reg [3:0] \U$0  [15:0];
   initial begin
-    for (table0_entry = 0; table0_entry < 16; table0_entry = table0_entry + 1)
-      table0[table0_entry] = 4'h0;
+    \U$0 [0] = 4'h0;
+    \U$0 [1] = 4'h0;
+    \U$0 [2] = 4'h0;
+    \U$0 [3] = 4'h0;
+    \U$0 [4] = 4'h0;
+    \U$0 [5] = 4'h0;
+    \U$0 [6] = 4'h0;
+    \U$0 [7] = 4'h0;
+    \U$0 [8] = 4'h0;
+    \U$0 [9] = 4'h0;
+    \U$0 [10] = 4'h0;
+    \U$0 [11] = 4'h0;
+    \U$0 [12] = 4'h0;
+    \U$0 [13] = 4'h0;
+    \U$0 [14] = 4'h0;
+    \U$0 [15] = 4'h0;
   end
   always @(posedge clk) begin
-    if (write0[0])
-      table0[write0[5:2]] <= write0[9:6];
+    if (_write[0])
+      \U$0 [_write[5:2]] <= _write[9:6];
   end
-  assign \port__data$81  = table0[after2[14:11]];
-  assign \port__data$61  = table0[after1[14:11]];
-  assign \port__data$41  = table0[after0[14:11]];
-  assign \port__data$21  = table0[entering[14:11]];
+  assign reading__data = \U$0 [entering[14:11]];
   (* no_rw_check = 32'd1 *)
-  reg [3:0] table1 [15:0];
-  integer table1_entry;
+  reg [3:0] \U$1  [15:0];
   initial begin
-    for (table1_entry = 0; table1_entry < 16; table1_entry = table1_entry + 1)
-      table1[table1_entry] = 4'h0;
+    \U$1 [0] = 4'h0;
+    \U$1 [1] = 4'h0;
+    \U$1 [2] = 4'h0;
+    \U$1 [3] = 4'h0;
+    \U$1 [4] = 4'h0;
+    \U$1 [5] = 4'h0;
+    \U$1 [6] = 4'h0;
+    \U$1 [7] = 4'h0;
+    \U$1 [8] = 4'h0;
+    \U$1 [9] = 4'h0;
+    \U$1 [10] = 4'h0;
+    \U$1 [11] = 4'h0;
+    \U$1 [12] = 4'h0;
+    \U$1 [13] = 4'h0;
+    \U$1 [14] = 4'h0;
+    \U$1 [15] = 4'h0;
   end
   always @(posedge clk) begin
-    if (write1[0])
-      table1[write1[5:2]] <= write1[9:6];
+    if (_write[1])
+      \U$1 [_write[5:2]] <= _write[9:6];
   end
-  assign \port__data$82  = table1[after2[14:11]];
-  assign \port__data$62  = table1[after1[14:11]];
-  assign \port__data$42  = table1[after0[14:11]];
-  assign \port__data$22  = table1[entering[14:11]];
+  assign \reading__data$66  = \U$1 [entering[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$2  [15:0];
+  initial begin
+    \U$2 [0] = 4'h0;
+    \U$2 [1] = 4'h0;
+    \U$2 [2] = 4'h0;
+    \U$2 [3] = 4'h0;
+    \U$2 [4] = 4'h0;
+    \U$2 [5] = 4'h0;
+    \U$2 [6] = 4'h0;
+    \U$2 [7] = 4'h0;
+    \U$2 [8] = 4'h0;
+    \U$2 [9] = 4'h0;
+    \U$2 [10] = 4'h0;
+    \U$2 [11] = 4'h0;
+    \U$2 [12] = 4'h0;
+    \U$2 [13] = 4'h0;
+    \U$2 [14] = 4'h0;
+    \U$2 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$2 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$82  = \U$2 [after0[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$3  [15:0];
+  initial begin
+    \U$3 [0] = 4'h0;
+    \U$3 [1] = 4'h0;
+    \U$3 [2] = 4'h0;
+    \U$3 [3] = 4'h0;
+    \U$3 [4] = 4'h0;
+    \U$3 [5] = 4'h0;
+    \U$3 [6] = 4'h0;
+    \U$3 [7] = 4'h0;
+    \U$3 [8] = 4'h0;
+    \U$3 [9] = 4'h0;
+    \U$3 [10] = 4'h0;
+    \U$3 [11] = 4'h0;
+    \U$3 [12] = 4'h0;
+    \U$3 [13] = 4'h0;
+    \U$3 [14] = 4'h0;
+    \U$3 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$3 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$83  = \U$3 [after0[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$4  [15:0];
+  initial begin
+    \U$4 [0] = 4'h0;
+    \U$4 [1] = 4'h0;
+    \U$4 [2] = 4'h0;
+    \U$4 [3] = 4'h0;
+    \U$4 [4] = 4'h0;
+    \U$4 [5] = 4'h0;
+    \U$4 [6] = 4'h0;
+    \U$4 [7] = 4'h0;
+    \U$4 [8] = 4'h0;
+    \U$4 [9] = 4'h0;
+    \U$4 [10] = 4'h0;
+    \U$4 [11] = 4'h0;
+    \U$4 [12] = 4'h0;
+    \U$4 [13] = 4'h0;
+    \U$4 [14] = 4'h0;
+    \U$4 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$4 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$99  = \U$4 [after1[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$5  [15:0];
+  initial begin
+    \U$5 [0] = 4'h0;
+    \U$5 [1] = 4'h0;
+    \U$5 [2] = 4'h0;
+    \U$5 [3] = 4'h0;
+    \U$5 [4] = 4'h0;
+    \U$5 [5] = 4'h0;
+    \U$5 [6] = 4'h0;
+    \U$5 [7] = 4'h0;
+    \U$5 [8] = 4'h0;
+    \U$5 [9] = 4'h0;
+    \U$5 [10] = 4'h0;
+    \U$5 [11] = 4'h0;
+    \U$5 [12] = 4'h0;
+    \U$5 [13] = 4'h0;
+    \U$5 [14] = 4'h0;
+    \U$5 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$5 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$100  = \U$5 [after1[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$6  [15:0];
+  initial begin
+    \U$6 [0] = 4'h0;
+    \U$6 [1] = 4'h0;
+    \U$6 [2] = 4'h0;
+    \U$6 [3] = 4'h0;
+    \U$6 [4] = 4'h0;
+    \U$6 [5] = 4'h0;
+    \U$6 [6] = 4'h0;
+    \U$6 [7] = 4'h0;
+    \U$6 [8] = 4'h0;
+    \U$6 [9] = 4'h0;
+    \U$6 [10] = 4'h0;
+    \U$6 [11] = 4'h0;
+    \U$6 [12] = 4'h0;
+    \U$6 [13] = 4'h0;
+    \U$6 [14] = 4'h0;
+    \U$6 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$6 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$116  = \U$6 [after2[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$7  [15:0];
+  initial begin
+    \U$7 [0] = 4'h0;
+    \U$7 [1] = 4'h0;
+    \U$7 [2] = 4'h0;
+    \U$7 [3] = 4'h0;
+    \U$7 [4] = 4'h0;
+    \U$7 [5] = 4'h0;
+    \U$7 [6] = 4'h0;
+    \U$7 [7] = 4'h0;
+    \U$7 [8] = 4'h0;
+    \U$7 [9] = 4'h0;
+    \U$7 [10] = 4'h0;
+    \U$7 [11] = 4'h0;
+    \U$7 [12] = 4'h0;
+    \U$7 [13] = 4'h0;
+    \U$7 [14] = 4'h0;
+    \U$7 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$7 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$117  = \U$7 [after2[14:11]];
   assign \$1  = ~ settings[0];
   assign \$2  = settings[1] & \$1 ;
-  assign \$3  = settings[0] ? settings[11:8] : settings[7:4];
-  assign \$4  = settings[0] ? settings[3] : settings[2];
-  assign \$5  = ~ { settings[2], \$4  };
-  assign \$6  = bare00 & bank0[11];
-  assign \$7  = bare01 & bank0[12];
-  assign \$8  = bank0[6:3] - bank0[13];
-  assign \$9  = ~ bank0[13];
-  assign \$10  = bank0[11] & \$9 ;
-  assign \$11  = bank0[10:7] - bank0[14];
-  assign \$12  = ~ bank0[14];
-  assign \$13  = bank0[12] & \$12 ;
-  assign bit0_left = bit0_table ? \port__data$22  : \port__data$21 ;
-  assign bit0_empty = ! bit0_left;
-  assign \$320  = bit0_table * 3'h4;
-  assign \$14  = \settings$18 [10:3] >> \$320 ;
-  assign \$15  = entering[14:11] == \$14 ;
-  assign \$16  = \settings$18 [12:11] >> bit0_table;
-  assign bit0_opens = \$15  & \$16 ;
-  assign \$19  = \settings$18 [14:13] >> bit0_table;
-  assign bit0_closes = \$15  & \$19 ;
-  assign \$23  = ~ \$16 ;
-  assign \$24  = \$15  & \$23 ;
-  assign \$26  = ~ \$19 ;
-  assign bit0_exceeds = \$24  & \$26 ;
-  assign \$27  = ~ entering[16];
-  assign \$28  = ~ entering[17];
-  assign \$29  = \$27  & \$28 ;
-  assign \$30  = entering[4] | bit0_opens;
-  assign bit0_loads = \$29  & \$30 ;
-  assign \$32  = bit0_closes & \$27 ;
-  assign \$34  = \$32  & \$28 ;
-  assign \$35  = ~ entering[4];
-  assign bit0_bare = \$34  & \$35 ;
-  assign \$36  = entering[14:11] == 1'h1;
-  assign \$37  = entering[16] & \$36 ;
-  assign \$39  = \$37  & \$28 ;
-  assign bit0_ends = bit0_bare | \$39 ;
-  assign \$40  = ~ \settings$18 [1];
-  assign \$41  = entering[16] | bit0_opens;
-  assign \$42  = entering[4] == \$41 ;
-  assign \$43  = \$40  & \$42 ;
-  assign bit0_event = bit0_table | \$43 ;
-  assign \$44  = ~ bit0_table;
-  assign bit0_fresh = \settings$18 [1] ? \$44  : \settings$18 [2];
-  assign \$45  = entering[16] | entering[4];
-  assign \$46  = \$45  | bit0_opens;
-  assign \$47  = ~ bit0_ends;
-  assign bit0_stays = \$46  & \$47 ;
-  assign bit0_event_before = bit0_ends ? bit0_fresh : bit0_event;
-  assign \$48  = entering[14:11] - 1'h1;
-  assign \$49  = entering[14:11] + 1'h1;
-  assign \$50  = entering[16] ? { \$48 [4], \$48  } : { 1'h0, \$49  };
-  assign \$51  = ~ { bit0_bare, bit0_bare, bit0_bare, bit0_bare };
-  assign \$52  = \$50 [3:0] & \$51 ;
-  assign \$53  = bit0_loads ? bit0_left : \$52 ;
-  assign \$54  = bit0_loads & bit0_empty;
-  assign \$55  = \$54  ? bit0_fresh : bit0_event_before;
-  assign \$57  = ~ \$54 ;
-  assign \$58  = bit0_stays & \$57 ;
-  assign \$60  = bit0_exceeds & \$27 ;
-  assign \$62  = \$60  & \$35 ;
-  assign \$63  = entering[17] | \$62 ;
-  assign bit1_left = bit1_table ? \port__data$42  : \port__data$41 ;
-  assign bit1_empty = ! bit1_left;
-  assign \$389  = bit1_table * 3'h4;
-  assign \$64  = \settings$18 [10:3] >> \$389 ;
-  assign \$65  = after0[14:11] == \$64 ;
-  assign \$66  = \settings$18 [12:11] >> bit1_table;
-  assign bit1_opens = \$65  & \$66 ;
-  assign \$69  = \settings$18 [14:13] >> bit1_table;
-  assign bit1_closes = \$65  & \$69 ;
-  assign \$73  = ~ \$66 ;
-  assign \$74  = \$65  & \$73 ;
-  assign \$76  = ~ \$69 ;
-  assign bit1_exceeds = \$74  & \$76 ;
-  assign \$77  = ~ after0[16];
-  assign \$78  = ~ after0[17];
-  assign \$79  = \$77  & \$78 ;
-  assign \$80  = after0[3] | bit1_opens;
-  assign bit1_loads = \$79  & \$80 ;
-  assign \$82  = bit1_closes & \$77 ;
-  assign \$84  = \$82  & \$78 ;
-  assign \$85  = ~ after0[3];
-  assign bit1_bare = \$84  & \$85 ;
-  assign \$86  = after0[14:11] == 1'h1;
-  assign \$87  = after0[16] & \$86 ;
-  assign \$89  = \$87  & \$78 ;
-  assign bit1_ends = bit1_bare | \$89 ;
-  assign \$91  = after0[16] | bit1_opens;
-  assign \$92  = after0[3] == \$91 ;
-  assign \$93  = \$40  & \$92 ;
-  assign bit1_event = bit1_table | \$93 ;
-  assign \$94  = ~ bit1_table;
-  assign bit1_fresh = \settings$18 [1] ? \$94  : \settings$18 [2];
-  assign \$95  = after0[16] | after0[3];
-  assign \$96  = \$95  | bit1_opens;
-  assign \$97  = ~ bit1_ends;
-  assign bit1_stays = \$96  & \$97 ;
-  assign bit1_event_before = bit1_ends ? bit1_fresh : bit1_event;
-  assign \$98  = after0[14:11] - 1'h1;
-  assign \$99  = after0[14:11] + 1'h1;
-  assign \$100  = after0[16] ? { \$98 [4], \$98  } : { 1'h0, \$99  };
-  assign \$101  = ~ { bit1_bare, bit1_bare, bit1_bare, bit1_bare };
-  assign \$102  = \$100 [3:0] & \$101 ;
-  assign \$103  = bit1_loads ? bit1_left : \$102 ;
-  assign \$104  = bit1_loads & bit1_empty;
-  assign \$105  = \$104  ? bit1_fresh : bit1_event_before;
-  assign \$107  = ~ \$104 ;
-  assign \$108  = bit1_stays & \$107 ;
-  assign \$110  = bit1_exceeds & \$77 ;
-  assign \$112  = \$110  & \$85 ;
-  assign \$113  = after0[17] | \$112 ;
-  assign bit2_left = bit2_table ? \port__data$62  : \port__data$61 ;
-  assign bit2_empty = ! bit2_left;
-  assign \$458  = bit2_table * 3'h4;
-  assign \$114  = \settings$18 [10:3] >> \$458 ;
-  assign \$115  = after1[14:11] == \$114 ;
-  assign \$116  = \settings$18 [12:11] >> bit2_table;
-  assign bit2_opens = \$115  & \$116 ;
-  assign \$119  = \settings$18 [14:13] >> bit2_table;
-  assign bit2_closes = \$115  & \$119 ;
-  assign \$123  = ~ \$116 ;
-  assign \$124  = \$115  & \$123 ;
-  assign \$126  = ~ \$119 ;
-  assign bit2_exceeds = \$124  & \$126 ;
-  assign \$127  = ~ after1[16];
-  assign \$128  = ~ after1[17];
-  assign \$129  = \$127  & \$128 ;
-  assign \$130  = after1[2] | bit2_opens;
-  assign bit2_loads = \$129  & \$130 ;
-  assign \$132  = bit2_closes & \$127 ;
-  assign \$134  = \$132  & \$128 ;
-  assign \$135  = ~ after1[2];
-  assign bit2_bare = \$134  & \$135 ;
-  assign \$136  = after1[14:11] == 1'h1;
-  assign \$137  = after1[16] & \$136 ;
-  assign \$139  = \$137  & \$128 ;
-  assign bit2_ends = bit2_bare | \$139 ;
-  assign \$141  = after1[16] | bit2_opens;
-  assign \$142  = after1[2] == \$141 ;
-  assign \$143  = \$40  & \$142 ;
-  assign bit2_event = bit2_table | \$143 ;
-  assign \$144  = ~ bit2_table;
-  assign bit2_fresh = \settings$18 [1] ? \$144  : \settings$18 [2];
-  assign \$145  = after1[16] | after1[2];
-  assign \$146  = \$145  | bit2_opens;
-  assign \$147  = ~ bit2_ends;
-  assign bit2_stays = \$146  & \$147 ;
-  assign bit2_event_before = bit2_ends ? bit2_fresh : bit2_event;
-  assign \$148  = after1[14:11] - 1'h1;
-  assign \$149  = after1[14:11] + 1'h1;
-  assign \$150  = after1[16] ? { \$148 [4], \$148  } : { 1'h0, \$149  };
-  assign \$151  = ~ { bit2_bare, bit2_bare, bit2_bare, bit2_bare };
-  assign \$152  = \$150 [3:0] & \$151 ;
-  assign \$153  = bit2_loads ? bit2_left : \$152 ;
-  assign \$154  = bit2_loads & bit2_empty;
-  assign \$155  = \$154  ? bit2_fresh : bit2_event_before;
-  assign \$157  = ~ \$154 ;
-  assign \$158  = bit2_stays & \$157 ;
-  assign \$160  = bit2_exceeds & \$127 ;
-  assign \$162  = \$160  & \$135 ;
-  assign \$163  = after1[17] | \$162 ;
-  assign bit3_left = bit3_table ? \port__data$82  : \port__data$81 ;
-  assign bit3_empty = ! bit3_left;
-  assign \$527  = bit3_table * 3'h4;
-  assign \$164  = \settings$18 [10:3] >> \$527 ;
-  assign \$165  = after2[14:11] == \$164 ;
-  assign \$166  = \settings$18 [12:11] >> bit3_table;
-  assign bit3_opens = \$165  & \$166 ;
-  assign \$169  = \settings$18 [14:13] >> bit3_table;
-  assign bit3_closes = \$165  & \$169 ;
-  assign \$173  = ~ \$166 ;
-  assign \$174  = \$165  & \$173 ;
-  assign \$176  = ~ \$169 ;
-  assign bit3_exceeds = \$174  & \$176 ;
-  assign \$177  = ~ after2[16];
-  assign \$178  = ~ after2[17];
-  assign \$179  = \$177  & \$178 ;
-  assign \$180  = after2[1] | bit3_opens;
-  assign bit3_loads = \$179  & \$180 ;
-  assign \$182  = bit3_closes & \$177 ;
-  assign \$184  = \$182  & \$178 ;
-  assign \$185  = ~ after2[1];
-  assign bit3_bare = \$184  & \$185 ;
-  assign \$186  = after2[14:11] == 1'h1;
-  assign \$187  = after2[16] & \$186 ;
-  assign \$189  = \$187  & \$178 ;
-  assign bit3_ends = bit3_bare | \$189 ;
-  assign \$191  = after2[16] | bit3_opens;
-  assign \$192  = after2[1] == \$191 ;
-  assign \$193  = \$40  & \$192 ;
-  assign bit3_event = bit3_table | \$193 ;
-  assign \$194  = ~ bit3_table;
-  assign bit3_fresh = \settings$18 [1] ? \$194  : \settings$18 [2];
-  assign \$195  = after2[16] | after2[1];
-  assign \$196  = \$195  | bit3_opens;
-  assign \$197  = ~ bit3_ends;
-  assign bit3_stays = \$196  & \$197 ;
-  assign bit3_event_before = bit3_ends ? bit3_fresh : bit3_event;
-  assign \$198  = after2[14:11] - 1'h1;
-  assign \$199  = after2[14:11] + 1'h1;
-  assign \$200  = after2[16] ? { \$198 [4], \$198  } : { 1'h0, \$199  };
-  assign \$201  = ~ { bit3_bare, bit3_bare, bit3_bare, bit3_bare };
-  assign \$202  = \$200 [3:0] & \$201 ;
-  assign \$203  = bit3_loads ? bit3_left : \$202 ;
-  assign \$204  = bit3_loads & bit3_empty;
-  assign \$205  = \$204  ? bit3_fresh : bit3_event_before;
-  assign \$207  = ~ \$204 ;
-  assign \$208  = bit3_stays & \$207 ;
-  assign \$210  = bit3_exceeds & \$177 ;
-  assign \$212  = \$210  & \$185 ;
-  assign \$213  = after2[17] | \$212 ;
-  assign \$214  = | { after3[0], after2[0], after1[0], after0[0], entering[0] };
-  assign \$215  = running | \$214 ;
-  assign busy = \$215  | \$290 [0];
-  assign \$216  = code_write[2] == bank0[1];
-  assign \$217  = code_write[0] & \$216 ;
-  assign \$218  = code_write[6:3] == bank0[6:3];
-  assign \$219  = \$218  & bank0[11];
-  assign \$220  = code_write[10:7] - \$219 ;
-  assign \$223  = ! code_write[1];
-  assign \$228  = \$225  & \$219 ;
-  assign \$229  = ! code_write[10:7];
-  assign \$230  = ~ code_write[2];
-  assign \$231  = code_write[0] & \$230 ;
-  assign \$232  = code_write[6:3] == bank0[10:7];
-  assign \$233  = \$232  & bank0[12];
-  assign \$234  = code_write[10:7] - \$233 ;
-  assign \$242  = \$239  & \$233 ;
-  assign \$244  = address + 1'h1;
-  assign \$245  = & address;
-  assign \$246  = address[9:4] == 6'h3f;
-  assign \$247  = address[9:4] == 6'h2f;
-  assign \$248  = address[9:4] == 6'h2e;
-  assign \$249  = \$247  | \$248 ;
-  assign \$252  = \$54  | bit0_ends;
-  assign \$255  = \$252  & bit0_event;
-  assign \$257  = entering[17] & \$27 ;
-  assign \$258  = \$257  & entering[4];
-  assign \$259  = \$255  | \$258 ;
-  assign \$261  = \$104  | bit1_ends;
-  assign \$264  = \$261  & bit1_event;
-  assign \$266  = after0[17] & \$77 ;
-  assign \$267  = \$266  & after0[3];
-  assign \$268  = \$264  | \$267 ;
-  assign \$270  = \$154  | bit2_ends;
-  assign \$273  = \$270  & bit2_event;
-  assign \$275  = after1[17] & \$127 ;
-  assign \$276  = \$275  & after1[2];
-  assign \$277  = \$273  | \$276 ;
-  assign \$279  = \$204  | bit3_ends;
-  assign \$282  = \$279  & bit3_event;
-  assign \$284  = after2[17] & \$177 ;
-  assign \$285  = \$284  & after2[1];
-  assign \$286  = \$282  | \$285 ;
-  assign \$287  = after3[16] ? 6'h2e : 6'h2f;
-  assign \$288  = after3[17] ? \$287  : after3[16:11];
+  assign \$3  = settings[0] ? settings[3] : settings[2];
+  assign \$4  = settings[0] ? settings[11:8] : settings[7:4];
+  assign \$5  = ~ last00;
+  assign \$6  = ~ golomb00;
+  assign \$7  = bare00 & \$6 ;
+  assign \$8  = \$5  + \$7 ;
+  assign \$9  = ~ bare00;
+  assign \$11  = \$9  & \$6 ;
+  assign \$14  = taken[2] == \$278 [0];
+  assign \$15  = taken[0] & \$14 ;
+  assign \$16  = ! taken[1];
+  assign \$19  = taken[6:3] == last00;
+  assign \$20  = \$18  & \$19 ;
+  assign \$21  = ! taken[10:7];
+  assign \$23  = ~ last01;
+  assign \$24  = ~ golomb01;
+  assign \$25  = bare01 & \$24 ;
+  assign \$26  = \$23  + \$25 ;
+  assign \$27  = ~ bare01;
+  assign \$29  = \$27  & \$24 ;
+  assign \$32  = ~ taken[2];
+  assign \$33  = taken[0] & \$32 ;
+  assign \$37  = taken[6:3] == last01;
+  assign \$38  = \$36  & \$37 ;
+  assign \$44  = \$42  & \$14 ;
+  assign \$49  = \$42  & \$32 ;
+  assign \$50  = ~ taken[6:3];
+  assign \$51  = taken[10:7] - 1'h1;
+  assign \$55  = taken[2] ? settings[3] : settings[2];
+  assign \$56  = ~ \$55 ;
+  assign \$57  = \$42  & \$56 ;
+  assign \$58  = taken[2] ? settings[11:8] : settings[7:4];
+  assign \$59  = taken[6:3] == \$58 ;
+  assign \$60  = \$57  & \$59 ;
+  assign \$62  = $signed(\$51 ) - $signed({ 1'h0, \$61  });
+  assign \$63  = address + 1'h1;
+  assign \$64  = & address;
+  assign \$65  = ~ address[9];
+  assign \$66  = address[9:4] == 6'h3f;
+  assign \$67  = address[9:4] == 6'h2f;
+  assign \$68  = address[9:4] == 6'h2e;
+  assign \$69  = \$67  | \$68 ;
+  assign \$71  = bit0_loads & bit0_empty;
+  assign \$72  = \$71  | bit0_ends;
+  assign \$75  = \$72  & bit0_event;
+  assign \$76  = before0[18] & before0[4];
+  assign \$77  = \$75  | \$76 ;
+  assign \$78  = bit1_loads & bit1_empty;
+  assign \$79  = \$78  | bit1_ends;
+  assign \$82  = \$79  & bit1_event;
+  assign \$83  = before1[18] & before1[3];
+  assign \$84  = \$82  | \$83 ;
+  assign \$85  = bit2_loads & bit2_empty;
+  assign \$86  = \$85  | bit2_ends;
+  assign \$89  = \$86  & bit2_event;
+  assign \$90  = before2[18] & before2[2];
+  assign \$91  = \$89  | \$90 ;
+  assign \$92  = bit3_loads & bit3_empty;
+  assign \$93  = \$92  | bit3_ends;
+  assign \$96  = \$93  & bit3_event;
+  assign \$97  = before3[18] & before3[1];
+  assign \$98  = \$96  | \$97 ;
+  assign \$99  = after3[17] | after3[16];
+  assign \$100  = after3[18] ? 6'h2f : 6'h2e;
+  assign \$101  = \$99  ? after3[16:11] : \$100 ;
+  assign \$102  = entering[15] ? \reading__data$66  : reading__data;
+  assign \$103  = entering[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$104  = entering[14:11] == \$103 ;
+  assign \$105  = before0[15] ? \$278 [11] : \$278 [10];
+  assign bit0_opens = looked0[4] & \$105 ;
+  assign \$106  = before0[4] | bit0_opens;
+  assign bit0_loads = before0[17] & \$106 ;
+  assign \$107  = ! before0[14:11];
+  assign bit0_finishes = before0[16] & \$107 ;
+  assign \$108  = ~ before0[4];
+  assign \$109  = before0[17] & \$108 ;
+  assign \$110  = \$109  & looked0[4];
+  assign \$111  = before0[15] ? \$278 [13] : \$278 [12];
+  assign \$112  = \$110  & \$111 ;
+  assign bit0_ends = bit0_finishes | \$112 ;
+  assign \$116  = ~ \$111 ;
+  assign \$117  = looked0[4] & \$116 ;
+  assign \$118  = ~ \$117 ;
+  assign \$119  = \$109  & \$118 ;
+  assign bit0_stays = bit0_finishes | \$119 ;
+  assign bit0_empty = looked0[3] & looked0[2];
+  assign \$120  = before0[16] | bit0_opens;
+  assign bit0_rises = before0[4] == \$120 ;
+  assign \$122  = ~ \$278 [0];
+  assign \$123  = \$122  & bit0_rises;
+  assign bit0_event = \$121  | \$123 ;
+  assign \$124  = ~ before0[15];
+  assign bit0_fresh = \$278 [0] ? \$124  : \$278 [1];
+  assign bit0_unloaded = bit0_ends ? bit0_fresh : bit0_event;
+  assign \$125  = before0[14:11] - 1'h1;
+  assign \$126  = \$125 [3:0] | { bit0_ends, bit0_ends, bit0_ends, bit0_ends };
+  assign \$127  = bit0_loads ? looked0[3:0] : \$126 ;
+  assign \$129  = \$71  ? bit0_fresh : bit0_unloaded;
+  assign \$130  = ~ bit0_empty;
+  assign \$131  = ~ bit0_finishes;
+  assign \$132  = before0[16] & \$131 ;
+  assign \$133  = bit0_loads ? \$130  : \$132 ;
+  assign \$135  = \$71  | bit0_stays;
+  assign \$137  = before0[17] & looked0[4];
+  assign \$140  = \$137  & \$116 ;
+  assign \$141  = ~ bit0_opens;
+  assign \$142  = \$140  & \$141 ;
+  assign \$143  = before0[18] | \$142 ;
+  assign \$144  = \$108  & \$143 ;
+  assign \$145  = after0[15] ? \reading__data$83  : \reading__data$82 ;
+  assign \$146  = after0[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$147  = after0[14:11] == \$146 ;
+  assign \$148  = before1[15] ? \$278 [11] : \$278 [10];
+  assign bit1_opens = looked1[4] & \$148 ;
+  assign \$149  = before1[3] | bit1_opens;
+  assign bit1_loads = before1[17] & \$149 ;
+  assign \$150  = ! before1[14:11];
+  assign bit1_finishes = before1[16] & \$150 ;
+  assign \$151  = ~ before1[3];
+  assign \$152  = before1[17] & \$151 ;
+  assign \$153  = \$152  & looked1[4];
+  assign \$154  = before1[15] ? \$278 [13] : \$278 [12];
+  assign \$155  = \$153  & \$154 ;
+  assign bit1_ends = bit1_finishes | \$155 ;
+  assign \$159  = ~ \$154 ;
+  assign \$160  = looked1[4] & \$159 ;
+  assign \$161  = ~ \$160 ;
+  assign \$162  = \$152  & \$161 ;
+  assign bit1_stays = bit1_finishes | \$162 ;
+  assign bit1_empty = looked1[3] & looked1[2];
+  assign \$163  = before1[16] | bit1_opens;
+  assign bit1_rises = before1[3] == \$163 ;
+  assign \$166  = \$122  & bit1_rises;
+  assign bit1_event = \$164  | \$166 ;
+  assign \$167  = ~ before1[15];
+  assign bit1_fresh = \$278 [0] ? \$167  : \$278 [1];
+  assign bit1_unloaded = bit1_ends ? bit1_fresh : bit1_event;
+  assign \$168  = before1[14:11] - 1'h1;
+  assign \$169  = \$168 [3:0] | { bit1_ends, bit1_ends, bit1_ends, bit1_ends };
+  assign \$170  = bit1_loads ? looked1[3:0] : \$169 ;
+  assign \$172  = \$78  ? bit1_fresh : bit1_unloaded;
+  assign \$173  = ~ bit1_empty;
+  assign \$174  = ~ bit1_finishes;
+  assign \$175  = before1[16] & \$174 ;
+  assign \$176  = bit1_loads ? \$173  : \$175 ;
+  assign \$178  = \$78  | bit1_stays;
+  assign \$180  = before1[17] & looked1[4];
+  assign \$183  = \$180  & \$159 ;
+  assign \$184  = ~ bit1_opens;
+  assign \$185  = \$183  & \$184 ;
+  assign \$186  = before1[18] | \$185 ;
+  assign \$187  = \$151  & \$186 ;
+  assign \$188  = after1[15] ? \reading__data$100  : \reading__data$99 ;
+  assign \$189  = after1[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$190  = after1[14:11] == \$189 ;
+  assign \$191  = before2[15] ? \$278 [11] : \$278 [10];
+  assign bit2_opens = looked2[4] & \$191 ;
+  assign \$192  = before2[2] | bit2_opens;
+  assign bit2_loads = before2[17] & \$192 ;
+  assign \$193  = ! before2[14:11];
+  assign bit2_finishes = before2[16] & \$193 ;
+  assign \$194  = ~ before2[2];
+  assign \$195  = before2[17] & \$194 ;
+  assign \$196  = \$195  & looked2[4];
+  assign \$197  = before2[15] ? \$278 [13] : \$278 [12];
+  assign \$198  = \$196  & \$197 ;
+  assign bit2_ends = bit2_finishes | \$198 ;
+  assign \$202  = ~ \$197 ;
+  assign \$203  = looked2[4] & \$202 ;
+  assign \$204  = ~ \$203 ;
+  assign \$205  = \$195  & \$204 ;
+  assign bit2_stays = bit2_finishes | \$205 ;
+  assign bit2_empty = looked2[3] & looked2[2];
+  assign \$206  = before2[16] | bit2_opens;
+  assign bit2_rises = before2[2] == \$206 ;
+  assign \$209  = \$122  & bit2_rises;
+  assign bit2_event = \$207  | \$209 ;
+  assign \$210  = ~ before2[15];
+  assign bit2_fresh = \$278 [0] ? \$210  : \$278 [1];
+  assign bit2_unloaded = bit2_ends ? bit2_fresh : bit2_event;
+  assign \$211  = before2[14:11] - 1'h1;
+  assign \$212  = \$211 [3:0] | { bit2_ends, bit2_ends, bit2_ends, bit2_ends };
+  assign \$213  = bit2_loads ? looked2[3:0] : \$212 ;
+  assign \$215  = \$85  ? bit2_fresh : bit2_unloaded;
+  assign \$216  = ~ bit2_empty;
+  assign \$217  = ~ bit2_finishes;
+  assign \$218  = before2[16] & \$217 ;
+  assign \$219  = bit2_loads ? \$216  : \$218 ;
+  assign \$221  = \$85  | bit2_stays;
+  assign \$223  = before2[17] & looked2[4];
+  assign \$226  = \$223  & \$202 ;
+  assign \$227  = ~ bit2_opens;
+  assign \$228  = \$226  & \$227 ;
+  assign \$229  = before2[18] | \$228 ;
+  assign \$230  = \$194  & \$229 ;
+  assign \$231  = after2[15] ? \reading__data$117  : \reading__data$116 ;
+  assign \$232  = after2[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$233  = after2[14:11] == \$232 ;
+  assign \$234  = before3[15] ? \$278 [11] : \$278 [10];
+  assign bit3_opens = looked3[4] & \$234 ;
+  assign \$235  = before3[1] | bit3_opens;
+  assign bit3_loads = before3[17] & \$235 ;
+  assign \$236  = ! before3[14:11];
+  assign bit3_finishes = before3[16] & \$236 ;
+  assign \$237  = ~ before3[1];
+  assign \$238  = before3[17] & \$237 ;
+  assign \$239  = \$238  & looked3[4];
+  assign \$240  = before3[15] ? \$278 [13] : \$278 [12];
+  assign \$241  = \$239  & \$240 ;
+  assign bit3_ends = bit3_finishes | \$241 ;
+  assign \$245  = ~ \$240 ;
+  assign \$246  = looked3[4] & \$245 ;
+  assign \$247  = ~ \$246 ;
+  assign \$248  = \$238  & \$247 ;
+  assign bit3_stays = bit3_finishes | \$248 ;
+  assign bit3_empty = looked3[3] & looked3[2];
+  assign \$249  = before3[16] | bit3_opens;
+  assign bit3_rises = before3[1] == \$249 ;
+  assign \$252  = \$122  & bit3_rises;
+  assign bit3_event = \$250  | \$252 ;
+  assign \$253  = ~ before3[15];
+  assign bit3_fresh = \$278 [0] ? \$253  : \$278 [1];
+  assign bit3_unloaded = bit3_ends ? bit3_fresh : bit3_event;
+  assign \$254  = before3[14:11] - 1'h1;
+  assign \$255  = \$254 [3:0] | { bit3_ends, bit3_ends, bit3_ends, bit3_ends };
+  assign \$256  = bit3_loads ? looked3[3:0] : \$255 ;
+  assign \$258  = \$92  ? bit3_fresh : bit3_unloaded;
+  assign \$259  = ~ bit3_empty;
+  assign \$260  = ~ bit3_finishes;
+  assign \$261  = before3[16] & \$260 ;
+  assign \$262  = bit3_loads ? \$259  : \$261 ;
+  assign \$264  = \$92  | bit3_stays;
+  assign \$266  = before3[17] & looked3[4];
+  assign \$269  = \$266  & \$245 ;
+  assign \$270  = ~ bit3_opens;
+  assign \$271  = \$269  & \$270 ;
+  assign \$272  = before3[18] | \$271 ;
+  assign \$273  = \$237  & \$272 ;
+  assign \$274  = | { after3[0], before3[0], after2[0], before2[0], after1[0], before1[0], after0[0], before0[0], entering[0] };
+  assign \$275  = running | \$274 ;
+  assign busy = \$275  | \$303 [0];
   always @(posedge clk)
-    \$290  <= \$289 ;
+    taken <= \$276 ;
   always @(posedge clk)
-    write0 <= \$291 ;
+    \$278  <= \$277 ;
   always @(posedge clk)
-    bare00 <= \$292 ;
+    golomb00 <= \$279 ;
   always @(posedge clk)
-    write1 <= \$293 ;
+    last00 <= \$280 ;
   always @(posedge clk)
-    bare01 <= \$294 ;
+    bare00 <= \$281 ;
   always @(posedge clk)
-    \settings$18  <= \$295 ;
+    golomb01 <= \$282 ;
   always @(posedge clk)
-    running <= \$296 ;
+    last01 <= \$283 ;
   always @(posedge clk)
-    address <= \$297 ;
+    bare01 <= \$284 ;
   always @(posedge clk)
-    entering <= \$298 ;
+    _write <= \$285 ;
   always @(posedge clk)
-    after0 <= \$299 ;
+    running <= \$286 ;
   always @(posedge clk)
-    after1 <= \$300 ;
+    address <= \$287 ;
   always @(posedge clk)
-    after2 <= \$301 ;
+    entering <= \$288 ;
   always @(posedge clk)
-    after3 <= \$302 ;
+    before0 <= \$289 ;
   always @(posedge clk)
-    word <= \$303 ;
+    looked0 <= \$290 ;
+  always @(posedge clk)
+    after0 <= \$291 ;
+  always @(posedge clk)
+    before1 <= \$292 ;
+  always @(posedge clk)
+    looked1 <= \$293 ;
+  always @(posedge clk)
+    after1 <= \$294 ;
+  always @(posedge clk)
+    before2 <= \$295 ;
+  always @(posedge clk)
+    looked2 <= \$296 ;
+  always @(posedge clk)
+    after2 <= \$297 ;
+  always @(posedge clk)
+    before3 <= \$298 ;
+  always @(posedge clk)
+    looked3 <= \$299 ;
+  always @(posedge clk)
+    after3 <= \$300 ;
+  always @(posedge clk)
+    word <= \$301 ;
+  always @(posedge clk)
+    \$303  <= \$302 ;
   always @* begin
     if (time_zero ) begin end
-    \$289 [0] = after3[0];
-    \$289 [10:1] = after3[10:1];
+    \$276  = code_write;
     if (cancel) begin
-      \$289  = 11'h000;
+      \$276  = 23'h000000;
     end
     if (rst) begin
-      \$289  = 11'h000;
+      \$276  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$291 [0] = \$217 ;
-    \$291 [1] = code_write[1];
-    \$291 [5:2] = code_write[6:3];
-    \$291 [9:6] = \$220 [3:0];
+    \$277 [0] = settings[0];
+    \$277 [1] = \$2 ;
+    \$277 [5:2] = \$8 [3:0];
+    \$277 [10] = \$11 ;
+    \$277 [12] = \$7 ;
+    \$277 [9:6] = \$26 [3:0];
+    \$277 [11] = \$29 ;
+    \$277 [13] = \$25 ;
     if (cancel) begin
-      \$291  = 10'h000;
+      \$277  = 14'h0000;
     end
     if (rst) begin
-      \$291  = 10'h000;
+      \$277  = 14'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$292  = bare00;
-    if (\$228 ) begin
-      \$292  = \$229 ;
-    end
+    \$279  = \$3 ;
     if (cancel) begin
-      \$292  = 1'h0;
+      \$279  = 1'h0;
     end
     if (rst) begin
-      \$292  = 1'h0;
+      \$279  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$293 [0] = \$231 ;
-    \$293 [1] = code_write[1];
-    \$293 [5:2] = code_write[6:3];
-    \$293 [9:6] = \$234 [3:0];
+    \$280  = \$4 ;
     if (cancel) begin
-      \$293  = 10'h000;
+      \$280  = 4'h0;
     end
     if (rst) begin
-      \$293  = 10'h000;
+      \$280  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$294  = bare01;
-    if (\$242 ) begin
-      \$294  = \$229 ;
+    \$281  = bare00;
+    if (\$20 ) begin
+      \$281  = \$21 ;
     end
     if (cancel) begin
-      \$294  = 1'h0;
+      \$281  = 1'h0;
     end
     if (rst) begin
-      \$294  = 1'h0;
+      \$281  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$295  = \settings$14 ;
+    \$282  = settings[2];
     if (cancel) begin
-      \$295  = 21'h000000;
+      \$282  = 1'h0;
     end
     if (rst) begin
-      \$295  = 21'h000000;
+      \$282  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$296  = running;
+    \$283  = settings[7:4];
+    if (cancel) begin
+      \$283  = 4'h0;
+    end
+    if (rst) begin
+      \$283  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$284  = bare01;
+    if (\$38 ) begin
+      \$284  = \$21 ;
+    end
+    if (cancel) begin
+      \$284  = 1'h0;
+    end
+    if (rst) begin
+      \$284  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$285 [1:0] = { \$49 , \$44  };
+    \$285 [5:2] = \$50 ;
+    \$285 [9:6] = \$62 [3:0];
+    if (cancel) begin
+      \$285  = 10'h000;
+    end
+    if (rst) begin
+      \$285  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$286  = running;
     if (start) begin
-      \$296  = 1'h1;
+      \$286  = 1'h1;
     end else if (running) begin
-      if (\$245 ) begin
-        \$296  = 1'h0;
+      if (\$64 ) begin
+        \$286  = 1'h0;
       end
     end
     if (cancel) begin
-      \$296  = 1'h0;
+      \$286  = 1'h0;
     end
     if (rst) begin
-      \$296  = 1'h0;
+      \$286  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$297  = address;
+    \$287  = address;
     if (start) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end else if (running) begin
-      \$297  = \$244 [9:0];
+      \$287  = \$63 [9:0];
     end
     if (cancel) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end
     if (rst) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$298 [25:18] = entering[25:18];
-    \$298 [0] = running;
-    \$298 [10:1] = address;
-    \$298 [17:11] = { 1'h0, address[9:4] };
-    if (\$246 ) begin
-      \$298 [17:11] = { 2'h0, \settings$18 [2], 4'h0 };
+    \$288 [26:19] = entering[26:19];
+    \$288 [0] = running;
+    \$288 [10:1] = address;
+    { \$288 [18], \$288 [16:11] } = { 1'h0, address[9:4] };
+    \$288 [17] = \$65 ;
+    if (\$66 ) begin
+      { \$288 [18:16], \$288 [14:11] } = 7'h2f;
+      \$288 [15] = \$278 [1];
     end
-    if (\$249 ) begin
-      \$298 [16] = \$248 ;
-      \$298 [17] = 1'h1;
+    if (\$69 ) begin
+      \$288 [16] = 1'h0;
+      \$288 [18] = \$67 ;
     end
     if (cancel) begin
-      \$298 [17:0] = 18'h00000;
+      \$288 [18:0] = 19'h00000;
     end
     if (rst) begin
-      \$298  = 26'h0000000;
+      \$288  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$299 [25:23], \$299 [21:19], \$299 [10:0] } = { entering[25:23], entering[21:19], entering[10:0] };
-    \$299 [17:11] = bit0_state;
-    \$299 [18] = \$252 ;
-    \$299 [22] = \$259 ;
+    \$289  = entering;
     if (cancel) begin
-      \$299  = 26'h0000000;
+      \$289  = 27'h0000000;
     end
     if (rst) begin
-      \$299  = 26'h0000000;
+      \$289  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$300 [25:24], \$300 [22:20], \$300 [18], \$300 [10:0] } = { after0[25:24], after0[22:20], after0[18], after0[10:0] };
-    \$300 [17:11] = bit1_state;
-    \$300 [19] = \$261 ;
-    \$300 [23] = \$268 ;
+    \$290  = bit0_looked;
     if (cancel) begin
-      \$300  = 26'h0000000;
+      \$290  = 5'h00;
     end
     if (rst) begin
-      \$300  = 26'h0000000;
+      \$290  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$301 [25], \$301 [23:21], \$301 [19:18], \$301 [10:0] } = { after1[25], after1[23:21], after1[19:18], after1[10:0] };
-    \$301 [17:11] = bit2_state;
-    \$301 [20] = \$270 ;
-    \$301 [24] = \$277 ;
+    { \$291 [26:24], \$291 [22:20], \$291 [10:0] } = { before0[26:24], before0[22:20], before0[10:0] };
+    \$291 [18:11] = bit0_state;
+    \$291 [19] = \$72 ;
+    \$291 [23] = \$77 ;
     if (cancel) begin
-      \$301  = 26'h0000000;
+      \$291  = 27'h0000000;
     end
     if (rst) begin
-      \$301  = 26'h0000000;
+      \$291  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$302 [24:22], \$302 [20:18], \$302 [10:0] } = { after2[24:22], after2[20:18], after2[10:0] };
-    \$302 [17:11] = bit3_state;
-    \$302 [21] = \$279 ;
-    \$302 [25] = \$286 ;
+    \$292  = after0;
     if (cancel) begin
-      \$302  = 26'h0000000;
+      \$292  = 27'h0000000;
     end
     if (rst) begin
-      \$302  = 26'h0000000;
+      \$292  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$303  = { after3[25:18], \$288  };
+    \$293  = bit1_looked;
     if (cancel) begin
-      \$303  = 14'h0000;
+      \$293  = 5'h00;
     end
     if (rst) begin
-      \$303  = 14'h0000;
+      \$293  = 5'h00;
     end
   end
-  assign written = bank0;
-  assign port__en = write0[0];
-  assign port__addr = write0[5:2];
-  assign port__data = write0[9:6];
-  assign \port__en$8  = write1[0];
-  assign \port__addr$10  = write1[5:2];
-  assign \port__data$11  = write1[9:6];
-  assign chosen = bank0;
-  assign \port__addr$17  = entering[14:11];
-  assign \port__addr$19  = entering[14:11];
-  assign bit0_counted = \$50 [3:0];
-  assign \port__addr$38  = after0[14:11];
-  assign \port__addr$39  = after0[14:11];
-  assign bit1_counted = \$100 [3:0];
-  assign \port__addr$58  = after1[14:11];
-  assign \port__addr$59  = after1[14:11];
-  assign bit2_counted = \$150 [3:0];
-  assign \port__addr$78  = after2[14:11];
-  assign \port__addr$79  = after2[14:11];
-  assign bit3_counted = \$200 [3:0];
-  assign microcode_write = { 4'h0, word, \$290  };
-  assign port_0  = \$290 ;
-  assign bit3_state[6] = \$213 ;
-  assign bit3_state[5] = \$208 ;
-  assign bit3_state[4] = \$205 ;
-  assign bit3_state[3:0] = \$203 ;
-  assign bit2_state[6] = \$163 ;
-  assign bit2_state[5] = \$158 ;
-  assign bit2_state[4] = \$155 ;
-  assign bit2_state[3:0] = \$153 ;
-  assign bit1_state[6] = \$113 ;
-  assign bit1_state[5] = \$108 ;
-  assign bit1_state[4] = \$105 ;
-  assign bit1_state[3:0] = \$103 ;
-  assign bit0_state[6] = \$63 ;
-  assign bit0_state[5] = \$58 ;
-  assign bit0_state[4] = \$55 ;
-  assign bit0_state[3:0] = \$53 ;
-  assign \settings$14 [12] = \$13 ;
-  assign \settings$14 [10:7] = \$11 [3:0];
-  assign \settings$14 [11] = \$10 ;
-  assign \settings$14 [6:3] = \$8 [3:0];
-  assign { \settings$14 [20:13], \settings$14 [2:0] } = { bank0[20:13], bank0[2:0] };
-  assign bank0[14] = \$7 ;
-  assign bank0[13] = \$6 ;
-  assign bank0[12:11] = \$5 ;
-  assign bank0[10:7] = settings[7:4];
-  assign bank0[6:3] = \$3 ;
-  assign bank0[2] = \$2 ;
-  assign bank0[1] = settings[0];
-  assign bank0[0] = 1'h0;
-  assign bank0[20:15] = 6'h00;
-  assign bit0_table = entering[15];
-  assign bit1_table = after0[15];
-  assign bit2_table = after1[15];
-  assign bit3_table = after2[15];
-  assign \$224  = 1'h1;
-  assign \$225  = \$217 ;
-  assign \$239  = \$231 ;
+  always @* begin
+    if (time_zero ) begin end
+    { \$294 [26:25], \$294 [23:21], \$294 [19], \$294 [10:0] } = { before1[26:25], before1[23:21], before1[19], before1[10:0] };
+    \$294 [18:11] = bit1_state;
+    \$294 [20] = \$79 ;
+    \$294 [24] = \$84 ;
+    if (cancel) begin
+      \$294  = 27'h0000000;
+    end
+    if (rst) begin
+      \$294  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$295  = after1;
+    if (cancel) begin
+      \$295  = 27'h0000000;
+    end
+    if (rst) begin
+      \$295  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$296  = bit2_looked;
+    if (cancel) begin
+      \$296  = 5'h00;
+    end
+    if (rst) begin
+      \$296  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    { \$297 [26], \$297 [24:22], \$297 [20:19], \$297 [10:0] } = { before2[26], before2[24:22], before2[20:19], before2[10:0] };
+    \$297 [18:11] = bit2_state;
+    \$297 [21] = \$86 ;
+    \$297 [25] = \$91 ;
+    if (cancel) begin
+      \$297  = 27'h0000000;
+    end
+    if (rst) begin
+      \$297  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$298  = after2;
+    if (cancel) begin
+      \$298  = 27'h0000000;
+    end
+    if (rst) begin
+      \$298  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$299  = bit3_looked;
+    if (cancel) begin
+      \$299  = 5'h00;
+    end
+    if (rst) begin
+      \$299  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    { \$300 [25:23], \$300 [21:19], \$300 [10:0] } = { before3[25:23], before3[21:19], before3[10:0] };
+    \$300 [18:11] = bit3_state;
+    \$300 [22] = \$93 ;
+    \$300 [26] = \$98 ;
+    if (cancel) begin
+      \$300  = 27'h0000000;
+    end
+    if (rst) begin
+      \$300  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$301  = { after3[26:19], \$101  };
+    if (cancel) begin
+      \$301  = 14'h0000;
+    end
+    if (rst) begin
+      \$301  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$302 [0] = after3[0];
+    \$302 [10:1] = after3[10:1];
+    if (cancel) begin
+      \$302  = 11'h000;
+    end
+    if (rst) begin
+      \$302  = 11'h000;
+    end
+  end
+  assign bank0 = { 8'h00, \$278 , 1'h0 };
+  assign \settings$17  = { 8'h00, \$278 , 1'h0 };
+  assign microcode_write = { 4'h0, word, \$303  };
+  assign \$signature__en  = _write[0];
+  assign \$signature__addr  = _write[5:2];
+  assign \$signature__data  = _write[9:6];
+  assign reading__addr = entering[14:11];
+  assign \$signature__en$61  = _write[1];
+  assign \$signature__addr$62  = _write[5:2];
+  assign \$signature__data$63  = _write[9:6];
+  assign \reading__addr$64  = entering[14:11];
+  assign bit0_counted = \$125 [3:0];
+  assign \$signature__en$74  = _write[0];
+  assign \$signature__addr$75  = _write[5:2];
+  assign \$signature__data$76  = _write[9:6];
+  assign \reading__addr$77  = after0[14:11];
+  assign \$signature__en$78  = _write[1];
+  assign \$signature__addr$79  = _write[5:2];
+  assign \$signature__data$80  = _write[9:6];
+  assign \reading__addr$81  = after0[14:11];
+  assign bit1_counted = \$168 [3:0];
+  assign \$signature__en$91  = _write[0];
+  assign \$signature__addr$92  = _write[5:2];
+  assign \$signature__data$93  = _write[9:6];
+  assign \reading__addr$94  = after1[14:11];
+  assign \$signature__en$95  = _write[1];
+  assign \$signature__addr$96  = _write[5:2];
+  assign \$signature__data$97  = _write[9:6];
+  assign \reading__addr$98  = after1[14:11];
+  assign bit2_counted = \$211 [3:0];
+  assign \$signature__en$108  = _write[0];
+  assign \$signature__addr$109  = _write[5:2];
+  assign \$signature__data$110  = _write[9:6];
+  assign \reading__addr$111  = after2[14:11];
+  assign \$signature__en$112  = _write[1];
+  assign \$signature__addr$113  = _write[5:2];
+  assign \$signature__data$114  = _write[9:6];
+  assign \reading__addr$115  = after2[14:11];
+  assign bit3_counted = \$254 [3:0];
+  assign port_0  = \$303 ;
+  assign bit3_state[7] = \$273 ;
+  assign bit3_state[6] = \$264 ;
+  assign bit3_state[5] = \$262 ;
+  assign bit3_state[4] = \$258 ;
+  assign bit3_state[3:0] = \$256 ;
+  assign bit3_looked[4] = \$233 ;
+  assign bit3_looked[3:0] = \$231 ;
+  assign bit2_state[7] = \$230 ;
+  assign bit2_state[6] = \$221 ;
+  assign bit2_state[5] = \$219 ;
+  assign bit2_state[4] = \$215 ;
+  assign bit2_state[3:0] = \$213 ;
+  assign bit2_looked[4] = \$190 ;
+  assign bit2_looked[3:0] = \$188 ;
+  assign bit1_state[7] = \$187 ;
+  assign bit1_state[6] = \$178 ;
+  assign bit1_state[5] = \$176 ;
+  assign bit1_state[4] = \$172 ;
+  assign bit1_state[3:0] = \$170 ;
+  assign bit1_looked[4] = \$147 ;
+  assign bit1_looked[3:0] = \$145 ;
+  assign bit0_state[7] = \$144 ;
+  assign bit0_state[6] = \$135 ;
+  assign bit0_state[5] = \$133 ;
+  assign bit0_state[4] = \$129 ;
+  assign bit0_state[3:0] = \$127 ;
+  assign bit0_looked[4] = \$104 ;
+  assign bit0_looked[3:0] = \$102 ;
+  assign \$17  = 1'h1;
+  assign \$18  = \$15 ;
+  assign \$36  = \$33 ;
+  assign \$42  = taken[0];
+  assign \$61  = \$60 ;
+  assign \$121  = before0[15];
+  assign \$164  = before1[15];
+  assign \$207  = before2[15];
+  assign \$250  = before3[15];
 endmodule
 
 module egret_l_onchip_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid

@@ -3,7 +3,7 @@
 //   "name": "m-ddr3",
 //   "lanes": 16,
 //   "parser_bits": 4,
-//   "parser_cut": 4,
+//   "parser_cut": 2,
 //   "bus_bits": 64,
 //   "parser": "microcode",
 //   "codes": [
@@ -221,11 +221,11 @@ module egret_m_ddr3(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_w
   assign m_axis_out_tdata = results__payload[31:0];
   assign m_axis_out_tlast = results__payload[32];
   assign m_axis_out_tuser = results__payload[33];
-  assign live[298:267] = status[163:132];
-  assign live[266:235] = status[291:260];
-  assign live[234:203] = status[259:228];
-  assign live[202:171] = status[227:196];
-  assign live[170:139] = status[195:164];
+  assign live[298:267] = status[291:260];
+  assign live[266:235] = status[259:228];
+  assign live[234:203] = status[227:196];
+  assign live[202:171] = status[195:164];
+  assign live[170:139] = status[163:132];
   assign live[138:107] = status[131:100];
   assign live[106:75] = status[99:68];
   assign live[74:43] = status[67:36];
@@ -246,18 +246,18 @@ endmodule
 
 module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$2 , \$3 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$48 ,
-    \$5 , \$53 , \$58 , \$7 , \$77 , \$8 , \$80 , \$81 , \$82 , \$84 , \$85 ;
-  wire [10:0] \$111 , \$50 , \$68 ;
-  wire [13:0] \$112 , \$71 ;
-  wire [1:0] \$12 , \$14 , \$54 , \$59 ;
-  wire [2:0] \$16 , \$18 , \$20 , \$22 , \$60 ;
-  wire [3:0] \$24 , \$26 , \$28 , \$30 , \$32 , \$34 , \$36 , \$38 , \$57 , \$61 ;
+  wire \$1 , \$2 , \$3 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$48 , \$5 ,
+    \$53 , \$58 , \$7 , \$77 , \$8 , \$80 , \$81 , \$82 , \$84 , \$85 ;
+  wire [1:0] \$10 , \$54 , \$59 ;
+  wire [13:0] \$111 , \$71 ;
+  wire [10:0] \$112 , \$50 , \$68 ;
+  wire [2:0] \$12 , \$14 , \$60 ;
+  wire [3:0] \$16 , \$18 , \$20 , \$22 , \$57 , \$61 ;
+  wire [4:0] \$24 , \$26 , \$28 , \$30 , \$32 , \$34 , \$36 , \$38 , \$62 ;
   wire [79:0] \$49 ;
   wire [16:0] \$51 , \$74 ;
   wire [17:0] \$52 ;
   wire [43:0] \$55 ;
-  wire [4:0] \$62 ;
   wire [5:0] \$63 ;
   wire [6:0] \$64 ;
   wire [7:0] \$65 ;
@@ -297,93 +297,109 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire allocate;
   wire \allocate$81 ;
   wire allow;
-  wire [31:0] bad_index;
-  wire [1:0] \bad_index$581 ;
-  wire [1:0] \bad_index$582 ;
-  wire [1:0] \bad_index$583 ;
-  wire [1:0] \bad_index$584 ;
-  wire [1:0] \bad_index$585 ;
-  wire [1:0] \bad_index$586 ;
-  wire [1:0] \bad_index$587 ;
-  wire [1:0] \bad_index$588 ;
-  wire [1:0] \bad_index$589 ;
-  wire [1:0] \bad_index$590 ;
-  wire [1:0] \bad_index$591 ;
-  wire [1:0] \bad_index$592 ;
-  wire [1:0] \bad_index$593 ;
-  wire [1:0] \bad_index$594 ;
-  wire [1:0] \bad_index$595 ;
-  wire [1:0] \bad_index$596 ;
-  wire [31:0] bad_prefix;
-  wire [1:0] \bad_prefix$564 ;
-  wire [1:0] \bad_prefix$565 ;
-  wire [1:0] \bad_prefix$566 ;
-  wire [1:0] \bad_prefix$567 ;
-  wire [1:0] \bad_prefix$568 ;
-  wire [1:0] \bad_prefix$569 ;
-  wire [1:0] \bad_prefix$570 ;
-  wire [1:0] \bad_prefix$571 ;
-  wire [1:0] \bad_prefix$572 ;
-  wire [1:0] \bad_prefix$573 ;
-  wire [1:0] \bad_prefix$574 ;
-  wire [1:0] \bad_prefix$575 ;
-  wire [1:0] \bad_prefix$576 ;
-  wire [1:0] \bad_prefix$577 ;
-  wire [1:0] \bad_prefix$578 ;
-  wire [1:0] \bad_prefix$579 ;
+  wire [63:0] bad_index;
+  wire [3:0] \bad_index$601 ;
+  wire [3:0] \bad_index$602 ;
+  wire [3:0] \bad_index$603 ;
+  wire [3:0] \bad_index$604 ;
+  wire [3:0] \bad_index$605 ;
+  wire [3:0] \bad_index$606 ;
+  wire [3:0] \bad_index$607 ;
+  wire [3:0] \bad_index$608 ;
+  wire [3:0] \bad_index$609 ;
+  wire [3:0] \bad_index$610 ;
+  wire [3:0] \bad_index$611 ;
+  wire [3:0] \bad_index$612 ;
+  wire [3:0] \bad_index$613 ;
+  wire [3:0] \bad_index$614 ;
+  wire [3:0] \bad_index$615 ;
+  wire [3:0] \bad_index$616 ;
+  wire [63:0] bad_prefix;
+  wire [3:0] \bad_prefix$584 ;
+  wire [3:0] \bad_prefix$585 ;
+  wire [3:0] \bad_prefix$586 ;
+  wire [3:0] \bad_prefix$587 ;
+  wire [3:0] \bad_prefix$588 ;
+  wire [3:0] \bad_prefix$589 ;
+  wire [3:0] \bad_prefix$590 ;
+  wire [3:0] \bad_prefix$591 ;
+  wire [3:0] \bad_prefix$592 ;
+  wire [3:0] \bad_prefix$593 ;
+  wire [3:0] \bad_prefix$594 ;
+  wire [3:0] \bad_prefix$595 ;
+  wire [3:0] \bad_prefix$596 ;
+  wire [3:0] \bad_prefix$597 ;
+  wire [3:0] \bad_prefix$598 ;
+  wire [3:0] \bad_prefix$599 ;
   wire [1:0] banks;
+  wire [1:0] \banks$158 ;
+  wire [1:0] \banks$188 ;
+  wire [1:0] \banks$208 ;
+  wire [1:0] \banks$228 ;
+  wire [1:0] \banks$248 ;
+  wire [1:0] \banks$268 ;
+  wire [1:0] \banks$288 ;
+  wire [1:0] \banks$308 ;
+  wire [1:0] \banks$328 ;
+  wire [1:0] \banks$348 ;
+  wire [1:0] \banks$368 ;
+  wire [1:0] \banks$388 ;
+  wire [1:0] \banks$408 ;
+  wire [1:0] \banks$428 ;
+  wire [1:0] \banks$448 ;
+  wire [1:0] \banks$468 ;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [7:0] beats;
-  wire [35:0] behind__payload;
-  wire [35:0] \behind__payload$473 ;
-  wire [35:0] \behind__payload$479 ;
-  wire [35:0] \behind__payload$485 ;
-  wire [35:0] \behind__payload$491 ;
-  wire [35:0] \behind__payload$497 ;
-  wire [35:0] \behind__payload$503 ;
-  wire [35:0] \behind__payload$509 ;
-  wire [35:0] \behind__payload$515 ;
-  wire [35:0] \behind__payload$521 ;
-  wire [35:0] \behind__payload$527 ;
-  wire [35:0] \behind__payload$533 ;
-  wire [35:0] \behind__payload$539 ;
-  wire [35:0] \behind__payload$545 ;
-  wire [35:0] \behind__payload$551 ;
+  wire [36:0] behind__payload;
+  wire [36:0] \behind__payload$493 ;
+  wire [36:0] \behind__payload$499 ;
+  wire [36:0] \behind__payload$505 ;
+  wire [36:0] \behind__payload$511 ;
+  wire [36:0] \behind__payload$517 ;
+  wire [36:0] \behind__payload$523 ;
+  wire [36:0] \behind__payload$529 ;
+  wire [36:0] \behind__payload$535 ;
+  wire [36:0] \behind__payload$541 ;
+  wire [36:0] \behind__payload$547 ;
+  wire [36:0] \behind__payload$553 ;
+  wire [36:0] \behind__payload$559 ;
+  wire [36:0] \behind__payload$565 ;
+  wire [36:0] \behind__payload$571 ;
   wire behind__ready;
-  wire \behind__ready$476 ;
-  wire \behind__ready$482 ;
-  wire \behind__ready$488 ;
-  wire \behind__ready$494 ;
-  wire \behind__ready$500 ;
-  wire \behind__ready$506 ;
-  wire \behind__ready$512 ;
-  wire \behind__ready$518 ;
-  wire \behind__ready$524 ;
-  wire \behind__ready$530 ;
-  wire \behind__ready$536 ;
-  wire \behind__ready$542 ;
-  wire \behind__ready$548 ;
-  wire \behind__ready$554 ;
+  wire \behind__ready$496 ;
+  wire \behind__ready$502 ;
+  wire \behind__ready$508 ;
+  wire \behind__ready$514 ;
+  wire \behind__ready$520 ;
+  wire \behind__ready$526 ;
+  wire \behind__ready$532 ;
+  wire \behind__ready$538 ;
+  wire \behind__ready$544 ;
+  wire \behind__ready$550 ;
+  wire \behind__ready$556 ;
+  wire \behind__ready$562 ;
+  wire \behind__ready$568 ;
+  wire \behind__ready$574 ;
   wire behind__valid;
-  wire \behind__valid$477 ;
-  wire \behind__valid$483 ;
-  wire \behind__valid$489 ;
-  wire \behind__valid$495 ;
-  wire \behind__valid$501 ;
-  wire \behind__valid$507 ;
-  wire \behind__valid$513 ;
-  wire \behind__valid$519 ;
-  wire \behind__valid$525 ;
-  wire \behind__valid$531 ;
-  wire \behind__valid$537 ;
-  wire \behind__valid$543 ;
-  wire \behind__valid$549 ;
-  wire \behind__valid$555 ;
+  wire \behind__valid$497 ;
+  wire \behind__valid$503 ;
+  wire \behind__valid$509 ;
+  wire \behind__valid$515 ;
+  wire \behind__valid$521 ;
+  wire \behind__valid$527 ;
+  wire \behind__valid$533 ;
+  wire \behind__valid$539 ;
+  wire \behind__valid$545 ;
+  wire \behind__valid$551 ;
+  wire \behind__valid$557 ;
+  wire \behind__valid$563 ;
+  wire \behind__valid$569 ;
+  wire \behind__valid$575 ;
   wire [1:0] beyond;
   wire [1:0] \beyond$95 ;
-  wire [7:0] beyond_substream;
-  wire [7:0] \beyond_substream$97 ;
+  wire [9:0] beyond_substream;
+  wire [9:0] \beyond_substream$97 ;
   wire [43:0] bias_write;
   wire [43:0] \bias_write$130 ;
   wire busy;
@@ -397,92 +413,94 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$192 ;
-  wire [1:0] \clear_errors$211 ;
-  wire [1:0] \clear_errors$230 ;
-  wire [1:0] \clear_errors$249 ;
-  wire [1:0] \clear_errors$268 ;
-  wire [1:0] \clear_errors$287 ;
-  wire [1:0] \clear_errors$306 ;
-  wire [1:0] \clear_errors$325 ;
-  wire [1:0] \clear_errors$344 ;
-  wire [1:0] \clear_errors$363 ;
-  wire [1:0] \clear_errors$382 ;
-  wire [1:0] \clear_errors$401 ;
-  wire [1:0] \clear_errors$420 ;
-  wire [1:0] \clear_errors$439 ;
+  wire [1:0] \clear_errors$198 ;
+  wire [1:0] \clear_errors$218 ;
+  wire [1:0] \clear_errors$238 ;
+  wire [1:0] \clear_errors$258 ;
+  wire [1:0] \clear_errors$278 ;
+  wire [1:0] \clear_errors$298 ;
+  wire [1:0] \clear_errors$318 ;
+  wire [1:0] \clear_errors$338 ;
+  wire [1:0] \clear_errors$358 ;
+  wire [1:0] \clear_errors$378 ;
+  wire [1:0] \clear_errors$398 ;
+  wire [1:0] \clear_errors$418 ;
+  wire [1:0] \clear_errors$438 ;
   wire [1:0] \clear_errors$458 ;
+  wire [1:0] \clear_errors$478 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$155  = 23'h000000;
+  reg [22:0] \code_write$161  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$156 ;
+  wire [22:0] \code_write$162 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$184 ;
+  wire [22:0] \code_write$190 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$203 ;
+  wire [22:0] \code_write$210 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$222 ;
+  wire [22:0] \code_write$230 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$241 ;
+  wire [22:0] \code_write$250 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$260 ;
+  wire [22:0] \code_write$270 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$279 ;
+  wire [22:0] \code_write$290 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$298 ;
+  wire [22:0] \code_write$310 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$317 ;
+  wire [22:0] \code_write$330 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$336 ;
+  wire [22:0] \code_write$350 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$355 ;
+  wire [22:0] \code_write$370 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$374 ;
+  wire [22:0] \code_write$390 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$393 ;
+  wire [22:0] \code_write$410 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$412 ;
-  (* init = 23'h000000 *)
-  wire [22:0] \code_write$431 ;
+  wire [22:0] \code_write$430 ;
   (* init = 23'h000000 *)
   wire [22:0] \code_write$450 ;
+  (* init = 23'h000000 *)
+  wire [22:0] \code_write$470 ;
   wire [22:0] \code_write$48 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$152 ;
+  wire [87:0] \codes$135 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$182 ;
+  wire [87:0] \codes$157 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$201 ;
+  wire [87:0] \codes$187 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$220 ;
+  wire [87:0] \codes$207 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$239 ;
+  wire [87:0] \codes$227 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$258 ;
+  wire [87:0] \codes$247 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$277 ;
+  wire [87:0] \codes$267 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$296 ;
+  wire [87:0] \codes$287 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$315 ;
+  wire [87:0] \codes$307 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$334 ;
+  wire [87:0] \codes$327 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$353 ;
+  wire [87:0] \codes$347 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$372 ;
+  wire [87:0] \codes$367 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$391 ;
+  wire [87:0] \codes$387 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$410 ;
+  wire [87:0] \codes$407 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$429 ;
+  wire [87:0] \codes$427 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$448 ;
+  wire [87:0] \codes$447 ;
+  (* init = 88'h0000000000000000000000 *)
+  wire [87:0] \codes$467 ;
   wire coding;
   wire [7:0] column_bits;
   wire [7:0] \column_bits$109 ;
@@ -490,21 +508,21 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire [1:0] \complete$93 ;
   reg [31:0] cycles = 32'd0;
   wire drain;
-  wire \drain$190 ;
-  wire \drain$209 ;
-  wire \drain$228 ;
-  wire \drain$247 ;
-  wire \drain$266 ;
-  wire \drain$285 ;
-  wire \drain$304 ;
-  wire \drain$323 ;
-  wire \drain$342 ;
-  wire \drain$361 ;
-  wire \drain$380 ;
-  wire \drain$399 ;
-  wire \drain$418 ;
-  wire \drain$437 ;
+  wire \drain$196 ;
+  wire \drain$216 ;
+  wire \drain$236 ;
+  wire \drain$256 ;
+  wire \drain$276 ;
+  wire \drain$296 ;
+  wire \drain$316 ;
+  wire \drain$336 ;
+  wire \drain$356 ;
+  wire \drain$376 ;
+  wire \drain$396 ;
+  wire \drain$416 ;
+  wire \drain$436 ;
   wire \drain$456 ;
+  wire \drain$476 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -521,22 +539,22 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$170 ;
-  wire [1:0] \go$191 ;
-  wire [1:0] \go$210 ;
-  wire [1:0] \go$229 ;
-  wire [1:0] \go$248 ;
-  wire [1:0] \go$267 ;
-  wire [1:0] \go$286 ;
-  wire [1:0] \go$305 ;
-  wire [1:0] \go$324 ;
-  wire [1:0] \go$343 ;
-  wire [1:0] \go$362 ;
-  wire [1:0] \go$381 ;
-  wire [1:0] \go$400 ;
-  wire [1:0] \go$419 ;
-  wire [1:0] \go$438 ;
+  wire [1:0] \go$175 ;
+  wire [1:0] \go$197 ;
+  wire [1:0] \go$217 ;
+  wire [1:0] \go$237 ;
+  wire [1:0] \go$257 ;
+  wire [1:0] \go$277 ;
+  wire [1:0] \go$297 ;
+  wire [1:0] \go$317 ;
+  wire [1:0] \go$337 ;
+  wire [1:0] \go$357 ;
+  wire [1:0] \go$377 ;
+  wire [1:0] \go$397 ;
+  wire [1:0] \go$417 ;
+  wire [1:0] \go$437 ;
   wire [1:0] \go$457 ;
+  wire [1:0] \go$477 ;
   wire halted;
   wire \halted$107 ;
   wire [179:0] header;
@@ -544,31 +562,26 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire [64:0] i__payload;
   input [64:0] \i__payload$12 ;
   wire [64:0] \i__payload$12 ;
-  wire [6:0] \i__payload$174 ;
-  wire [6:0] \i__payload$194 ;
-  wire [6:0] \i__payload$213 ;
-  wire [6:0] \i__payload$232 ;
-  wire [6:0] \i__payload$251 ;
-  wire [6:0] \i__payload$270 ;
-  wire [6:0] \i__payload$289 ;
+  wire [6:0] \i__payload$179 ;
+  wire [6:0] \i__payload$200 ;
+  wire [6:0] \i__payload$220 ;
+  wire [6:0] \i__payload$240 ;
+  wire [6:0] \i__payload$260 ;
+  wire [6:0] \i__payload$280 ;
   wire [66:0] \i__payload$30 ;
-  wire [6:0] \i__payload$308 ;
-  wire [6:0] \i__payload$327 ;
-  wire [6:0] \i__payload$346 ;
-  wire [6:0] \i__payload$365 ;
-  wire [6:0] \i__payload$384 ;
-  wire [6:0] \i__payload$403 ;
-  wire [6:0] \i__payload$422 ;
-  wire [6:0] \i__payload$441 ;
+  wire [6:0] \i__payload$300 ;
+  wire [6:0] \i__payload$320 ;
+  wire [6:0] \i__payload$340 ;
+  wire [6:0] \i__payload$360 ;
+  wire [6:0] \i__payload$380 ;
+  wire [6:0] \i__payload$400 ;
+  wire [6:0] \i__payload$420 ;
+  wire [6:0] \i__payload$440 ;
   wire [6:0] \i__payload$460 ;
-  wire [35:0] \i__payload$557 ;
+  wire [6:0] \i__payload$480 ;
+  wire [36:0] \i__payload$577 ;
   wire [64:0] \i__payload$6 ;
   wire i__ready;
-  wire \i__ready$136 ;
-  wire \i__ready$137 ;
-  wire \i__ready$138 ;
-  wire \i__ready$139 ;
-  wire \i__ready$140 ;
   wire \i__ready$141 ;
   wire \i__ready$142 ;
   wire \i__ready$143 ;
@@ -581,32 +594,37 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire \i__ready$15 ;
   wire \i__ready$150 ;
   wire \i__ready$151 ;
+  wire \i__ready$152 ;
+  wire \i__ready$153 ;
+  wire \i__ready$154 ;
+  wire \i__ready$155 ;
+  wire \i__ready$156 ;
   wire \i__ready$33 ;
-  wire \i__ready$560 ;
+  wire \i__ready$580 ;
   wire \i__ready$9 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$172 ;
-  wire \i__valid$193 ;
-  wire \i__valid$212 ;
-  wire \i__valid$231 ;
-  wire \i__valid$250 ;
-  wire \i__valid$269 ;
-  wire \i__valid$288 ;
-  wire \i__valid$307 ;
-  wire \i__valid$326 ;
+  wire \i__valid$177 ;
+  wire \i__valid$199 ;
+  wire \i__valid$219 ;
+  wire \i__valid$239 ;
+  wire \i__valid$259 ;
+  wire \i__valid$279 ;
+  wire \i__valid$299 ;
+  wire \i__valid$319 ;
+  wire \i__valid$339 ;
   wire \i__valid$34 ;
-  wire \i__valid$345 ;
-  wire \i__valid$364 ;
-  wire \i__valid$383 ;
-  wire \i__valid$402 ;
-  wire \i__valid$421 ;
-  wire \i__valid$440 ;
+  wire \i__valid$359 ;
+  wire \i__valid$379 ;
+  wire \i__valid$399 ;
+  wire \i__valid$419 ;
+  wire \i__valid$439 ;
   wire \i__valid$459 ;
-  wire \i__valid$561 ;
+  wire \i__valid$479 ;
+  wire \i__valid$581 ;
   wire [1:0] in_flight;
   wire [1:0] \in_flight$69 ;
   wire [50:0] job;
@@ -625,54 +643,54 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
-  wire [35:0] lane__payload;
-  wire [35:0] \lane__payload$197 ;
-  wire [35:0] \lane__payload$216 ;
-  wire [35:0] \lane__payload$235 ;
-  wire [35:0] \lane__payload$254 ;
-  wire [35:0] \lane__payload$273 ;
-  wire [35:0] \lane__payload$292 ;
-  wire [35:0] \lane__payload$311 ;
-  wire [35:0] \lane__payload$330 ;
-  wire [35:0] \lane__payload$349 ;
-  wire [35:0] \lane__payload$368 ;
-  wire [35:0] \lane__payload$387 ;
-  wire [35:0] \lane__payload$406 ;
-  wire [35:0] \lane__payload$425 ;
-  wire [35:0] \lane__payload$444 ;
-  wire [35:0] \lane__payload$463 ;
+  wire [36:0] lane__payload;
+  wire [36:0] \lane__payload$203 ;
+  wire [36:0] \lane__payload$223 ;
+  wire [36:0] \lane__payload$243 ;
+  wire [36:0] \lane__payload$263 ;
+  wire [36:0] \lane__payload$283 ;
+  wire [36:0] \lane__payload$303 ;
+  wire [36:0] \lane__payload$323 ;
+  wire [36:0] \lane__payload$343 ;
+  wire [36:0] \lane__payload$363 ;
+  wire [36:0] \lane__payload$383 ;
+  wire [36:0] \lane__payload$403 ;
+  wire [36:0] \lane__payload$423 ;
+  wire [36:0] \lane__payload$443 ;
+  wire [36:0] \lane__payload$463 ;
+  wire [36:0] \lane__payload$483 ;
   wire lane__ready;
-  wire \lane__ready$200 ;
-  wire \lane__ready$219 ;
-  wire \lane__ready$238 ;
-  wire \lane__ready$257 ;
-  wire \lane__ready$276 ;
-  wire \lane__ready$295 ;
-  wire \lane__ready$314 ;
-  wire \lane__ready$333 ;
-  wire \lane__ready$352 ;
-  wire \lane__ready$371 ;
-  wire \lane__ready$390 ;
-  wire \lane__ready$409 ;
-  wire \lane__ready$428 ;
-  wire \lane__ready$447 ;
+  wire \lane__ready$206 ;
+  wire \lane__ready$226 ;
+  wire \lane__ready$246 ;
+  wire \lane__ready$266 ;
+  wire \lane__ready$286 ;
+  wire \lane__ready$306 ;
+  wire \lane__ready$326 ;
+  wire \lane__ready$346 ;
+  wire \lane__ready$366 ;
+  wire \lane__ready$386 ;
+  wire \lane__ready$406 ;
+  wire \lane__ready$426 ;
+  wire \lane__ready$446 ;
   wire \lane__ready$466 ;
+  wire \lane__ready$486 ;
   wire lane__valid;
-  wire \lane__valid$195 ;
-  wire \lane__valid$214 ;
-  wire \lane__valid$233 ;
-  wire \lane__valid$252 ;
-  wire \lane__valid$271 ;
-  wire \lane__valid$290 ;
-  wire \lane__valid$309 ;
-  wire \lane__valid$328 ;
-  wire \lane__valid$347 ;
-  wire \lane__valid$366 ;
-  wire \lane__valid$385 ;
-  wire \lane__valid$404 ;
-  wire \lane__valid$423 ;
-  wire \lane__valid$442 ;
+  wire \lane__valid$201 ;
+  wire \lane__valid$221 ;
+  wire \lane__valid$241 ;
+  wire \lane__valid$261 ;
+  wire \lane__valid$281 ;
+  wire \lane__valid$301 ;
+  wire \lane__valid$321 ;
+  wire \lane__valid$341 ;
+  wire \lane__valid$361 ;
+  wire \lane__valid$381 ;
+  wire \lane__valid$401 ;
+  wire \lane__valid$421 ;
+  wire \lane__valid$441 ;
   wire \lane__valid$461 ;
+  wire \lane__valid$481 ;
   wire late;
   wire \late$71 ;
   (* enum_base_type = "ErrorKind" *)
@@ -709,56 +727,41 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$160 ;
+  wire [26:0] \map_write$166 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$186 ;
+  wire [26:0] \map_write$192 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$205 ;
+  wire [26:0] \map_write$212 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$224 ;
+  wire [26:0] \map_write$232 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$243 ;
+  wire [26:0] \map_write$252 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$262 ;
+  wire [26:0] \map_write$272 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$281 ;
+  wire [26:0] \map_write$292 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$300 ;
+  wire [26:0] \map_write$312 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$319 ;
+  wire [26:0] \map_write$332 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$338 ;
+  wire [26:0] \map_write$352 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$357 ;
+  wire [26:0] \map_write$372 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$376 ;
+  wire [26:0] \map_write$392 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$395 ;
+  wire [26:0] \map_write$412 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$414 ;
-  (* init = 27'h0000000 *)
-  wire [26:0] \map_write$433 ;
+  wire [26:0] \map_write$432 ;
   (* init = 27'h0000000 *)
   wire [26:0] \map_write$452 ;
-  wire [26:0] \map_write$617 ;
+  (* init = 27'h0000000 *)
+  wire [26:0] \map_write$472 ;
+  wire [26:0] \map_write$637 ;
   wire [69:0] matrices;
-  wire [69:0] \matrices$154 ;
-  wire [69:0] \matrices$183 ;
-  wire [69:0] \matrices$202 ;
-  wire [69:0] \matrices$221 ;
-  wire [69:0] \matrices$240 ;
-  wire [69:0] \matrices$259 ;
-  wire [69:0] \matrices$278 ;
-  wire [69:0] \matrices$297 ;
-  wire [69:0] \matrices$316 ;
-  wire [69:0] \matrices$335 ;
-  wire [69:0] \matrices$354 ;
-  wire [69:0] \matrices$373 ;
-  wire [69:0] \matrices$392 ;
-  wire [69:0] \matrices$411 ;
-  wire [69:0] \matrices$430 ;
-  wire [69:0] \matrices$449 ;
-  reg [31:0] \matrices$603  = 32'd0;
+  wire [69:0] \matrices$137 ;
+  reg [31:0] \matrices$623  = 32'd0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
@@ -772,162 +775,163 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$158 ;
+  wire [28:0] \microcode_write$164 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$185 ;
+  wire [28:0] \microcode_write$191 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$204 ;
+  wire [28:0] \microcode_write$211 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$223 ;
+  wire [28:0] \microcode_write$231 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$242 ;
+  wire [28:0] \microcode_write$251 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$261 ;
+  wire [28:0] \microcode_write$271 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$280 ;
+  wire [28:0] \microcode_write$291 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$299 ;
+  wire [28:0] \microcode_write$311 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$318 ;
+  wire [28:0] \microcode_write$331 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$337 ;
+  wire [28:0] \microcode_write$351 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$356 ;
+  wire [28:0] \microcode_write$371 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$375 ;
+  wire [28:0] \microcode_write$391 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$394 ;
+  wire [28:0] \microcode_write$411 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$413 ;
-  (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$432 ;
+  wire [28:0] \microcode_write$431 ;
   (* init = 29'h00000000 *)
   wire [28:0] \microcode_write$451 ;
-  wire [28:0] \microcode_write$613 ;
+  (* init = 29'h00000000 *)
+  wire [28:0] \microcode_write$471 ;
+  wire [28:0] \microcode_write$633 ;
   reg [4:0] multiplied = 5'h00;
   reg [31:0] multiplies = 32'd0;
   wire multiply;
-  wire \multiply$622 ;
-  wire \multiply$623 ;
-  wire \multiply$624 ;
-  wire \multiply$625 ;
-  wire \multiply$626 ;
-  wire \multiply$627 ;
-  wire \multiply$628 ;
-  wire \multiply$629 ;
-  wire \multiply$630 ;
-  wire \multiply$631 ;
-  wire \multiply$632 ;
-  wire \multiply$633 ;
-  wire \multiply$634 ;
-  wire \multiply$635 ;
-  wire \multiply$636 ;
+  wire \multiply$642 ;
+  wire \multiply$643 ;
+  wire \multiply$644 ;
+  wire \multiply$645 ;
+  wire \multiply$646 ;
+  wire \multiply$647 ;
+  wire \multiply$648 ;
+  wire \multiply$649 ;
+  wire \multiply$650 ;
+  wire \multiply$651 ;
+  wire \multiply$652 ;
+  wire \multiply$653 ;
+  wire \multiply$654 ;
+  wire \multiply$655 ;
+  wire \multiply$656 ;
+  wire [37:0] o;
   wire [64:0] o__payload;
-  wire [66:0] \o__payload$175 ;
-  wire [32:0] \o__payload$179 ;
-  wire [32:0] \o__payload$198 ;
-  wire [32:0] \o__payload$217 ;
-  wire [32:0] \o__payload$236 ;
-  wire [32:0] \o__payload$255 ;
-  wire [32:0] \o__payload$274 ;
-  wire [32:0] \o__payload$293 ;
-  wire [32:0] \o__payload$312 ;
-  wire [32:0] \o__payload$331 ;
-  wire [32:0] \o__payload$350 ;
-  wire [32:0] \o__payload$369 ;
+  wire [66:0] \o__payload$180 ;
+  wire [32:0] \o__payload$184 ;
+  wire [32:0] \o__payload$204 ;
+  wire [32:0] \o__payload$224 ;
+  wire [32:0] \o__payload$244 ;
+  wire [32:0] \o__payload$264 ;
+  wire [32:0] \o__payload$284 ;
+  wire [32:0] \o__payload$304 ;
+  wire [32:0] \o__payload$324 ;
+  wire [32:0] \o__payload$344 ;
+  wire [32:0] \o__payload$364 ;
   wire [33:0] \o__payload$37 ;
-  wire [32:0] \o__payload$388 ;
-  wire [32:0] \o__payload$407 ;
-  wire [32:0] \o__payload$426 ;
-  wire [32:0] \o__payload$445 ;
+  wire [32:0] \o__payload$384 ;
+  wire [32:0] \o__payload$404 ;
+  wire [32:0] \o__payload$424 ;
+  wire [32:0] \o__payload$444 ;
   wire [32:0] \o__payload$464 ;
-  wire [35:0] \o__payload$468 ;
-  wire [35:0] \o__payload$474 ;
-  wire [35:0] \o__payload$480 ;
-  wire [35:0] \o__payload$486 ;
-  wire [35:0] \o__payload$492 ;
-  wire [35:0] \o__payload$498 ;
-  wire [35:0] \o__payload$504 ;
-  wire [35:0] \o__payload$510 ;
-  wire [35:0] \o__payload$516 ;
-  wire [35:0] \o__payload$522 ;
-  wire [35:0] \o__payload$528 ;
-  wire [35:0] \o__payload$534 ;
-  wire [35:0] \o__payload$540 ;
-  wire [35:0] \o__payload$546 ;
-  wire [35:0] \o__payload$552 ;
-  wire [35:0] \o__payload$558 ;
+  wire [32:0] \o__payload$484 ;
+  wire [36:0] \o__payload$488 ;
+  wire [36:0] \o__payload$494 ;
+  wire [36:0] \o__payload$500 ;
+  wire [36:0] \o__payload$506 ;
+  wire [36:0] \o__payload$512 ;
+  wire [36:0] \o__payload$518 ;
+  wire [36:0] \o__payload$524 ;
+  wire [36:0] \o__payload$530 ;
+  wire [36:0] \o__payload$536 ;
+  wire [36:0] \o__payload$542 ;
+  wire [36:0] \o__payload$548 ;
+  wire [36:0] \o__payload$554 ;
+  wire [36:0] \o__payload$560 ;
+  wire [36:0] \o__payload$566 ;
+  wire [36:0] \o__payload$572 ;
+  wire [36:0] \o__payload$578 ;
   wire o__ready;
-  wire \o__ready$135 ;
-  wire \o__ready$180 ;
-  wire \o__ready$199 ;
-  wire \o__ready$218 ;
-  wire \o__ready$237 ;
-  wire \o__ready$256 ;
-  wire \o__ready$275 ;
-  wire \o__ready$294 ;
-  wire \o__ready$313 ;
-  wire \o__ready$332 ;
-  wire \o__ready$351 ;
-  wire \o__ready$370 ;
+  wire \o__ready$140 ;
+  wire \o__ready$185 ;
+  wire \o__ready$205 ;
+  wire \o__ready$225 ;
+  wire \o__ready$245 ;
+  wire \o__ready$265 ;
+  wire \o__ready$285 ;
+  wire \o__ready$305 ;
+  wire \o__ready$325 ;
+  wire \o__ready$345 ;
+  wire \o__ready$365 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
-  wire \o__ready$389 ;
-  wire \o__ready$408 ;
-  wire \o__ready$427 ;
-  wire \o__ready$446 ;
+  wire \o__ready$385 ;
+  wire \o__ready$405 ;
+  wire \o__ready$425 ;
+  wire \o__ready$445 ;
   wire \o__ready$465 ;
-  wire \o__ready$469 ;
-  wire \o__ready$475 ;
-  wire \o__ready$481 ;
-  wire \o__ready$487 ;
-  wire \o__ready$493 ;
-  wire \o__ready$499 ;
-  wire \o__ready$505 ;
-  wire \o__ready$511 ;
-  wire \o__ready$517 ;
-  wire \o__ready$523 ;
-  wire \o__ready$529 ;
-  wire \o__ready$535 ;
-  wire \o__ready$541 ;
-  wire \o__ready$547 ;
-  wire \o__ready$553 ;
-  wire \o__ready$559 ;
+  wire \o__ready$485 ;
+  wire \o__ready$489 ;
+  wire \o__ready$495 ;
+  wire \o__ready$501 ;
+  wire \o__ready$507 ;
+  wire \o__ready$513 ;
+  wire \o__ready$519 ;
+  wire \o__ready$525 ;
+  wire \o__ready$531 ;
+  wire \o__ready$537 ;
+  wire \o__ready$543 ;
+  wire \o__ready$549 ;
+  wire \o__ready$555 ;
+  wire \o__ready$561 ;
+  wire \o__ready$567 ;
+  wire \o__ready$573 ;
+  wire \o__ready$579 ;
   wire o__valid;
-  wire \o__valid$173 ;
-  wire \o__valid$177 ;
-  wire \o__valid$196 ;
-  wire \o__valid$215 ;
-  wire \o__valid$234 ;
-  wire \o__valid$253 ;
-  wire \o__valid$272 ;
-  wire \o__valid$291 ;
-  wire \o__valid$310 ;
-  wire \o__valid$329 ;
-  wire \o__valid$348 ;
-  wire \o__valid$367 ;
-  wire \o__valid$386 ;
-  wire \o__valid$405 ;
+  wire \o__valid$178 ;
+  wire \o__valid$182 ;
+  wire \o__valid$202 ;
+  wire \o__valid$222 ;
+  wire \o__valid$242 ;
+  wire \o__valid$262 ;
+  wire \o__valid$282 ;
+  wire \o__valid$302 ;
+  wire \o__valid$322 ;
+  wire \o__valid$342 ;
+  wire \o__valid$362 ;
+  wire \o__valid$382 ;
+  wire \o__valid$402 ;
   wire \o__valid$41 ;
-  wire \o__valid$424 ;
-  wire \o__valid$443 ;
+  wire \o__valid$422 ;
+  wire \o__valid$442 ;
   wire \o__valid$462 ;
-  wire \o__valid$472 ;
-  wire \o__valid$478 ;
-  wire \o__valid$484 ;
-  wire \o__valid$490 ;
-  wire \o__valid$496 ;
-  wire \o__valid$502 ;
-  wire \o__valid$508 ;
-  wire \o__valid$514 ;
-  wire \o__valid$520 ;
-  wire \o__valid$526 ;
-  wire \o__valid$532 ;
-  wire \o__valid$538 ;
-  wire \o__valid$544 ;
-  wire \o__valid$550 ;
-  wire \o__valid$556 ;
-  wire \o__valid$562 ;
+  wire \o__valid$482 ;
+  wire \o__valid$492 ;
+  wire \o__valid$498 ;
+  wire \o__valid$504 ;
+  wire \o__valid$510 ;
+  wire \o__valid$516 ;
+  wire \o__valid$522 ;
+  wire \o__valid$528 ;
+  wire \o__valid$534 ;
+  wire \o__valid$540 ;
+  wire \o__valid$546 ;
+  wire \o__valid$552 ;
+  wire \o__valid$558 ;
+  wire \o__valid$564 ;
+  wire \o__valid$570 ;
+  wire \o__valid$576 ;
+  wire \o__valid$582 ;
   wire parity;
   wire \parity$56 ;
   wire passed;
@@ -963,63 +967,81 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$189 ;
-  wire \selected$208 ;
-  wire \selected$227 ;
-  wire \selected$246 ;
-  wire \selected$265 ;
-  wire \selected$284 ;
-  wire \selected$303 ;
-  wire \selected$322 ;
-  wire \selected$341 ;
-  wire \selected$360 ;
-  wire \selected$379 ;
-  wire \selected$398 ;
-  wire \selected$417 ;
-  wire \selected$436 ;
+  wire \selected$195 ;
+  wire \selected$215 ;
+  wire \selected$235 ;
+  wire \selected$255 ;
+  wire \selected$275 ;
+  wire \selected$295 ;
+  wire \selected$315 ;
+  wire \selected$335 ;
+  wire \selected$355 ;
+  wire \selected$375 ;
+  wire \selected$395 ;
+  wire \selected$415 ;
+  wire \selected$435 ;
   wire \selected$455 ;
+  wire \selected$475 ;
   wire sender_busy;
   wire [43:0] settings;
+  wire [37:0] \settings$159 ;
+  wire [37:0] \settings$189 ;
+  wire [37:0] \settings$209 ;
+  wire [37:0] \settings$229 ;
+  wire [37:0] \settings$249 ;
+  wire [37:0] \settings$269 ;
+  wire [37:0] \settings$289 ;
+  wire [37:0] \settings$309 ;
+  wire [37:0] \settings$329 ;
+  wire [37:0] \settings$349 ;
+  wire [37:0] \settings$369 ;
+  wire [37:0] \settings$389 ;
+  wire [37:0] \settings$409 ;
+  wire [37:0] \settings$429 ;
+  wire [37:0] \settings$449 ;
+  wire [37:0] \settings$469 ;
   wire settling;
   reg [31:0] stalls = 32'd0;
   wire start;
-  wire [38:0] \start$110 ;
-  wire [38:0] \start$111 ;
+  wire [39:0] \start$110 ;
+  wire [39:0] \start$111 ;
   wire \start$123 ;
   reg [3:0] start_lane = 4'h0;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$164 ;
+  wire [15:0] \start_write$139 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$188 ;
+  wire [15:0] \start_write$169 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$207 ;
+  wire [15:0] \start_write$194 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$226 ;
+  wire [15:0] \start_write$214 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$245 ;
+  wire [15:0] \start_write$234 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$264 ;
+  wire [15:0] \start_write$254 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$283 ;
+  wire [15:0] \start_write$274 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$302 ;
+  wire [15:0] \start_write$294 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$321 ;
+  wire [15:0] \start_write$314 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$340 ;
+  wire [15:0] \start_write$334 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$359 ;
+  wire [15:0] \start_write$354 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$378 ;
+  wire [15:0] \start_write$374 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$397 ;
+  wire [15:0] \start_write$394 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$416 ;
+  wire [15:0] \start_write$414 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$435 ;
+  wire [15:0] \start_write$434 ;
   (* init = 16'h0000 *)
   wire [15:0] \start_write$454 ;
+  (* init = 16'h0000 *)
+  wire [15:0] \start_write$474 ;
   reg [31:0] starved = 32'd0;
   output [291:0] status;
   wire [291:0] status;
@@ -1027,43 +1049,43 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire [31:0] \sums$128 ;
   reg [79:0] vector_write = 80'h00000000000000000000;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$162 ;
+  wire [79:0] \vector_write$168 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$187 ;
+  wire [79:0] \vector_write$193 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$206 ;
+  wire [79:0] \vector_write$213 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$225 ;
+  wire [79:0] \vector_write$233 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$244 ;
+  wire [79:0] \vector_write$253 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$263 ;
+  wire [79:0] \vector_write$273 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$282 ;
+  wire [79:0] \vector_write$293 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$301 ;
+  wire [79:0] \vector_write$313 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$320 ;
+  wire [79:0] \vector_write$333 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$339 ;
+  wire [79:0] \vector_write$353 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$358 ;
+  wire [79:0] \vector_write$373 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$377 ;
+  wire [79:0] \vector_write$393 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$396 ;
+  wire [79:0] \vector_write$413 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$415 ;
-  (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$434 ;
+  wire [79:0] \vector_write$433 ;
   (* init = 80'h00000000000000000000 *)
   wire [79:0] \vector_write$453 ;
-  wire [79:0] \vector_write$616 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$473 ;
+  wire [79:0] \vector_write$636 ;
   wire [13:0] walk;
   wire [13:0] \walk$120 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$638 ;
+  wire [31:0] \weights$658 ;
   wire [64:0] weights__payload;
   output weights__ready;
   wire weights__ready;
@@ -1090,40 +1112,40 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign may_load_bias = ~ \busy$61 ;
   assign may_send = \may_send$65  & \$3 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$135  = & { \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
+  assign \o__ready$140  = & { \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
   assign selected = ! start_lane;
-  assign \$7  = & { \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141 , \i__ready$140 , \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
-  assign \i__valid$172  = \o__valid$173  & \$7 ;
-  assign \selected$189  = start_lane == 1'h1;
-  assign \i__valid$193  = \o__valid$173  & \$7 ;
-  assign \selected$208  = start_lane == 2'h2;
-  assign \i__valid$212  = \o__valid$173  & \$7 ;
-  assign \selected$227  = start_lane == 2'h3;
-  assign \i__valid$231  = \o__valid$173  & \$7 ;
-  assign \selected$246  = start_lane == 3'h4;
-  assign \i__valid$250  = \o__valid$173  & \$7 ;
-  assign \selected$265  = start_lane == 3'h5;
-  assign \i__valid$269  = \o__valid$173  & \$7 ;
-  assign \selected$284  = start_lane == 3'h6;
-  assign \i__valid$288  = \o__valid$173  & \$7 ;
-  assign \selected$303  = start_lane == 3'h7;
-  assign \i__valid$307  = \o__valid$173  & \$7 ;
-  assign \selected$322  = start_lane == 4'h8;
-  assign \i__valid$326  = \o__valid$173  & \$7 ;
-  assign \selected$341  = start_lane == 4'h9;
-  assign \i__valid$345  = \o__valid$173  & \$7 ;
-  assign \selected$360  = start_lane == 4'ha;
-  assign \i__valid$364  = \o__valid$173  & \$7 ;
-  assign \selected$379  = start_lane == 4'hb;
-  assign \i__valid$383  = \o__valid$173  & \$7 ;
-  assign \selected$398  = start_lane == 4'hc;
-  assign \i__valid$402  = \o__valid$173  & \$7 ;
-  assign \selected$417  = start_lane == 4'hd;
-  assign \i__valid$421  = \o__valid$173  & \$7 ;
-  assign \selected$436  = start_lane == 4'he;
-  assign \i__valid$440  = \o__valid$173  & \$7 ;
-  assign \selected$455  = start_lane == 4'hf;
-  assign \i__valid$459  = \o__valid$173  & \$7 ;
+  assign \$7  = & { \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
+  assign \i__valid$177  = \o__valid$178  & \$7 ;
+  assign \selected$195  = start_lane == 1'h1;
+  assign \i__valid$199  = \o__valid$178  & \$7 ;
+  assign \selected$215  = start_lane == 2'h2;
+  assign \i__valid$219  = \o__valid$178  & \$7 ;
+  assign \selected$235  = start_lane == 2'h3;
+  assign \i__valid$239  = \o__valid$178  & \$7 ;
+  assign \selected$255  = start_lane == 3'h4;
+  assign \i__valid$259  = \o__valid$178  & \$7 ;
+  assign \selected$275  = start_lane == 3'h5;
+  assign \i__valid$279  = \o__valid$178  & \$7 ;
+  assign \selected$295  = start_lane == 3'h6;
+  assign \i__valid$299  = \o__valid$178  & \$7 ;
+  assign \selected$315  = start_lane == 3'h7;
+  assign \i__valid$319  = \o__valid$178  & \$7 ;
+  assign \selected$335  = start_lane == 4'h8;
+  assign \i__valid$339  = \o__valid$178  & \$7 ;
+  assign \selected$355  = start_lane == 4'h9;
+  assign \i__valid$359  = \o__valid$178  & \$7 ;
+  assign \selected$375  = start_lane == 4'ha;
+  assign \i__valid$379  = \o__valid$178  & \$7 ;
+  assign \selected$395  = start_lane == 4'hb;
+  assign \i__valid$399  = \o__valid$178  & \$7 ;
+  assign \selected$415  = start_lane == 4'hc;
+  assign \i__valid$419  = \o__valid$178  & \$7 ;
+  assign \selected$435  = start_lane == 4'hd;
+  assign \i__valid$439  = \o__valid$178  & \$7 ;
+  assign \selected$455  = start_lane == 4'he;
+  assign \i__valid$459  = \o__valid$178  & \$7 ;
+  assign \selected$475  = start_lane == 4'hf;
+  assign \i__valid$479  = \o__valid$178  & \$7 ;
   assign \$39  = | in_flight;
   assign \$40  = reading | \$39 ;
   assign running = \$40  | \busy$61 ;
@@ -1134,32 +1156,32 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign \$45  = ! code_write[6:3];
   assign \$46  = \$44  & \$45 ;
   assign \$48  = | write[7:0];
-  assign \$49  = \$48  ? write : \vector_write$616 ;
+  assign \$49  = \$48  ? write : \vector_write$636 ;
   assign \$50  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$51  = \start$110 [37:22] - \$50 ;
+  assign \$51  = \start$110 [38:23] - \$50 ;
   assign \$52  = $signed(\$51 ) - $signed(2'h1);
-  assign \$53  = \start$110 [0] & \start$110 [38];
+  assign \$53  = \start$110 [0] & \start$110 [39];
   assign \$54  = 1'h1 << start_write[1];
   assign \$55  = code_write[1] ? codes[87:44] : codes[43:0];
   assign \$57  = code_write[2] ? \$55 [11:8] : \$55 [7:4];
   assign \$58  = code_write[6:3] > \$57 ;
   assign \$59  = 1'h0 + multiply;
-  assign \$60  = \$59  + \multiply$622 ;
-  assign \$61  = \$60  + \multiply$623 ;
-  assign \$62  = \$61  + \multiply$624 ;
-  assign \$63  = \$62  + \multiply$625 ;
-  assign \$64  = \$63  + \multiply$626 ;
-  assign \$65  = \$64  + \multiply$627 ;
-  assign \$66  = \$65  + \multiply$628 ;
-  assign \$67  = \$66  + \multiply$629 ;
-  assign \$68  = \$67  + \multiply$630 ;
-  assign \$69  = \$68  + \multiply$631 ;
-  assign \$70  = \$69  + \multiply$632 ;
-  assign \$71  = \$70  + \multiply$633 ;
-  assign \$72  = \$71  + \multiply$634 ;
-  assign \$73  = \$72  + \multiply$635 ;
-  assign \$74  = \$73  + \multiply$636 ;
-  assign \$75  = \matrices$603  + matrix_done;
+  assign \$60  = \$59  + \multiply$642 ;
+  assign \$61  = \$60  + \multiply$643 ;
+  assign \$62  = \$61  + \multiply$644 ;
+  assign \$63  = \$62  + \multiply$645 ;
+  assign \$64  = \$63  + \multiply$646 ;
+  assign \$65  = \$64  + \multiply$647 ;
+  assign \$66  = \$65  + \multiply$648 ;
+  assign \$67  = \$66  + \multiply$649 ;
+  assign \$68  = \$67  + \multiply$650 ;
+  assign \$69  = \$68  + \multiply$651 ;
+  assign \$70  = \$69  + \multiply$652 ;
+  assign \$71  = \$70  + \multiply$653 ;
+  assign \$72  = \$71  + \multiply$654 ;
+  assign \$73  = \$72  + \multiply$655 ;
+  assign \$74  = \$73  + \multiply$656 ;
+  assign \$75  = \matrices$623  + matrix_done;
   assign \$76  = cycles + running;
   assign \$77  = \i__valid$10  & o__ready;
   assign \$78  = words + \$77 ;
@@ -1172,7 +1194,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign \$85  = running & \$84 ;
   assign \$86  = starved + \$85 ;
   assign \$87  = multiplies + multiplied;
-  assign \$88  = matrix_done ? \weights$638  : 32'd0;
+  assign \$88  = matrix_done ? \weights$658  : 32'd0;
   assign \$89  = weights + \$88 ;
   always @(posedge clk)
     was_coding <= \$90 ;
@@ -1189,7 +1211,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   always @(posedge clk)
     map_write <= \$96 ;
   always @(posedge clk)
-    \code_write$155  <= \$97 ;
+    \code_write$161  <= \$97 ;
   always @(posedge clk)
     start_write <= \$98 ;
   always @(posedge clk)
@@ -1201,7 +1223,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   always @(posedge clk)
     multiplied <= \$102 ;
   always @(posedge clk)
-    \matrices$603  <= \$103 ;
+    \matrices$623  <= \$103 ;
   always @(posedge clk)
     cycles <= \$104 ;
   always @(posedge clk)
@@ -1223,7 +1245,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$617 ),
+    .map_write(\map_write$637 ),
     .rst(rst),
     .section__ready(section__ready),
     .start(\start$110 ),
@@ -1247,7 +1269,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .rst(rst),
     .start(\start$123 ),
     .sums(sums),
-    .vector_write(\vector_write$616 ),
+    .vector_write(\vector_write$636 ),
     .walk(walk)
   );
   egret_m_ddr3_core_gearbox  gearbox (
@@ -1256,410 +1278,451 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$175 ),
-    .o__ready(\o__ready$135 ),
-    .o__valid(\o__valid$173 ),
+    .o__payload(\o__payload$180 ),
+    .o__ready(\o__ready$140 ),
+    .o__valid(\o__valid$178 ),
     .rst(rst)
   );
   egret_m_ddr3_core_lane  lane_0 (
-    .bad_index(\bad_index$581 ),
-    .bad_prefix(\bad_prefix$564 ),
+    .bad_index(\bad_index$601 ),
+    .bad_prefix(\bad_prefix$584 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$174 ),
-    .\i__ready$40 (\i__ready$136 ),
-    .\i__valid$42 (\i__valid$172 ),
+    .\i__payload$41 (\i__payload$179 ),
+    .\i__ready$43 (\i__ready$141 ),
+    .\i__valid$45 (\i__valid$177 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$56 (\o__payload$179 ),
-    .\o__ready$58 (\o__ready$180 ),
-    .\o__valid$60 (lane__valid),
+    .\o__payload$59 (\o__payload$184 ),
+    .\o__ready$61 (\o__ready$185 ),
+    .\o__valid$63 (lane__valid),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
     .selected(selected),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_1 (
-    .bad_index(\bad_index$582 ),
-    .bad_prefix(\bad_prefix$565 ),
+    .bad_index(\bad_index$602 ),
+    .bad_prefix(\bad_prefix$585 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$194 ),
-    .\i__ready$40 (\i__ready$137 ),
-    .\i__valid$42 (\i__valid$193 ),
+    .\i__payload$41 (\i__payload$200 ),
+    .\i__ready$43 (\i__ready$142 ),
+    .\i__valid$45 (\i__valid$199 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$622 ),
-    .\o__payload$56 (\o__payload$198 ),
-    .\o__ready$58 (\o__ready$199 ),
-    .\o__valid$60 (\lane__valid$195 ),
+    .multiply(\multiply$642 ),
+    .\o__payload$59 (\o__payload$204 ),
+    .\o__ready$61 (\o__ready$205 ),
+    .\o__valid$63 (\lane__valid$201 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$189 ),
+    .selected(\selected$195 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_10 (
-    .bad_index(\bad_index$591 ),
-    .bad_prefix(\bad_prefix$574 ),
+  egret_m_ddr3_core_lane_10  lane_10 (
+    .bad_index(\bad_index$611 ),
+    .bad_prefix(\bad_prefix$594 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$365 ),
-    .\i__ready$40 (\i__ready$146 ),
-    .\i__valid$42 (\i__valid$364 ),
+    .\i__payload$41 (\i__payload$380 ),
+    .\i__ready$43 (\i__ready$151 ),
+    .\i__valid$45 (\i__valid$379 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$631 ),
-    .\o__payload$56 (\o__payload$369 ),
-    .\o__ready$58 (\o__ready$370 ),
-    .\o__valid$60 (\lane__valid$366 ),
+    .multiply(\multiply$651 ),
+    .\o__payload$59 (\o__payload$384 ),
+    .\o__ready$61 (\o__ready$385 ),
+    .\o__valid$63 (\lane__valid$381 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$360 ),
+    .selected(\selected$375 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_11 (
-    .bad_index(\bad_index$592 ),
-    .bad_prefix(\bad_prefix$575 ),
+  egret_m_ddr3_core_lane_10  lane_11 (
+    .bad_index(\bad_index$612 ),
+    .bad_prefix(\bad_prefix$595 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$384 ),
-    .\i__ready$40 (\i__ready$147 ),
-    .\i__valid$42 (\i__valid$383 ),
+    .\i__payload$41 (\i__payload$400 ),
+    .\i__ready$43 (\i__ready$152 ),
+    .\i__valid$45 (\i__valid$399 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$632 ),
-    .\o__payload$56 (\o__payload$388 ),
-    .\o__ready$58 (\o__ready$389 ),
-    .\o__valid$60 (\lane__valid$385 ),
+    .multiply(\multiply$652 ),
+    .\o__payload$59 (\o__payload$404 ),
+    .\o__ready$61 (\o__ready$405 ),
+    .\o__valid$63 (\lane__valid$401 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$379 ),
+    .selected(\selected$395 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_12 (
-    .bad_index(\bad_index$593 ),
-    .bad_prefix(\bad_prefix$576 ),
+  egret_m_ddr3_core_lane_10  lane_12 (
+    .bad_index(\bad_index$613 ),
+    .bad_prefix(\bad_prefix$596 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$403 ),
-    .\i__ready$40 (\i__ready$148 ),
-    .\i__valid$42 (\i__valid$402 ),
+    .\i__payload$41 (\i__payload$420 ),
+    .\i__ready$43 (\i__ready$153 ),
+    .\i__valid$45 (\i__valid$419 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$633 ),
-    .\o__payload$56 (\o__payload$407 ),
-    .\o__ready$58 (\o__ready$408 ),
-    .\o__valid$60 (\lane__valid$404 ),
+    .multiply(\multiply$653 ),
+    .\o__payload$59 (\o__payload$424 ),
+    .\o__ready$61 (\o__ready$425 ),
+    .\o__valid$63 (\lane__valid$421 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$398 ),
+    .selected(\selected$415 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_13 (
-    .bad_index(\bad_index$594 ),
-    .bad_prefix(\bad_prefix$577 ),
+  egret_m_ddr3_core_lane_10  lane_13 (
+    .bad_index(\bad_index$614 ),
+    .bad_prefix(\bad_prefix$597 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$422 ),
-    .\i__ready$40 (\i__ready$149 ),
-    .\i__valid$42 (\i__valid$421 ),
+    .\i__payload$41 (\i__payload$440 ),
+    .\i__ready$43 (\i__ready$154 ),
+    .\i__valid$45 (\i__valid$439 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$634 ),
-    .\o__payload$56 (\o__payload$426 ),
-    .\o__ready$58 (\o__ready$427 ),
-    .\o__valid$60 (\lane__valid$423 ),
+    .multiply(\multiply$654 ),
+    .\o__payload$59 (\o__payload$444 ),
+    .\o__ready$61 (\o__ready$445 ),
+    .\o__valid$63 (\lane__valid$441 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$417 ),
+    .selected(\selected$435 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_14 (
-    .bad_index(\bad_index$595 ),
-    .bad_prefix(\bad_prefix$578 ),
+  egret_m_ddr3_core_lane_10  lane_14 (
+    .bad_index(\bad_index$615 ),
+    .bad_prefix(\bad_prefix$598 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$441 ),
-    .\i__ready$40 (\i__ready$150 ),
-    .\i__valid$42 (\i__valid$440 ),
+    .\i__payload$41 (\i__payload$460 ),
+    .\i__ready$43 (\i__ready$155 ),
+    .\i__valid$45 (\i__valid$459 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$635 ),
-    .\o__payload$56 (\o__payload$445 ),
-    .\o__ready$58 (\o__ready$446 ),
-    .\o__valid$60 (\lane__valid$442 ),
-    .rst(rst),
-    .selected(\selected$436 ),
-    .start_write(start_write),
-    .vector_write(vector_write)
-  );
-  egret_m_ddr3_core_lane  lane_15 (
-    .bad_index(\bad_index$596 ),
-    .bad_prefix(\bad_prefix$579 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
-    .clk(clk),
-    .code_write(\code_write$155 ),
-    .codes(codes),
-    .drain(drain),
-    .go(go),
-    .\i__payload$38 (\i__payload$460 ),
-    .\i__ready$40 (\i__ready$151 ),
-    .\i__valid$42 (\i__valid$459 ),
-    .map_write(map_write),
-    .matrices(matrices),
-    .microcode_write(microcode_write),
-    .multiply(\multiply$636 ),
-    .\o__payload$56 (\o__payload$464 ),
-    .\o__ready$58 (\o__ready$465 ),
-    .\o__valid$60 (\lane__valid$461 ),
+    .multiply(\multiply$655 ),
+    .\o__payload$59 (\o__payload$464 ),
+    .\o__ready$61 (\o__ready$465 ),
+    .\o__valid$63 (\lane__valid$461 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
     .selected(\selected$455 ),
+    .settings(\settings$159 ),
+    .start_write(start_write),
+    .vector_write(vector_write)
+  );
+  egret_m_ddr3_core_lane_10  lane_15 (
+    .bad_index(\bad_index$616 ),
+    .bad_prefix(\bad_prefix$599 ),
+    .cancel(cancel),
+    .clear_errors(\release$116 ),
+    .clk(clk),
+    .code_write(\code_write$161 ),
+    .codes(codes),
+    .drain(drain),
+    .go(go),
+    .\i__payload$41 (\i__payload$480 ),
+    .\i__ready$43 (\i__ready$156 ),
+    .\i__valid$45 (\i__valid$479 ),
+    .map_write(map_write),
+    .microcode_write(microcode_write),
+    .multiply(\multiply$656 ),
+    .\o__payload$59 (\o__payload$484 ),
+    .\o__ready$61 (\o__ready$485 ),
+    .\o__valid$63 (\lane__valid$481 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
+    .rst(rst),
+    .selected(\selected$475 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_2 (
-    .bad_index(\bad_index$583 ),
-    .bad_prefix(\bad_prefix$566 ),
+    .bad_index(\bad_index$603 ),
+    .bad_prefix(\bad_prefix$586 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$213 ),
-    .\i__ready$40 (\i__ready$138 ),
-    .\i__valid$42 (\i__valid$212 ),
+    .\i__payload$41 (\i__payload$220 ),
+    .\i__ready$43 (\i__ready$143 ),
+    .\i__valid$45 (\i__valid$219 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$623 ),
-    .\o__payload$56 (\o__payload$217 ),
-    .\o__ready$58 (\o__ready$218 ),
-    .\o__valid$60 (\lane__valid$214 ),
+    .multiply(\multiply$643 ),
+    .\o__payload$59 (\o__payload$224 ),
+    .\o__ready$61 (\o__ready$225 ),
+    .\o__valid$63 (\lane__valid$221 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$208 ),
+    .selected(\selected$215 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_3 (
-    .bad_index(\bad_index$584 ),
-    .bad_prefix(\bad_prefix$567 ),
+    .bad_index(\bad_index$604 ),
+    .bad_prefix(\bad_prefix$587 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$232 ),
-    .\i__ready$40 (\i__ready$139 ),
-    .\i__valid$42 (\i__valid$231 ),
+    .\i__payload$41 (\i__payload$240 ),
+    .\i__ready$43 (\i__ready$144 ),
+    .\i__valid$45 (\i__valid$239 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$624 ),
-    .\o__payload$56 (\o__payload$236 ),
-    .\o__ready$58 (\o__ready$237 ),
-    .\o__valid$60 (\lane__valid$233 ),
+    .multiply(\multiply$644 ),
+    .\o__payload$59 (\o__payload$244 ),
+    .\o__ready$61 (\o__ready$245 ),
+    .\o__valid$63 (\lane__valid$241 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$227 ),
+    .selected(\selected$235 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_4 (
-    .bad_index(\bad_index$585 ),
-    .bad_prefix(\bad_prefix$568 ),
+    .bad_index(\bad_index$605 ),
+    .bad_prefix(\bad_prefix$588 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$251 ),
-    .\i__ready$40 (\i__ready$140 ),
-    .\i__valid$42 (\i__valid$250 ),
+    .\i__payload$41 (\i__payload$260 ),
+    .\i__ready$43 (\i__ready$145 ),
+    .\i__valid$45 (\i__valid$259 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$625 ),
-    .\o__payload$56 (\o__payload$255 ),
-    .\o__ready$58 (\o__ready$256 ),
-    .\o__valid$60 (\lane__valid$252 ),
+    .multiply(\multiply$645 ),
+    .\o__payload$59 (\o__payload$264 ),
+    .\o__ready$61 (\o__ready$265 ),
+    .\o__valid$63 (\lane__valid$261 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$246 ),
+    .selected(\selected$255 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_5 (
-    .bad_index(\bad_index$586 ),
-    .bad_prefix(\bad_prefix$569 ),
+  egret_m_ddr3_core_lane_10  lane_5 (
+    .bad_index(\bad_index$606 ),
+    .bad_prefix(\bad_prefix$589 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$270 ),
-    .\i__ready$40 (\i__ready$141 ),
-    .\i__valid$42 (\i__valid$269 ),
+    .\i__payload$41 (\i__payload$280 ),
+    .\i__ready$43 (\i__ready$146 ),
+    .\i__valid$45 (\i__valid$279 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$626 ),
-    .\o__payload$56 (\o__payload$274 ),
-    .\o__ready$58 (\o__ready$275 ),
-    .\o__valid$60 (\lane__valid$271 ),
+    .multiply(\multiply$646 ),
+    .\o__payload$59 (\o__payload$284 ),
+    .\o__ready$61 (\o__ready$285 ),
+    .\o__valid$63 (\lane__valid$281 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$265 ),
+    .selected(\selected$275 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_6 (
-    .bad_index(\bad_index$587 ),
-    .bad_prefix(\bad_prefix$570 ),
+  egret_m_ddr3_core_lane_10  lane_6 (
+    .bad_index(\bad_index$607 ),
+    .bad_prefix(\bad_prefix$590 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$289 ),
-    .\i__ready$40 (\i__ready$142 ),
-    .\i__valid$42 (\i__valid$288 ),
+    .\i__payload$41 (\i__payload$300 ),
+    .\i__ready$43 (\i__ready$147 ),
+    .\i__valid$45 (\i__valid$299 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$627 ),
-    .\o__payload$56 (\o__payload$293 ),
-    .\o__ready$58 (\o__ready$294 ),
-    .\o__valid$60 (\lane__valid$290 ),
+    .multiply(\multiply$647 ),
+    .\o__payload$59 (\o__payload$304 ),
+    .\o__ready$61 (\o__ready$305 ),
+    .\o__valid$63 (\lane__valid$301 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$284 ),
+    .selected(\selected$295 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_7 (
-    .bad_index(\bad_index$588 ),
-    .bad_prefix(\bad_prefix$571 ),
+  egret_m_ddr3_core_lane_10  lane_7 (
+    .bad_index(\bad_index$608 ),
+    .bad_prefix(\bad_prefix$591 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$308 ),
-    .\i__ready$40 (\i__ready$143 ),
-    .\i__valid$42 (\i__valid$307 ),
+    .\i__payload$41 (\i__payload$320 ),
+    .\i__ready$43 (\i__ready$148 ),
+    .\i__valid$45 (\i__valid$319 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$628 ),
-    .\o__payload$56 (\o__payload$312 ),
-    .\o__ready$58 (\o__ready$313 ),
-    .\o__valid$60 (\lane__valid$309 ),
+    .multiply(\multiply$648 ),
+    .\o__payload$59 (\o__payload$324 ),
+    .\o__ready$61 (\o__ready$325 ),
+    .\o__valid$63 (\lane__valid$321 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$303 ),
+    .selected(\selected$315 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_8 (
-    .bad_index(\bad_index$589 ),
-    .bad_prefix(\bad_prefix$572 ),
+  egret_m_ddr3_core_lane_10  lane_8 (
+    .bad_index(\bad_index$609 ),
+    .bad_prefix(\bad_prefix$592 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$327 ),
-    .\i__ready$40 (\i__ready$144 ),
-    .\i__valid$42 (\i__valid$326 ),
+    .\i__payload$41 (\i__payload$340 ),
+    .\i__ready$43 (\i__ready$149 ),
+    .\i__valid$45 (\i__valid$339 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$629 ),
-    .\o__payload$56 (\o__payload$331 ),
-    .\o__ready$58 (\o__ready$332 ),
-    .\o__valid$60 (\lane__valid$328 ),
+    .multiply(\multiply$649 ),
+    .\o__payload$59 (\o__payload$344 ),
+    .\o__ready$61 (\o__ready$345 ),
+    .\o__valid$63 (\lane__valid$341 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$322 ),
+    .selected(\selected$335 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane  lane_9 (
-    .bad_index(\bad_index$590 ),
-    .bad_prefix(\bad_prefix$573 ),
+  egret_m_ddr3_core_lane_10  lane_9 (
+    .bad_index(\bad_index$610 ),
+    .bad_prefix(\bad_prefix$593 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$155 ),
+    .code_write(\code_write$161 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$346 ),
-    .\i__ready$40 (\i__ready$145 ),
-    .\i__valid$42 (\i__valid$345 ),
+    .\i__payload$41 (\i__payload$360 ),
+    .\i__ready$43 (\i__ready$150 ),
+    .\i__valid$45 (\i__valid$359 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$630 ),
-    .\o__payload$56 (\o__payload$350 ),
-    .\o__ready$58 (\o__ready$351 ),
-    .\o__valid$60 (\lane__valid$347 ),
+    .multiply(\multiply$650 ),
+    .\o__payload$59 (\o__payload$364 ),
+    .\o__ready$61 (\o__ready$365 ),
+    .\o__valid$63 (\lane__valid$361 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$341 ),
+    .selected(\selected$355 ),
+    .settings(\settings$159 ),
     .start_write(start_write),
     .vector_write(vector_write)
+  );
+  egret_m_ddr3_core_lane_settings  lane_settings (
+    .cancel(cancel),
+    .clk(clk),
+    .codes(codes),
+    .matrices(matrices),
+    .o(\settings$159 ),
+    .rst(rst),
+    .start_write(start_write)
   );
   egret_m_ddr3_core_loader  loader (
     .allow(allow),
@@ -1721,223 +1784,223 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   );
   egret_m_ddr3_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$469 ),
+    .behind__ready(\o__ready$489 ),
     .behind__valid(behind__valid),
     .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$180 ),
+    .lane__ready(\o__ready$185 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$557 ),
-    .o__ready(\o__ready$559 ),
-    .o__valid(\i__valid$561 ),
+    .o__payload(\i__payload$577 ),
+    .o__ready(\o__ready$579 ),
+    .o__valid(\i__valid$581 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$473 ),
-    .behind__ready(\o__ready$475 ),
-    .behind__valid(\behind__valid$477 ),
+    .behind__payload(\behind__payload$493 ),
+    .behind__ready(\o__ready$495 ),
+    .behind__valid(\behind__valid$497 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$197 ),
-    .lane__ready(\o__ready$199 ),
-    .lane__valid(\lane__valid$195 ),
+    .lane__payload(\lane__payload$203 ),
+    .lane__ready(\o__ready$205 ),
+    .lane__valid(\lane__valid$201 ),
     .o__payload(behind__payload),
-    .o__ready(\o__ready$469 ),
+    .o__ready(\o__ready$489 ),
     .o__valid(behind__valid),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_10  readout_10 (
-    .behind__payload(\behind__payload$527 ),
-    .behind__ready(\o__ready$529 ),
-    .behind__valid(\behind__valid$531 ),
+    .behind__payload(\behind__payload$547 ),
+    .behind__ready(\o__ready$549 ),
+    .behind__valid(\behind__valid$551 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$368 ),
-    .lane__ready(\o__ready$370 ),
-    .lane__valid(\lane__valid$366 ),
-    .o__payload(\behind__payload$521 ),
-    .o__ready(\o__ready$523 ),
-    .o__valid(\behind__valid$525 ),
+    .lane__payload(\lane__payload$383 ),
+    .lane__ready(\o__ready$385 ),
+    .lane__valid(\lane__valid$381 ),
+    .o__payload(\behind__payload$541 ),
+    .o__ready(\o__ready$543 ),
+    .o__valid(\behind__valid$545 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_11  readout_11 (
-    .behind__payload(\behind__payload$533 ),
-    .behind__ready(\o__ready$535 ),
-    .behind__valid(\behind__valid$537 ),
+    .behind__payload(\behind__payload$553 ),
+    .behind__ready(\o__ready$555 ),
+    .behind__valid(\behind__valid$557 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$387 ),
-    .lane__ready(\o__ready$389 ),
-    .lane__valid(\lane__valid$385 ),
-    .o__payload(\behind__payload$527 ),
-    .o__ready(\o__ready$529 ),
-    .o__valid(\behind__valid$531 ),
+    .lane__payload(\lane__payload$403 ),
+    .lane__ready(\o__ready$405 ),
+    .lane__valid(\lane__valid$401 ),
+    .o__payload(\behind__payload$547 ),
+    .o__ready(\o__ready$549 ),
+    .o__valid(\behind__valid$551 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_12  readout_12 (
-    .behind__payload(\behind__payload$539 ),
-    .behind__ready(\o__ready$541 ),
-    .behind__valid(\behind__valid$543 ),
+    .behind__payload(\behind__payload$559 ),
+    .behind__ready(\o__ready$561 ),
+    .behind__valid(\behind__valid$563 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$406 ),
-    .lane__ready(\o__ready$408 ),
-    .lane__valid(\lane__valid$404 ),
-    .o__payload(\behind__payload$533 ),
-    .o__ready(\o__ready$535 ),
-    .o__valid(\behind__valid$537 ),
+    .lane__payload(\lane__payload$423 ),
+    .lane__ready(\o__ready$425 ),
+    .lane__valid(\lane__valid$421 ),
+    .o__payload(\behind__payload$553 ),
+    .o__ready(\o__ready$555 ),
+    .o__valid(\behind__valid$557 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_13  readout_13 (
-    .behind__payload(\behind__payload$545 ),
-    .behind__ready(\o__ready$547 ),
-    .behind__valid(\behind__valid$549 ),
+    .behind__payload(\behind__payload$565 ),
+    .behind__ready(\o__ready$567 ),
+    .behind__valid(\behind__valid$569 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$425 ),
-    .lane__ready(\o__ready$427 ),
-    .lane__valid(\lane__valid$423 ),
-    .o__payload(\behind__payload$539 ),
-    .o__ready(\o__ready$541 ),
-    .o__valid(\behind__valid$543 ),
+    .lane__payload(\lane__payload$443 ),
+    .lane__ready(\o__ready$445 ),
+    .lane__valid(\lane__valid$441 ),
+    .o__payload(\behind__payload$559 ),
+    .o__ready(\o__ready$561 ),
+    .o__valid(\behind__valid$563 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_14  readout_14 (
-    .behind__payload(\behind__payload$551 ),
-    .behind__ready(\o__ready$553 ),
-    .behind__valid(\behind__valid$555 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$444 ),
-    .lane__ready(\o__ready$446 ),
-    .lane__valid(\lane__valid$442 ),
-    .o__payload(\behind__payload$545 ),
-    .o__ready(\o__ready$547 ),
-    .o__valid(\behind__valid$549 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_readout_15  readout_15 (
+    .behind__payload(\behind__payload$571 ),
+    .behind__ready(\o__ready$573 ),
+    .behind__valid(\behind__valid$575 ),
     .cancel(cancel),
     .clk(clk),
     .lane__payload(\lane__payload$463 ),
     .lane__ready(\o__ready$465 ),
     .lane__valid(\lane__valid$461 ),
-    .o__payload(\behind__payload$551 ),
-    .o__ready(\o__ready$553 ),
-    .o__valid(\behind__valid$555 ),
+    .o__payload(\behind__payload$565 ),
+    .o__ready(\o__ready$567 ),
+    .o__valid(\behind__valid$569 ),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_readout_15  readout_15 (
+    .cancel(cancel),
+    .clk(clk),
+    .lane__payload(\lane__payload$483 ),
+    .lane__ready(\o__ready$485 ),
+    .lane__valid(\lane__valid$481 ),
+    .o__payload(\behind__payload$571 ),
+    .o__ready(\o__ready$573 ),
+    .o__valid(\behind__valid$575 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_2  readout_2 (
-    .behind__payload(\behind__payload$479 ),
-    .behind__ready(\o__ready$481 ),
-    .behind__valid(\behind__valid$483 ),
+    .behind__payload(\behind__payload$499 ),
+    .behind__ready(\o__ready$501 ),
+    .behind__valid(\behind__valid$503 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$216 ),
-    .lane__ready(\o__ready$218 ),
-    .lane__valid(\lane__valid$214 ),
-    .o__payload(\behind__payload$473 ),
-    .o__ready(\o__ready$475 ),
-    .o__valid(\behind__valid$477 ),
+    .lane__payload(\lane__payload$223 ),
+    .lane__ready(\o__ready$225 ),
+    .lane__valid(\lane__valid$221 ),
+    .o__payload(\behind__payload$493 ),
+    .o__ready(\o__ready$495 ),
+    .o__valid(\behind__valid$497 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_3  readout_3 (
-    .behind__payload(\behind__payload$485 ),
-    .behind__ready(\o__ready$487 ),
-    .behind__valid(\behind__valid$489 ),
+    .behind__payload(\behind__payload$505 ),
+    .behind__ready(\o__ready$507 ),
+    .behind__valid(\behind__valid$509 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$235 ),
-    .lane__ready(\o__ready$237 ),
-    .lane__valid(\lane__valid$233 ),
-    .o__payload(\behind__payload$479 ),
-    .o__ready(\o__ready$481 ),
-    .o__valid(\behind__valid$483 ),
+    .lane__payload(\lane__payload$243 ),
+    .lane__ready(\o__ready$245 ),
+    .lane__valid(\lane__valid$241 ),
+    .o__payload(\behind__payload$499 ),
+    .o__ready(\o__ready$501 ),
+    .o__valid(\behind__valid$503 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_4  readout_4 (
-    .behind__payload(\behind__payload$491 ),
-    .behind__ready(\o__ready$493 ),
-    .behind__valid(\behind__valid$495 ),
+    .behind__payload(\behind__payload$511 ),
+    .behind__ready(\o__ready$513 ),
+    .behind__valid(\behind__valid$515 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$254 ),
-    .lane__ready(\o__ready$256 ),
-    .lane__valid(\lane__valid$252 ),
-    .o__payload(\behind__payload$485 ),
-    .o__ready(\o__ready$487 ),
-    .o__valid(\behind__valid$489 ),
+    .lane__payload(\lane__payload$263 ),
+    .lane__ready(\o__ready$265 ),
+    .lane__valid(\lane__valid$261 ),
+    .o__payload(\behind__payload$505 ),
+    .o__ready(\o__ready$507 ),
+    .o__valid(\behind__valid$509 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_5  readout_5 (
-    .behind__payload(\behind__payload$497 ),
-    .behind__ready(\o__ready$499 ),
-    .behind__valid(\behind__valid$501 ),
+    .behind__payload(\behind__payload$517 ),
+    .behind__ready(\o__ready$519 ),
+    .behind__valid(\behind__valid$521 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$273 ),
-    .lane__ready(\o__ready$275 ),
-    .lane__valid(\lane__valid$271 ),
-    .o__payload(\behind__payload$491 ),
-    .o__ready(\o__ready$493 ),
-    .o__valid(\behind__valid$495 ),
+    .lane__payload(\lane__payload$283 ),
+    .lane__ready(\o__ready$285 ),
+    .lane__valid(\lane__valid$281 ),
+    .o__payload(\behind__payload$511 ),
+    .o__ready(\o__ready$513 ),
+    .o__valid(\behind__valid$515 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_6  readout_6 (
-    .behind__payload(\behind__payload$503 ),
-    .behind__ready(\o__ready$505 ),
-    .behind__valid(\behind__valid$507 ),
+    .behind__payload(\behind__payload$523 ),
+    .behind__ready(\o__ready$525 ),
+    .behind__valid(\behind__valid$527 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$292 ),
-    .lane__ready(\o__ready$294 ),
-    .lane__valid(\lane__valid$290 ),
-    .o__payload(\behind__payload$497 ),
-    .o__ready(\o__ready$499 ),
-    .o__valid(\behind__valid$501 ),
+    .lane__payload(\lane__payload$303 ),
+    .lane__ready(\o__ready$305 ),
+    .lane__valid(\lane__valid$301 ),
+    .o__payload(\behind__payload$517 ),
+    .o__ready(\o__ready$519 ),
+    .o__valid(\behind__valid$521 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_7  readout_7 (
-    .behind__payload(\behind__payload$509 ),
-    .behind__ready(\o__ready$511 ),
-    .behind__valid(\behind__valid$513 ),
+    .behind__payload(\behind__payload$529 ),
+    .behind__ready(\o__ready$531 ),
+    .behind__valid(\behind__valid$533 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$311 ),
-    .lane__ready(\o__ready$313 ),
-    .lane__valid(\lane__valid$309 ),
-    .o__payload(\behind__payload$503 ),
-    .o__ready(\o__ready$505 ),
-    .o__valid(\behind__valid$507 ),
+    .lane__payload(\lane__payload$323 ),
+    .lane__ready(\o__ready$325 ),
+    .lane__valid(\lane__valid$321 ),
+    .o__payload(\behind__payload$523 ),
+    .o__ready(\o__ready$525 ),
+    .o__valid(\behind__valid$527 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_8  readout_8 (
-    .behind__payload(\behind__payload$515 ),
-    .behind__ready(\o__ready$517 ),
-    .behind__valid(\behind__valid$519 ),
+    .behind__payload(\behind__payload$535 ),
+    .behind__ready(\o__ready$537 ),
+    .behind__valid(\behind__valid$539 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$330 ),
-    .lane__ready(\o__ready$332 ),
-    .lane__valid(\lane__valid$328 ),
-    .o__payload(\behind__payload$509 ),
-    .o__ready(\o__ready$511 ),
-    .o__valid(\behind__valid$513 ),
+    .lane__payload(\lane__payload$343 ),
+    .lane__ready(\o__ready$345 ),
+    .lane__valid(\lane__valid$341 ),
+    .o__payload(\behind__payload$529 ),
+    .o__ready(\o__ready$531 ),
+    .o__valid(\behind__valid$533 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_9  readout_9 (
-    .behind__payload(\behind__payload$521 ),
-    .behind__ready(\o__ready$523 ),
-    .behind__valid(\behind__valid$525 ),
+    .behind__payload(\behind__payload$541 ),
+    .behind__ready(\o__ready$543 ),
+    .behind__valid(\behind__valid$545 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$349 ),
-    .lane__ready(\o__ready$351 ),
-    .lane__valid(\lane__valid$347 ),
-    .o__payload(\behind__payload$515 ),
-    .o__ready(\o__ready$517 ),
-    .o__valid(\behind__valid$519 ),
+    .lane__payload(\lane__payload$363 ),
+    .lane__ready(\o__ready$365 ),
+    .lane__valid(\lane__valid$361 ),
+    .o__payload(\behind__payload$535 ),
+    .o__ready(\o__ready$537 ),
+    .o__valid(\behind__valid$539 ),
     .rst(rst)
   );
   egret_m_ddr3_core_store  store (
@@ -1947,9 +2010,9 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$557 ),
-    .i__ready(\o__ready$559 ),
-    .i__valid(\i__valid$561 ),
+    .i__payload(\i__payload$577 ),
+    .i__ready(\o__ready$579 ),
+    .i__valid(\i__valid$581 ),
     .\release (\release$116 ),
     .rows(rows),
     .rst(rst),
@@ -1989,43 +2052,43 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .parity(parity),
     .\passed$57 (passed),
     .\placed$58 (placed),
-    .port_0 (\bad_prefix$564 ),
-    .port_1 (\bad_index$581 ),
-    .port_2 (\bad_prefix$565 ),
-    .port_3 (\bad_index$582 ),
-    .port_4 (\bad_prefix$566 ),
-    .port_5 (\bad_index$583 ),
-    .port_6 (\bad_prefix$567 ),
-    .port_7 (\bad_index$584 ),
-    .port_8 (\bad_prefix$568 ),
-    .port_9 (\bad_index$585 ),
-    .port_10 (\bad_prefix$569 ),
-    .port_11 (\bad_index$586 ),
-    .port_12 (\bad_prefix$570 ),
-    .port_13 (\bad_index$587 ),
-    .port_14 (\bad_prefix$571 ),
-    .port_15 (\bad_index$588 ),
-    .port_16 (\bad_prefix$572 ),
-    .port_17 (\bad_index$589 ),
-    .port_18 (\bad_prefix$573 ),
-    .port_19 (\bad_index$590 ),
-    .port_20 (\bad_prefix$574 ),
-    .port_21 (\bad_index$591 ),
-    .port_22 (\bad_prefix$575 ),
-    .port_23 (\bad_index$592 ),
-    .port_24 (\bad_prefix$576 ),
-    .port_25 (\bad_index$593 ),
-    .port_26 (\bad_prefix$577 ),
-    .port_27 (\bad_index$594 ),
-    .port_28 (\bad_prefix$578 ),
-    .port_29 (\bad_index$595 ),
-    .port_30 (\bad_prefix$579 ),
-    .port_31 (\bad_index$596 ),
+    .port_0 (\bad_prefix$584 ),
+    .port_1 (\bad_index$601 ),
+    .port_2 (\bad_prefix$585 ),
+    .port_3 (\bad_index$602 ),
+    .port_4 (\bad_prefix$586 ),
+    .port_5 (\bad_index$603 ),
+    .port_6 (\bad_prefix$587 ),
+    .port_7 (\bad_index$604 ),
+    .port_8 (\bad_prefix$588 ),
+    .port_9 (\bad_index$605 ),
+    .port_10 (\bad_prefix$589 ),
+    .port_11 (\bad_index$606 ),
+    .port_12 (\bad_prefix$590 ),
+    .port_13 (\bad_index$607 ),
+    .port_14 (\bad_prefix$591 ),
+    .port_15 (\bad_index$608 ),
+    .port_16 (\bad_prefix$592 ),
+    .port_17 (\bad_index$609 ),
+    .port_18 (\bad_prefix$593 ),
+    .port_19 (\bad_index$610 ),
+    .port_20 (\bad_prefix$594 ),
+    .port_21 (\bad_index$611 ),
+    .port_22 (\bad_prefix$595 ),
+    .port_23 (\bad_index$612 ),
+    .port_24 (\bad_prefix$596 ),
+    .port_25 (\bad_index$613 ),
+    .port_26 (\bad_prefix$597 ),
+    .port_27 (\bad_index$614 ),
+    .port_28 (\bad_prefix$598 ),
+    .port_29 (\bad_index$615 ),
+    .port_30 (\bad_prefix$599 ),
+    .port_31 (\bad_index$616 ),
     .\release (\release$116 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$638 )
+    .weights(\weights$658 )
   );
   egret_m_ddr3_core_weights_in  weights_in (
     .clk(clk),
@@ -2042,11 +2105,11 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .port_0 (\$111 ),
+    .port_0 (\$112 ),
     .rst(rst),
     .settings(codes[43:0]),
     .start(start),
-    .word(\$112 )
+    .word(\$111 )
   );
   always @* begin
     if (time_zero ) begin end
@@ -2060,7 +2123,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$91  = { 4'h0, \$112 , \$111  };
+    \$91  = { 4'h0, \$111 , \$112  };
     if (rst) begin
       \$91  = 29'h00000000;
     end
@@ -2119,7 +2182,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$96  = \map_write$617 ;
+    \$96  = \map_write$637 ;
     if (rst) begin
       \$96  = 27'h0000000;
     end
@@ -2128,8 +2191,8 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     if (time_zero ) begin end
     \$97  = code_write;
     if (\$58 ) begin
-      \$97 [10:7] = \code_write$155 [10:7];
-      \$97 [22:11] = \code_write$155 [22:11];
+      \$97 [10:7] = \code_write$161 [10:7];
+      \$97 [22:11] = \code_write$161 [22:11];
     end
     if (rst) begin
       \$97  = 23'h000000;
@@ -2139,7 +2202,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     if (time_zero ) begin end
     \$98 [0] = \start$110 [0];
     \$98 [1] = \start$110 [1];
-    \$98 [2] = 1'h0;
+    \$98 [2] = \start$110 [2];
     \$98 [15:3] = \$52 [12:0];
     if (cancel) begin
       \$98 [0] = 1'h0;
@@ -2150,7 +2213,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$99  = \start$110 [5:2];
+    \$99  = \start$110 [6:3];
     if (rst) begin
       \$99  = 4'h0;
     end
@@ -2331,189 +2394,195 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign \bias_write$130  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$152  = codes;
-  assign \matrices$154  = matrices;
-  assign \code_write$156  = \code_write$155 ;
-  assign \microcode_write$158  = microcode_write;
-  assign \map_write$160  = map_write;
-  assign \vector_write$162  = vector_write;
-  assign \start_write$164  = start_write;
+  assign \codes$135  = codes;
+  assign \matrices$137  = matrices;
+  assign \start_write$139  = start_write;
+  assign \codes$157  = codes;
+  assign \banks$158  = { matrices[35], matrices[0] };
+  assign o = \settings$159 ;
+  assign \code_write$162  = \code_write$161 ;
+  assign \microcode_write$164  = microcode_write;
+  assign \map_write$166  = map_write;
+  assign \vector_write$168  = vector_write;
+  assign \start_write$169  = start_write;
   assign settling = drain;
-  assign \go$170  = go;
+  assign \go$175  = go;
   assign clear_errors = \release$116 ;
-  assign \o__valid$177  = lane__valid;
-  assign lane__ready = \o__ready$180 ;
-  assign \codes$182  = codes;
-  assign \matrices$183  = matrices;
-  assign \code_write$184  = \code_write$155 ;
-  assign \microcode_write$185  = microcode_write;
-  assign \map_write$186  = map_write;
-  assign \vector_write$187  = vector_write;
-  assign \start_write$188  = start_write;
-  assign \drain$190  = drain;
-  assign \go$191  = go;
-  assign \clear_errors$192  = \release$116 ;
-  assign \o__valid$196  = \lane__valid$195 ;
-  assign \lane__ready$200  = \o__ready$199 ;
-  assign \codes$201  = codes;
-  assign \matrices$202  = matrices;
-  assign \code_write$203  = \code_write$155 ;
-  assign \microcode_write$204  = microcode_write;
-  assign \map_write$205  = map_write;
-  assign \vector_write$206  = vector_write;
-  assign \start_write$207  = start_write;
-  assign \drain$209  = drain;
-  assign \go$210  = go;
-  assign \clear_errors$211  = \release$116 ;
-  assign \o__valid$215  = \lane__valid$214 ;
-  assign \lane__ready$219  = \o__ready$218 ;
-  assign \codes$220  = codes;
-  assign \matrices$221  = matrices;
-  assign \code_write$222  = \code_write$155 ;
-  assign \microcode_write$223  = microcode_write;
-  assign \map_write$224  = map_write;
-  assign \vector_write$225  = vector_write;
-  assign \start_write$226  = start_write;
-  assign \drain$228  = drain;
-  assign \go$229  = go;
-  assign \clear_errors$230  = \release$116 ;
-  assign \o__valid$234  = \lane__valid$233 ;
-  assign \lane__ready$238  = \o__ready$237 ;
-  assign \codes$239  = codes;
-  assign \matrices$240  = matrices;
-  assign \code_write$241  = \code_write$155 ;
-  assign \microcode_write$242  = microcode_write;
-  assign \map_write$243  = map_write;
-  assign \vector_write$244  = vector_write;
-  assign \start_write$245  = start_write;
-  assign \drain$247  = drain;
-  assign \go$248  = go;
-  assign \clear_errors$249  = \release$116 ;
-  assign \o__valid$253  = \lane__valid$252 ;
-  assign \lane__ready$257  = \o__ready$256 ;
-  assign \codes$258  = codes;
-  assign \matrices$259  = matrices;
-  assign \code_write$260  = \code_write$155 ;
-  assign \microcode_write$261  = microcode_write;
-  assign \map_write$262  = map_write;
-  assign \vector_write$263  = vector_write;
-  assign \start_write$264  = start_write;
-  assign \drain$266  = drain;
-  assign \go$267  = go;
-  assign \clear_errors$268  = \release$116 ;
-  assign \o__valid$272  = \lane__valid$271 ;
-  assign \lane__ready$276  = \o__ready$275 ;
-  assign \codes$277  = codes;
-  assign \matrices$278  = matrices;
-  assign \code_write$279  = \code_write$155 ;
-  assign \microcode_write$280  = microcode_write;
-  assign \map_write$281  = map_write;
-  assign \vector_write$282  = vector_write;
-  assign \start_write$283  = start_write;
-  assign \drain$285  = drain;
-  assign \go$286  = go;
-  assign \clear_errors$287  = \release$116 ;
-  assign \o__valid$291  = \lane__valid$290 ;
-  assign \lane__ready$295  = \o__ready$294 ;
-  assign \codes$296  = codes;
-  assign \matrices$297  = matrices;
-  assign \code_write$298  = \code_write$155 ;
-  assign \microcode_write$299  = microcode_write;
-  assign \map_write$300  = map_write;
-  assign \vector_write$301  = vector_write;
-  assign \start_write$302  = start_write;
-  assign \drain$304  = drain;
-  assign \go$305  = go;
-  assign \clear_errors$306  = \release$116 ;
-  assign \o__valid$310  = \lane__valid$309 ;
-  assign \lane__ready$314  = \o__ready$313 ;
-  assign \codes$315  = codes;
-  assign \matrices$316  = matrices;
-  assign \code_write$317  = \code_write$155 ;
-  assign \microcode_write$318  = microcode_write;
-  assign \map_write$319  = map_write;
-  assign \vector_write$320  = vector_write;
-  assign \start_write$321  = start_write;
-  assign \drain$323  = drain;
-  assign \go$324  = go;
-  assign \clear_errors$325  = \release$116 ;
-  assign \o__valid$329  = \lane__valid$328 ;
-  assign \lane__ready$333  = \o__ready$332 ;
-  assign \codes$334  = codes;
-  assign \matrices$335  = matrices;
-  assign \code_write$336  = \code_write$155 ;
-  assign \microcode_write$337  = microcode_write;
-  assign \map_write$338  = map_write;
-  assign \vector_write$339  = vector_write;
-  assign \start_write$340  = start_write;
-  assign \drain$342  = drain;
-  assign \go$343  = go;
-  assign \clear_errors$344  = \release$116 ;
-  assign \o__valid$348  = \lane__valid$347 ;
-  assign \lane__ready$352  = \o__ready$351 ;
-  assign \codes$353  = codes;
-  assign \matrices$354  = matrices;
-  assign \code_write$355  = \code_write$155 ;
-  assign \microcode_write$356  = microcode_write;
-  assign \map_write$357  = map_write;
-  assign \vector_write$358  = vector_write;
-  assign \start_write$359  = start_write;
-  assign \drain$361  = drain;
-  assign \go$362  = go;
-  assign \clear_errors$363  = \release$116 ;
-  assign \o__valid$367  = \lane__valid$366 ;
-  assign \lane__ready$371  = \o__ready$370 ;
-  assign \codes$372  = codes;
-  assign \matrices$373  = matrices;
-  assign \code_write$374  = \code_write$155 ;
-  assign \microcode_write$375  = microcode_write;
-  assign \map_write$376  = map_write;
-  assign \vector_write$377  = vector_write;
-  assign \start_write$378  = start_write;
-  assign \drain$380  = drain;
-  assign \go$381  = go;
-  assign \clear_errors$382  = \release$116 ;
-  assign \o__valid$386  = \lane__valid$385 ;
-  assign \lane__ready$390  = \o__ready$389 ;
-  assign \codes$391  = codes;
-  assign \matrices$392  = matrices;
-  assign \code_write$393  = \code_write$155 ;
-  assign \microcode_write$394  = microcode_write;
-  assign \map_write$395  = map_write;
-  assign \vector_write$396  = vector_write;
-  assign \start_write$397  = start_write;
-  assign \drain$399  = drain;
-  assign \go$400  = go;
-  assign \clear_errors$401  = \release$116 ;
-  assign \o__valid$405  = \lane__valid$404 ;
-  assign \lane__ready$409  = \o__ready$408 ;
-  assign \codes$410  = codes;
-  assign \matrices$411  = matrices;
-  assign \code_write$412  = \code_write$155 ;
-  assign \microcode_write$413  = microcode_write;
-  assign \map_write$414  = map_write;
-  assign \vector_write$415  = vector_write;
-  assign \start_write$416  = start_write;
-  assign \drain$418  = drain;
-  assign \go$419  = go;
-  assign \clear_errors$420  = \release$116 ;
-  assign \o__valid$424  = \lane__valid$423 ;
-  assign \lane__ready$428  = \o__ready$427 ;
-  assign \codes$429  = codes;
-  assign \matrices$430  = matrices;
-  assign \code_write$431  = \code_write$155 ;
-  assign \microcode_write$432  = microcode_write;
-  assign \map_write$433  = map_write;
-  assign \vector_write$434  = vector_write;
-  assign \start_write$435  = start_write;
-  assign \drain$437  = drain;
-  assign \go$438  = go;
-  assign \clear_errors$439  = \release$116 ;
-  assign \o__valid$443  = \lane__valid$442 ;
-  assign \lane__ready$447  = \o__ready$446 ;
-  assign \codes$448  = codes;
-  assign \matrices$449  = matrices;
-  assign \code_write$450  = \code_write$155 ;
+  assign \o__valid$182  = lane__valid;
+  assign lane__ready = \o__ready$185 ;
+  assign \codes$187  = codes;
+  assign \banks$188  = { matrices[35], matrices[0] };
+  assign \settings$189  = \settings$159 ;
+  assign \code_write$190  = \code_write$161 ;
+  assign \microcode_write$191  = microcode_write;
+  assign \map_write$192  = map_write;
+  assign \vector_write$193  = vector_write;
+  assign \start_write$194  = start_write;
+  assign \drain$196  = drain;
+  assign \go$197  = go;
+  assign \clear_errors$198  = \release$116 ;
+  assign \o__valid$202  = \lane__valid$201 ;
+  assign \lane__ready$206  = \o__ready$205 ;
+  assign \codes$207  = codes;
+  assign \banks$208  = { matrices[35], matrices[0] };
+  assign \settings$209  = \settings$159 ;
+  assign \code_write$210  = \code_write$161 ;
+  assign \microcode_write$211  = microcode_write;
+  assign \map_write$212  = map_write;
+  assign \vector_write$213  = vector_write;
+  assign \start_write$214  = start_write;
+  assign \drain$216  = drain;
+  assign \go$217  = go;
+  assign \clear_errors$218  = \release$116 ;
+  assign \o__valid$222  = \lane__valid$221 ;
+  assign \lane__ready$226  = \o__ready$225 ;
+  assign \codes$227  = codes;
+  assign \banks$228  = { matrices[35], matrices[0] };
+  assign \settings$229  = \settings$159 ;
+  assign \code_write$230  = \code_write$161 ;
+  assign \microcode_write$231  = microcode_write;
+  assign \map_write$232  = map_write;
+  assign \vector_write$233  = vector_write;
+  assign \start_write$234  = start_write;
+  assign \drain$236  = drain;
+  assign \go$237  = go;
+  assign \clear_errors$238  = \release$116 ;
+  assign \o__valid$242  = \lane__valid$241 ;
+  assign \lane__ready$246  = \o__ready$245 ;
+  assign \codes$247  = codes;
+  assign \banks$248  = { matrices[35], matrices[0] };
+  assign \settings$249  = \settings$159 ;
+  assign \code_write$250  = \code_write$161 ;
+  assign \microcode_write$251  = microcode_write;
+  assign \map_write$252  = map_write;
+  assign \vector_write$253  = vector_write;
+  assign \start_write$254  = start_write;
+  assign \drain$256  = drain;
+  assign \go$257  = go;
+  assign \clear_errors$258  = \release$116 ;
+  assign \o__valid$262  = \lane__valid$261 ;
+  assign \lane__ready$266  = \o__ready$265 ;
+  assign \codes$267  = codes;
+  assign \banks$268  = { matrices[35], matrices[0] };
+  assign \settings$269  = \settings$159 ;
+  assign \code_write$270  = \code_write$161 ;
+  assign \microcode_write$271  = microcode_write;
+  assign \map_write$272  = map_write;
+  assign \vector_write$273  = vector_write;
+  assign \start_write$274  = start_write;
+  assign \drain$276  = drain;
+  assign \go$277  = go;
+  assign \clear_errors$278  = \release$116 ;
+  assign \o__valid$282  = \lane__valid$281 ;
+  assign \lane__ready$286  = \o__ready$285 ;
+  assign \codes$287  = codes;
+  assign \banks$288  = { matrices[35], matrices[0] };
+  assign \settings$289  = \settings$159 ;
+  assign \code_write$290  = \code_write$161 ;
+  assign \microcode_write$291  = microcode_write;
+  assign \map_write$292  = map_write;
+  assign \vector_write$293  = vector_write;
+  assign \start_write$294  = start_write;
+  assign \drain$296  = drain;
+  assign \go$297  = go;
+  assign \clear_errors$298  = \release$116 ;
+  assign \o__valid$302  = \lane__valid$301 ;
+  assign \lane__ready$306  = \o__ready$305 ;
+  assign \codes$307  = codes;
+  assign \banks$308  = { matrices[35], matrices[0] };
+  assign \settings$309  = \settings$159 ;
+  assign \code_write$310  = \code_write$161 ;
+  assign \microcode_write$311  = microcode_write;
+  assign \map_write$312  = map_write;
+  assign \vector_write$313  = vector_write;
+  assign \start_write$314  = start_write;
+  assign \drain$316  = drain;
+  assign \go$317  = go;
+  assign \clear_errors$318  = \release$116 ;
+  assign \o__valid$322  = \lane__valid$321 ;
+  assign \lane__ready$326  = \o__ready$325 ;
+  assign \codes$327  = codes;
+  assign \banks$328  = { matrices[35], matrices[0] };
+  assign \settings$329  = \settings$159 ;
+  assign \code_write$330  = \code_write$161 ;
+  assign \microcode_write$331  = microcode_write;
+  assign \map_write$332  = map_write;
+  assign \vector_write$333  = vector_write;
+  assign \start_write$334  = start_write;
+  assign \drain$336  = drain;
+  assign \go$337  = go;
+  assign \clear_errors$338  = \release$116 ;
+  assign \o__valid$342  = \lane__valid$341 ;
+  assign \lane__ready$346  = \o__ready$345 ;
+  assign \codes$347  = codes;
+  assign \banks$348  = { matrices[35], matrices[0] };
+  assign \settings$349  = \settings$159 ;
+  assign \code_write$350  = \code_write$161 ;
+  assign \microcode_write$351  = microcode_write;
+  assign \map_write$352  = map_write;
+  assign \vector_write$353  = vector_write;
+  assign \start_write$354  = start_write;
+  assign \drain$356  = drain;
+  assign \go$357  = go;
+  assign \clear_errors$358  = \release$116 ;
+  assign \o__valid$362  = \lane__valid$361 ;
+  assign \lane__ready$366  = \o__ready$365 ;
+  assign \codes$367  = codes;
+  assign \banks$368  = { matrices[35], matrices[0] };
+  assign \settings$369  = \settings$159 ;
+  assign \code_write$370  = \code_write$161 ;
+  assign \microcode_write$371  = microcode_write;
+  assign \map_write$372  = map_write;
+  assign \vector_write$373  = vector_write;
+  assign \start_write$374  = start_write;
+  assign \drain$376  = drain;
+  assign \go$377  = go;
+  assign \clear_errors$378  = \release$116 ;
+  assign \o__valid$382  = \lane__valid$381 ;
+  assign \lane__ready$386  = \o__ready$385 ;
+  assign \codes$387  = codes;
+  assign \banks$388  = { matrices[35], matrices[0] };
+  assign \settings$389  = \settings$159 ;
+  assign \code_write$390  = \code_write$161 ;
+  assign \microcode_write$391  = microcode_write;
+  assign \map_write$392  = map_write;
+  assign \vector_write$393  = vector_write;
+  assign \start_write$394  = start_write;
+  assign \drain$396  = drain;
+  assign \go$397  = go;
+  assign \clear_errors$398  = \release$116 ;
+  assign \o__valid$402  = \lane__valid$401 ;
+  assign \lane__ready$406  = \o__ready$405 ;
+  assign \codes$407  = codes;
+  assign \banks$408  = { matrices[35], matrices[0] };
+  assign \settings$409  = \settings$159 ;
+  assign \code_write$410  = \code_write$161 ;
+  assign \microcode_write$411  = microcode_write;
+  assign \map_write$412  = map_write;
+  assign \vector_write$413  = vector_write;
+  assign \start_write$414  = start_write;
+  assign \drain$416  = drain;
+  assign \go$417  = go;
+  assign \clear_errors$418  = \release$116 ;
+  assign \o__valid$422  = \lane__valid$421 ;
+  assign \lane__ready$426  = \o__ready$425 ;
+  assign \codes$427  = codes;
+  assign \banks$428  = { matrices[35], matrices[0] };
+  assign \settings$429  = \settings$159 ;
+  assign \code_write$430  = \code_write$161 ;
+  assign \microcode_write$431  = microcode_write;
+  assign \map_write$432  = map_write;
+  assign \vector_write$433  = vector_write;
+  assign \start_write$434  = start_write;
+  assign \drain$436  = drain;
+  assign \go$437  = go;
+  assign \clear_errors$438  = \release$116 ;
+  assign \o__valid$442  = \lane__valid$441 ;
+  assign \lane__ready$446  = \o__ready$445 ;
+  assign \codes$447  = codes;
+  assign \banks$448  = { matrices[35], matrices[0] };
+  assign \settings$449  = \settings$159 ;
+  assign \code_write$450  = \code_write$161 ;
   assign \microcode_write$451  = microcode_write;
   assign \map_write$452  = map_write;
   assign \vector_write$453  = vector_write;
@@ -2523,213 +2592,241 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign \clear_errors$458  = \release$116 ;
   assign \o__valid$462  = \lane__valid$461 ;
   assign \lane__ready$466  = \o__ready$465 ;
-  assign \o__payload$468  = behind__payload;
-  assign behind__ready = \o__ready$469 ;
-  assign \o__valid$472  = behind__valid;
-  assign \o__payload$474  = \behind__payload$473 ;
-  assign \behind__ready$476  = \o__ready$475 ;
-  assign \o__valid$478  = \behind__valid$477 ;
-  assign \o__payload$480  = \behind__payload$479 ;
-  assign \behind__ready$482  = \o__ready$481 ;
-  assign \o__valid$484  = \behind__valid$483 ;
-  assign \o__payload$486  = \behind__payload$485 ;
-  assign \behind__ready$488  = \o__ready$487 ;
-  assign \o__valid$490  = \behind__valid$489 ;
-  assign \o__payload$492  = \behind__payload$491 ;
-  assign \behind__ready$494  = \o__ready$493 ;
-  assign \o__valid$496  = \behind__valid$495 ;
-  assign \o__payload$498  = \behind__payload$497 ;
-  assign \behind__ready$500  = \o__ready$499 ;
-  assign \o__valid$502  = \behind__valid$501 ;
-  assign \o__payload$504  = \behind__payload$503 ;
-  assign \behind__ready$506  = \o__ready$505 ;
-  assign \o__valid$508  = \behind__valid$507 ;
-  assign \o__payload$510  = \behind__payload$509 ;
-  assign \behind__ready$512  = \o__ready$511 ;
-  assign \o__valid$514  = \behind__valid$513 ;
-  assign \o__payload$516  = \behind__payload$515 ;
-  assign \behind__ready$518  = \o__ready$517 ;
-  assign \o__valid$520  = \behind__valid$519 ;
-  assign \o__payload$522  = \behind__payload$521 ;
-  assign \behind__ready$524  = \o__ready$523 ;
-  assign \o__valid$526  = \behind__valid$525 ;
-  assign \o__payload$528  = \behind__payload$527 ;
-  assign \behind__ready$530  = \o__ready$529 ;
-  assign \o__valid$532  = \behind__valid$531 ;
-  assign \o__payload$534  = \behind__payload$533 ;
-  assign \behind__ready$536  = \o__ready$535 ;
-  assign \o__valid$538  = \behind__valid$537 ;
-  assign \o__payload$540  = \behind__payload$539 ;
-  assign \behind__ready$542  = \o__ready$541 ;
-  assign \o__valid$544  = \behind__valid$543 ;
-  assign \o__payload$546  = \behind__payload$545 ;
-  assign \behind__ready$548  = \o__ready$547 ;
-  assign \o__valid$550  = \behind__valid$549 ;
-  assign \o__payload$552  = \behind__payload$551 ;
-  assign \behind__ready$554  = \o__ready$553 ;
-  assign \o__valid$556  = \behind__valid$555 ;
-  assign \o__payload$558  = \i__payload$557 ;
-  assign \i__ready$560  = \o__ready$559 ;
-  assign \o__valid$562  = \i__valid$561 ;
-  assign bad_prefix = { \bad_prefix$579 [1], \bad_prefix$578 [1], \bad_prefix$577 [1], \bad_prefix$576 [1], \bad_prefix$575 [1], \bad_prefix$574 [1], \bad_prefix$573 [1], \bad_prefix$572 [1], \bad_prefix$571 [1], \bad_prefix$570 [1], \bad_prefix$569 [1], \bad_prefix$568 [1], \bad_prefix$567 [1], \bad_prefix$566 [1], \bad_prefix$565 [1], \bad_prefix$564 [1], \bad_prefix$579 [0], \bad_prefix$578 [0], \bad_prefix$577 [0], \bad_prefix$576 [0], \bad_prefix$575 [0], \bad_prefix$574 [0], \bad_prefix$573 [0], \bad_prefix$572 [0], \bad_prefix$571 [0], \bad_prefix$570 [0], \bad_prefix$569 [0], \bad_prefix$568 [0], \bad_prefix$567 [0], \bad_prefix$566 [0], \bad_prefix$565 [0], \bad_prefix$564 [0] };
-  assign bad_index = { \bad_index$596 [1], \bad_index$595 [1], \bad_index$594 [1], \bad_index$593 [1], \bad_index$592 [1], \bad_index$591 [1], \bad_index$590 [1], \bad_index$589 [1], \bad_index$588 [1], \bad_index$587 [1], \bad_index$586 [1], \bad_index$585 [1], \bad_index$584 [1], \bad_index$583 [1], \bad_index$582 [1], \bad_index$581 [1], \bad_index$596 [0], \bad_index$595 [0], \bad_index$594 [0], \bad_index$593 [0], \bad_index$592 [0], \bad_index$591 [0], \bad_index$590 [0], \bad_index$589 [0], \bad_index$588 [0], \bad_index$587 [0], \bad_index$586 [0], \bad_index$585 [0], \bad_index$584 [0], \bad_index$583 [0], \bad_index$582 [0], \bad_index$581 [0] };
+  assign \codes$467  = codes;
+  assign \banks$468  = { matrices[35], matrices[0] };
+  assign \settings$469  = \settings$159 ;
+  assign \code_write$470  = \code_write$161 ;
+  assign \microcode_write$471  = microcode_write;
+  assign \map_write$472  = map_write;
+  assign \vector_write$473  = vector_write;
+  assign \start_write$474  = start_write;
+  assign \drain$476  = drain;
+  assign \go$477  = go;
+  assign \clear_errors$478  = \release$116 ;
+  assign \o__valid$482  = \lane__valid$481 ;
+  assign \lane__ready$486  = \o__ready$485 ;
+  assign \o__payload$488  = behind__payload;
+  assign behind__ready = \o__ready$489 ;
+  assign \o__valid$492  = behind__valid;
+  assign \o__payload$494  = \behind__payload$493 ;
+  assign \behind__ready$496  = \o__ready$495 ;
+  assign \o__valid$498  = \behind__valid$497 ;
+  assign \o__payload$500  = \behind__payload$499 ;
+  assign \behind__ready$502  = \o__ready$501 ;
+  assign \o__valid$504  = \behind__valid$503 ;
+  assign \o__payload$506  = \behind__payload$505 ;
+  assign \behind__ready$508  = \o__ready$507 ;
+  assign \o__valid$510  = \behind__valid$509 ;
+  assign \o__payload$512  = \behind__payload$511 ;
+  assign \behind__ready$514  = \o__ready$513 ;
+  assign \o__valid$516  = \behind__valid$515 ;
+  assign \o__payload$518  = \behind__payload$517 ;
+  assign \behind__ready$520  = \o__ready$519 ;
+  assign \o__valid$522  = \behind__valid$521 ;
+  assign \o__payload$524  = \behind__payload$523 ;
+  assign \behind__ready$526  = \o__ready$525 ;
+  assign \o__valid$528  = \behind__valid$527 ;
+  assign \o__payload$530  = \behind__payload$529 ;
+  assign \behind__ready$532  = \o__ready$531 ;
+  assign \o__valid$534  = \behind__valid$533 ;
+  assign \o__payload$536  = \behind__payload$535 ;
+  assign \behind__ready$538  = \o__ready$537 ;
+  assign \o__valid$540  = \behind__valid$539 ;
+  assign \o__payload$542  = \behind__payload$541 ;
+  assign \behind__ready$544  = \o__ready$543 ;
+  assign \o__valid$546  = \behind__valid$545 ;
+  assign \o__payload$548  = \behind__payload$547 ;
+  assign \behind__ready$550  = \o__ready$549 ;
+  assign \o__valid$552  = \behind__valid$551 ;
+  assign \o__payload$554  = \behind__payload$553 ;
+  assign \behind__ready$556  = \o__ready$555 ;
+  assign \o__valid$558  = \behind__valid$557 ;
+  assign \o__payload$560  = \behind__payload$559 ;
+  assign \behind__ready$562  = \o__ready$561 ;
+  assign \o__valid$564  = \behind__valid$563 ;
+  assign \o__payload$566  = \behind__payload$565 ;
+  assign \behind__ready$568  = \o__ready$567 ;
+  assign \o__valid$570  = \behind__valid$569 ;
+  assign \o__payload$572  = \behind__payload$571 ;
+  assign \behind__ready$574  = \o__ready$573 ;
+  assign \o__valid$576  = \behind__valid$575 ;
+  assign \o__payload$578  = \i__payload$577 ;
+  assign \i__ready$580  = \o__ready$579 ;
+  assign \o__valid$582  = \i__valid$581 ;
+  assign bad_prefix = { \bad_prefix$599 [3:2], \bad_prefix$598 [3:2], \bad_prefix$597 [3:2], \bad_prefix$596 [3:2], \bad_prefix$595 [3:2], \bad_prefix$594 [3:2], \bad_prefix$593 [3:2], \bad_prefix$592 [3:2], \bad_prefix$591 [3:2], \bad_prefix$590 [3:2], \bad_prefix$589 [3:2], \bad_prefix$588 [3:2], \bad_prefix$587 [3:2], \bad_prefix$586 [3:2], \bad_prefix$585 [3:2], \bad_prefix$584 [3:2], \bad_prefix$599 [1:0], \bad_prefix$598 [1:0], \bad_prefix$597 [1:0], \bad_prefix$596 [1:0], \bad_prefix$595 [1:0], \bad_prefix$594 [1:0], \bad_prefix$593 [1:0], \bad_prefix$592 [1:0], \bad_prefix$591 [1:0], \bad_prefix$590 [1:0], \bad_prefix$589 [1:0], \bad_prefix$588 [1:0], \bad_prefix$587 [1:0], \bad_prefix$586 [1:0], \bad_prefix$585 [1:0], \bad_prefix$584 [1:0] };
+  assign bad_index = { \bad_index$616 [3:2], \bad_index$615 [3:2], \bad_index$614 [3:2], \bad_index$613 [3:2], \bad_index$612 [3:2], \bad_index$611 [3:2], \bad_index$610 [3:2], \bad_index$609 [3:2], \bad_index$608 [3:2], \bad_index$607 [3:2], \bad_index$606 [3:2], \bad_index$605 [3:2], \bad_index$604 [3:2], \bad_index$603 [3:2], \bad_index$602 [3:2], \bad_index$601 [3:2], \bad_index$616 [1:0], \bad_index$615 [1:0], \bad_index$614 [1:0], \bad_index$613 [1:0], \bad_index$612 [1:0], \bad_index$611 [1:0], \bad_index$610 [1:0], \bad_index$609 [1:0], \bad_index$608 [1:0], \bad_index$607 [1:0], \bad_index$606 [1:0], \bad_index$605 [1:0], \bad_index$604 [1:0], \bad_index$603 [1:0], \bad_index$602 [1:0], \bad_index$601 [1:0] };
   assign judged = matrix_done;
-  assign \microcode_write$613  = { 4'h0, \$112 , \$111  };
-  assign status[291:260] = weights;
-  assign status[259:228] = multiplies;
-  assign status[227:196] = starved;
-  assign status[195:164] = stalls;
-  assign status[163:132] = payload_words;
+  assign \microcode_write$633  = { 4'h0, \$111 , \$112  };
+  assign status[259:228] = weights;
+  assign status[227:196] = multiplies;
+  assign status[195:164] = starved;
+  assign status[163:132] = stalls;
+  assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$603 ;
+  assign status[67:36] = \matrices$623 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$463 [35:6] = \o__payload$464 [32:3];
-  assign \lane__payload$463 [5] = \o__payload$464 [2];
-  assign \lane__payload$463 [4:1] = \$38 ;
+  assign \lane__payload$483 [36:7] = \o__payload$484 [32:3];
+  assign \lane__payload$483 [6] = \o__payload$484 [2];
+  assign \lane__payload$483 [5:1] = \$38 ;
+  assign \lane__payload$483 [0] = \o__payload$484 [0];
+  assign \i__payload$480 [6] = \o__payload$180 [66];
+  assign \i__payload$480 [5] = \o__payload$180 [65];
+  assign \i__payload$480 [4] = \o__payload$180 [64];
+  assign \i__payload$480 [3:0] = \o__payload$180 [63:60];
+  assign \lane__payload$463 [36:7] = \o__payload$464 [32:3];
+  assign \lane__payload$463 [6] = \o__payload$464 [2];
+  assign \lane__payload$463 [5:1] = \$36 ;
   assign \lane__payload$463 [0] = \o__payload$464 [0];
-  assign \i__payload$460 [6] = \o__payload$175 [66];
-  assign \i__payload$460 [5] = \o__payload$175 [65];
-  assign \i__payload$460 [4] = \o__payload$175 [64];
-  assign \i__payload$460 [3:0] = \o__payload$175 [63:60];
-  assign \lane__payload$444 [35:6] = \o__payload$445 [32:3];
-  assign \lane__payload$444 [5] = \o__payload$445 [2];
-  assign \lane__payload$444 [4:1] = \$36 ;
-  assign \lane__payload$444 [0] = \o__payload$445 [0];
-  assign \i__payload$441 [6] = \o__payload$175 [66];
-  assign \i__payload$441 [5] = \o__payload$175 [65];
-  assign \i__payload$441 [4] = \o__payload$175 [64];
-  assign \i__payload$441 [3:0] = \o__payload$175 [59:56];
-  assign \lane__payload$425 [35:6] = \o__payload$426 [32:3];
-  assign \lane__payload$425 [5] = \o__payload$426 [2];
-  assign \lane__payload$425 [4:1] = \$34 ;
-  assign \lane__payload$425 [0] = \o__payload$426 [0];
-  assign \i__payload$422 [6] = \o__payload$175 [66];
-  assign \i__payload$422 [5] = \o__payload$175 [65];
-  assign \i__payload$422 [4] = \o__payload$175 [64];
-  assign \i__payload$422 [3:0] = \o__payload$175 [55:52];
-  assign \lane__payload$406 [35:6] = \o__payload$407 [32:3];
-  assign \lane__payload$406 [5] = \o__payload$407 [2];
-  assign \lane__payload$406 [4:1] = \$32 ;
-  assign \lane__payload$406 [0] = \o__payload$407 [0];
-  assign \i__payload$403 [6] = \o__payload$175 [66];
-  assign \i__payload$403 [5] = \o__payload$175 [65];
-  assign \i__payload$403 [4] = \o__payload$175 [64];
-  assign \i__payload$403 [3:0] = \o__payload$175 [51:48];
-  assign \lane__payload$387 [35:6] = \o__payload$388 [32:3];
-  assign \lane__payload$387 [5] = \o__payload$388 [2];
-  assign \lane__payload$387 [4:1] = \$30 ;
-  assign \lane__payload$387 [0] = \o__payload$388 [0];
-  assign \i__payload$384 [6] = \o__payload$175 [66];
-  assign \i__payload$384 [5] = \o__payload$175 [65];
-  assign \i__payload$384 [4] = \o__payload$175 [64];
-  assign \i__payload$384 [3:0] = \o__payload$175 [47:44];
-  assign \lane__payload$368 [35:6] = \o__payload$369 [32:3];
-  assign \lane__payload$368 [5] = \o__payload$369 [2];
-  assign \lane__payload$368 [4:1] = \$28 ;
-  assign \lane__payload$368 [0] = \o__payload$369 [0];
-  assign \i__payload$365 [6] = \o__payload$175 [66];
-  assign \i__payload$365 [5] = \o__payload$175 [65];
-  assign \i__payload$365 [4] = \o__payload$175 [64];
-  assign \i__payload$365 [3:0] = \o__payload$175 [43:40];
-  assign \lane__payload$349 [35:6] = \o__payload$350 [32:3];
-  assign \lane__payload$349 [5] = \o__payload$350 [2];
-  assign \lane__payload$349 [4:1] = \$26 ;
-  assign \lane__payload$349 [0] = \o__payload$350 [0];
-  assign \i__payload$346 [6] = \o__payload$175 [66];
-  assign \i__payload$346 [5] = \o__payload$175 [65];
-  assign \i__payload$346 [4] = \o__payload$175 [64];
-  assign \i__payload$346 [3:0] = \o__payload$175 [39:36];
-  assign \lane__payload$330 [35:6] = \o__payload$331 [32:3];
-  assign \lane__payload$330 [5] = \o__payload$331 [2];
-  assign \lane__payload$330 [4:1] = \$24 ;
-  assign \lane__payload$330 [0] = \o__payload$331 [0];
-  assign \i__payload$327 [6] = \o__payload$175 [66];
-  assign \i__payload$327 [5] = \o__payload$175 [65];
-  assign \i__payload$327 [4] = \o__payload$175 [64];
-  assign \i__payload$327 [3:0] = \o__payload$175 [35:32];
-  assign \lane__payload$311 [35:6] = \o__payload$312 [32:3];
-  assign \lane__payload$311 [5] = \o__payload$312 [2];
-  assign \lane__payload$311 [4:1] = { 1'h0, \$22  };
-  assign \lane__payload$311 [0] = \o__payload$312 [0];
-  assign \i__payload$308 [6] = \o__payload$175 [66];
-  assign \i__payload$308 [5] = \o__payload$175 [65];
-  assign \i__payload$308 [4] = \o__payload$175 [64];
-  assign \i__payload$308 [3:0] = \o__payload$175 [31:28];
-  assign \lane__payload$292 [35:6] = \o__payload$293 [32:3];
-  assign \lane__payload$292 [5] = \o__payload$293 [2];
-  assign \lane__payload$292 [4:1] = { 1'h0, \$20  };
-  assign \lane__payload$292 [0] = \o__payload$293 [0];
-  assign \i__payload$289 [6] = \o__payload$175 [66];
-  assign \i__payload$289 [5] = \o__payload$175 [65];
-  assign \i__payload$289 [4] = \o__payload$175 [64];
-  assign \i__payload$289 [3:0] = \o__payload$175 [27:24];
-  assign \lane__payload$273 [35:6] = \o__payload$274 [32:3];
-  assign \lane__payload$273 [5] = \o__payload$274 [2];
-  assign \lane__payload$273 [4:1] = { 1'h0, \$18  };
-  assign \lane__payload$273 [0] = \o__payload$274 [0];
-  assign \i__payload$270 [6] = \o__payload$175 [66];
-  assign \i__payload$270 [5] = \o__payload$175 [65];
-  assign \i__payload$270 [4] = \o__payload$175 [64];
-  assign \i__payload$270 [3:0] = \o__payload$175 [23:20];
-  assign \lane__payload$254 [35:6] = \o__payload$255 [32:3];
-  assign \lane__payload$254 [5] = \o__payload$255 [2];
-  assign \lane__payload$254 [4:1] = { 1'h0, \$16  };
-  assign \lane__payload$254 [0] = \o__payload$255 [0];
-  assign \i__payload$251 [6] = \o__payload$175 [66];
-  assign \i__payload$251 [5] = \o__payload$175 [65];
-  assign \i__payload$251 [4] = \o__payload$175 [64];
-  assign \i__payload$251 [3:0] = \o__payload$175 [19:16];
-  assign \lane__payload$235 [35:6] = \o__payload$236 [32:3];
-  assign \lane__payload$235 [5] = \o__payload$236 [2];
-  assign \lane__payload$235 [4:1] = { 2'h0, \$14  };
-  assign \lane__payload$235 [0] = \o__payload$236 [0];
-  assign \i__payload$232 [6] = \o__payload$175 [66];
-  assign \i__payload$232 [5] = \o__payload$175 [65];
-  assign \i__payload$232 [4] = \o__payload$175 [64];
-  assign \i__payload$232 [3:0] = \o__payload$175 [15:12];
-  assign \lane__payload$216 [35:6] = \o__payload$217 [32:3];
-  assign \lane__payload$216 [5] = \o__payload$217 [2];
-  assign \lane__payload$216 [4:1] = { 2'h0, \$12  };
-  assign \lane__payload$216 [0] = \o__payload$217 [0];
-  assign \i__payload$213 [6] = \o__payload$175 [66];
-  assign \i__payload$213 [5] = \o__payload$175 [65];
-  assign \i__payload$213 [4] = \o__payload$175 [64];
-  assign \i__payload$213 [3:0] = \o__payload$175 [11:8];
-  assign \lane__payload$197 [35:6] = \o__payload$198 [32:3];
-  assign \lane__payload$197 [5] = \o__payload$198 [2];
-  assign \lane__payload$197 [4:1] = { 3'h0, \$10  };
-  assign \lane__payload$197 [0] = \o__payload$198 [0];
-  assign \i__payload$194 [6] = \o__payload$175 [66];
-  assign \i__payload$194 [5] = \o__payload$175 [65];
-  assign \i__payload$194 [4] = \o__payload$175 [64];
-  assign \i__payload$194 [3:0] = \o__payload$175 [7:4];
-  assign lane__payload[35:6] = \o__payload$179 [32:3];
-  assign lane__payload[5] = \o__payload$179 [2];
-  assign lane__payload[4:1] = { 3'h0, \$8  };
-  assign lane__payload[0] = \o__payload$179 [0];
-  assign \i__payload$174 [6] = \o__payload$175 [66];
-  assign \i__payload$174 [5] = \o__payload$175 [65];
-  assign \i__payload$174 [4] = \o__payload$175 [64];
-  assign \i__payload$174 [3:0] = \o__payload$175 [3:0];
+  assign \i__payload$460 [6] = \o__payload$180 [66];
+  assign \i__payload$460 [5] = \o__payload$180 [65];
+  assign \i__payload$460 [4] = \o__payload$180 [64];
+  assign \i__payload$460 [3:0] = \o__payload$180 [59:56];
+  assign \lane__payload$443 [36:7] = \o__payload$444 [32:3];
+  assign \lane__payload$443 [6] = \o__payload$444 [2];
+  assign \lane__payload$443 [5:1] = \$34 ;
+  assign \lane__payload$443 [0] = \o__payload$444 [0];
+  assign \i__payload$440 [6] = \o__payload$180 [66];
+  assign \i__payload$440 [5] = \o__payload$180 [65];
+  assign \i__payload$440 [4] = \o__payload$180 [64];
+  assign \i__payload$440 [3:0] = \o__payload$180 [55:52];
+  assign \lane__payload$423 [36:7] = \o__payload$424 [32:3];
+  assign \lane__payload$423 [6] = \o__payload$424 [2];
+  assign \lane__payload$423 [5:1] = \$32 ;
+  assign \lane__payload$423 [0] = \o__payload$424 [0];
+  assign \i__payload$420 [6] = \o__payload$180 [66];
+  assign \i__payload$420 [5] = \o__payload$180 [65];
+  assign \i__payload$420 [4] = \o__payload$180 [64];
+  assign \i__payload$420 [3:0] = \o__payload$180 [51:48];
+  assign \lane__payload$403 [36:7] = \o__payload$404 [32:3];
+  assign \lane__payload$403 [6] = \o__payload$404 [2];
+  assign \lane__payload$403 [5:1] = \$30 ;
+  assign \lane__payload$403 [0] = \o__payload$404 [0];
+  assign \i__payload$400 [6] = \o__payload$180 [66];
+  assign \i__payload$400 [5] = \o__payload$180 [65];
+  assign \i__payload$400 [4] = \o__payload$180 [64];
+  assign \i__payload$400 [3:0] = \o__payload$180 [47:44];
+  assign \lane__payload$383 [36:7] = \o__payload$384 [32:3];
+  assign \lane__payload$383 [6] = \o__payload$384 [2];
+  assign \lane__payload$383 [5:1] = \$28 ;
+  assign \lane__payload$383 [0] = \o__payload$384 [0];
+  assign \i__payload$380 [6] = \o__payload$180 [66];
+  assign \i__payload$380 [5] = \o__payload$180 [65];
+  assign \i__payload$380 [4] = \o__payload$180 [64];
+  assign \i__payload$380 [3:0] = \o__payload$180 [43:40];
+  assign \lane__payload$363 [36:7] = \o__payload$364 [32:3];
+  assign \lane__payload$363 [6] = \o__payload$364 [2];
+  assign \lane__payload$363 [5:1] = \$26 ;
+  assign \lane__payload$363 [0] = \o__payload$364 [0];
+  assign \i__payload$360 [6] = \o__payload$180 [66];
+  assign \i__payload$360 [5] = \o__payload$180 [65];
+  assign \i__payload$360 [4] = \o__payload$180 [64];
+  assign \i__payload$360 [3:0] = \o__payload$180 [39:36];
+  assign \lane__payload$343 [36:7] = \o__payload$344 [32:3];
+  assign \lane__payload$343 [6] = \o__payload$344 [2];
+  assign \lane__payload$343 [5:1] = \$24 ;
+  assign \lane__payload$343 [0] = \o__payload$344 [0];
+  assign \i__payload$340 [6] = \o__payload$180 [66];
+  assign \i__payload$340 [5] = \o__payload$180 [65];
+  assign \i__payload$340 [4] = \o__payload$180 [64];
+  assign \i__payload$340 [3:0] = \o__payload$180 [35:32];
+  assign \lane__payload$323 [36:7] = \o__payload$324 [32:3];
+  assign \lane__payload$323 [6] = \o__payload$324 [2];
+  assign \lane__payload$323 [5:1] = { 1'h0, \$22  };
+  assign \lane__payload$323 [0] = \o__payload$324 [0];
+  assign \i__payload$320 [6] = \o__payload$180 [66];
+  assign \i__payload$320 [5] = \o__payload$180 [65];
+  assign \i__payload$320 [4] = \o__payload$180 [64];
+  assign \i__payload$320 [3:0] = \o__payload$180 [31:28];
+  assign \lane__payload$303 [36:7] = \o__payload$304 [32:3];
+  assign \lane__payload$303 [6] = \o__payload$304 [2];
+  assign \lane__payload$303 [5:1] = { 1'h0, \$20  };
+  assign \lane__payload$303 [0] = \o__payload$304 [0];
+  assign \i__payload$300 [6] = \o__payload$180 [66];
+  assign \i__payload$300 [5] = \o__payload$180 [65];
+  assign \i__payload$300 [4] = \o__payload$180 [64];
+  assign \i__payload$300 [3:0] = \o__payload$180 [27:24];
+  assign \lane__payload$283 [36:7] = \o__payload$284 [32:3];
+  assign \lane__payload$283 [6] = \o__payload$284 [2];
+  assign \lane__payload$283 [5:1] = { 1'h0, \$18  };
+  assign \lane__payload$283 [0] = \o__payload$284 [0];
+  assign \i__payload$280 [6] = \o__payload$180 [66];
+  assign \i__payload$280 [5] = \o__payload$180 [65];
+  assign \i__payload$280 [4] = \o__payload$180 [64];
+  assign \i__payload$280 [3:0] = \o__payload$180 [23:20];
+  assign \lane__payload$263 [36:7] = \o__payload$264 [32:3];
+  assign \lane__payload$263 [6] = \o__payload$264 [2];
+  assign \lane__payload$263 [5:1] = { 1'h0, \$16  };
+  assign \lane__payload$263 [0] = \o__payload$264 [0];
+  assign \i__payload$260 [6] = \o__payload$180 [66];
+  assign \i__payload$260 [5] = \o__payload$180 [65];
+  assign \i__payload$260 [4] = \o__payload$180 [64];
+  assign \i__payload$260 [3:0] = \o__payload$180 [19:16];
+  assign \lane__payload$243 [36:7] = \o__payload$244 [32:3];
+  assign \lane__payload$243 [6] = \o__payload$244 [2];
+  assign \lane__payload$243 [5:1] = { 2'h0, \$14  };
+  assign \lane__payload$243 [0] = \o__payload$244 [0];
+  assign \i__payload$240 [6] = \o__payload$180 [66];
+  assign \i__payload$240 [5] = \o__payload$180 [65];
+  assign \i__payload$240 [4] = \o__payload$180 [64];
+  assign \i__payload$240 [3:0] = \o__payload$180 [15:12];
+  assign \lane__payload$223 [36:7] = \o__payload$224 [32:3];
+  assign \lane__payload$223 [6] = \o__payload$224 [2];
+  assign \lane__payload$223 [5:1] = { 2'h0, \$12  };
+  assign \lane__payload$223 [0] = \o__payload$224 [0];
+  assign \i__payload$220 [6] = \o__payload$180 [66];
+  assign \i__payload$220 [5] = \o__payload$180 [65];
+  assign \i__payload$220 [4] = \o__payload$180 [64];
+  assign \i__payload$220 [3:0] = \o__payload$180 [11:8];
+  assign \lane__payload$203 [36:7] = \o__payload$204 [32:3];
+  assign \lane__payload$203 [6] = \o__payload$204 [2];
+  assign \lane__payload$203 [5:1] = { 3'h0, \$10  };
+  assign \lane__payload$203 [0] = \o__payload$204 [0];
+  assign \i__payload$200 [6] = \o__payload$180 [66];
+  assign \i__payload$200 [5] = \o__payload$180 [65];
+  assign \i__payload$200 [4] = \o__payload$180 [64];
+  assign \i__payload$200 [3:0] = \o__payload$180 [7:4];
+  assign lane__payload[36:7] = \o__payload$184 [32:3];
+  assign lane__payload[6] = \o__payload$184 [2];
+  assign lane__payload[5:1] = { 4'h0, \$8  };
+  assign lane__payload[0] = \o__payload$184 [0];
+  assign \i__payload$179 [6] = \o__payload$180 [66];
+  assign \i__payload$179 [5] = \o__payload$180 [65];
+  assign \i__payload$179 [4] = \o__payload$180 [64];
+  assign \i__payload$179 [3:0] = \o__payload$180 [3:0];
   assign \$4  = banks_in_use;
-  assign \$8  = 1'h0;
-  assign \$10  = 1'h1;
-  assign \$12  = 2'h2;
-  assign \$14  = 2'h3;
-  assign \$16  = 3'h4;
-  assign \$18  = 3'h5;
-  assign \$20  = 3'h6;
-  assign \$22  = 3'h7;
-  assign \$24  = 4'h8;
-  assign \$26  = 4'h9;
-  assign \$28  = 4'ha;
-  assign \$30  = 4'hb;
-  assign \$32  = 4'hc;
-  assign \$34  = 4'hd;
-  assign \$36  = 4'he;
-  assign \$38  = 4'hf;
+  assign \$8  = \o__payload$184 [1];
+  assign \$10 [0] = \o__payload$204 [1];
+  assign \$10 [1] = 1'h1;
+  assign \$12 [1:0] = { 1'h0, \o__payload$224 [1] };
+  assign \$12 [2] = 1'h1;
+  assign \$14 [0] = \o__payload$244 [1];
+  assign \$14 [2:1] = 2'h3;
+  assign \$16 [2:0] = { 2'h0, \o__payload$264 [1] };
+  assign \$16 [3] = 1'h1;
+  assign { \$18 [2], \$18 [0] } = { 1'h0, \o__payload$284 [1] };
+  assign { \$18 [3], \$18 [1] } = 2'h3;
+  assign \$20 [1:0] = { 1'h0, \o__payload$304 [1] };
+  assign \$20 [3:2] = 2'h3;
+  assign \$22 [0] = \o__payload$324 [1];
+  assign \$22 [3:1] = 3'h7;
+  assign \$24 [3:0] = { 3'h0, \o__payload$344 [1] };
+  assign \$24 [4] = 1'h1;
+  assign { \$26 [3:2], \$26 [0] } = { 2'h0, \o__payload$364 [1] };
+  assign { \$26 [4], \$26 [1] } = 2'h3;
+  assign { \$28 [3], \$28 [1:0] } = { 2'h0, \o__payload$384 [1] };
+  assign { \$28 [4], \$28 [2] } = 2'h3;
+  assign { \$30 [3], \$30 [0] } = { 1'h0, \o__payload$404 [1] };
+  assign { \$30 [4], \$30 [2:1] } = 3'h7;
+  assign \$32 [2:0] = { 2'h0, \o__payload$424 [1] };
+  assign \$32 [4:3] = 2'h3;
+  assign { \$34 [2], \$34 [0] } = { 1'h0, \o__payload$444 [1] };
+  assign { \$34 [4:3], \$34 [1] } = 3'h7;
+  assign \$36 [1:0] = { 1'h0, \o__payload$464 [1] };
+  assign \$36 [4:2] = 3'h7;
+  assign \$38 [0] = \o__payload$484 [1];
+  assign \$38 [4:1] = 4'hf;
 endmodule
 
 module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
@@ -2755,7 +2852,7 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, \w_d
   reg [26:0] \$45 ;
   reg [22:0] \$46 ;
   reg [43:0] \$47 ;
-  reg [38:0] \$48 ;
+  reg [39:0] \$48 ;
   reg [2:0] \$49 ;
   wire [15:0] address;
   output [43:0] bias_write;
@@ -2796,8 +2893,8 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, \w_d
   wire section__ready;
   wire section__valid;
   wire section_ends;
-  output [38:0] start;
-  reg [38:0] start = 39'h0000000000;
+  output [39:0] start;
+  reg [39:0] start = 40'h0000000000;
   input [63:0] w_data;
   wire [63:0] w_data;
   input [37:0] \w_data$6 ;
@@ -3033,15 +3130,15 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, \w_d
     if (time_zero ) begin end
     \$48 [0] = \$23 ;
     \$48 [1] = held[36];
-    \$48 [5:2] = held_number[3:0];
-    \$48 [38] = held_final;
-    \$48 [21:6] = \$26 ;
-    \$48 [37:22] = \$28 ;
+    \$48 [6:2] = held_number[4:0];
+    \$48 [39] = held_final;
+    \$48 [22:7] = \$26 ;
+    \$48 [38:23] = \$28 ;
     if (cancel) begin
-      \$48  = 39'h0000000000;
+      \$48  = 40'h0000000000;
     end
     if (rst) begin
-      \$48  = 39'h0000000000;
+      \$48  = 40'h0000000000;
     end
   end
   always @* begin
@@ -4292,21 +4389,42 @@ module egret_m_ddr3_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload,
   assign o__valid = left;
 endmodule
 
-module egret_m_ddr3_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__payload$38 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$60 , \o__payload$56 
-, \o__ready$58 , clk);
+module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
+, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$3 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  wire [1:0] \$4 ;
-  reg [1:0] \$17 ;
-  reg [1:0] \$18 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
+    \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
+  wire [1:0] \$2 ;
+  reg \$35 ;
+  reg \$36 ;
+  reg [3:0] \$37 ;
+  reg \$38 ;
+  reg \$39 ;
+  reg \$40 ;
+  reg \$41 ;
+  reg [3:0] \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg \$45 ;
   wire bad;
-  wire \bad$94 ;
-  output [1:0] bad_index;
-  reg [1:0] bad_index = 2'h0;
+  wire \bad$98 ;
+  reg bad_0_0 = 1'h0;
+  reg \bad_0_0$97  = 1'h0;
+  reg bad_0_1 = 1'h0;
+  reg \bad_0_1$102  = 1'h0;
+  reg bad_1_0 = 1'h0;
+  reg \bad_1_0$103  = 1'h0;
+  reg bad_1_1 = 1'h0;
+  reg \bad_1_1$104  = 1'h0;
+  output [3:0] bad_index;
+  reg [3:0] bad_index = 4'h0;
   wire bad_parity;
-  wire \bad_parity$95 ;
-  output [1:0] bad_prefix;
-  reg [1:0] bad_prefix = 2'h0;
+  wire \bad_parity$99 ;
+  output [3:0] bad_prefix;
+  reg [3:0] bad_prefix = 4'h0;
+  wire bad_slot;
+  wire \bad_slot$100 ;
+  wire [1:0] banks;
   input cancel;
   wire cancel;
   input [1:0] clear_errors;
@@ -4315,88 +4433,83 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$72 ;
+  wire [22:0] \code_write$70 ;
   input [87:0] codes;
   wire [87:0] codes;
-  wire [87:0] \codes$62 ;
-  wire [87:0] \codes$9 ;
+  wire [87:0] \codes$11 ;
   input drain;
   wire drain;
-  wire \drain$7 ;
+  wire \drain$9 ;
   wire enable;
-  wire \enable$18 ;
-  wire \enable$67 ;
-  wire \enable$68 ;
+  wire \enable$21 ;
+  wire \enable$65 ;
+  wire \enable$66 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$77 ;
-  wire [26:0] i;
-  wire [43:0] i__payload;
-  input [6:0] \i__payload$38 ;
-  wire [6:0] \i__payload$38 ;
-  wire [6:0] \i__payload$39 ;
-  wire [43:0] \i__payload$44 ;
-  wire [32:0] \i__payload$50 ;
+  wire [1:0] \go$76 ;
+  wire [27:0] i;
+  wire [44:0] i__payload;
+  input [6:0] \i__payload$41 ;
+  wire [6:0] \i__payload$41 ;
+  wire [6:0] \i__payload$42 ;
+  wire [44:0] \i__payload$47 ;
+  wire [33:0] \i__payload$53 ;
   wire i__ready;
-  output \i__ready$40 ;
-  wire \i__ready$40 ;
-  wire \i__ready$41 ;
-  wire \i__ready$47 ;
-  wire \i__ready$53 ;
+  output \i__ready$43 ;
+  wire \i__ready$43 ;
+  wire \i__ready$44 ;
+  wire \i__ready$50 ;
+  wire \i__ready$56 ;
   wire i__valid;
-  input \i__valid$42 ;
-  wire \i__valid$42 ;
-  wire \i__valid$43 ;
-  wire \i__valid$48 ;
-  wire \i__valid$54 ;
+  input \i__valid$45 ;
+  wire \i__valid$45 ;
+  wire \i__valid$46 ;
+  wire \i__valid$51 ;
+  wire \i__valid$57 ;
   wire i_bank;
   wire [3:0] i_bits;
-  wire [3:0] \i_bits$28 ;
+  wire [3:0] \i_bits$31 ;
   wire [3:0] i_end;
   wire [3:0] i_event;
   wire i_first;
   wire i_last;
-  wire \i_last$23 ;
+  wire \i_last$26 ;
   wire i_parity;
-  wire \i_parity$25 ;
+  wire \i_parity$28 ;
   wire i_run_form;
   wire i_slot;
   wire i_valid;
-  wire \i_valid$19 ;
+  wire \i_valid$22 ;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$80 ;
-  input [69:0] matrices;
-  wire [69:0] matrices;
-  wire [69:0] \matrices$64 ;
+  wire [26:0] \map_write$79 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$86 ;
-  wire [43:0] o;
-  wire [37:0] \o$70 ;
-  wire [26:0] \o$84 ;
+  wire \multiply$85 ;
+  wire [44:0] o;
+  wire [27:0] \o$83 ;
   wire [6:0] o__payload;
-  wire [43:0] \o__payload$45 ;
-  wire [32:0] \o__payload$51 ;
-  output [32:0] \o__payload$56 ;
-  wire [32:0] \o__payload$56 ;
-  wire [32:0] \o__payload$57 ;
+  wire [44:0] \o__payload$48 ;
+  wire [33:0] \o__payload$54 ;
+  output [32:0] \o__payload$59 ;
+  wire [32:0] \o__payload$59 ;
+  wire [32:0] \o__payload$60 ;
   wire o__ready;
-  wire \o__ready$46 ;
-  wire \o__ready$52 ;
-  input \o__ready$58 ;
-  wire \o__ready$58 ;
-  wire \o__ready$59 ;
+  wire \o__ready$49 ;
+  wire \o__ready$55 ;
+  input \o__ready$61 ;
+  wire \o__ready$61 ;
+  wire \o__ready$62 ;
   wire o__valid;
-  wire \o__valid$49 ;
-  wire \o__valid$55 ;
-  output \o__valid$60 ;
-  wire \o__valid$60 ;
-  wire \o__valid$61 ;
+  wire \o__valid$52 ;
+  wire \o__valid$58 ;
+  output \o__valid$63 ;
+  wire \o__valid$63 ;
+  wire \o__valid$64 ;
   wire [3:0] o_bits;
   wire [3:0] o_end;
   wire [3:0] o_event;
@@ -4404,56 +4517,98 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__
   wire o_parity;
   wire o_slot;
   wire o_valid;
-  wire \o_valid$35 ;
+  wire \o_valid$38 ;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$75 ;
+  wire \selected$74 ;
+  input [37:0] settings;
   wire [37:0] settings;
-  wire [37:0] \settings$78 ;
+  wire [37:0] \settings$68 ;
+  wire [37:0] \settings$77 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$66 ;
-  wire [15:0] \start_write$73 ;
+  wire [15:0] \start_write$72 ;
+  wire turn;
+  reg \turn$4  = 1'h0;
   input [79:0] vector_write;
   wire [79:0] vector_write;
-  wire [79:0] \vector_write$82 ;
-  assign \$3  = o__valid & o__ready;
-  assign \$5  = ! bad_parity;
-  assign \$6  = bad & \$5 ;
-  assign \$9  = bad & \$8 ;
-  assign \$11  = ! \bad_parity$95 ;
-  assign \$12  = \bad$94  & \$11 ;
-  assign \$15  = \bad$94  & \$14 ;
+  wire [79:0] \vector_write$81 ;
   always @(posedge clk)
-    bad_prefix <= \$17 ;
+    bad_index <= \$42 ;
   always @(posedge clk)
-    bad_index <= \$18 ;
+    \bad_0_1$102  <= \$43 ;
+  always @(posedge clk)
+    \bad_1_0$103  <= \$44 ;
+  always @(posedge clk)
+    \bad_1_1$104  <= \$45 ;
+  assign mine = turn == \turn$4 ;
+  assign o__ready = i__ready & mine;
+  assign i_valid = o__valid & mine;
+  assign i_bank = { port_1 , port_0  } >> o__payload[6];
+  assign \$1  = o__valid & o__ready;
+  assign \$2  = \turn$4  + 1'h1;
+  assign \$3  = ! bad_parity;
+  assign \$4  = bad & \$3 ;
+  assign \$5  = ! bad_slot;
+  assign \$6  = \$4  & \$5 ;
+  assign \$10  = \$4  & \$9 ;
+  assign \$12  = bad & \$11 ;
+  assign \$14  = \$12  & \$5 ;
+  assign \$18  = \$12  & \$9 ;
+  assign \$19  = ! \bad_parity$99 ;
+  assign \$20  = \bad$98  & \$19 ;
+  assign \$21  = ! \bad_slot$100 ;
+  assign \$22  = \$20  & \$21 ;
+  assign \$26  = \$20  & \$25 ;
+  assign \$28  = \bad$98  & \$27 ;
+  assign \$30  = \$28  & \$21 ;
+  assign \$34  = \$28  & \$25 ;
+  always @(posedge clk)
+    \turn$4  <= \$35 ;
+  always @(posedge clk)
+    bad_0_0 <= \$36 ;
+  always @(posedge clk)
+    bad_prefix <= \$37 ;
+  always @(posedge clk)
+    bad_0_1 <= \$38 ;
+  always @(posedge clk)
+    bad_1_0 <= \$39 ;
+  always @(posedge clk)
+    bad_1_1 <= \$40 ;
+  always @(posedge clk)
+    \bad_0_0$97  <= \$41 ;
   egret_m_ddr3_core_lane_blocks  blocks (
     .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$44 ),
-    .o__ready(\o__ready$46 ),
-    .o__valid(\i__valid$48 ),
-    .rst(rst)
+    .o__payload(\i__payload$47 ),
+    .o__ready(\o__ready$49 ),
+    .rst(rst),
+    .some(\i__valid$51 )
   );
   egret_m_ddr3_core_lane_collector  collector (
     .bad(bad),
     .bad_parity(bad_parity),
+    .bad_slot(bad_slot),
     .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
-    .i_bits(\i_bits$28 ),
+    .i_bits(\i_bits$31 ),
     .i_end(i_end),
     .i_event(i_event),
-    .i_last(\i_last$23 ),
-    .i_parity(\i_parity$25 ),
+    .i_last(\i_last$26 ),
+    .i_parity(\i_parity$28 ),
     .i_run_form(i_run_form),
-    .i_valid(\i_valid$19 ),
+    .i_slot(i_slot),
+    .i_valid(\i_valid$22 ),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
@@ -4461,37 +4616,38 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__
   egret_m_ddr3_core_lane_extractor  extractor (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$44 ),
-    .i__ready(\o__ready$46 ),
-    .i__valid(\i__valid$48 ),
-    .o__payload(\i__payload$50 ),
-    .o__ready(\o__ready$52 ),
-    .o__valid(\i__valid$54 ),
+    .i__payload(\i__payload$47 ),
+    .i__ready(\o__ready$49 ),
+    .i__valid(\i__valid$51 ),
+    .o__payload(\i__payload$53 ),
+    .o__ready(\o__ready$55 ),
+    .o__valid(\i__valid$57 ),
     .rst(rst)
   );
   egret_m_ddr3_core_lane_input  \input  (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$38 ),
-    .i__ready(\i__ready$40 ),
-    .i__valid(\i__valid$42 ),
+    .i__payload(\i__payload$41 ),
+    .i__ready(\i__ready$43 ),
+    .i__valid(\i__valid$45 ),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
   egret_m_ddr3_core_lane_mac  mac (
-    .bad(\bad$94 ),
-    .bad_parity(\bad_parity$95 ),
+    .bad(\bad$98 ),
+    .bad_parity(\bad_parity$99 ),
+    .bad_slot(\bad_slot$100 ),
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$67 ),
-    .full(\o__valid$60 ),
+    .enable(\enable$65 ),
     .i(i),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$56 ),
-    .o__ready(\o__ready$58 ),
+    .o__payload(\o__payload$59 ),
+    .o__ready(\o__ready$61 ),
+    .o__valid(\o__valid$63 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
@@ -4499,288 +4655,384 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__
   egret_m_ddr3_core_lane_parser  parser (
     .cancel(cancel),
     .clk(clk),
+    .drain(drain),
     .enable(i__ready),
     .i_valid(i_valid),
     .microcode_write(microcode_write),
-    .o_bits(\i_bits$28 ),
+    .o_bits(\i_bits$31 ),
     .o_end(i_end),
     .o_event(i_event),
-    .o_last(\i_last$23 ),
-    .o_parity(\i_parity$25 ),
-    .o_valid(\i_valid$19 ),
+    .o_last(\i_last$26 ),
+    .o_parity(\i_parity$28 ),
+    .o_slot(i_slot),
+    .o_valid(\i_valid$22 ),
     .port_0 (o__payload),
-    .rst(rst)
+    .rst(rst),
+    .turn(turn)
   );
   egret_m_ddr3_core_lane_positioner  positioner (
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$67 ),
+    .enable(\enable$65 ),
     .go(go),
-    .i__payload(\i__payload$50 ),
-    .i__ready(\o__ready$52 ),
-    .i__valid(\i__valid$54 ),
+    .i__payload(\i__payload$53 ),
+    .i__ready(\o__ready$55 ),
+    .i__valid(\i__valid$57 ),
     .o(i),
     .rst(rst),
     .selected(selected),
     .settings(settings),
     .start_write(start_write)
   );
-  egret_m_ddr3_core_lane_settings_98  \settings$98  (
-    .cancel(cancel),
-    .clk(clk),
-    .codes(codes),
-    .matrices(matrices),
-    .o(settings),
-    .rst(rst),
-    .start_write(start_write)
-  );
   always @* begin
     if (time_zero ) begin end
-    \$17  = bad_prefix;
-    if (\$7 ) begin
-      \$17 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$17 [0] = 1'h0;
-    end
-    if (\$10 ) begin
-      \$17 [1] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$17 [1] = 1'h0;
-    end
+    \$43  = \$26 ;
     if (cancel) begin
-      \$17  = 2'h0;
+      \$43  = 1'h0;
     end
     if (rst) begin
-      \$17  = 2'h0;
+      \$43  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = bad_index;
-    if (\$13 ) begin
-      \$18 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$18 [0] = 1'h0;
-    end
-    if (\$16 ) begin
-      \$18 [1] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$18 [1] = 1'h0;
-    end
+    \$44  = \$30 ;
     if (cancel) begin
-      \$18  = 2'h0;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$18  = 2'h0;
+      \$44  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = \$34 ;
+    if (cancel) begin
+      \$45  = 1'h0;
+    end
+    if (rst) begin
+      \$45  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$35  = \turn$4 ;
+    if (\$1 ) begin
+      \$35  = \$2 [0];
+    end
+    if (cancel) begin
+      \$35  = 1'h0;
+    end
+    if (rst) begin
+      \$35  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$36  = \$6 ;
+    if (cancel) begin
+      \$36  = 1'h0;
+    end
+    if (rst) begin
+      \$36  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = bad_prefix;
+    if (bad_0_0) begin
+      \$37 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [0] = 1'h0;
+    end
+    if (bad_0_1) begin
+      \$37 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [1] = 1'h0;
+    end
+    if (bad_1_0) begin
+      \$37 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [2] = 1'h0;
+    end
+    if (bad_1_1) begin
+      \$37 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$37  = 4'h0;
+    end
+    if (rst) begin
+      \$37  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$38  = \$10 ;
+    if (cancel) begin
+      \$38  = 1'h0;
+    end
+    if (rst) begin
+      \$38  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$39  = \$14 ;
+    if (cancel) begin
+      \$39  = 1'h0;
+    end
+    if (rst) begin
+      \$39  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = \$18 ;
+    if (cancel) begin
+      \$40  = 1'h0;
+    end
+    if (rst) begin
+      \$40  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = \$22 ;
+    if (cancel) begin
+      \$41  = 1'h0;
+    end
+    if (rst) begin
+      \$41  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = bad_index;
+    if (\bad_0_0$97 ) begin
+      \$42 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [0] = 1'h0;
+    end
+    if (\bad_0_1$102 ) begin
+      \$42 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [1] = 1'h0;
+    end
+    if (\bad_1_0$103 ) begin
+      \$42 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [2] = 1'h0;
+    end
+    if (\bad_1_1$104 ) begin
+      \$42 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$42  = 4'h0;
+    end
+    if (rst) begin
+      \$42  = 4'h0;
     end
   end
   assign \microcode_write$1  = microcode_write;
-  assign mine = 1'h1;
   assign enable = i__ready;
-  assign \drain$7  = drain;
-  assign \codes$9  = codes;
+  assign \drain$9  = drain;
+  assign \codes$11  = codes;
   assign i_first = o__payload[4];
   assign i_last = o__payload[5];
   assign i_parity = o__payload[6];
+  assign banks = { port_1 , port_0  };
   assign i_bits = o__payload[3:0];
-  assign \enable$18  = i__ready;
-  assign o_valid = \i_valid$19 ;
-  assign i_slot = 1'h0;
-  assign o_slot = 1'h0;
-  assign o_last = \i_last$23 ;
-  assign o_parity = \i_parity$25 ;
-  assign o_bits = \i_bits$28 ;
+  assign \enable$21  = i__ready;
+  assign o_valid = \i_valid$22 ;
+  assign o_slot = i_slot;
+  assign o_last = \i_last$26 ;
+  assign o_parity = \i_parity$28 ;
+  assign o_bits = \i_bits$31 ;
   assign o_end = i_end;
   assign o_event = i_event;
-  assign \o_valid$35  = i__valid;
+  assign \o_valid$38  = i__valid;
   assign o = i__payload;
-  assign \i__payload$39  = \i__payload$38 ;
-  assign \i__ready$41  = \i__ready$40 ;
-  assign \i__valid$43  = \i__valid$42 ;
-  assign \o__payload$45  = \i__payload$44 ;
-  assign \i__ready$47  = \o__ready$46 ;
-  assign \o__valid$49  = \i__valid$48 ;
-  assign \o__payload$51  = \i__payload$50 ;
-  assign \i__ready$53  = \o__ready$52 ;
-  assign \o__valid$55  = \i__valid$54 ;
-  assign \o__payload$57  = \o__payload$56 ;
-  assign \o__ready$59  = \o__ready$58 ;
-  assign \o__valid$61  = \o__valid$60 ;
-  assign \codes$62  = codes;
-  assign \matrices$64  = matrices;
-  assign \start_write$66  = start_write;
-  assign \enable$68  = \enable$67 ;
-  assign \o$70  = settings;
-  assign \code_write$72  = code_write;
-  assign \start_write$73  = start_write;
-  assign \selected$75  = selected;
-  assign \go$77  = go;
-  assign \settings$78  = settings;
-  assign \map_write$80  = map_write;
-  assign \vector_write$82  = vector_write;
-  assign \o$84  = i;
-  assign \multiply$86  = multiply;
-  assign o__ready = i__ready;
-  assign i_valid = o__valid;
-  assign i_bank = 1'h0;
-  assign \$1  = codes[0];
-  assign i_run_form = \$1 ;
-  assign \$4  = 2'h1;
-  assign \$7  = \$6 ;
-  assign \$8  = bad_parity;
-  assign \$10  = \$9 ;
-  assign \$13  = \$12 ;
-  assign \$14  = \bad_parity$95 ;
-  assign \$16  = \$15 ;
+  assign \i__payload$42  = \i__payload$41 ;
+  assign \i__ready$44  = \i__ready$43 ;
+  assign \i__valid$46  = \i__valid$45 ;
+  assign \o__payload$48  = \i__payload$47 ;
+  assign \i__ready$50  = \o__ready$49 ;
+  assign \o__valid$52  = \i__valid$51 ;
+  assign \o__payload$54  = \i__payload$53 ;
+  assign \i__ready$56  = \o__ready$55 ;
+  assign \o__valid$58  = \i__valid$57 ;
+  assign \o__payload$60  = \o__payload$59 ;
+  assign \o__ready$62  = \o__ready$61 ;
+  assign \o__valid$64  = \o__valid$63 ;
+  assign \enable$66  = \enable$65 ;
+  assign \settings$68  = settings;
+  assign \code_write$70  = code_write;
+  assign \start_write$72  = start_write;
+  assign \selected$74  = selected;
+  assign \go$76  = go;
+  assign \settings$77  = settings;
+  assign \map_write$79  = map_write;
+  assign \vector_write$81  = vector_write;
+  assign \o$83  = i;
+  assign \multiply$85  = multiply;
+  assign i_run_form = codes[0];
+  assign \$9  = bad_slot;
+  assign \$11  = bad_parity;
+  assign \$25  = \bad_slot$100 ;
+  assign \$27  = \bad_parity$99 ;
 endmodule
 
-module egret_m_ddr3_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
+module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg [3:0] \$16 ;
-  reg [3:0] \$17 ;
-  reg [43:0] \$18 ;
-  reg \$19 ;
-  reg \$20 ;
-  (* init = 4'h0 *)
-  wire [3:0] \$signature__addr ;
-  wire [43:0] \$signature__data ;
+  wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
+  reg [3:0] \$21 ;
+  reg [3:0] \$22 ;
+  reg \$23 ;
+  reg \$24 ;
+  reg [3:0] \$signature__addr  = 4'h0;
+  wire [44:0] \$signature__data ;
   wire \$signature__en ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg grew = 1'h0;
-  input [43:0] i__payload;
-  wire [43:0] i__payload;
+  input [44:0] i__payload;
+  wire [44:0] i__payload;
   output i__ready;
-  wire i__ready;
+  reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
   wire move;
-  output [43:0] o__payload;
-  reg [43:0] o__payload = 44'h00000000000;
+  output [44:0] o__payload;
+  wire [44:0] o__payload;
   input o__ready;
   wire o__ready;
-  output o__valid;
-  reg o__valid = 1'h0;
-  (* init = 44'h00000000000 *)
-  wire [43:0] payload;
-  (* init = 4'h0 *)
-  wire [3:0] read__addr;
-  wire [43:0] read__data;
+  (* init = 1'h0 *)
+  wire o__valid;
+  reg [3:0] read__addr = 4'h0;
+  wire [44:0] read__data;
+  (* init = 1'h1 *)
+  wire room;
   input rst;
   wire rst;
-  reg [3:0] taken = 4'h0;
-  reg [3:0] written = 4'h0;
+  output some;
+  reg some = 1'h0;
+  (* init = 4'h0 *)
+  wire [3:0] taken;
+  (* init = 4'h0 *)
+  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
-  reg [43:0] entries [15:0];
+  reg [44:0] entries [15:0];
   integer entries_entry;
   initial begin
     for (entries_entry = 0; entries_entry < 16; entries_entry = entries_entry + 1)
-      entries[entries_entry] = 44'h00000000000;
+      entries[entries_entry] = 45'h000000000000;
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written] <= i__payload;
+      entries[\$signature__addr ] <= i__payload;
   end
-  assign read__data = entries[taken];
-  assign \$1  = written != taken;
-  assign \$2  = ~ grew;
-  assign i__ready = \$1  | \$2 ;
-  assign \$4  = \$1  | grew;
-  assign \$5  = ~ o__valid;
-  assign \$6  = \$5  | o__ready;
-  assign move = \$4  & \$6 ;
+  assign o__payload = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
-  assign \$7  = written[3] ^ written[2];
-  assign \$8  = | written[2:0];
-  assign \$9  = ~ \$8 ;
-  assign \$10  = \$7  ^ \$9 ;
-  assign \$11  = taken[3] ^ taken[2];
-  assign \$12  = | taken[2:0];
-  assign \$13  = ~ \$12 ;
-  assign \$14  = \$11  ^ \$13 ;
-  assign \$15  = \$signature__en  != move;
+  assign move = some & o__ready;
+  assign \$1  = \$signature__addr [3] ^ \$signature__addr [2];
+  assign \$2  = | \$signature__addr [2:0];
+  assign \$3  = ~ \$2 ;
+  assign \$4  = \$1  ^ \$3 ;
+  assign \$5  = read__addr[3] ^ read__addr[2];
+  assign \$6  = | read__addr[2:0];
+  assign \$7  = ~ \$6 ;
+  assign \$8  = \$5  ^ \$7 ;
+  assign \$13  = { \$signature__addr [2:0], \$4  } == read__addr;
+  assign \$14  = \$signature__en  & \$13 ;
+  assign \$19  = { read__addr[2:0], \$8  } == \$signature__addr ;
+  assign \$20  = move & \$19 ;
   always @(posedge clk)
-    written <= \$16 ;
+    \$signature__addr  <= \$21 ;
   always @(posedge clk)
-    taken <= \$17 ;
+    read__addr <= \$22 ;
   always @(posedge clk)
-    o__payload <= \$18 ;
+    i__ready <= \$23 ;
   always @(posedge clk)
-    grew <= \$19 ;
-  always @(posedge clk)
-    o__valid <= \$20 ;
+    some <= \$24 ;
   always @* begin
     if (time_zero ) begin end
-    \$16  = written;
+    \$21  = \$signature__addr ;
     if (\$signature__en ) begin
-      \$16  = { written[2:0], \$10  };
+      \$21  = { \$signature__addr [2:0], \$4  };
     end
     if (cancel) begin
-      \$16  = 4'h0;
+      \$21  = 4'h0;
     end
     if (rst) begin
-      \$16  = 4'h0;
+      \$21  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$17  = taken;
+    \$22  = read__addr;
     if (move) begin
-      \$17  = { taken[2:0], \$14  };
+      \$22  = { read__addr[2:0], \$8  };
     end
     if (cancel) begin
-      \$17  = 4'h0;
+      \$22  = 4'h0;
     end
     if (rst) begin
-      \$17  = 4'h0;
+      \$22  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = o__payload;
+    \$23  = i__ready;
     if (move) begin
-      \$18  = read__data;
+      \$23  = 1'h1;
+    end else if (\$14 ) begin
+      \$23  = 1'h0;
+    end
+    if (cancel) begin
+      \$23  = 1'h1;
+    end
+    if (rst) begin
+      \$23  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$19  = grew;
-    if (\$15 ) begin
-      \$19  = \$signature__en ;
+    \$24  = some;
+    if (\$signature__en ) begin
+      \$24  = 1'h1;
+    end else if (\$20 ) begin
+      \$24  = 1'h0;
     end
     if (cancel) begin
-      \$19  = 1'h0;
+      \$24  = 1'h0;
     end
     if (rst) begin
-      \$19  = 1'h0;
+      \$24  = 1'h0;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = o__valid;
-    if (move) begin
-      \$20  = 1'h1;
-    end else if (o__ready) begin
-      \$20  = 1'h0;
-    end
-    if (cancel) begin
-      \$20  = 1'h0;
-    end
-    if (rst) begin
-      \$20  = 1'h0;
-    end
-  end
-  assign \$signature__addr  = written;
+  assign room = i__ready;
+  assign written = \$signature__addr ;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken;
-  assign payload = o__payload;
+  assign taken = read__addr;
+  assign o__valid = some;
+  assign read__data = o__payload;
 endmodule
 
-module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
+module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
   wire \$1 , \$115 , \$116 , \$117 , \$118 , \$119 , \$121 , \$122 , \$123 , \$126 , \$127 , \$130 ,
     \$131 , \$134 , \$135 , \$136 , \$137 , \$138 , \$139 , \$140 , \$141 , \$142 , \$145 , \$147 ,
@@ -4804,35 +5056,38 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
   wire [14:0] \$503 ;
   wire [10:0] \$504 ;
   reg \$513 ;
-  reg [38:0] \$514 ;
+  reg [39:0] \$514 ;
   reg [2:0] \$515 ;
   reg \$516 ;
   reg \$517 ;
   reg [16:0] \$518 ;
-  reg [50:0] \$519 ;
-  reg [4:0] \$520 ;
-  reg [49:0] \$521 ;
-  reg [2:0] \$522 ;
-  reg [7:0] \$523 ;
-  reg [3:0] \$524 ;
-  reg [14:0] \$525 ;
-  reg \$526 ;
-  reg [43:0] \$527 ;
-  reg [50:0] aligned = 51'h0000000000000;
+  reg [16:0] \$519 ;
+  reg [51:0] \$520 ;
+  reg [4:0] \$521 ;
+  reg [50:0] \$522 ;
+  reg [2:0] \$523 ;
+  reg [7:0] \$524 ;
+  reg [3:0] \$525 ;
+  reg [14:0] \$526 ;
+  reg [14:0] \$527 ;
+  reg \$528 ;
+  reg [44:0] \$529 ;
+  reg [51:0] aligned = 52'h0000000000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
+  output bad_slot;
   reg bad_slot = 1'h0;
-  (* init = 44'h00000000000 *)
-  wire [43:0] block;
+  (* init = 45'h000000000000 *)
+  wire [44:0] block;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
-  wire [38:0] entering;
+  wire [39:0] entering;
   wire [3:0] \event ;
   reg [7:0] high_step = 8'h00;
   input [3:0] i_bits;
@@ -4847,22 +5102,25 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
   wire i_parity;
   input i_run_form;
   wire i_run_form;
+  input i_slot;
   wire i_slot;
   input i_valid;
   wire i_valid;
-  reg [38:0] \local  = 39'h0000000000;
+  reg [39:0] \local  = 40'h0000000000;
   reg [2:0] low_step = 3'h0;
   wire [10:0] number;
-  output [43:0] o;
-  reg [43:0] o = 44'h00000000000;
+  output [44:0] o;
+  reg [44:0] o = 45'h000000000000;
   output o_valid;
   reg o_valid = 1'h0;
   reg [16:0] open_0 = 17'h00000;
+  reg [16:0] open_1 = 17'h00000;
   wire passes;
-  reg [49:0] ready = 50'h0000000000000;
+  reg [50:0] ready = 51'h0000000000000;
   input rst;
   wire rst;
   reg [14:0] skip_0 = 15'h0000;
+  reg [14:0] skip_1 = 15'h0000;
   wire [14:0] total;
   wire turn;
   wire turn_skips;
@@ -4877,33 +5135,33 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
   assign \$485  = \$452  & { \$476 , \$476 , \$476 , \$476  };
   assign \$486  = { 1'h0, \$414  } | \$485 ;
   assign turn = enable & valid[0];
-  assign \$487  = open_0[16] ? 3'h0 : \local [32:30];
-  assign \$488  = open_0[15:11] + \$487 ;
-  assign number = aligned[15] ? aligned[50:40] : aligned[49:39];
-  assign \$489  = skip_0[10:0] + { high_step, low_step };
+  assign \$487  = open_1[16] ? 3'h0 : \local [33:31];
+  assign \$488  = open_1[15:11] + \$487 ;
+  assign number = aligned[16] ? aligned[51:41] : aligned[50:40];
+  assign \$489  = skip_1[10:0] + { high_step, low_step };
   assign \$490  = ~ ready[2];
-  assign \$491  = skip_0[10] & \$490 ;
-  assign passes = ready[23] | \$491 ;
+  assign \$491  = skip_1[10] & \$490 ;
+  assign passes = ready[24] | \$491 ;
   assign turn_skips = enable & valid[2];
-  assign \$492  = ready[22] ? zeros_class : skip_0[14:11];
+  assign \$492  = ready[23] ? zeros_class : skip_1[14:11];
   assign \$493  = ~ i_end;
   assign \$494  = i_event & \$493 ;
   assign \$495  = | \$494 ;
   assign \$496  = i_valid & \$495 ;
-  assign \$497  = turn & \local [17];
+  assign \$497  = turn & \local [18];
   assign \$498  = turn & \local [0];
-  assign \$499  = \local [17] ? { 3'h0, \local [35:34] } : \$488 [4:0];
-  assign \$500  = open_0[16] | \local [33];
-  assign \$501  = \local [17] ? \local [36] : \$500 ;
-  assign \$503  = { open_0[10:0], \local [3], \local [4], \local [5], \local [6] } >> { \local [16], 1'h0 };
-  assign \$504  = aligned[22] ? number : { 8'h00, aligned[26:24] };
+  assign \$499  = \local [18] ? { 3'h0, \local [36:35] } : \$488 [4:0];
+  assign \$500  = open_1[16] | \local [34];
+  assign \$501  = \local [18] ? \local [37] : \$500 ;
+  assign \$503  = { open_1[10:0], \local [4], \local [5], \local [6], \local [7] } >> { \local [17], 1'h0 };
+  assign \$504  = aligned[23] ? number : { 8'h00, aligned[27:25] };
   assign \$505  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
-  assign \$506  = ~ aligned[22];
+  assign \$506  = ~ aligned[23];
   assign \$507  = enable & \$506 ;
-  assign \$508  = passes ? ready[29:27] : total[2:0];
+  assign \$508  = passes ? ready[30:28] : total[2:0];
   assign \$509  = turn_skips & passes;
   assign \$510  = turn_skips & ready[0];
-  assign \$511  = passes ? { 2'h0, ready[38:37] } : total[14:11];
+  assign \$511  = passes ? { 2'h0, ready[39:38] } : total[14:11];
   assign \$512  = valid[2] & passes;
   always @(posedge clk)
     bad <= \$513 ;
@@ -4916,25 +5174,29 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
   always @(posedge clk)
     bad_parity <= \$517 ;
   always @(posedge clk)
-    open_0 <= \$518 ;
+    open_1 <= \$518 ;
   always @(posedge clk)
-    aligned <= \$519 ;
+    open_0 <= \$519 ;
   always @(posedge clk)
-    zeros <= \$520 ;
+    aligned <= \$520 ;
   always @(posedge clk)
-    ready <= \$521 ;
+    zeros <= \$521 ;
   always @(posedge clk)
-    low_step <= \$522 ;
+    ready <= \$522 ;
   always @(posedge clk)
-    high_step <= \$523 ;
+    low_step <= \$523 ;
   always @(posedge clk)
-    zeros_class <= \$524 ;
+    high_step <= \$524 ;
   always @(posedge clk)
-    skip_0 <= \$525 ;
+    zeros_class <= \$525 ;
   always @(posedge clk)
-    o_valid <= \$526 ;
+    skip_1 <= \$526 ;
   always @(posedge clk)
-    o <= \$527 ;
+    skip_0 <= \$527 ;
+  always @(posedge clk)
+    o_valid <= \$528 ;
+  always @(posedge clk)
+    o <= \$529 ;
   assign \event  = i_event & i_end;
   assign \$19  = ~ \$3 ;
   assign \$20  = i_end[1] & \$19 ;
@@ -5040,7 +5302,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
   assign \$341  = \$322  & \$340 ;
   assign \$344  = \$341  & \$135 ;
   assign \$345  = \$326  + \$344 ;
-  assign \$346  = | entering[20:18];
+  assign \$346  = | entering[21:19];
   assign \$348  = ~ \$347 ;
   assign \$351  = 1'h0 + \$349 ;
   assign \$368  = \$351  & { \$150 , \$150  };
@@ -5099,7 +5361,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
     if (time_zero ) begin end
     \$516  = bad_slot;
     if (enable) begin
-      \$516  = 1'h0;
+      \$516  = i_slot;
     end
     if (cancel) begin
       \$516  = 1'h0;
@@ -5123,187 +5385,216 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
   end
   always @* begin
     if (time_zero ) begin end
-    \$518  = open_0;
+    \$518  = open_1;
     if (turn) begin
-      \$518 [10:0] = { open_0[6:0], \local [3], \local [20:18] };
+      \$518  = open_0;
+    end
+    if (cancel) begin
+      \$518  = 17'h00000;
+    end
+    if (rst) begin
+      \$518  = 17'h00000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$519  = open_0;
+    if (turn) begin
+      \$519 [10:0] = { open_1[6:0], \local [4], \local [21:19] };
     end
     if (\$497 ) begin
-      \$518 [10:3] = 8'h00;
+      \$519 [10:3] = 8'h00;
     end
     if (\$498 ) begin
-      \$518 [2:0] = 3'h0;
+      \$519 [2:0] = 3'h0;
     end
     if (turn) begin
-      \$518 [15:11] = \$499 ;
-      \$518 [16] = \$501 ;
+      \$519 [15:11] = \$499 ;
+      \$519 [16] = \$501 ;
     end
     if (\$498 ) begin
-      \$518 [15:11] = 5'h00;
-      \$518 [16] = 1'h0;
+      \$519 [15:11] = 5'h00;
+      \$519 [16] = 1'h0;
     end
     if (cancel) begin
-      \$518  = 17'h00000;
+      \$519  = 17'h00000;
     end
     if (rst) begin
-      \$518  = 17'h00000;
+      \$519  = 17'h00000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$519  = aligned;
+    \$520  = aligned;
     if (enable) begin
-      \$519 [0] = \local [0];
-      \$519 [1] = \local [1];
-      \$519 [2] = \local [2];
-      \$519 [6:3] = \local [6:3];
-      \$519 [10:7] = \local [10:7];
-      \$519 [14:11] = \local [14:11];
-      \$519 [16:15] = \local [16:15];
-      \$519 [17] = \local [17];
-      \$519 [20:18] = \local [20:18];
-      \$519 [21] = \local [21];
-      \$519 [22] = \local [22];
-      \$519 [23] = \local [23];
-      \$519 [26:24] = \local [26:24];
-      \$519 [29:27] = \local [29:27];
-      \$519 [32:30] = \local [32:30];
-      \$519 [33] = \local [33];
-      \$519 [35:34] = \local [35:34];
-      \$519 [36] = \local [36];
-      \$519 [38:37] = \local [38:37];
-      \$519 [50:39] = \$503 [11:0];
+      \$520 [0] = \local [0];
+      \$520 [1] = \local [1];
+      \$520 [2] = \local [2];
+      \$520 [3] = \local [3];
+      \$520 [7:4] = \local [7:4];
+      \$520 [11:8] = \local [11:8];
+      \$520 [15:12] = \local [15:12];
+      \$520 [17:16] = \local [17:16];
+      \$520 [18] = \local [18];
+      \$520 [21:19] = \local [21:19];
+      \$520 [22] = \local [22];
+      \$520 [23] = \local [23];
+      \$520 [24] = \local [24];
+      \$520 [27:25] = \local [27:25];
+      \$520 [30:28] = \local [30:28];
+      \$520 [33:31] = \local [33:31];
+      \$520 [34] = \local [34];
+      \$520 [36:35] = \local [36:35];
+      \$520 [37] = \local [37];
+      \$520 [39:38] = \local [39:38];
+      \$520 [51:40] = \$503 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$520  = zeros;
+    \$521  = zeros;
     if (enable) begin
-      \$520  = \$488 [4:0];
+      \$521  = \$488 [4:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$521  = ready;
+    \$522  = ready;
     if (enable) begin
-      \$521 [0] = aligned[0];
-      \$521 [1] = aligned[1];
-      \$521 [2] = aligned[2];
-      \$521 [6:3] = aligned[6:3];
-      \$521 [10:7] = aligned[10:7];
-      \$521 [14:11] = aligned[14:11];
-      \$521 [16:15] = aligned[16:15];
-      \$521 [17] = aligned[17];
-      \$521 [20:18] = aligned[20:18];
-      \$521 [21] = aligned[21];
-      \$521 [22] = aligned[22];
-      \$521 [23] = aligned[23];
-      \$521 [26:24] = aligned[26:24];
-      \$521 [29:27] = aligned[29:27];
-      \$521 [32:30] = aligned[32:30];
-      \$521 [33] = aligned[33];
-      \$521 [35:34] = aligned[35:34];
-      \$521 [36] = aligned[36];
-      \$521 [38:37] = aligned[38:37];
-      \$521 [49:39] = number;
+      \$522 [0] = aligned[0];
+      \$522 [1] = aligned[1];
+      \$522 [2] = aligned[2];
+      \$522 [3] = aligned[3];
+      \$522 [7:4] = aligned[7:4];
+      \$522 [11:8] = aligned[11:8];
+      \$522 [15:12] = aligned[15:12];
+      \$522 [17:16] = aligned[17:16];
+      \$522 [18] = aligned[18];
+      \$522 [21:19] = aligned[21:19];
+      \$522 [22] = aligned[22];
+      \$522 [23] = aligned[23];
+      \$522 [24] = aligned[24];
+      \$522 [27:25] = aligned[27:25];
+      \$522 [30:28] = aligned[30:28];
+      \$522 [33:31] = aligned[33:31];
+      \$522 [34] = aligned[34];
+      \$522 [36:35] = aligned[36:35];
+      \$522 [37] = aligned[37];
+      \$522 [39:38] = aligned[39:38];
+      \$522 [50:40] = number;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$522  = low_step;
+    \$523  = low_step;
     if (enable) begin
-      \$522  = \$504 [2:0];
+      \$523  = \$504 [2:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$523  = high_step;
+    \$524  = high_step;
     if (enable) begin
-      \$523  = number[10:3];
+      \$524  = number[10:3];
     end
     if (\$507 ) begin
-      \$523  = 8'h00;
+      \$524  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$524  = zeros_class;
+    \$525  = zeros_class;
     if (enable) begin
-      \$524  = \$505 ;
+      \$525  = \$505 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$525  = skip_0;
+    \$526  = skip_1;
     if (turn_skips) begin
-      \$525 [10:0] = { total[10:3], \$508  };
+      \$526  = skip_0;
+    end
+    if (cancel) begin
+      \$526  = 15'h0000;
+    end
+    if (rst) begin
+      \$526  = 15'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$527  = skip_0;
+    if (turn_skips) begin
+      \$527 [10:0] = { total[10:3], \$508  };
     end
     if (\$509 ) begin
-      \$525 [10:3] = 8'h00;
+      \$527 [10:3] = 8'h00;
     end
     if (\$510 ) begin
-      \$525 [2:0] = 3'h0;
+      \$527 [2:0] = 3'h0;
     end
     if (turn_skips) begin
-      \$525 [14:11] = \$511 ;
+      \$527 [14:11] = \$511 ;
     end
     if (cancel) begin
-      \$525  = 15'h0000;
+      \$527  = 15'h0000;
     end
     if (rst) begin
-      \$525  = 15'h0000;
+      \$527  = 15'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$526  = o_valid;
+    \$528  = o_valid;
     if (enable) begin
-      \$526  = \$512 ;
+      \$528  = \$512 ;
     end
     if (cancel) begin
-      \$526  = 1'h0;
+      \$528  = 1'h0;
     end
     if (rst) begin
-      \$526  = 1'h0;
+      \$528  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$527  = o;
+    \$529  = o;
     if (enable) begin
-      \$527 [2:0] = ready[6:4];
-      \$527 [5:3] = ready[9:7];
-      \$527 [9:6] = ready[14:11];
-      \$527 [10] = ready[21];
-      \$527 [21:11] = ready[49:39];
-      \$527 [32:22] = total[10:0];
-      \$527 [36:33] = zeros_class;
-      \$527 [40:37] = total[14:11];
-      \$527 [41] = ready[0];
-      \$527 [42] = ready[1];
-      \$527 [43] = ready[2];
+      \$529 [2:0] = ready[7:5];
+      \$529 [5:3] = ready[10:8];
+      \$529 [9:6] = ready[15:12];
+      \$529 [10] = ready[22];
+      \$529 [21:11] = ready[50:40];
+      \$529 [32:22] = total[10:0];
+      \$529 [36:33] = zeros_class;
+      \$529 [40:37] = total[14:11];
+      \$529 [41] = ready[0];
+      \$529 [42] = ready[1];
+      \$529 [43] = ready[2];
+      \$529 [44] = ready[3];
     end
   end
-  assign i_slot = 1'h0;
   assign zeros_now = \$488 [4:0];
   assign block = o;
   assign total[14:11] = \$492 ;
   assign total[10:0] = \$489 [10:0];
-  assign entering[38:37] = \$486 [1:0];
-  assign entering[36] = \$346 ;
-  assign entering[35:34] = \$345 [1:0];
-  assign entering[33] = \$303 ;
-  assign entering[32:30] = \$290 [2:0];
-  assign entering[29:27] = \$224 [2:0];
-  assign entering[20:18] = { \$142 , \$139 , \$136  };
-  assign entering[26:24] = \$133 [2:0];
-  assign entering[22] = \$116 ;
-  assign entering[21] = \$92 ;
-  assign entering[23] = \$72 ;
-  assign entering[17] = \$70 ;
-  assign entering[16:15] = \$68 [1:0];
-  assign entering[14:11] = \event ;
-  assign entering[10:7] = i_end;
-  assign entering[6:3] = i_bits;
+  assign entering[39:38] = \$486 [1:0];
+  assign entering[37] = \$346 ;
+  assign entering[36:35] = \$345 [1:0];
+  assign entering[34] = \$303 ;
+  assign entering[33:31] = \$290 [2:0];
+  assign entering[30:28] = \$224 [2:0];
+  assign entering[21:19] = { \$142 , \$139 , \$136  };
+  assign entering[27:25] = \$133 [2:0];
+  assign entering[23] = \$116 ;
+  assign entering[22] = \$92 ;
+  assign entering[24] = \$72 ;
+  assign entering[18] = \$70 ;
+  assign entering[17:16] = \$68 [1:0];
+  assign entering[15:12] = \event ;
+  assign entering[11:8] = i_end;
+  assign entering[7:4] = i_bits;
+  assign entering[3] = i_slot;
   assign entering[2] = i_run_form;
   assign entering[1] = i_parity;
   assign entering[0] = i_last;
@@ -5340,247 +5631,328 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, enable, cancel, bad, b
   assign \$451  = \$450 ;
 endmodule
 
-module egret_m_ddr3_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
+module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire [3:0] \$1 , \$219 , \$23 , \$232 , \$233 , \$234 , \$24 ;
-  wire \$10 , \$11 , \$12 , \$134 , \$135 , \$139 , \$140 , \$141 , \$15 , \$155 , \$156 , \$159 ,
-    \$16 , \$166 , \$167 , \$168 , \$169 , \$18 , \$185 , \$186 , \$189 , \$19 , \$199 , \$2 , \$200
-    , \$203 , \$21 , \$215 , \$216 , \$217 , \$218 , \$22 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 ,
-    \$33 , \$34 , \$35 , \$36 , \$37 , \$4 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$6 ,
-    \$67 , \$68 , \$7 , \$71 , \$72 , \$75 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$86 , \$87 ,
-    \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 ;
-  wire [1:0] \$106 , \$107 , \$118 , \$143 , \$150 , \$151 , \$160 , \$190 , \$267 , \$268 , \$44 ,
-    \$45 , \$76 , \$77 ;
-  wire [2:0] \$129 , \$130 , \$131 , \$170 , \$180 , \$181 , \$204 , \$318 , \$319 , \$320 , \$61 ,
-    \$62 , \$63 ;
-  reg \$325 ;
-  reg [3:0] \$326 ;
-  reg [32:0] \$327 ;
+  wire \$1 , \$10 , \$109 , \$11 , \$110 , \$113 , \$114 , \$115 , \$12 , \$121 , \$13 , \$137 ,
+    \$138 , \$139 , \$14 , \$140 , \$141 , \$15 , \$155 , \$156 , \$159 , \$16 , \$166 , \$167 ,
+    \$168 , \$169 , \$17 , \$18 , \$185 , \$186 , \$189 , \$19 , \$199 , \$2 , \$20 , \$200 , \$203
+    , \$21 , \$215 , \$216 , \$217 , \$218 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
+    \$3 , \$30 , \$32 , \$34 , \$36 , \$4 , \$43 , \$44 , \$5 , \$57 , \$58 , \$59 , \$60 , \$67 ,
+    \$68 , \$69 , \$7 , \$70 , \$71 , \$73 , \$74 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 ,
+    \$85 , \$9 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$99 ;
+  wire [2:0] \$106 , \$107 , \$108 , \$134 , \$135 , \$136 , \$170 , \$180 , \$181 , \$204 , \$278 ,
+    \$279 , \$280 ;
+  wire [1:0] \$125 , \$126 , \$130 , \$143 , \$150 , \$151 , \$160 , \$190 , \$248 , \$249 , \$89 ,
+    \$90 ;
+  wire [3:0] \$219 , \$232 , \$233 , \$234 ;
+  reg \$283 ;
+  reg [44:0] \$284 ;
+  reg [2:0] \$285 ;
+  reg \$286 ;
+  reg \$287 ;
+  reg \$288 ;
+  reg [33:0] \$289 ;
+  reg alone = 1'h0;
+  reg [44:0] block = 45'h000000000000;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  wire \event ;
-  input [43:0] i__payload;
-  wire [43:0] i__payload;
+  wire enter;
+  reg fresh = 1'h0;
+  reg full = 1'h0;
+  input [44:0] i__payload;
+  wire [44:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire more;
-  output [32:0] o__payload;
-  reg [32:0] o__payload = 33'h000000000;
+  reg [2:0] left = 3'h0;
+  output [33:0] o__payload;
+  reg [33:0] o__payload = 34'h000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
-  wire [3:0] pending;
   input rst;
   wire rst;
+  wire step;
   wire take;
-  reg [3:0] taken = 4'h0;
-  (* init = 33'h000000000 *)
-  wire [32:0] \task ;
-  assign \$1  = ~ taken;
-  assign pending = i__payload[9:6] & \$1 ;
-  assign \event  = | pending;
-  assign \$3  = pending[1] & \$2 ;
-  assign \$4  = | pending[1:0];
-  assign \$5  = pending[2] & \$4 ;
-  assign \$6  = | pending[2:0];
-  assign \$7  = pending[3] & \$6 ;
-  assign more = | { \$7 , \$5 , \$3  };
-  assign \$8  = ~ o__valid;
-  assign take = \$8  | o__ready;
-  assign \$9  = i__payload[41] ? \event  : more;
-  assign \$10  = ~ \$9 ;
-  assign i__ready = take & \$10 ;
-  assign \$15  = ~ \$2 ;
-  assign \$16  = pending[1] & \$15 ;
-  assign \$18  = ~ \$4 ;
-  assign \$19  = pending[2] & \$18 ;
-  assign \$21  = ~ \$6 ;
-  assign \$22  = pending[3] & \$21 ;
-  assign \$23  = taken | { \$22 , \$19 , \$16 , \$2  };
-  assign \$24  = i__ready ? 4'h0 : \$23 ;
-  assign \$25  = ~ \event ;
-  assign \$26  = i__payload[41] & \$25 ;
-  assign \$27  = | taken;
-  assign \$28  = ~ \$27 ;
-  assign \$29  = \$28  & i__payload[10];
-  assign \$33  = i__payload[0] & \$16 ;
-  assign \$36  = ~ \$35 ;
-  assign \$37  = i__payload[0] & \$36 ;
-  assign \$44  = { \$37 , i__payload[1] } & { \$19 , \$19  };
-  assign \$45  = { 1'h0, \$34  } | \$44 ;
-  assign \$47  = ~ \$46 ;
-  assign \$48  = i__payload[1] & \$47 ;
-  assign \$49  = | i__payload[5:4];
-  assign \$50  = ~ \$49 ;
-  assign \$51  = i__payload[0] & \$50 ;
-  assign \$61  = { \$51 , \$48 , i__payload[2] } & { \$22 , \$22 , \$22  };
-  assign \$62  = { 1'h0, \$45  } | \$61 ;
-  assign \$63  = \$29  ? i__payload[13:11] : \$62 ;
-  assign \$67  = ~ \$29 ;
-  assign \$68  = take & \$67 ;
-  assign \$71  = ~ i__payload[7];
-  assign \$72  = i__payload[4] & \$71 ;
-  assign \$75  = \$72  & \$18 ;
-  assign \$76  = ~ pending[3:2];
-  assign \$77  = i__payload[9:8] & \$76 ;
-  assign \$78  = | \$77 ;
-  assign \$79  = ~ \$78 ;
-  assign \$80  = \$75  & \$79 ;
-  assign \$81  = i__payload[0] & \$80 ;
-  assign \$86  = ~ i__payload[8];
-  assign \$87  = i__payload[5] & \$86 ;
-  assign \$90  = \$87  & \$21 ;
-  assign \$91  = ~ pending[3];
-  assign \$92  = i__payload[9] & \$91 ;
-  assign \$94  = ~ \$93 ;
-  assign \$95  = \$90  & \$94 ;
-  assign \$106  = { \$37 , i__payload[1] } & { \$95 , \$95  };
-  assign \$107  = { 1'h0, \$82  } | \$106 ;
-  assign \$118  = 1'h0 + \$80 ;
-  assign \$129  = \$118  + \$95 ;
-  assign \$130  = i__payload[43] ? { 1'h0, \$107  } : \$129 ;
-  assign \$131  = \$27  ? \$130  : i__payload[24:22];
-  assign \$135  = take & \$134 ;
+  (* init = 34'h000000000 *)
+  wire [33:0] \task ;
+  assign \$1  = ~ o__valid;
+  assign take = \$1  | o__ready;
+  assign \$2  = ~ full;
+  assign \$3  = take & alone;
+  assign i__ready = \$2  | \$3 ;
+  assign enter = i__valid & i__ready;
+  assign \$4  = full & take;
+  assign \$5  = ~ alone;
+  assign step = \$4  & \$5 ;
+  assign \$11  = ~ \$10 ;
+  assign \$12  = step & \$11 ;
+  assign \$13  = | block[7:6];
+  assign \$14  = ~ \$13 ;
+  assign \$15  = step & \$14 ;
+  assign \$16  = | block[8:6];
+  assign \$17  = ~ \$16 ;
+  assign \$18  = step & \$17 ;
+  assign \$20  = i__payload[7] & \$19 ;
+  assign \$21  = | i__payload[7:6];
+  assign \$22  = i__payload[8] & \$21 ;
+  assign \$23  = | i__payload[8:6];
+  assign \$24  = i__payload[9] & \$23 ;
+  assign \$25  = | { \$24 , \$22 , \$20  };
+  assign \$26  = ~ \$25 ;
+  assign \$27  = | i__payload[9:6];
+  assign \$28  = i__payload[41] & \$27 ;
+  assign \$29  = ~ \$28 ;
+  assign \$30  = \$26  & \$29 ;
+  assign \$32  = block[7] & \$10 ;
+  assign \$34  = block[8] & \$13 ;
+  assign \$36  = block[9] & \$16 ;
+  assign \$44  = \$34  & \$43 ;
+  assign \$57  = | { \$34 , \$32  };
+  assign \$58  = \$36  & \$57 ;
+  assign \$59  = | { \$58 , \$44  };
+  assign \$60  = ~ \$59 ;
+  assign \$67  = | { \$36 , \$34 , \$32  };
+  assign \$68  = block[41] & \$67 ;
+  assign \$69  = ~ \$68 ;
+  assign \$70  = \$60  & \$69 ;
+  assign \$71  = | block[9:6];
+  assign \$73  = ~ \$71 ;
+  assign \$74  = block[41] & \$73 ;
+  assign \$77  = block[7] & \$11 ;
+  assign \$78  = block[0] & \$77 ;
+  assign \$81  = ~ \$80 ;
+  assign \$82  = block[0] & \$81 ;
+  assign \$85  = block[8] & \$14 ;
+  assign \$89  = { \$82 , block[1] } & { \$85 , \$85  };
+  assign \$90  = { 1'h0, \$79  } | \$89 ;
+  assign \$92  = ~ \$91 ;
+  assign \$93  = block[1] & \$92 ;
+  assign \$94  = | block[5:4];
+  assign \$95  = ~ \$94 ;
+  assign \$96  = block[0] & \$95 ;
+  assign \$99  = block[9] & \$17 ;
+  assign \$106  = { \$96 , \$93 , block[2] } & { \$99 , \$99 , \$99  };
+  assign \$107  = { 1'h0, \$90  } | \$106 ;
+  assign \$108  = block[10] ? block[13:11] : \$107 ;
+  assign \$109  = ~ block[10];
+  assign \$110  = take & \$109 ;
+  assign \$113  = left[1] & \$14 ;
+  assign \$114  = block[0] & \$113 ;
+  assign \$121  = left[2] & \$17 ;
+  assign \$125  = { \$82 , block[1] } & { \$121 , \$121  };
+  assign \$126  = { 1'h0, \$115  } | \$125 ;
+  assign \$130  = 1'h0 + \$113 ;
+  assign \$134  = \$130  + \$121 ;
+  assign \$135  = block[43] ? { 1'h0, \$126  } : \$134 ;
+  assign \$136  = fresh ? block[24:22] : \$135 ;
+  assign \$137  = ~ fresh;
+  assign \$138  = take & \$137 ;
   assign \$140  = ~ \$139 ;
   assign \$143  = 1'h0 + \$141 ;
-  assign \$150  = \$143  & { \$16 , \$16  };
-  assign \$155  = ~ \$37 ;
-  assign \$159  = \$156  & \$36 ;
+  assign \$150  = \$143  & { \$77 , \$77  };
+  assign \$155  = ~ \$82 ;
+  assign \$159  = \$156  & \$81 ;
   assign \$160  = 1'h0 + \$159 ;
   assign \$167  = ~ \$166 ;
   assign \$168  = \$156  & \$167 ;
   assign \$170  = \$160  + \$169 ;
-  assign \$180  = \$170  & { \$19 , \$19 , \$19  };
+  assign \$180  = \$170  & { \$85 , \$85 , \$85  };
   assign \$181  = { 1'h0, \$151  } | \$180 ;
-  assign \$185  = ~ \$51 ;
-  assign \$189  = \$186  & \$50 ;
+  assign \$185  = ~ \$96 ;
+  assign \$189  = \$186  & \$95 ;
   assign \$190  = 1'h0 + \$189 ;
-  assign \$199  = ~ \$48 ;
+  assign \$199  = ~ \$93 ;
   assign \$200  = \$186  & \$199 ;
-  assign \$203  = \$200  & \$47 ;
+  assign \$203  = \$200  & \$92 ;
   assign \$204  = \$190  + \$203 ;
   assign \$216  = ~ \$215 ;
   assign \$217  = \$200  & \$216 ;
   assign \$219  = \$204  + \$218 ;
-  assign \$232  = \$219  & { \$22 , \$22 , \$22 , \$22  };
+  assign \$232  = \$219  & { \$99 , \$99 , \$99 , \$99  };
   assign \$233  = { 1'h0, \$181  } | \$232 ;
-  assign \$234  = \$29  ? i__payload[36:33] : \$233 ;
-  assign \$267  = \$143  & { \$80 , \$80  };
-  assign \$318  = \$170  & { \$95 , \$95 , \$95  };
-  assign \$319  = { 1'h0, \$268  } | \$318 ;
-  assign \$320  = \$27  ? \$319  : i__payload[39:37];
+  assign \$234  = block[10] ? block[36:33] : \$233 ;
+  assign \$248  = \$143  & { \$113 , \$113  };
+  assign \$278  = \$170  & { \$121 , \$121 , \$121  };
+  assign \$279  = { 1'h0, \$249  } | \$278 ;
+  assign \$280  = fresh ? block[39:37] : \$279 ;
   always @(posedge clk)
-    o__valid <= \$325 ;
+    full <= \$283 ;
   always @(posedge clk)
-    taken <= \$326 ;
+    block <= \$284 ;
   always @(posedge clk)
-    o__payload <= \$327 ;
+    left <= \$285 ;
+  always @(posedge clk)
+    fresh <= \$286 ;
+  always @(posedge clk)
+    alone <= \$287 ;
+  always @(posedge clk)
+    o__valid <= \$288 ;
+  always @(posedge clk)
+    o__payload <= \$289 ;
   always @* begin
     if (time_zero ) begin end
-    \$325  = o__valid;
-    if (take) begin
-      \$325  = i__valid;
+    \$283  = full;
+    if (enter) begin
+      \$283  = 1'h1;
+    end else if (\$3 ) begin
+      \$283  = 1'h0;
     end
     if (cancel) begin
-      \$325  = 1'h0;
+      \$283  = 1'h0;
     end
     if (rst) begin
-      \$325  = 1'h0;
+      \$283  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$326  = taken;
-    if (take) begin
-      if (i__valid) begin
-        \$326  = \$24 ;
-      end
+    \$284  = block;
+    if (enter) begin
+      \$284  = i__payload;
     end
-    if (cancel) begin
-      \$326  = 4'h0;
+    if (step) begin
+      \$284 [10] = 1'h0;
     end
-    if (rst) begin
-      \$326  = 4'h0;
+    if (\$9 ) begin
+      \$284 [6] = 1'h0;
+    end
+    if (\$12 ) begin
+      \$284 [7] = 1'h0;
+    end
+    if (\$15 ) begin
+      \$284 [8] = 1'h0;
+    end
+    if (\$18 ) begin
+      \$284 [9] = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$327  = o__payload;
+    \$285  = left;
+    if (enter) begin
+      \$285  = i__payload[5:3];
+    end
+    if (\$9 ) begin
+      \$285 [0] = 1'h0;
+    end
+    if (\$12 ) begin
+      \$285 [1] = 1'h0;
+    end
+    if (\$15 ) begin
+      \$285 [2] = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$286  = fresh;
+    if (enter) begin
+      \$286  = 1'h1;
+    end
+    if (step) begin
+      \$286  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$287  = alone;
+    if (enter) begin
+      \$287  = \$30 ;
+    end else if (step) begin
+      \$287  = \$70 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$288  = o__valid;
     if (take) begin
-      \$327 [0] = \event ;
-      \$327 [1] = \$26 ;
-      \$327 [32] = i__payload[42];
+      \$288  = full;
+    end
+    if (cancel) begin
+      \$288  = 1'h0;
+    end
+    if (rst) begin
+      \$288  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$289  = o__payload;
+    if (take) begin
+      \$289 [0] = \$71 ;
+      \$289 [1] = \$74 ;
+      \$289 [32] = block[42];
+      \$289 [33] = block[44];
     end
     if (take) begin
-      \$327 [12:2] = { i__payload[21:14], \$63  };
+      \$289 [12:2] = { block[21:14], \$108  };
     end
-    if (\$68 ) begin
-      \$327 [12:5] = 8'h00;
-    end
-    if (take) begin
-      \$327 [23:13] = { i__payload[32:25], \$131  };
-    end
-    if (\$135 ) begin
-      \$327 [23:16] = 8'h00;
+    if (\$110 ) begin
+      \$289 [12:5] = 8'h00;
     end
     if (take) begin
-      \$327 [27:24] = \$234 ;
+      \$289 [23:13] = { block[32:25], \$136  };
+    end
+    if (\$138 ) begin
+      \$289 [23:16] = 8'h00;
     end
     if (take) begin
-      \$327 [31:28] = { i__payload[40], \$320  };
+      \$289 [27:24] = \$234 ;
     end
-    if (\$135 ) begin
-      \$327 [31] = 1'h0;
+    if (take) begin
+      \$289 [31:28] = { block[40], \$280  };
+    end
+    if (\$138 ) begin
+      \$289 [31] = 1'h0;
     end
   end
   assign \task  = o__payload;
-  assign \$2  = pending[0];
-  assign \$11  = 1'h0;
-  assign \$12  = 1'h1;
-  assign \$34  = \$33 ;
-  assign \$35  = i__payload[4];
-  assign \$46  = i__payload[5];
-  assign \$82  = \$81 ;
-  assign \$93  = \$92 ;
-  assign \$134  = \$27 ;
-  assign \$139  = i__payload[0];
+  assign \$7  = 1'h0;
+  assign \$8  = 1'h1;
+  assign \$9  = step;
+  assign \$10  = block[6];
+  assign \$19  = i__payload[6];
+  assign \$43  = \$32 ;
+  assign \$79  = \$78 ;
+  assign \$80  = block[4];
+  assign \$91  = block[5];
+  assign \$115  = \$114 ;
+  assign \$139  = block[0];
   assign \$141  = \$140 ;
   assign \$151  = \$150 ;
   assign \$156  = \$155 ;
-  assign \$166  = i__payload[1];
+  assign \$166  = block[1];
   assign \$169  = \$168 ;
   assign \$186  = \$185 ;
-  assign \$215  = i__payload[2];
+  assign \$215  = block[2];
   assign \$218  = \$217 ;
-  assign \$268  = \$267 ;
+  assign \$249  = \$248 ;
 endmodule
 
-module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
+module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg [3:0] \$16 ;
-  reg [3:0] \$17 ;
-  reg [6:0] \$18 ;
-  reg \$19 ;
-  reg \$20 ;
-  (* init = 4'h0 *)
-  wire [3:0] \$signature__addr ;
+  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg \$23 ;
+  reg [6:0] \$24 ;
+  reg [3:0] \$25 ;
+  reg [3:0] \$26 ;
+  reg \$27 ;
+  reg \$28 ;
+  reg [3:0] \$signature__addr  = 4'h0;
   wire [6:0] \$signature__data ;
   wire \$signature__en ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg grew = 1'h0;
   input [6:0] i__payload;
   wire [6:0] i__payload;
   output i__ready;
-  wire i__ready;
+  reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
   wire move;
@@ -5592,13 +5964,17 @@ module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__ready, i__paylo
   reg o__valid = 1'h0;
   (* init = 7'h00 *)
   wire [6:0] payload;
-  (* init = 4'h0 *)
-  wire [3:0] read__addr;
+  reg [3:0] read__addr = 4'h0;
   wire [6:0] read__data;
+  (* init = 1'h1 *)
+  wire room;
   input rst;
   wire rst;
-  reg [3:0] taken = 4'h0;
-  reg [3:0] written = 4'h0;
+  reg some = 1'h0;
+  (* init = 4'h0 *)
+  wire [3:0] taken;
+  (* init = 4'h0 *)
+  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [6:0] entries [15:0];
   integer entries_entry;
@@ -5608,131 +5984,154 @@ module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__ready, i__paylo
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written] <= i__payload;
+      entries[\$signature__addr ] <= i__payload;
   end
-  assign read__data = entries[taken];
-  assign \$1  = written != taken;
-  assign \$2  = ~ grew;
-  assign i__ready = \$1  | \$2 ;
-  assign \$4  = \$1  | grew;
-  assign \$5  = ~ o__valid;
-  assign \$6  = \$5  | o__ready;
-  assign move = \$4  & \$6 ;
+  assign read__data = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
-  assign \$7  = written[3] ^ written[2];
-  assign \$8  = | written[2:0];
+  assign \$1  = ~ o__valid;
+  assign \$2  = \$1  | o__ready;
+  assign move = some & \$2 ;
+  assign \$3  = \$signature__addr [3] ^ \$signature__addr [2];
+  assign \$4  = | \$signature__addr [2:0];
+  assign \$5  = ~ \$4 ;
+  assign \$6  = \$3  ^ \$5 ;
+  assign \$7  = read__addr[3] ^ read__addr[2];
+  assign \$8  = | read__addr[2:0];
   assign \$9  = ~ \$8 ;
   assign \$10  = \$7  ^ \$9 ;
-  assign \$11  = taken[3] ^ taken[2];
-  assign \$12  = | taken[2:0];
-  assign \$13  = ~ \$12 ;
-  assign \$14  = \$11  ^ \$13 ;
-  assign \$15  = \$signature__en  != move;
+  assign \$15  = { \$signature__addr [2:0], \$6  } == read__addr;
+  assign \$16  = \$signature__en  & \$15 ;
+  assign \$21  = { read__addr[2:0], \$10  } == \$signature__addr ;
+  assign \$22  = move & \$21 ;
   always @(posedge clk)
-    written <= \$16 ;
+    o__valid <= \$23 ;
   always @(posedge clk)
-    taken <= \$17 ;
+    o__payload <= \$24 ;
   always @(posedge clk)
-    o__payload <= \$18 ;
+    \$signature__addr  <= \$25 ;
   always @(posedge clk)
-    grew <= \$19 ;
+    read__addr <= \$26 ;
   always @(posedge clk)
-    o__valid <= \$20 ;
+    i__ready <= \$27 ;
+  always @(posedge clk)
+    some <= \$28 ;
   always @* begin
     if (time_zero ) begin end
-    \$16  = written;
-    if (\$signature__en ) begin
-      \$16  = { written[2:0], \$10  };
-    end
-    if (cancel) begin
-      \$16  = 4'h0;
-    end
-    if (rst) begin
-      \$16  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$17  = taken;
+    \$23  = o__valid;
     if (move) begin
-      \$17  = { taken[2:0], \$14  };
-    end
-    if (cancel) begin
-      \$17  = 4'h0;
-    end
-    if (rst) begin
-      \$17  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$18  = o__payload;
-    if (move) begin
-      \$18  = read__data;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$19  = grew;
-    if (\$15 ) begin
-      \$19  = \$signature__en ;
-    end
-    if (cancel) begin
-      \$19  = 1'h0;
-    end
-    if (rst) begin
-      \$19  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = o__valid;
-    if (move) begin
-      \$20  = 1'h1;
+      \$23  = 1'h1;
     end else if (o__ready) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
     if (cancel) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
     if (rst) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
   end
-  assign \$signature__addr  = written;
+  always @* begin
+    if (time_zero ) begin end
+    \$24  = o__payload;
+    if (move) begin
+      \$24  = read__data;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$25  = \$signature__addr ;
+    if (\$signature__en ) begin
+      \$25  = { \$signature__addr [2:0], \$6  };
+    end
+    if (cancel) begin
+      \$25  = 4'h0;
+    end
+    if (rst) begin
+      \$25  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$26  = read__addr;
+    if (move) begin
+      \$26  = { read__addr[2:0], \$10  };
+    end
+    if (cancel) begin
+      \$26  = 4'h0;
+    end
+    if (rst) begin
+      \$26  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$27  = i__ready;
+    if (move) begin
+      \$27  = 1'h1;
+    end else if (\$16 ) begin
+      \$27  = 1'h0;
+    end
+    if (cancel) begin
+      \$27  = 1'h1;
+    end
+    if (rst) begin
+      \$27  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$28  = some;
+    if (\$signature__en ) begin
+      \$28  = 1'h1;
+    end else if (\$22 ) begin
+      \$28  = 1'h0;
+    end
+    if (cancel) begin
+      \$28  = 1'h0;
+    end
+    if (rst) begin
+      \$28  = 1'h0;
+    end
+  end
+  assign room = i__ready;
+  assign written = \$signature__addr ;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken;
+  assign taken = read__addr;
   assign payload = o__payload;
 endmodule
 
-module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel, settings, i, multiply, bad, bad_parity, full, o__payload, o__ready, clk);
+module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero  = 0;
   wire [10:0] \$1 ;
-  wire \$10 , \$11 , \$12 , \$13 , \$15 , \$16 , \$17 , \$3 , \$4 , \$7 , \$8 , \$9 ;
-  wire [30:0] \$14 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$22 , \$25 ,
+    \$26 , \$27 , \$28 , \$29 , \$30 , \$31 , \$4 , \$7 , \$8 , \$9 ;
   wire [12:0] \$2 , \$5 , \$6 ;
-  reg [37:0] \$18 ;
-  reg [3:0] \$19 ;
-  reg [11:0] \$20 ;
-  reg [12:0] \$21 ;
-  reg [9:0] \$22 ;
-  reg \$23 ;
-  reg [3:0] \$24 ;
-  reg [3:0] \$25 ;
-  reg [3:0] \$26 ;
-  reg [3:0] \$27 ;
-  reg \$28 ;
-  reg \$29 ;
-  reg \$30 ;
-  reg \$31 ;
-  reg [11:0] \$32 ;
-  reg [11:0] \$33 ;
-  reg \$34 ;
-  reg \$35 ;
-  reg \$36 ;
-  reg [29:0] \$37 ;
+  wire [30:0] \$3 ;
+  reg [37:0] \$33 ;
+  reg [4:0] \$34 ;
+  reg [11:0] \$35 ;
+  reg [12:0] \$36 ;
+  reg [9:0] \$37 ;
   reg \$38 ;
-  reg [32:0] \$39 ;
+  reg [4:0] \$39 ;
+  reg [4:0] \$40 ;
+  reg [4:0] \$41 ;
+  reg [4:0] \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg \$46 ;
+  reg [11:0] \$47 ;
+  reg [11:0] \$48 ;
+  reg \$49 ;
+  reg \$50 ;
+  reg \$51 ;
+  reg \$52 ;
+  reg [29:0] \$53 ;
+  reg [29:0] \$54 ;
+  reg \$55 ;
+  reg \$56 ;
+  reg [32:0] \$57 ;
   wire [11:0] a;
   wire [9:0] address;
   wire [10:0] \address$16 ;
@@ -5741,6 +6140,7 @@ module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel,
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
+  output bad_slot;
   reg bad_slot = 1'h0;
   reg [12:0] beyond = 13'h0000;
   input cancel;
@@ -5751,15 +6151,18 @@ module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel,
   (* init = 33'h000000000 *)
   wire [32:0] done;
   output enable;
-  wire enable;
+  reg enable = 1'h1;
+  (* init = 1'h1 *)
   wire \enable$10 ;
+  (* init = 1'h1 *)
   wire \enable$23 ;
+  (* init = 1'h1 *)
   wire \enable$5 ;
-  output full;
-  reg full = 1'h0;
+  (* init = 1'h0 *)
+  wire full;
   reg [37:0] held = 38'h0000000000;
-  input [26:0] i;
-  wire [26:0] i;
+  input [27:0] i;
+  wire [27:0] i;
   input [26:0] map_write;
   wire [26:0] map_write;
   reg memory = 1'h0;
@@ -5772,21 +6175,26 @@ module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel,
   reg [32:0] o__payload = 33'h000000000;
   input o__ready;
   wire o__ready;
-  (* init = 1'h0 *)
-  wire o__valid;
+  output o__valid;
+  reg o__valid = 1'h0;
   wire [19:0] product;
+  reg [29:0] resting_0_0 = 30'h00000000;
   input rst;
   wire rst;
+  (* init = 1'h1 *)
+  wire running;
   input [37:0] settings;
   wire [37:0] settings;
+  (* init = 30'h00000000 *)
   wire [29:0] sum_0;
-  reg [29:0] sum_0_0 = 30'h00000000;
-  wire [29:0] sums;
-  reg [3:0] tag_0 = 4'h0;
-  reg [3:0] tag_1 = 4'h0;
-  reg [3:0] tag_2 = 4'h0;
-  reg [3:0] tag_3 = 4'h0;
-  reg [3:0] tag_4 = 4'h0;
+  reg [29:0] sums = 30'h00000000;
+  reg [4:0] tag_0 = 5'h00;
+  reg [4:0] tag_1 = 5'h00;
+  reg [4:0] tag_2 = 5'h00;
+  reg [4:0] tag_3 = 5'h00;
+  reg [4:0] tag_4 = 5'h00;
+  wire [29:0] total_0;
+  reg turns = 1'h0;
   wire used;
   wire [11:0] value;
   wire [7:0] \value$26 ;
@@ -5803,14 +6211,51 @@ module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel,
   reg zigzag_1 = 1'h0;
   reg zigzag_2 = 1'h0;
   always @(posedge clk)
-    full <= \$38 ;
+    column <= \$37 ;
   always @(posedge clk)
-    o__payload <= \$39 ;
+    memory <= \$38 ;
+  always @(posedge clk)
+    tag_1 <= \$39 ;
+  always @(posedge clk)
+    tag_2 <= \$40 ;
+  always @(posedge clk)
+    tag_3 <= \$41 ;
+  always @(posedge clk)
+    tag_4 <= \$42 ;
+  always @(posedge clk)
+    multiply <= \$43 ;
+  always @(posedge clk)
+    bad <= \$44 ;
+  always @(posedge clk)
+    bad_slot <= \$45 ;
+  always @(posedge clk)
+    bad_parity <= \$46 ;
+  always @(posedge clk)
+    number_0 <= \$47 ;
+  always @(posedge clk)
+    number_1 <= \$48 ;
+  always @(posedge clk)
+    zigzag_0 <= \$49 ;
+  always @(posedge clk)
+    zigzag_1 <= \$50 ;
+  always @(posedge clk)
+    zigzag_2 <= \$51 ;
+  always @(posedge clk)
+    turns <= \$52 ;
+  always @(posedge clk)
+    sums <= \$53 ;
+  always @(posedge clk)
+    resting_0_0 <= \$54 ;
+  always @(posedge clk)
+    enable <= \$55 ;
+  always @(posedge clk)
+    o__valid <= \$56 ;
+  always @(posedge clk)
+    o__payload <= \$57 ;
   assign used = tag_0[0] & beyond[12];
   assign \$1  = number_1[11:1] ^ { number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0] };
   assign \$2  = zigzag_2 ? { number_1[0], number_1[0], \$1  } : { 1'h0, value };
-  assign \$3  = tag_4[1] & full;
-  assign enable = ~ \$3 ;
+  assign \$3  = $signed(sums) + $signed(product);
   assign \$4  = enable & i[0];
   assign \$5  = i[15:4] + held[25:14];
   assign \$6  = i[15:4] - held[37:26];
@@ -5820,51 +6265,29 @@ module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel,
   assign \$10  = \$8  & \$9 ;
   assign \$11  = | beyond[11:0];
   assign \$12  = \$10  & \$11 ;
-  assign \$13  = enable & tag_4[0];
-  assign \$14  = $signed(sum_0) + $signed(product);
-  assign \$15  = enable & tag_4[1];
-  assign \$16  = ~ full;
-  assign \$17  = tag_4[1] & \$16 ;
+  assign \$13  = ~ tag_1[0];
+  assign \$14  = enable & \$13 ;
+  assign \$15  = tag_2[4] != tag_3[4];
+  assign \$16  = tag_4[0] | tag_4[1];
+  assign \$17  = \$16  | turns;
+  assign \$18  = enable & \$17 ;
+  assign \$19  = enable & tag_4[1];
+  assign \$20  = enable & turns;
+  assign \$25  = \$22  & tag_4[1];
+  assign \$26  = ~ o__ready;
+  assign \$27  = o__valid & \$26 ;
+  assign \$28  = tag_4[1] | \$27 ;
+  assign \$29  = tag_3[1] & \$28 ;
+  assign \$30  = ~ \$29 ;
+  assign \$31  = enable ? \$30  : o__ready;
   always @(posedge clk)
-    held <= \$18 ;
+    held <= \$33 ;
   always @(posedge clk)
-    tag_0 <= \$19 ;
+    tag_0 <= \$34 ;
   always @(posedge clk)
-    number <= \$20 ;
+    number <= \$35 ;
   always @(posedge clk)
-    beyond <= \$21 ;
-  always @(posedge clk)
-    column <= \$22 ;
-  always @(posedge clk)
-    memory <= \$23 ;
-  always @(posedge clk)
-    tag_1 <= \$24 ;
-  always @(posedge clk)
-    tag_2 <= \$25 ;
-  always @(posedge clk)
-    tag_3 <= \$26 ;
-  always @(posedge clk)
-    tag_4 <= \$27 ;
-  always @(posedge clk)
-    multiply <= \$28 ;
-  always @(posedge clk)
-    bad <= \$29 ;
-  always @(posedge clk)
-    bad_slot <= \$30 ;
-  always @(posedge clk)
-    bad_parity <= \$31 ;
-  always @(posedge clk)
-    number_0 <= \$32 ;
-  always @(posedge clk)
-    number_1 <= \$33 ;
-  always @(posedge clk)
-    zigzag_0 <= \$34 ;
-  always @(posedge clk)
-    zigzag_1 <= \$35 ;
-  always @(posedge clk)
-    zigzag_2 <= \$36 ;
-  always @(posedge clk)
-    sum_0_0 <= \$37 ;
+    beyond <= \$36 ;
   egret_m_ddr3_core_lane_mac_map  map (
     .cancel(cancel),
     .clk(clk),
@@ -5895,246 +6318,295 @@ module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel,
   );
   always @* begin
     if (time_zero ) begin end
-    \$38  = full;
-    if (\$17 ) begin
-      \$38  = 1'h1;
+    \$38  = memory;
+    if (enable) begin
+      \$38  = held[11];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$39  = tag_1;
+    if (enable) begin
+      \$39 [4:1] = tag_0[4:1];
+      \$39 [0] = used;
+    end
+    if (cancel) begin
+      \$39  = 5'h00;
+    end
+    if (rst) begin
+      \$39  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = tag_2;
+    if (enable) begin
+      \$40  = tag_1;
+    end
+    if (cancel) begin
+      \$40  = 5'h00;
+    end
+    if (rst) begin
+      \$40  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = tag_3;
+    if (enable) begin
+      \$41  = tag_2;
+    end
+    if (cancel) begin
+      \$41  = 5'h00;
+    end
+    if (rst) begin
+      \$41  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = tag_4;
+    if (enable) begin
+      \$42  = tag_3;
+    end
+    if (cancel) begin
+      \$42  = 5'h00;
+    end
+    if (rst) begin
+      \$42  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$43  = \$7 ;
+    if (cancel) begin
+      \$43  = 1'h0;
+    end
+    if (rst) begin
+      \$43  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = \$12 ;
+    if (cancel) begin
+      \$44  = 1'h0;
+    end
+    if (rst) begin
+      \$44  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = tag_0[4];
+    if (cancel) begin
+      \$45  = 1'h0;
+    end
+    if (rst) begin
+      \$45  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$46  = tag_0[3];
+    if (cancel) begin
+      \$46  = 1'h0;
+    end
+    if (rst) begin
+      \$46  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$47  = number_0;
+    if (enable) begin
+      \$47  = number;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$48  = number_1;
+    if (enable) begin
+      \$48  = number_0;
+    end
+    if (\$14 ) begin
+      \$48  = 12'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$49  = zigzag_0;
+    if (enable) begin
+      \$49  = held[12];
+    end
+    if (cancel) begin
+      \$49  = 1'h0;
+    end
+    if (rst) begin
+      \$49  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$50  = zigzag_1;
+    if (enable) begin
+      \$50  = zigzag_0;
+    end
+    if (cancel) begin
+      \$50  = 1'h0;
+    end
+    if (rst) begin
+      \$50  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = zigzag_2;
+    if (enable) begin
+      \$51  = zigzag_1;
+    end
+    if (\$14 ) begin
+      \$51  = 1'h1;
+    end
+    if (cancel) begin
+      \$51  = 1'h0;
+    end
+    if (rst) begin
+      \$51  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$52  = turns;
+    if (enable) begin
+      \$52  = \$15 ;
+    end
+    if (cancel) begin
+      \$52  = 1'h0;
+    end
+    if (rst) begin
+      \$52  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$53  = sums;
+    if (\$18 ) begin
+      \$53  = \$3 [29:0];
+    end
+    if (\$19 ) begin
+      \$53  = 30'h00000000;
+    end
+    if (\$20 ) begin
+      \$53  = resting_0_0;
+    end
+    if (cancel) begin
+      \$53  = 30'h00000000;
+    end
+    if (rst) begin
+      \$53  = 30'h00000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = resting_0_0;
+    if (\$22 ) begin
+      \$54  = \$3 [29:0];
+    end
+    if (\$25 ) begin
+      \$54  = 30'h00000000;
+    end
+    if (cancel) begin
+      \$54  = 30'h00000000;
+    end
+    if (rst) begin
+      \$54  = 30'h00000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$55  = \$31 ;
+    if (cancel) begin
+      \$55  = 1'h1;
+    end
+    if (rst) begin
+      \$55  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$56  = o__valid;
+    if (\$19 ) begin
+      \$56  = 1'h1;
     end else if (o__ready) begin
-      \$38  = 1'h0;
+      \$56  = 1'h0;
     end
     if (cancel) begin
-      \$38  = 1'h0;
+      \$56  = 1'h0;
     end
     if (rst) begin
-      \$38  = 1'h0;
+      \$56  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = o__payload;
-    if (\$17 ) begin
-      \$39 [32:3] = sum_0;
-      \$39 [1] = 1'h0;
-      \$39 [2] = tag_4[2];
-      \$39 [0] = tag_4[3];
+    \$57  = o__payload;
+    if (\$19 ) begin
+      \$57 [32:3] = sums;
+      \$57 [1] = tag_4[4];
+      \$57 [2] = tag_4[2];
+      \$57 [0] = tag_4[3];
     end
     if (cancel) begin
-      \$39  = 33'h000000000;
+      \$57  = 33'h000000000;
     end
     if (rst) begin
-      \$39  = 33'h000000000;
+      \$57  = 33'h000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = held;
+    \$33  = held;
     if (\$4 ) begin
-      \$18  = settings;
+      \$33  = settings;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$19  = tag_0;
+    \$34  = tag_0;
     if (enable) begin
-      \$19 [0] = i[1];
-      \$19 [1] = i[2];
-      \$19 [2] = i[3];
-      \$19 [3] = i[26];
+      \$34 [0] = i[1];
+      \$34 [1] = i[2];
+      \$34 [2] = i[3];
+      \$34 [3] = i[26];
+      \$34 [4] = i[27];
     end
     if (cancel) begin
-      \$19  = 4'h0;
+      \$34  = 5'h00;
     end
     if (rst) begin
-      \$19  = 4'h0;
+      \$34  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$20  = number;
+    \$35  = number;
     if (enable) begin
-      \$20  = \$5 [11:0];
+      \$35  = \$5 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$21  = beyond;
+    \$36  = beyond;
     if (enable) begin
-      \$21  = \$6 ;
+      \$36  = \$6 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$22  = column;
+    \$37  = column;
     if (enable) begin
-      \$22  = i[25:16];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$23  = memory;
-    if (enable) begin
-      \$23  = held[11];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$24  = tag_1;
-    if (enable) begin
-      \$24 [3:1] = tag_0[3:1];
-      \$24 [0] = used;
-    end
-    if (cancel) begin
-      \$24  = 4'h0;
-    end
-    if (rst) begin
-      \$24  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$25  = tag_2;
-    if (enable) begin
-      \$25  = tag_1;
-    end
-    if (cancel) begin
-      \$25  = 4'h0;
-    end
-    if (rst) begin
-      \$25  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$26  = tag_3;
-    if (enable) begin
-      \$26  = tag_2;
-    end
-    if (cancel) begin
-      \$26  = 4'h0;
-    end
-    if (rst) begin
-      \$26  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$27  = tag_4;
-    if (enable) begin
-      \$27  = tag_3;
-    end
-    if (cancel) begin
-      \$27  = 4'h0;
-    end
-    if (rst) begin
-      \$27  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$28  = \$7 ;
-    if (cancel) begin
-      \$28  = 1'h0;
-    end
-    if (rst) begin
-      \$28  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$29  = \$12 ;
-    if (cancel) begin
-      \$29  = 1'h0;
-    end
-    if (rst) begin
-      \$29  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$30  = 1'h0;
-    if (cancel) begin
-      \$30  = 1'h0;
-    end
-    if (rst) begin
-      \$30  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$31  = tag_0[3];
-    if (cancel) begin
-      \$31  = 1'h0;
-    end
-    if (rst) begin
-      \$31  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$32  = number_0;
-    if (enable) begin
-      \$32  = number;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$33  = number_1;
-    if (enable) begin
-      \$33  = number_0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$34  = zigzag_0;
-    if (enable) begin
-      \$34  = held[12];
-    end
-    if (cancel) begin
-      \$34  = 1'h0;
-    end
-    if (rst) begin
-      \$34  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$35  = zigzag_1;
-    if (enable) begin
-      \$35  = zigzag_0;
-    end
-    if (cancel) begin
-      \$35  = 1'h0;
-    end
-    if (rst) begin
-      \$35  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$36  = zigzag_2;
-    if (enable) begin
-      \$36  = zigzag_1;
-    end
-    if (cancel) begin
-      \$36  = 1'h0;
-    end
-    if (rst) begin
-      \$36  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$37  = sum_0_0;
-    if (\$13 ) begin
-      \$37  = \$14 [29:0];
-    end
-    if (\$15 ) begin
-      \$37  = 30'h00000000;
-    end
-    if (cancel) begin
-      \$37  = 30'h00000000;
-    end
-    if (rst) begin
-      \$37  = 30'h00000000;
+      \$37  = i[25:16];
     end
   end
   assign write_enable = map_write[0];
@@ -6151,13 +6623,15 @@ module egret_m_ddr3_core_lane_mac (rst, enable, vector_write, map_write, cancel,
   assign \enable$23  = enable;
   assign a = \$2 [11:0];
   assign \value$26  = b;
-  assign sums = sum_0;
-  assign o__valid = full;
+  assign sum_0 = sums;
+  assign total_0 = \$3 [29:0];
+  assign running = enable;
+  assign full = o__valid;
   assign done = o__payload;
-  assign sum_0 = sum_0_0;
+  assign \$22  = \$20 ;
 endmodule
 
-module egret_m_ddr3_core_lane_mac_map (rst, read__en, port_0 , cancel, read__addr, value, clk);
+module egret_m_ddr3_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
   reg time_zero  = 0;
   reg [11:0] \$1 ;
   wire [9:0] address;
@@ -6223,7 +6697,7 @@ module egret_m_ddr3_core_lane_mac_map (rst, read__en, port_0 , cancel, read__add
   assign \value$11  = value;
 endmodule
 
-module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , enable, cancel, \b$6 , product, clk);
+module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
   reg time_zero  = 0;
   wire [19:0] \$1 ;
   reg [11:0] \$2 ;
@@ -6278,7 +6752,7 @@ module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , enable, cancel, \b$6
   assign \product$9  = product;
 endmodule
 
-module egret_m_ddr3_core_lane_mac_vectors (rst, read__en, port_0 , cancel, port_1 , port_2 , value, clk);
+module egret_m_ddr3_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero  = 0;
   reg [7:0] \$1 ;
   wire [10:0] address;
@@ -6418,29 +6892,37 @@ module egret_m_ddr3_core_lane_mac_vectors (rst, read__en, port_0 , cancel, port_
   assign \value$32  = value;
 endmodule
 
-module egret_m_ddr3_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, port_0 , o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero  = 0;
-  wire [5:0] \$1 ;
-  wire \$2 ;
-  reg \$10 ;
-  reg [3:0] \$11 ;
-  reg [3:0] \$12 ;
-  reg [3:0] \$13 ;
-  reg [1:0] \$4 ;
-  reg [6:0] \$5 ;
-  reg [6:0] \$6 ;
-  reg \$7 ;
-  reg \$8 ;
-  reg \$9 ;
-  wire [9:0] \$signature__addr ;
-  wire [17:0] \$signature__data ;
-  wire \$signature__en ;
+  wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
+  wire [5:0] \$11 ;
+  wire [1:0] \$4 , \$8 ;
+  reg \$12 ;
+  reg \$13 ;
+  reg \$14 ;
+  reg \$15 ;
+  reg [2:0] \$16 ;
+  reg [6:0] \$17 ;
+  reg [6:0] \$18 ;
+  reg [6:0] \$19 ;
+  reg \$20 ;
+  reg \$21 ;
+  reg \$22 ;
+  reg \$23 ;
+  reg [3:0] \$24 ;
+  reg [3:0] \$25 ;
+  reg [3:0] \$26 ;
+  wire [9:0] address;
+  reg amid = 1'h0;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
+  input drain;
+  wire drain;
   input enable;
   wire enable;
+  wire \enable$31 ;
   wire [3:0] i_bits;
   wire i_first;
   wire i_last;
@@ -6449,6 +6931,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, enable, microcode_write, can
   wire i_valid;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
+  reg moves = 1'h0;
   output [3:0] o_bits;
   reg [3:0] o_bits = 4'h0;
   output [3:0] o_end;
@@ -6460,239 +6943,401 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, enable, microcode_write, can
   reg o_last = 1'h0;
   output o_parity;
   reg o_parity = 1'h0;
+  output o_slot;
+  reg o_slot = 1'h0;
   output o_valid;
   reg o_valid = 1'h0;
   input [6:0] port_0 ;
   wire [6:0] port_0 ;
-  wire [9:0] reading__addr;
-  wire [17:0] reading__data;
-  wire reading__en;
   input rst;
   wire rst;
   wire step;
   reg [6:0] tag0 = 7'h00;
   reg [6:0] tag1 = 7'h00;
-  reg [1:0] valid = 2'h0;
+  reg [6:0] tag2 = 7'h00;
+  output turn;
+  reg turn = 1'h0;
+  reg [2:0] valid = 3'h0;
+  wire [17:0] value;
   wire [13:0] word0;
+  wire [9:0] write_address;
+  wire write_enable;
+  wire [17:0] write_value;
+  assign \$1  = ~ amid;
+  assign \$2  = i_valid | \$1 ;
+  assign \$3  = \$2  | drain;
+  assign \$4  = turn + 1'h1;
+  assign \$6  = port_0 [5] & \$5 ;
+  assign \$7  = ~ \$6 ;
+  assign \$8  = o_slot + 1'h1;
+  assign \$9  = ~ moves;
+  assign \$10  = enable & \$9 ;
+  assign step = enable & moves;
+  assign \$11  = value[5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
+  always @(posedge clk)
+    moves <= \$12 ;
+  always @(posedge clk)
+    turn <= \$13 ;
+  always @(posedge clk)
+    amid <= \$14 ;
+  always @(posedge clk)
+    o_slot <= \$15 ;
+  always @(posedge clk)
+    valid <= \$16 ;
+  always @(posedge clk)
+    tag0 <= \$17 ;
+  always @(posedge clk)
+    tag1 <= \$18 ;
+  always @(posedge clk)
+    tag2 <= \$19 ;
+  always @(posedge clk)
+    o_valid <= \$20 ;
+  always @(posedge clk)
+    o_first <= \$21 ;
+  always @(posedge clk)
+    o_last <= \$22 ;
+  always @(posedge clk)
+    o_parity <= \$23 ;
+  always @(posedge clk)
+    o_bits <= \$24 ;
+  always @(posedge clk)
+    o_end <= \$25 ;
+  always @(posedge clk)
+    o_event <= \$26 ;
+  egret_m_ddr3_core_lane_parser_code0  code0 (
+    .cancel(cancel),
+    .clk(clk),
+    .port_1 (microcode_write),
+    .port_2 (tag0[6:3]),
+    .port_0 (\$11 ),
+    .read__en(step),
+    .rst(rst),
+    .value(value)
+  );
+  always @* begin
+    if (time_zero ) begin end
+    \$12  = moves;
+    if (enable) begin
+      \$12  = \$3 ;
+    end
+    if (cancel) begin
+      \$12  = 1'h0;
+    end
+    if (rst) begin
+      \$12  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$13  = turn;
+    if (enable) begin
+      if (i_valid) begin
+        \$13  = \$4 [0];
+      end
+    end
+    if (cancel) begin
+      \$13  = 1'h0;
+    end
+    if (rst) begin
+      \$13  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$14  = amid;
+    if (enable) begin
+      if (i_valid) begin
+        \$14  = \$7 ;
+      end
+    end
+    if (cancel) begin
+      \$14  = 1'h0;
+    end
+    if (rst) begin
+      \$14  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$15  = o_slot;
+    if (enable) begin
+      if (o_valid) begin
+        \$15  = \$8 [0];
+      end
+    end
+    if (cancel) begin
+      \$15  = 1'h0;
+    end
+    if (rst) begin
+      \$15  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$16  = valid;
+    if (enable) begin
+      \$16 [0] = i_valid;
+    end
+    if (step) begin
+      \$16 [2:1] = valid[1:0];
+    end
+    if (\$10 ) begin
+      \$16 [2] = 1'h0;
+    end
+    if (cancel) begin
+      \$16  = 3'h0;
+    end
+    if (rst) begin
+      \$16  = 3'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$17  = tag0;
+    if (enable) begin
+      \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
+    end
+    if (cancel) begin
+      \$17  = 7'h00;
+    end
+    if (rst) begin
+      \$17  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$18  = tag1;
+    if (step) begin
+      \$18  = tag0;
+    end
+    if (cancel) begin
+      \$18  = 7'h00;
+    end
+    if (rst) begin
+      \$18  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$19  = tag2;
+    if (step) begin
+      \$19  = tag1;
+    end
+    if (cancel) begin
+      \$19  = 7'h00;
+    end
+    if (rst) begin
+      \$19  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = o_valid;
+    if (enable) begin
+      \$20  = valid[2];
+    end
+    if (cancel) begin
+      \$20  = 1'h0;
+    end
+    if (rst) begin
+      \$20  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$21  = o_first;
+    if (enable) begin
+      \$21  = tag2[0];
+    end
+    if (cancel) begin
+      \$21  = 1'h0;
+    end
+    if (rst) begin
+      \$21  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$22  = o_last;
+    if (enable) begin
+      \$22  = tag2[1];
+    end
+    if (cancel) begin
+      \$22  = 1'h0;
+    end
+    if (rst) begin
+      \$22  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$23  = o_parity;
+    if (enable) begin
+      \$23  = tag2[2];
+    end
+    if (cancel) begin
+      \$23  = 1'h0;
+    end
+    if (rst) begin
+      \$23  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$24  = o_bits;
+    if (enable) begin
+      \$24  = tag2[6:3];
+    end
+    if (cancel) begin
+      \$24  = 4'h0;
+    end
+    if (rst) begin
+      \$24  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$25  = o_end;
+    if (enable) begin
+      \$25  = value[9:6];
+    end
+    if (cancel) begin
+      \$25  = 4'h0;
+    end
+    if (rst) begin
+      \$25  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$26  = o_event;
+    if (enable) begin
+      \$26  = value[13:10];
+    end
+    if (cancel) begin
+      \$26  = 4'h0;
+    end
+    if (rst) begin
+      \$26  = 4'h0;
+    end
+  end
+  assign i_last = port_0 [5];
+  assign i_first = port_0 [4];
+  assign i_parity = port_0 [6];
+  assign i_bits = port_0 [3:0];
+  assign word0 = value[13:0];
+  assign write_enable = microcode_write[0];
+  assign write_address = microcode_write[10:1];
+  assign write_value = microcode_write[28:11];
+  assign \enable$31  = step;
+  assign address = { \$11 , tag0[3], tag0[4], tag0[5], tag0[6] };
+  assign \$5  = turn;
+endmodule
+
+module egret_m_ddr3_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
+  reg time_zero  = 0;
+  reg [17:0] \$1 ;
+  wire [9:0] address;
+  input cancel;
+  wire cancel;
+  input clk;
+  wire clk;
+  wire enable;
+  input [28:0] port_1 ;
+  wire [28:0] port_1 ;
+  input [3:0] port_2 ;
+  wire [3:0] port_2 ;
+  input [5:0] port_0 ;
+  wire [5:0] port_0 ;
+  wire [9:0] read__addr;
+  wire [17:0] read__data;
+  input read__en;
+  wire read__en;
+  input rst;
+  wire rst;
+  output [17:0] value;
+  reg [17:0] value = 18'h00000;
+  (* init = 18'h00000 *)
+  wire [17:0] \value$11 ;
+  wire [9:0] write__addr;
+  wire [17:0] write__data;
+  wire write__en;
+  wire [9:0] write_address;
+  wire write_enable;
+  wire [17:0] write_value;
   (* no_rw_check = 32'd1 *)
-  reg [17:0] code0 [1023:0];
-  integer code0_entry;
+  reg [17:0] entries [1023:0];
+  integer entries_entry;
   initial begin
-    for (code0_entry = 0; code0_entry < 1024; code0_entry = code0_entry + 1)
-      code0[code0_entry] = 18'h00000;
+    for (entries_entry = 0; entries_entry < 1024; entries_entry = entries_entry + 1)
+      entries[entries_entry] = 18'h00000;
   end
   always @(posedge clk) begin
-    if (microcode_write[0])
-      code0[microcode_write[10:1]] <= microcode_write[28:11];
+    if (port_1 [0])
+      entries[port_1 [10:1]] <= port_1 [28:11];
   end
   reg [17:0] _0_;
   always @(posedge clk) begin
-    if (reading__en) begin
-      _0_ <= code0[{ \$1 , tag0[3], tag0[4], tag0[5], tag0[6] }];
+    if (read__en) begin
+      _0_ <= entries[{ port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] }];
     end
   end
-  assign reading__data = _0_;
-  assign reading__en = step & valid[0];
-  assign \$1  = reading__data[5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
+  assign read__data = _0_;
   always @(posedge clk)
-    valid <= \$4 ;
-  always @(posedge clk)
-    tag0 <= \$5 ;
-  always @(posedge clk)
-    tag1 <= \$6 ;
-  always @(posedge clk)
-    o_valid <= \$7 ;
-  always @(posedge clk)
-    o_first <= \$8 ;
-  always @(posedge clk)
-    o_last <= \$9 ;
-  always @(posedge clk)
-    o_parity <= \$10 ;
-  always @(posedge clk)
-    o_bits <= \$11 ;
-  always @(posedge clk)
-    o_end <= \$12 ;
-  always @(posedge clk)
-    o_event <= \$13 ;
+    value <= \$1 ;
   always @* begin
     if (time_zero ) begin end
-    \$4  = valid;
-    if (enable) begin
-      \$4 [0] = i_valid;
-    end
-    if (step) begin
-      \$4 [1] = valid[0];
-    end
-    if (\$2 ) begin
-      \$4 [1] = 1'h0;
-    end
-    if (cancel) begin
-      \$4  = 2'h0;
-    end
-    if (rst) begin
-      \$4  = 2'h0;
+    \$1  = value;
+    if (read__en) begin
+      \$1  = read__data;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$5  = tag0;
-    if (enable) begin
-      \$5  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
-    end
-    if (cancel) begin
-      \$5  = 7'h00;
-    end
-    if (rst) begin
-      \$5  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$6  = tag1;
-    if (step) begin
-      \$6  = tag0;
-    end
-    if (cancel) begin
-      \$6  = 7'h00;
-    end
-    if (rst) begin
-      \$6  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$7  = o_valid;
-    if (enable) begin
-      \$7  = valid[1];
-    end
-    if (cancel) begin
-      \$7  = 1'h0;
-    end
-    if (rst) begin
-      \$7  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$8  = o_first;
-    if (enable) begin
-      \$8  = tag1[0];
-    end
-    if (cancel) begin
-      \$8  = 1'h0;
-    end
-    if (rst) begin
-      \$8  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$9  = o_last;
-    if (enable) begin
-      \$9  = tag1[1];
-    end
-    if (cancel) begin
-      \$9  = 1'h0;
-    end
-    if (rst) begin
-      \$9  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$10  = o_parity;
-    if (enable) begin
-      \$10  = tag1[2];
-    end
-    if (cancel) begin
-      \$10  = 1'h0;
-    end
-    if (rst) begin
-      \$10  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$11  = o_bits;
-    if (enable) begin
-      \$11  = tag1[6:3];
-    end
-    if (cancel) begin
-      \$11  = 4'h0;
-    end
-    if (rst) begin
-      \$11  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$12  = o_end;
-    if (enable) begin
-      \$12  = reading__data[9:6];
-    end
-    if (cancel) begin
-      \$12  = 4'h0;
-    end
-    if (rst) begin
-      \$12  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$13  = o_event;
-    if (enable) begin
-      \$13  = reading__data[13:10];
-    end
-    if (cancel) begin
-      \$13  = 4'h0;
-    end
-    if (rst) begin
-      \$13  = 4'h0;
-    end
-  end
-  assign \$signature__en  = microcode_write[0];
-  assign \$signature__addr  = microcode_write[10:1];
-  assign \$signature__data  = microcode_write[28:11];
-  assign reading__addr = { \$1 , tag0[3], tag0[4], tag0[5], tag0[6] };
-  assign word0 = reading__data[13:0];
-  assign i_first = port_0 [4];
-  assign i_last = port_0 [5];
-  assign i_parity = port_0 [6];
-  assign i_bits = port_0 [3:0];
-  assign step = enable;
-  assign \$2  = 1'h0;
+  assign write__en = port_1 [0];
+  assign write_enable = port_1 [0];
+  assign write__addr = port_1 [10:1];
+  assign write_address = port_1 [10:1];
+  assign write__data = port_1 [28:11];
+  assign write_value = port_1 [28:11];
+  assign enable = read__en;
+  assign read__addr = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
+  assign address = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
+  assign \value$11  = value;
 endmodule
 
-module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, enable, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, clk);
+module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero  = 0;
-  wire \$1 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$21 , \$22 , \$23 , \$24 , \$29 , \$3 , \$30
-    , \$31 , \$32 , \$33 , \$34 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$6 ;
-  wire [14:0] \$10 ;
-  wire [12:0] \$18 , \$35 , \$5 , \$7 , \$8 ;
-  wire [1:0] \$25 ;
-  reg [12:0] \$43 ;
-  reg \$44 ;
-  reg \$45 ;
-  reg \$46 ;
-  reg \$47 ;
-  reg [3:0] \$48 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$15 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
+    , \$25 , \$26 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39
+    , \$4 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$6 ;
+  wire [1:0] \$27 ;
+  wire [12:0] \$5 , \$7 , \$8 ;
+  wire [14:0] \$9 ;
   reg [12:0] \$49 ;
   reg [12:0] \$50 ;
-  reg [12:0] \$51 ;
-  reg [12:0] \$52 ;
+  reg \$51 ;
+  reg \$52 ;
   reg \$53 ;
-  reg [3:0] \$54 ;
-  reg [12:0] \$55 ;
-  reg [12:0] \$56 ;
+  reg \$54 ;
+  reg \$55 ;
+  reg [4:0] \$56 ;
+  reg [13:0] \$57 ;
+  reg [12:0] \$58 ;
+  reg [12:0] \$59 ;
+  reg [12:0] \$60 ;
+  reg [12:0] \$61 ;
+  reg [4:0] \$62 ;
+  reg [13:0] \$63 ;
+  reg [12:0] \$64 ;
   wire [3:0] \$signature__addr ;
-  wire [3:0] \$signature__addr$23 ;
+  wire [3:0] \$signature__addr$28 ;
   wire [11:0] \$signature__data ;
-  wire [11:0] \$signature__data$24 ;
+  wire [11:0] \$signature__data$29 ;
   wire \$signature__en ;
-  wire \$signature__en$22 ;
+  wire \$signature__en$27 ;
   wire advance;
-  reg [12:0] at_work = 13'h0000;
+  reg [13:0] at_work = 14'h0000;
   reg bank = 1'h0;
+  wire [12:0] begun;
   input cancel;
   wire cancel;
   wire carry;
@@ -6707,28 +7352,30 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, enable, code_
   wire enable;
   input [1:0] go;
   wire [1:0] go;
-  input [32:0] i__payload;
-  wire [32:0] i__payload;
+  input [33:0] i__payload;
+  wire [33:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [11:0] index;
-  reg \inside  = 1'h1;
   wire [12:0] length;
   wire load;
+  reg load_slot = 1'h0;
   reg loading = 1'h1;
-  reg [3:0] marks = 4'h0;
-  output [26:0] o;
-  wire [26:0] o;
+  reg [4:0] marks = 5'h00;
+  wire moves;
+  output [27:0] o;
+  wire [27:0] o;
   reg opened = 1'h0;
   wire [12:0] operand;
   reg placed = 1'h0;
-  reg [12:0] position_0 = 13'h1fff;
+  reg [12:0] position = 13'h1fff;
   wire [3:0] read__addr;
-  wire [3:0] \read__addr$25 ;
+  wire [3:0] \read__addr$30 ;
   wire [11:0] read__data;
-  wire [11:0] \read__data$27 ;
+  wire [11:0] \read__data$32 ;
+  reg [12:0] resting_0 = 13'h1fff;
   input rst;
   wire rst;
   input selected;
@@ -6736,14 +7383,17 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, enable, code_
   input [37:0] settings;
   wire [37:0] settings;
   wire settle;
+  wire slot;
   reg [12:0] start = 13'h0000;
   reg [12:0] start_0 = 13'h0000;
+  reg [12:0] start_1 = 13'h0000;
   input [15:0] start_write;
   wire [15:0] start_write;
   reg [12:0] step = 13'h0000;
-  reg [12:0] tag = 13'h0000;
+  reg [13:0] tag = 14'h0000;
   wire [12:0] total;
-  reg [3:0] working = 4'h0;
+  reg [4:0] working = 5'h00;
+  wire written;
   (* no_rw_check = 32'd1 *)
   reg [11:0] level_offsets [15:0];
   integer level_offsets_entry;
@@ -6764,256 +7414,309 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, enable, code_
       run_offsets[run_offsets_entry] = 12'h000;
   end
   always @(posedge clk) begin
-    if (\$signature__en$22 )
+    if (\$signature__en$27 )
       run_offsets[code_write[6:3]] <= code_write[22:11];
   end
-  assign \read__data$27  = run_offsets[i__payload[31:28]];
-  assign \$32  = comes & \$31 ;
-  assign \$33  = comes & i__payload[0];
-  assign \$34  = comes & i__payload[1];
-  assign \$36  = advance & load;
-  assign \$37  = ~ load;
-  assign \$38  = advance & \$37 ;
-  assign \$39  = emitting | marks[0];
-  assign \$40  = \$39  | marks[3];
-  assign \$41  = enable & \$40 ;
-  assign \$42  = advance & marks[2];
+  assign \read__data$32  = run_offsets[i__payload[31:28]];
+  assign \$22  = written & \$21 ;
+  assign \$23  = ~ loading;
+  assign \$24  = \$23  & i__valid;
+  assign \$25  = go >> i__payload[32];
+  assign \$26  = \$24  & \$25 ;
+  assign \$27  = load_slot + 1'h1;
+  assign \$29  = comes & i__payload[1];
+  assign \$31  = \$29  & \$30 ;
+  assign \$32  = advance & settle;
+  assign \$33  = ~ i__payload[1];
+  assign \$34  = comes & \$33 ;
+  assign \$35  = comes & i__payload[0];
+  assign \$37  = comes | load;
+  assign \$38  = slot != tag[13];
+  assign \$39  = \$37  & \$38 ;
+  assign \$41  = advance & \$37 ;
+  assign \$42  = advance & load;
+  assign \$43  = ~ load;
+  assign \$44  = advance & \$43 ;
+  assign \$45  = enable & moves;
+  assign \$46  = advance & marks[2];
+  assign \$47  = advance & marks[4];
   always @(posedge clk)
-    start_0 <= \$43 ;
+    start_0 <= \$49 ;
   always @(posedge clk)
-    placed <= \$44 ;
+    start_1 <= \$50 ;
   always @(posedge clk)
-    opened <= \$45 ;
+    placed <= \$51 ;
   always @(posedge clk)
-    loading <= \$46 ;
+    opened <= \$52 ;
   always @(posedge clk)
-    bank <= \$47 ;
+    load_slot <= \$53 ;
   always @(posedge clk)
-    marks <= \$48 ;
+    loading <= \$54 ;
   always @(posedge clk)
-    tag <= \$49 ;
+    bank <= \$55 ;
   always @(posedge clk)
-    step <= \$50 ;
+    marks <= \$56 ;
   always @(posedge clk)
-    start <= \$51 ;
+    tag <= \$57 ;
   always @(posedge clk)
-    position_0 <= \$52 ;
+    step <= \$58 ;
   always @(posedge clk)
-    \inside  <= \$53 ;
+    start <= \$59 ;
   always @(posedge clk)
-    working <= \$54 ;
+    position <= \$60 ;
   always @(posedge clk)
-    at_work <= \$55 ;
+    resting_0 <= \$61 ;
   always @(posedge clk)
-    columns <= \$56 ;
+    working <= \$62 ;
+  always @(posedge clk)
+    at_work <= \$63 ;
+  always @(posedge clk)
+    columns <= \$64 ;
   assign advance = enable & \$1 ;
   assign load = loading & placed;
   assign comes = i__valid & opened;
   assign i__ready = advance & opened;
+  assign written = start_write[0] & selected;
+  assign slot = load ? load_slot : i__payload[33];
+  assign \$2  = ! tag[13];
+  assign settle = marks[3] & \$2 ;
   assign \$3  = ! code_write[2];
   assign \$signature__en  = code_write[0] & \$3 ;
-  assign \$signature__en$22  = code_write[0] & \$4 ;
+  assign \$signature__en$27  = code_write[0] & \$4 ;
   assign \$5  = i__payload[12:2] + read__data;
-  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$27 );
-  assign emitting = ~ \inside ;
+  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$32 );
+  assign emitting = ~ position[12];
   assign \$6  = emitting | marks[1];
   assign carry = \$6  | marks[3];
   assign \$7  = step | start;
   assign \$8  = ~ columns;
-  assign operand = \inside  ? \$7  : \$8 ;
-  assign \$10  = { \$18 , 1'h1 } + { operand, carry };
-  assign \$14  = \$12  & \$1 ;
-  assign \$16  = working[1] & \$1 ;
-  assign \$17  = working[2] | emitting;
-  assign \$19  = start_write[0] & selected;
-  assign \$21  = ~ loading;
-  assign \$22  = \$21  & i__valid;
-  assign \$23  = go >> i__payload[32];
-  assign \$24  = \$22  & \$23 ;
-  assign \$30  = advance & settle;
-  assign \$31  = ~ i__payload[1];
+  assign operand = position[12] ? \$7  : \$8 ;
+  assign \$9  = { begun, 1'h1 } + { operand, carry };
+  assign \$10  = position[12] & marks[4];
+  assign begun = \$10  ? resting_0 : position;
+  assign \$11  = emitting | marks[0];
+  assign moves = \$11  | marks[3];
+  assign \$12  = ! at_work[13];
+  assign \$13  = working[3] & \$12 ;
+  assign \$15  = \$13  & \$1 ;
+  assign \$17  = working[1] & \$1 ;
+  assign \$18  = working[2] | emitting;
+  assign \$20  = written | \$42 ;
   always @* begin
     if (time_zero ) begin end
-    \$43  = start_0;
-    if (\$19 ) begin
-      \$43  = start_write[15:3];
+    \$49  = start_0;
+    if (\$20 ) begin
+      \$49  = start_1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = placed;
-    if (\$19 ) begin
-      if (\$2 ) begin
-        \$44  = 1'h1;
-      end
+    \$50  = start_1;
+    if (\$20 ) begin
+      \$50  = start_write[15:3];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = placed;
+    if (\$22 ) begin
+      \$51  = 1'h1;
     end
     if (advance) begin
       if (load) begin
-        if (\$2 ) begin
-          \$44  = 1'h0;
+        if (\$28 ) begin
+          \$51  = 1'h0;
         end
       end
     end
     if (cancel) begin
-      \$44  = 1'h0;
+      \$51  = 1'h0;
     end
     if (rst) begin
-      \$44  = 1'h0;
+      \$51  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = opened;
+    \$52  = opened;
     if (advance) begin
-      if (\$24 ) begin
-        \$45  = 1'h1;
+      if (\$26 ) begin
+        \$52  = 1'h1;
       end
-      if (\$29 ) begin
-        \$45  = 1'h0;
+      if (\$31 ) begin
+        \$52  = 1'h0;
       end
     end
     if (cancel) begin
-      \$45  = 1'h0;
+      \$52  = 1'h0;
     end
     if (rst) begin
-      \$45  = 1'h0;
+      \$52  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = loading;
+    \$53  = load_slot;
     if (advance) begin
       if (load) begin
-        if (\$2 ) begin
-          \$46  = 1'h0;
+        \$53  = \$27 [0];
+      end
+    end
+    if (cancel) begin
+      \$53  = 1'h0;
+    end
+    if (rst) begin
+      \$53  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = loading;
+    if (advance) begin
+      if (load) begin
+        if (\$28 ) begin
+          \$54  = 1'h0;
         end
       end
-      if (\$29 ) begin
-        \$46  = 1'h1;
+      if (\$31 ) begin
+        \$54  = 1'h1;
       end
     end
     if (cancel) begin
-      \$46  = 1'h1;
+      \$54  = 1'h1;
     end
     if (rst) begin
-      \$46  = 1'h1;
+      \$54  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = bank;
-    if (\$30 ) begin
-      \$47  = settings[13];
+    \$55  = bank;
+    if (\$32 ) begin
+      \$55  = settings[13];
     end
     if (cancel) begin
-      \$47  = 1'h0;
+      \$55  = 1'h0;
     end
     if (rst) begin
-      \$47  = 1'h0;
+      \$55  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = marks;
+    \$56  = marks;
     if (advance) begin
-      \$48 [0] = \$32 ;
-      \$48 [1] = \$33 ;
-      \$48 [2] = \$34 ;
-      \$48 [3] = load;
+      \$56 [0] = \$34 ;
+      \$56 [1] = \$35 ;
+      \$56 [2] = \$29 ;
+      \$56 [3] = load;
+      \$56 [4] = \$39 ;
     end
     if (cancel) begin
-      \$48  = 4'h0;
+      \$56  = 5'h00;
     end
     if (rst) begin
-      \$48  = 4'h0;
+      \$56  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = tag;
+    \$57  = tag;
     if (advance) begin
-      \$49 [11:0] = \$5 [11:0];
-      \$49 [12] = i__payload[32];
+      \$57 [11:0] = \$5 [11:0];
+      \$57 [12] = i__payload[32];
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$50  = step;
-    if (advance) begin
-      \$50  = length;
-    end
-    if (\$36 ) begin
-      \$50  = 13'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51  = start;
-    if (advance) begin
-      \$51  = \$35 ;
-    end
-    if (\$38 ) begin
-      \$51  = 13'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52  = position_0;
     if (\$41 ) begin
-      \$52  = \$10 [13:1];
+      \$57 [13] = slot;
+    end
+    if (cancel) begin
+      \$57  = 14'h0000;
+    end
+    if (rst) begin
+      \$57  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$58  = step;
+    if (advance) begin
+      \$58  = length;
     end
     if (\$42 ) begin
-      \$52  = 13'h1fff;
-    end
-    if (cancel) begin
-      \$52  = 13'h1fff;
-    end
-    if (rst) begin
-      \$52  = 13'h1fff;
+      \$58  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$53  = \inside ;
-    if (\$41 ) begin
-      \$53  = \$10 [13];
-    end
-    if (\$42 ) begin
-      \$53  = 1'h1;
-    end
-    if (cancel) begin
-      \$53  = 1'h1;
-    end
-    if (rst) begin
-      \$53  = 1'h1;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = working;
+    \$59  = start;
     if (advance) begin
-      \$54  = marks;
+      \$59  = start_0;
+    end
+    if (\$44 ) begin
+      \$59  = 13'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$60  = position;
+    if (\$45 ) begin
+      \$60  = \$9 [13:1];
+    end
+    if (\$46 ) begin
+      \$60  = 13'h1fff;
     end
     if (cancel) begin
-      \$54  = 4'h0;
+      \$60  = 13'h1fff;
     end
     if (rst) begin
-      \$54  = 4'h0;
+      \$60  = 13'h1fff;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = at_work;
+    \$61  = resting_0;
+    if (\$48 ) begin
+      \$61  = position;
+    end
+    if (cancel) begin
+      \$61  = 13'h1fff;
+    end
+    if (rst) begin
+      \$61  = 13'h1fff;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$62  = working;
     if (advance) begin
-      \$55  = tag;
+      \$62  = marks;
+    end
+    if (cancel) begin
+      \$62  = 5'h00;
+    end
+    if (rst) begin
+      \$62  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$56  = columns;
+    \$63  = at_work;
+    if (advance) begin
+      \$63  = tag;
+    end
+    if (cancel) begin
+      \$63  = 14'h0000;
+    end
+    if (rst) begin
+      \$63  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$64  = columns;
     if (advance) begin
       if (settle) begin
-        \$56  = { 2'h0, settings[10:0] };
+        \$64  = { 2'h0, settings[10:0] };
       end
     end
   end
@@ -7021,29 +7724,1122 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, enable, code_
   assign \$signature__addr  = code_write[6:3];
   assign \$signature__data  = code_write[22:11];
   assign read__addr = i__payload[27:24];
-  assign \$signature__addr$23  = code_write[6:3];
-  assign \$signature__data$24  = code_write[22:11];
-  assign \read__addr$25  = i__payload[31:28];
-  assign total = \$10 [13:1];
+  assign \$signature__addr$28  = code_write[6:3];
+  assign \$signature__data$29  = code_write[22:11];
+  assign \read__addr$30  = i__payload[31:28];
+  assign total = \$9 [13:1];
+  assign o[27] = at_work[13];
   assign o[26] = at_work[12];
-  assign o[25:16] = \$18 [9:0];
+  assign o[25:16] = position[9:0];
   assign o[15:4] = at_work[11:0];
   assign o[3] = working[2];
-  assign o[2] = \$17 ;
-  assign o[1] = \$16 ;
-  assign o[0] = \$14 ;
-  assign \$35  = start_0;
-  assign \$18  = position_0;
-  assign \$1  = \inside ;
-  assign \$2  = 1'h1;
-  assign settle = marks[3];
+  assign o[2] = \$18 ;
+  assign o[1] = \$17 ;
+  assign o[0] = \$15 ;
+  assign \$1  = position[12];
   assign \$4  = code_write[2];
-  assign \$12  = working[3];
-  assign \$25  = 2'h1;
-  assign \$29  = \$34 ;
+  assign \$21  = start_write[2];
+  assign \$28  = load_slot;
+  assign \$30  = i__payload[33];
+  assign \$48  = \$47 ;
 endmodule
 
-module egret_m_ddr3_core_lane_settings_98 (rst, codes, start_write, cancel, matrices, o, clk);
+
+
+
+
+
+
+
+
+
+
+
+
+module egret_m_ddr3_core_lane_10 (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
+, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
+  reg time_zero  = 0;
+  wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
+    \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
+  wire [1:0] \$2 ;
+  reg \$35 ;
+  reg \$36 ;
+  reg [3:0] \$37 ;
+  reg \$38 ;
+  reg \$39 ;
+  reg \$40 ;
+  reg \$41 ;
+  reg [3:0] \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg \$45 ;
+  wire bad;
+  wire \bad$98 ;
+  reg bad_0_0 = 1'h0;
+  reg \bad_0_0$97  = 1'h0;
+  reg bad_0_1 = 1'h0;
+  reg \bad_0_1$102  = 1'h0;
+  reg bad_1_0 = 1'h0;
+  reg \bad_1_0$103  = 1'h0;
+  reg bad_1_1 = 1'h0;
+  reg \bad_1_1$104  = 1'h0;
+  output [3:0] bad_index;
+  reg [3:0] bad_index = 4'h0;
+  wire bad_parity;
+  wire \bad_parity$99 ;
+  output [3:0] bad_prefix;
+  reg [3:0] bad_prefix = 4'h0;
+  wire bad_slot;
+  wire \bad_slot$100 ;
+  wire [1:0] banks;
+  input cancel;
+  wire cancel;
+  input [1:0] clear_errors;
+  wire [1:0] clear_errors;
+  input clk;
+  wire clk;
+  input [22:0] code_write;
+  wire [22:0] code_write;
+  wire [22:0] \code_write$70 ;
+  input [87:0] codes;
+  wire [87:0] codes;
+  wire [87:0] \codes$11 ;
+  input drain;
+  wire drain;
+  wire \drain$9 ;
+  wire enable;
+  wire \enable$21 ;
+  wire \enable$65 ;
+  wire \enable$66 ;
+  input [1:0] go;
+  wire [1:0] go;
+  wire [1:0] \go$76 ;
+  wire [27:0] i;
+  wire [44:0] i__payload;
+  input [6:0] \i__payload$41 ;
+  wire [6:0] \i__payload$41 ;
+  wire [6:0] \i__payload$42 ;
+  wire [44:0] \i__payload$47 ;
+  wire [33:0] \i__payload$53 ;
+  wire i__ready;
+  output \i__ready$43 ;
+  wire \i__ready$43 ;
+  wire \i__ready$44 ;
+  wire \i__ready$50 ;
+  wire \i__ready$56 ;
+  wire i__valid;
+  input \i__valid$45 ;
+  wire \i__valid$45 ;
+  wire \i__valid$46 ;
+  wire \i__valid$51 ;
+  wire \i__valid$57 ;
+  wire i_bank;
+  wire [3:0] i_bits;
+  wire [3:0] \i_bits$31 ;
+  wire [3:0] i_end;
+  wire [3:0] i_event;
+  wire i_first;
+  wire i_last;
+  wire \i_last$26 ;
+  wire i_parity;
+  wire \i_parity$28 ;
+  wire i_run_form;
+  wire i_slot;
+  wire i_valid;
+  wire \i_valid$22 ;
+  input [26:0] map_write;
+  wire [26:0] map_write;
+  wire [26:0] \map_write$79 ;
+  input [28:0] microcode_write;
+  wire [28:0] microcode_write;
+  wire [28:0] \microcode_write$1 ;
+  wire mine;
+  output multiply;
+  wire multiply;
+  wire \multiply$85 ;
+  wire [44:0] o;
+  wire [27:0] \o$83 ;
+  wire [6:0] o__payload;
+  wire [44:0] \o__payload$48 ;
+  wire [33:0] \o__payload$54 ;
+  output [32:0] \o__payload$59 ;
+  wire [32:0] \o__payload$59 ;
+  wire [32:0] \o__payload$60 ;
+  wire o__ready;
+  wire \o__ready$49 ;
+  wire \o__ready$55 ;
+  input \o__ready$61 ;
+  wire \o__ready$61 ;
+  wire \o__ready$62 ;
+  wire o__valid;
+  wire \o__valid$52 ;
+  wire \o__valid$58 ;
+  output \o__valid$63 ;
+  wire \o__valid$63 ;
+  wire \o__valid$64 ;
+  wire [3:0] o_bits;
+  wire [3:0] o_end;
+  wire [3:0] o_event;
+  wire o_last;
+  wire o_parity;
+  wire o_slot;
+  wire o_valid;
+  wire \o_valid$38 ;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
+  input rst;
+  wire rst;
+  input selected;
+  wire selected;
+  wire \selected$74 ;
+  input [37:0] settings;
+  wire [37:0] settings;
+  wire [37:0] \settings$68 ;
+  wire [37:0] \settings$77 ;
+  input [15:0] start_write;
+  wire [15:0] start_write;
+  wire [15:0] \start_write$72 ;
+  wire turn;
+  reg \turn$4  = 1'h0;
+  input [79:0] vector_write;
+  wire [79:0] vector_write;
+  wire [79:0] \vector_write$81 ;
+  always @(posedge clk)
+    bad_index <= \$42 ;
+  always @(posedge clk)
+    \bad_0_1$102  <= \$43 ;
+  always @(posedge clk)
+    \bad_1_0$103  <= \$44 ;
+  always @(posedge clk)
+    \bad_1_1$104  <= \$45 ;
+  assign mine = turn == \turn$4 ;
+  assign o__ready = i__ready & mine;
+  assign i_valid = o__valid & mine;
+  assign i_bank = { port_1 , port_0  } >> o__payload[6];
+  assign \$1  = o__valid & o__ready;
+  assign \$2  = \turn$4  + 1'h1;
+  assign \$3  = ! bad_parity;
+  assign \$4  = bad & \$3 ;
+  assign \$5  = ! bad_slot;
+  assign \$6  = \$4  & \$5 ;
+  assign \$10  = \$4  & \$9 ;
+  assign \$12  = bad & \$11 ;
+  assign \$14  = \$12  & \$5 ;
+  assign \$18  = \$12  & \$9 ;
+  assign \$19  = ! \bad_parity$99 ;
+  assign \$20  = \bad$98  & \$19 ;
+  assign \$21  = ! \bad_slot$100 ;
+  assign \$22  = \$20  & \$21 ;
+  assign \$26  = \$20  & \$25 ;
+  assign \$28  = \bad$98  & \$27 ;
+  assign \$30  = \$28  & \$21 ;
+  assign \$34  = \$28  & \$25 ;
+  always @(posedge clk)
+    \turn$4  <= \$35 ;
+  always @(posedge clk)
+    bad_0_0 <= \$36 ;
+  always @(posedge clk)
+    bad_prefix <= \$37 ;
+  always @(posedge clk)
+    bad_0_1 <= \$38 ;
+  always @(posedge clk)
+    bad_1_0 <= \$39 ;
+  always @(posedge clk)
+    bad_1_1 <= \$40 ;
+  always @(posedge clk)
+    \bad_0_0$97  <= \$41 ;
+  egret_m_ddr3_core_lane_blocks  blocks (
+    .cancel(cancel),
+    .clk(clk),
+    .i__payload(i__payload),
+    .i__ready(i__ready),
+    .i__valid(i__valid),
+    .o__payload(\i__payload$47 ),
+    .o__ready(\o__ready$49 ),
+    .rst(rst),
+    .some(\i__valid$51 )
+  );
+  egret_m_ddr3_core_lane_collector  collector (
+    .bad(bad),
+    .bad_parity(bad_parity),
+    .bad_slot(bad_slot),
+    .cancel(cancel),
+    .clk(clk),
+    .enable(i__ready),
+    .i_bits(\i_bits$31 ),
+    .i_end(i_end),
+    .i_event(i_event),
+    .i_last(\i_last$26 ),
+    .i_parity(\i_parity$28 ),
+    .i_run_form(i_run_form),
+    .i_slot(i_slot),
+    .i_valid(\i_valid$22 ),
+    .o(i__payload),
+    .o_valid(i__valid),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_lane_extractor  extractor (
+    .cancel(cancel),
+    .clk(clk),
+    .i__payload(\i__payload$47 ),
+    .i__ready(\o__ready$49 ),
+    .i__valid(\i__valid$51 ),
+    .o__payload(\i__payload$53 ),
+    .o__ready(\o__ready$55 ),
+    .o__valid(\i__valid$57 ),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_lane_input  \input  (
+    .cancel(cancel),
+    .clk(clk),
+    .i__payload(\i__payload$41 ),
+    .i__ready(\i__ready$43 ),
+    .i__valid(\i__valid$45 ),
+    .o__payload(o__payload),
+    .o__ready(o__ready),
+    .o__valid(o__valid),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_lane_mac  mac (
+    .bad(\bad$98 ),
+    .bad_parity(\bad_parity$99 ),
+    .bad_slot(\bad_slot$100 ),
+    .cancel(cancel),
+    .clk(clk),
+    .enable(\enable$65 ),
+    .i(i),
+    .map_write(map_write),
+    .multiply(multiply),
+    .o__payload(\o__payload$59 ),
+    .o__ready(\o__ready$61 ),
+    .o__valid(\o__valid$63 ),
+    .rst(rst),
+    .settings(settings),
+    .vector_write(vector_write)
+  );
+  egret_m_ddr3_core_lane_10_parser  parser (
+    .cancel(cancel),
+    .clk(clk),
+    .drain(drain),
+    .enable(i__ready),
+    .i_valid(i_valid),
+    .microcode_write(microcode_write),
+    .o_bits(\i_bits$31 ),
+    .o_end(i_end),
+    .o_event(i_event),
+    .o_last(\i_last$26 ),
+    .o_parity(\i_parity$28 ),
+    .o_slot(i_slot),
+    .o_valid(\i_valid$22 ),
+    .port_0 (o__payload),
+    .rst(rst),
+    .turn(turn)
+  );
+  egret_m_ddr3_core_lane_positioner  positioner (
+    .cancel(cancel),
+    .clk(clk),
+    .code_write(code_write),
+    .enable(\enable$65 ),
+    .go(go),
+    .i__payload(\i__payload$53 ),
+    .i__ready(\o__ready$55 ),
+    .i__valid(\i__valid$57 ),
+    .o(i),
+    .rst(rst),
+    .selected(selected),
+    .settings(settings),
+    .start_write(start_write)
+  );
+  always @* begin
+    if (time_zero ) begin end
+    \$43  = \$26 ;
+    if (cancel) begin
+      \$43  = 1'h0;
+    end
+    if (rst) begin
+      \$43  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = \$30 ;
+    if (cancel) begin
+      \$44  = 1'h0;
+    end
+    if (rst) begin
+      \$44  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = \$34 ;
+    if (cancel) begin
+      \$45  = 1'h0;
+    end
+    if (rst) begin
+      \$45  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$35  = \turn$4 ;
+    if (\$1 ) begin
+      \$35  = \$2 [0];
+    end
+    if (cancel) begin
+      \$35  = 1'h0;
+    end
+    if (rst) begin
+      \$35  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$36  = \$6 ;
+    if (cancel) begin
+      \$36  = 1'h0;
+    end
+    if (rst) begin
+      \$36  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = bad_prefix;
+    if (bad_0_0) begin
+      \$37 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [0] = 1'h0;
+    end
+    if (bad_0_1) begin
+      \$37 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [1] = 1'h0;
+    end
+    if (bad_1_0) begin
+      \$37 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [2] = 1'h0;
+    end
+    if (bad_1_1) begin
+      \$37 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$37  = 4'h0;
+    end
+    if (rst) begin
+      \$37  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$38  = \$10 ;
+    if (cancel) begin
+      \$38  = 1'h0;
+    end
+    if (rst) begin
+      \$38  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$39  = \$14 ;
+    if (cancel) begin
+      \$39  = 1'h0;
+    end
+    if (rst) begin
+      \$39  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = \$18 ;
+    if (cancel) begin
+      \$40  = 1'h0;
+    end
+    if (rst) begin
+      \$40  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = \$22 ;
+    if (cancel) begin
+      \$41  = 1'h0;
+    end
+    if (rst) begin
+      \$41  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = bad_index;
+    if (\bad_0_0$97 ) begin
+      \$42 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [0] = 1'h0;
+    end
+    if (\bad_0_1$102 ) begin
+      \$42 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [1] = 1'h0;
+    end
+    if (\bad_1_0$103 ) begin
+      \$42 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [2] = 1'h0;
+    end
+    if (\bad_1_1$104 ) begin
+      \$42 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$42  = 4'h0;
+    end
+    if (rst) begin
+      \$42  = 4'h0;
+    end
+  end
+  assign \microcode_write$1  = microcode_write;
+  assign enable = i__ready;
+  assign \drain$9  = drain;
+  assign \codes$11  = codes;
+  assign i_first = o__payload[4];
+  assign i_last = o__payload[5];
+  assign i_parity = o__payload[6];
+  assign banks = { port_1 , port_0  };
+  assign i_bits = o__payload[3:0];
+  assign \enable$21  = i__ready;
+  assign o_valid = \i_valid$22 ;
+  assign o_slot = i_slot;
+  assign o_last = \i_last$26 ;
+  assign o_parity = \i_parity$28 ;
+  assign o_bits = \i_bits$31 ;
+  assign o_end = i_end;
+  assign o_event = i_event;
+  assign \o_valid$38  = i__valid;
+  assign o = i__payload;
+  assign \i__payload$42  = \i__payload$41 ;
+  assign \i__ready$44  = \i__ready$43 ;
+  assign \i__valid$46  = \i__valid$45 ;
+  assign \o__payload$48  = \i__payload$47 ;
+  assign \i__ready$50  = \o__ready$49 ;
+  assign \o__valid$52  = \i__valid$51 ;
+  assign \o__payload$54  = \i__payload$53 ;
+  assign \i__ready$56  = \o__ready$55 ;
+  assign \o__valid$58  = \i__valid$57 ;
+  assign \o__payload$60  = \o__payload$59 ;
+  assign \o__ready$62  = \o__ready$61 ;
+  assign \o__valid$64  = \o__valid$63 ;
+  assign \enable$66  = \enable$65 ;
+  assign \settings$68  = settings;
+  assign \code_write$70  = code_write;
+  assign \start_write$72  = start_write;
+  assign \selected$74  = selected;
+  assign \go$76  = go;
+  assign \settings$77  = settings;
+  assign \map_write$79  = map_write;
+  assign \vector_write$81  = vector_write;
+  assign \o$83  = i;
+  assign \multiply$85  = multiply;
+  assign i_run_form = codes[0];
+  assign \$9  = bad_slot;
+  assign \$11  = bad_parity;
+  assign \$25  = \bad_slot$100 ;
+  assign \$27  = \bad_parity$99 ;
+endmodule
+
+
+
+
+
+
+
+
+
+module egret_m_ddr3_core_lane_10_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+  reg time_zero  = 0;
+  wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
+  wire [5:0] \$11 ;
+  wire [1:0] \$4 , \$8 ;
+  reg \$12 ;
+  reg \$13 ;
+  reg \$14 ;
+  reg \$15 ;
+  reg [2:0] \$16 ;
+  reg [6:0] \$17 ;
+  reg [6:0] \$18 ;
+  reg [6:0] \$19 ;
+  reg \$20 ;
+  reg \$21 ;
+  reg \$22 ;
+  reg \$23 ;
+  reg [3:0] \$24 ;
+  reg [3:0] \$25 ;
+  reg [3:0] \$26 ;
+  wire [9:0] address;
+  reg amid = 1'h0;
+  input cancel;
+  wire cancel;
+  input clk;
+  wire clk;
+  input drain;
+  wire drain;
+  input enable;
+  wire enable;
+  wire \enable$31 ;
+  wire [3:0] i_bits;
+  wire i_first;
+  wire i_last;
+  wire i_parity;
+  input i_valid;
+  wire i_valid;
+  input [28:0] microcode_write;
+  wire [28:0] microcode_write;
+  reg moves = 1'h0;
+  output [3:0] o_bits;
+  reg [3:0] o_bits = 4'h0;
+  output [3:0] o_end;
+  reg [3:0] o_end = 4'h0;
+  output [3:0] o_event;
+  reg [3:0] o_event = 4'h0;
+  reg o_first = 1'h0;
+  output o_last;
+  reg o_last = 1'h0;
+  output o_parity;
+  reg o_parity = 1'h0;
+  output o_slot;
+  reg o_slot = 1'h0;
+  output o_valid;
+  reg o_valid = 1'h0;
+  input [6:0] port_0 ;
+  wire [6:0] port_0 ;
+  input rst;
+  wire rst;
+  wire step;
+  reg [6:0] tag0 = 7'h00;
+  reg [6:0] tag1 = 7'h00;
+  reg [6:0] tag2 = 7'h00;
+  output turn;
+  reg turn = 1'h0;
+  reg [2:0] valid = 3'h0;
+  wire [17:0] value;
+  wire [13:0] word0;
+  wire [9:0] write_address;
+  wire write_enable;
+  wire [17:0] write_value;
+  assign \$1  = ~ amid;
+  assign \$2  = i_valid | \$1 ;
+  assign \$3  = \$2  | drain;
+  assign \$4  = turn + 1'h1;
+  assign \$6  = port_0 [5] & \$5 ;
+  assign \$7  = ~ \$6 ;
+  assign \$8  = o_slot + 1'h1;
+  assign \$9  = ~ moves;
+  assign \$10  = enable & \$9 ;
+  assign step = enable & moves;
+  assign \$11  = value[5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
+  always @(posedge clk)
+    moves <= \$12 ;
+  always @(posedge clk)
+    turn <= \$13 ;
+  always @(posedge clk)
+    amid <= \$14 ;
+  always @(posedge clk)
+    o_slot <= \$15 ;
+  always @(posedge clk)
+    valid <= \$16 ;
+  always @(posedge clk)
+    tag0 <= \$17 ;
+  always @(posedge clk)
+    tag1 <= \$18 ;
+  always @(posedge clk)
+    tag2 <= \$19 ;
+  always @(posedge clk)
+    o_valid <= \$20 ;
+  always @(posedge clk)
+    o_first <= \$21 ;
+  always @(posedge clk)
+    o_last <= \$22 ;
+  always @(posedge clk)
+    o_parity <= \$23 ;
+  always @(posedge clk)
+    o_bits <= \$24 ;
+  always @(posedge clk)
+    o_end <= \$25 ;
+  always @(posedge clk)
+    o_event <= \$26 ;
+  egret_m_ddr3_core_lane_10_parser_code0  code0 (
+    .cancel(cancel),
+    .clk(clk),
+    .port_0 (\$11 ),
+    .port_1 (microcode_write),
+    .port_2 (tag0[6:3]),
+    .read__en(step),
+    .rst(rst),
+    .value(value)
+  );
+  always @* begin
+    if (time_zero ) begin end
+    \$12  = moves;
+    if (enable) begin
+      \$12  = \$3 ;
+    end
+    if (cancel) begin
+      \$12  = 1'h0;
+    end
+    if (rst) begin
+      \$12  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$13  = turn;
+    if (enable) begin
+      if (i_valid) begin
+        \$13  = \$4 [0];
+      end
+    end
+    if (cancel) begin
+      \$13  = 1'h0;
+    end
+    if (rst) begin
+      \$13  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$14  = amid;
+    if (enable) begin
+      if (i_valid) begin
+        \$14  = \$7 ;
+      end
+    end
+    if (cancel) begin
+      \$14  = 1'h0;
+    end
+    if (rst) begin
+      \$14  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$15  = o_slot;
+    if (enable) begin
+      if (o_valid) begin
+        \$15  = \$8 [0];
+      end
+    end
+    if (cancel) begin
+      \$15  = 1'h0;
+    end
+    if (rst) begin
+      \$15  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$16  = valid;
+    if (enable) begin
+      \$16 [0] = i_valid;
+    end
+    if (step) begin
+      \$16 [2:1] = valid[1:0];
+    end
+    if (\$10 ) begin
+      \$16 [2] = 1'h0;
+    end
+    if (cancel) begin
+      \$16  = 3'h0;
+    end
+    if (rst) begin
+      \$16  = 3'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$17  = tag0;
+    if (enable) begin
+      \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
+    end
+    if (cancel) begin
+      \$17  = 7'h00;
+    end
+    if (rst) begin
+      \$17  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$18  = tag1;
+    if (step) begin
+      \$18  = tag0;
+    end
+    if (cancel) begin
+      \$18  = 7'h00;
+    end
+    if (rst) begin
+      \$18  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$19  = tag2;
+    if (step) begin
+      \$19  = tag1;
+    end
+    if (cancel) begin
+      \$19  = 7'h00;
+    end
+    if (rst) begin
+      \$19  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = o_valid;
+    if (enable) begin
+      \$20  = valid[2];
+    end
+    if (cancel) begin
+      \$20  = 1'h0;
+    end
+    if (rst) begin
+      \$20  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$21  = o_first;
+    if (enable) begin
+      \$21  = tag2[0];
+    end
+    if (cancel) begin
+      \$21  = 1'h0;
+    end
+    if (rst) begin
+      \$21  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$22  = o_last;
+    if (enable) begin
+      \$22  = tag2[1];
+    end
+    if (cancel) begin
+      \$22  = 1'h0;
+    end
+    if (rst) begin
+      \$22  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$23  = o_parity;
+    if (enable) begin
+      \$23  = tag2[2];
+    end
+    if (cancel) begin
+      \$23  = 1'h0;
+    end
+    if (rst) begin
+      \$23  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$24  = o_bits;
+    if (enable) begin
+      \$24  = tag2[6:3];
+    end
+    if (cancel) begin
+      \$24  = 4'h0;
+    end
+    if (rst) begin
+      \$24  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$25  = o_end;
+    if (enable) begin
+      \$25  = value[9:6];
+    end
+    if (cancel) begin
+      \$25  = 4'h0;
+    end
+    if (rst) begin
+      \$25  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$26  = o_event;
+    if (enable) begin
+      \$26  = value[13:10];
+    end
+    if (cancel) begin
+      \$26  = 4'h0;
+    end
+    if (rst) begin
+      \$26  = 4'h0;
+    end
+  end
+  assign i_last = port_0 [5];
+  assign i_first = port_0 [4];
+  assign i_parity = port_0 [6];
+  assign i_bits = port_0 [3:0];
+  assign word0 = value[13:0];
+  assign write_enable = microcode_write[0];
+  assign write_address = microcode_write[10:1];
+  assign write_value = microcode_write[28:11];
+  assign \enable$31  = step;
+  assign address = { \$11 , tag0[3], tag0[4], tag0[5], tag0[6] };
+  assign \$5  = turn;
+endmodule
+
+module egret_m_ddr3_core_lane_10_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
+  reg time_zero  = 0;
+  reg [17:0] \$1 ;
+  wire [9:0] address;
+  input cancel;
+  wire cancel;
+  input clk;
+  wire clk;
+  wire enable;
+  input [5:0] port_0 ;
+  wire [5:0] port_0 ;
+  input [28:0] port_1 ;
+  wire [28:0] port_1 ;
+  input [3:0] port_2 ;
+  wire [3:0] port_2 ;
+  wire [9:0] read__addr;
+  wire [17:0] read__data;
+  input read__en;
+  wire read__en;
+  input rst;
+  wire rst;
+  output [17:0] value;
+  reg [17:0] value = 18'h00000;
+  (* init = 18'h00000 *)
+  wire [17:0] \value$11 ;
+  wire [9:0] write__addr;
+  wire [17:0] write__data;
+  wire write__en;
+  wire [9:0] write_address;
+  wire write_enable;
+  wire [17:0] write_value;
+  (* no_rw_check = 32'd1 *)
+  reg [17:0] entries [1023:0];
+  integer entries_entry;
+  initial begin
+    for (entries_entry = 0; entries_entry < 1024; entries_entry = entries_entry + 1)
+      entries[entries_entry] = 18'h00000;
+  end
+  always @(posedge clk) begin
+    if (port_1 [0])
+      entries[port_1 [10:1]] <= port_1 [28:11];
+  end
+  reg [17:0] _0_;
+  always @(posedge clk) begin
+    if (read__en) begin
+      _0_ <= entries[{ port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] }];
+    end
+  end
+  assign read__data = _0_;
+  always @(posedge clk)
+    value <= \$1 ;
+  always @* begin
+    if (time_zero ) begin end
+    \$1  = value;
+    if (read__en) begin
+      \$1  = read__data;
+    end
+  end
+  assign write__en = port_1 [0];
+  assign write_enable = port_1 [0];
+  assign write__addr = port_1 [10:1];
+  assign write_address = port_1 [10:1];
+  assign write__data = port_1 [28:11];
+  assign write_value = port_1 [28:11];
+  assign enable = read__en;
+  assign read__addr = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
+  assign address = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
+  assign \value$11  = value;
+endmodule
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+module egret_m_ddr3_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
   reg time_zero  = 0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
@@ -7105,186 +8901,6 @@ module egret_m_ddr3_core_lane_settings_98 (rst, codes, start_write, cancel, matr
   end
   assign code = codes[43:0];
 endmodule
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 module egret_m_ddr3_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
   reg time_zero  = 0;
@@ -7563,13 +9179,13 @@ module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, se
   reg time_zero  = 0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
-    \$125 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 , \$15 ,
-    \$158 , \$16 , \$167 , \$17 , \$170 , \$172 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 , \$24 ,
-    \$25 , \$27 , \$3 , \$30 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 ,
-    \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5 , \$55 , \$56 , \$57 , \$6 , \$62 ,
-    \$63 , \$64 , \$65 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 , \$74 , \$75 , \$76 ,
-    \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 , \$89 ,
-    \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 , \$97 , \$98 , \$99 ;
+    \$125 , \$126 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 ,
+    \$15 , \$158 , \$16 , \$167 , \$17 , \$170 , \$172 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 ,
+    \$24 , \$25 , \$27 , \$3 , \$30 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 ,
+    \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5 , \$55 , \$56 , \$57 , \$6 ,
+    \$62 , \$63 , \$64 , \$65 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 , \$74 , \$75 ,
+    \$76 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 ,
+    \$89 , \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 , \$97 , \$98 , \$99 ;
   wire [16:0] \$100 , \$133 , \$138 , \$139 , \$140 , \$141 , \$142 , \$96 ;
   wire [63:0] \$114 , \$115 , \$123 ;
   wire [11:0] \$135 ;
@@ -7732,8 +9348,8 @@ module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, se
   assign \$7  = ~ section[35];
   assign \$8  = \$7  | may_load_bias;
   assign \$9  = section__ready & \$8 ;
-  assign \$10  = words < 1'h1;
-  assign \$11  = payload_left <= 1'h1;
+  assign \$10  = words < 2'h2;
+  assign \$11  = payload_left <= 2'h2;
   assign \$12  = \$47  | \$48 ;
   assign \$13  = \$12  | \$41 ;
   assign \$14  = ~ \$13 ;
@@ -7818,6 +9434,8 @@ module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, se
   assign \$105  = \$99  & \$104 ;
   assign \$106  = | padded[191:160];
   assign \$107  = \$105  & \$106 ;
+  assign \$108  = ! padded[160];
+  assign \$109  = \$107  & \$108 ;
   assign \$110  = padded[72] < 1'h1;
   assign \$111  = \$109  & \$110 ;
   assign \$113  = \$111  & \$112 ;
@@ -7892,7 +9510,7 @@ module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, se
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (\$2 ) begin
-      count = 16'h0010;
+      count = 16'h0020;
     end else if (\$3 ) begin
       count = 16'h0020;
     end else begin
@@ -9126,14 +10744,13 @@ module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, se
   assign { \$61 [191:96], \$61 [85:76], \$61 [73:0] } = 180'h000000000000000000000000000000000000000000000;
   assign { \$61 [95:86], \$61 [75:74] } = { padded[95:86], padded[75:74] };
   assign \$66  = 11'h400;
-  assign \$108  = 1'h1;
-  assign \$109  = \$107 ;
   assign \$112  = banks_loaded;
   assign \$114  = 64'hffff00e000000000;
   assign { \$115 [47:40], \$115 [36:0] } = 45'h000000000000;
   assign { \$115 [63:48], \$115 [39:37] } = { padded[63:48], padded[39:37] };
   assign \$123  = 64'h0000000000000000;
   assign \$125  = 1'h0;
+  assign \$126  = 1'h1;
   assign \$130  = \$129 ;
   assign \$139  = { 1'h0, \$138 [16:1] };
   assign \$141  = { 2'h0, \$140 [16:2] };
@@ -10780,8 +12397,8 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -10790,18 +12407,18 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -10890,31 +12507,31 @@ endmodule
 module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero  = 0;
   wire \$1 , \$2 , \$3 , \$5 ;
-  wire [35:0] \$4 ;
-  reg [35:0] \$6 ;
+  wire [36:0] \$4 ;
+  reg [36:0] \$6 ;
   reg \$7 ;
   reg \$8 ;
-  reg [35:0] \$9 ;
+  reg [36:0] \$9 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  input [35:0] i__payload;
-  wire [35:0] i__payload;
+  input [36:0] i__payload;
+  wire [36:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [1:0] level;
-  output [35:0] o__payload;
-  reg [35:0] o__payload = 36'h000000000;
+  output [36:0] o__payload;
+  reg [36:0] o__payload = 37'h0000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
   input rst;
   wire rst;
-  reg [35:0] spare = 36'h000000000;
+  reg [36:0] spare = 37'h0000000000;
   reg spare_full = 1'h0;
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
@@ -10938,10 +12555,10 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
       \$6  = \$4 ;
     end
     if (cancel) begin
-      \$6  = 36'h000000000;
+      \$6  = 37'h0000000000;
     end
     if (rst) begin
-      \$6  = 36'h000000000;
+      \$6  = 37'h0000000000;
     end
   end
   always @* begin
@@ -10980,10 +12597,10 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
       \$9  = i__payload;
     end
     if (cancel) begin
-      \$9  = 36'h000000000;
+      \$9  = 37'h0000000000;
     end
     if (rst) begin
-      \$9  = 36'h000000000;
+      \$9  = 37'h0000000000;
     end
   end
 endmodule
@@ -10993,8 +12610,8 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11003,18 +12620,18 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11103,31 +12720,31 @@ endmodule
 module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero  = 0;
   wire \$1 , \$2 , \$3 , \$5 ;
-  wire [35:0] \$4 ;
-  reg [35:0] \$6 ;
+  wire [36:0] \$4 ;
+  reg [36:0] \$6 ;
   reg \$7 ;
   reg \$8 ;
-  reg [35:0] \$9 ;
+  reg [36:0] \$9 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  input [35:0] i__payload;
-  wire [35:0] i__payload;
+  input [36:0] i__payload;
+  wire [36:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [1:0] level;
-  output [35:0] o__payload;
-  reg [35:0] o__payload = 36'h000000000;
+  output [36:0] o__payload;
+  reg [36:0] o__payload = 37'h0000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
   input rst;
   wire rst;
-  reg [35:0] spare = 36'h000000000;
+  reg [36:0] spare = 37'h0000000000;
   reg spare_full = 1'h0;
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
@@ -11151,10 +12768,10 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
       \$6  = \$4 ;
     end
     if (cancel) begin
-      \$6  = 36'h000000000;
+      \$6  = 37'h0000000000;
     end
     if (rst) begin
-      \$6  = 36'h000000000;
+      \$6  = 37'h0000000000;
     end
   end
   always @* begin
@@ -11193,10 +12810,10 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
       \$9  = i__payload;
     end
     if (cancel) begin
-      \$9  = 36'h000000000;
+      \$9  = 37'h0000000000;
     end
     if (rst) begin
-      \$9  = 36'h000000000;
+      \$9  = 37'h0000000000;
     end
   end
 endmodule
@@ -11206,8 +12823,8 @@ module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane_
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11216,18 +12833,18 @@ module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane_
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11319,8 +12936,8 @@ module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane_
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11329,18 +12946,18 @@ module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane_
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11432,8 +13049,8 @@ module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane_
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11442,18 +13059,18 @@ module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane_
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11545,8 +13162,8 @@ module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane_
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11555,18 +13172,18 @@ module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane_
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11658,8 +13275,8 @@ module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane_
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$9 ;
   reg \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11668,18 +13285,18 @@ module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane_
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11770,25 +13387,25 @@ module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane_
   reg time_zero  = 0;
   wire \$1 , \$4 , \$5 , \$6 ;
   wire [1:0] \$9 ;
-  wire [35:0] behind__payload;
+  wire [36:0] behind__payload;
   reg behind__ready;
   wire behind__valid;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11824,7 +13441,7 @@ module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane_
     if (\$4 ) begin
       i__payload = lane__payload;
     end else begin
-      i__payload = 36'h000000000;
+      i__payload = 37'h0000000000;
     end
   end
   always @* begin
@@ -11847,7 +13464,7 @@ module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane_
   assign \o__ready$3  = o__ready;
   assign \o__valid$5  = o__valid;
   assign behind__valid = 1'h0;
-  assign behind__payload = 36'h000000000;
+  assign behind__payload = 37'h0000000000;
   assign \$1  = 1'h1;
   assign \$4  = lane__valid;
   assign \$6  = 1'h0;
@@ -11860,8 +13477,8 @@ module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11870,18 +13487,18 @@ module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -11973,8 +13590,8 @@ module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -11983,18 +13600,18 @@ module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -12086,8 +13703,8 @@ module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -12096,18 +13713,18 @@ module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -12199,8 +13816,8 @@ module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -12209,18 +13826,18 @@ module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -12312,8 +13929,8 @@ module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -12322,18 +13939,18 @@ module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -12425,8 +14042,8 @@ module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -12435,18 +14052,18 @@ module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -12538,8 +14155,8 @@ module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -12548,18 +14165,18 @@ module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -12651,8 +14268,8 @@ module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
-  input [35:0] behind__payload;
-  wire [35:0] behind__payload;
+  input [36:0] behind__payload;
+  wire [36:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -12661,18 +14278,18 @@ module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__
   wire cancel;
   input clk;
   wire clk;
-  reg [35:0] i__payload;
+  reg [36:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [35:0] lane__payload;
-  wire [35:0] lane__payload;
+  input [36:0] lane__payload;
+  wire [36:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [35:0] o__payload;
-  wire [35:0] o__payload;
-  wire [35:0] \o__payload$1 ;
+  output [36:0] o__payload;
+  wire [36:0] o__payload;
+  wire [36:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -12772,21 +14389,21 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   wire [10:0] \$21 ;
   wire [11:0] \$25 , \$62 ;
   wire [32:0] \$27 ;
-  wire [5:0] \$76 , \$89 ;
-  reg [48:0] \$100 ;
-  reg [48:0] \$101 ;
+  wire [6:0] \$76 , \$89 ;
+  reg [49:0] \$100 ;
+  reg [49:0] \$101 ;
   reg [10:0] \$102 ;
   reg [9:0] \$103 ;
   reg \$104 ;
   reg \$105 ;
   reg [31:0] \$106 ;
   reg [31:0] \$107 ;
-  reg [4:0] \$108 ;
+  reg [5:0] \$108 ;
   reg [1:0] \$109 ;
-  reg [7:0] \$110 ;
-  reg [4:0] \$111 ;
+  reg [9:0] \$110 ;
+  reg [5:0] \$111 ;
   reg [31:0] \$26 ;
-  reg [48:0] \$99 ;
+  reg [49:0] \$99 ;
   reg [9:0] \$signature__addr ;
   reg [9:0] \$signature__addr$33 ;
   reg [31:0] \$signature__data ;
@@ -12797,8 +14414,8 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   wire [1:0] banks;
   output [1:0] beyond;
   reg [1:0] beyond = 2'h0;
-  output [7:0] beyond_substream;
-  reg [7:0] beyond_substream = 8'h00;
+  output [9:0] beyond_substream;
+  reg [9:0] beyond_substream = 10'h000;
   input cancel;
   wire cancel;
   reg clear_walked = 1'h0;
@@ -12806,12 +14423,12 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   wire clk;
   output [1:0] complete;
   wire [1:0] complete;
-  reg [4:0] ended_0 = 5'h00;
-  reg [4:0] ended_1 = 5'h00;
+  reg [5:0] ended_0 = 6'h00;
+  reg [5:0] ended_1 = 6'h00;
   reg [31:0] fetched_0 = 32'd0;
   reg [31:0] fetched_1 = 32'd0;
-  input [35:0] i__payload;
-  wire [35:0] i__payload;
+  input [36:0] i__payload;
+  wire [36:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
@@ -12824,20 +14441,20 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   wire \read__en$31 ;
   input [1:0] \release ;
   wire [1:0] \release ;
-  wire [4:0] row_read__addr;
+  wire [5:0] row_read__addr;
   wire [10:0] row_read__data;
-  reg [4:0] row_write__addr;
+  reg [5:0] row_write__addr;
   reg [10:0] row_write__data;
   reg row_write__en;
   input [21:0] rows;
   wire [21:0] rows;
   input rst;
   wire rst;
-  reg [48:0] stage_0 = 49'h0000000000000;
-  reg [48:0] stage_1 = 49'h0000000000000;
-  reg [48:0] stage_2 = 49'h0000000000000;
-  input [38:0] start;
-  wire [38:0] start;
+  reg [49:0] stage_0 = 50'h0000000000000;
+  reg [49:0] stage_1 = 50'h0000000000000;
+  reg [49:0] stage_2 = 50'h0000000000000;
+  input [39:0] start;
+  wire [39:0] start;
   output [31:0] sums;
   reg [31:0] sums;
   wire take;
@@ -12887,18 +14504,18 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     end
   end
   assign \read__data$42  = _1_;
-  reg [10:0] next_rows [31:0];
+  reg [10:0] next_rows [63:0];
   integer next_rows_entry;
   initial begin
-    for (next_rows_entry = 0; next_rows_entry < 32; next_rows_entry = next_rows_entry + 1)
+    for (next_rows_entry = 0; next_rows_entry < 64; next_rows_entry = next_rows_entry + 1)
       next_rows[next_rows_entry] = 11'h000;
   end
   always @(posedge clk) begin
     if (row_write__en)
       next_rows[row_write__addr] <= row_write__data;
   end
-  assign row_read__data = next_rows[\$2 [4:0]];
-  assign \$2  = \$1  | { 4'h0, i__payload[4:1] };
+  assign row_read__data = next_rows[\$2 [5:0]];
+  assign \$2  = \$1  | { 3'h0, i__payload[5:1] };
   assign \$3  = ~ start[0];
   assign \$4  = banks >> i__payload[0];
   assign \$5  = stage_0[1] == \$4 ;
@@ -12914,16 +14531,16 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   assign \$16  = ~ \$15 ;
   assign i__ready = \$10  & \$16 ;
   assign take = i__valid & i__ready;
-  assign \$18  = \$17  | { 4'h0, start[5:2] };
-  assign \$19  = | start[21:16];
-  assign \$20  = \$19  ? 16'h0400 : start[21:6];
+  assign \$18  = \$17  | { 3'h0, start[6:2] };
+  assign \$19  = | start[22:17];
+  assign \$20  = \$19  ? 16'h0400 : start[22:7];
   assign \$134  = i__payload[0] * 4'hb;
   assign \$21  = rows >> \$134 ;
   assign \$22  = row_read__data >= \$21 ;
   assign \$23  = ~ \$22 ;
   assign \$24  = take & \$23 ;
   assign \$25  = row_read__data + 1'h1;
-  assign \$27  = $signed(\$26 ) + $signed(stage_2[48:19]);
+  assign \$27  = $signed(\$26 ) + $signed(stage_2[49:20]);
   assign \$28  = ! walk[1];
   assign \$29  = walk[0] & \$28 ;
   assign read__addr = \$29  ? walk[12:3] : stage_0[11:2];
@@ -12943,8 +14560,8 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   assign \read__en$31  = \$45  | walk[2];
   assign \$49  = clear_walked & \$48 ;
   assign \$53  = \$38  & \$52 ;
-  assign \$54  = ended_0 == 5'h10;
-  assign \$55  = ended_1 == 5'h10;
+  assign \$54  = ended_0 == 6'h20;
+  assign \$55  = ended_1 == 6'h20;
   assign \$59  = ~ wipe;
   assign \$60  = \$59  | wiping[10];
   assign \$62  = wiping + 1'h1;
@@ -12954,22 +14571,22 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   assign \$72  = \$45  | walk[2];
   assign \$73  = ! stage_2[13];
   assign \$74  = stage_2[0] & \$73 ;
-  assign \$75  = \$74  & stage_2[18];
+  assign \$75  = \$74  & stage_2[19];
   assign \$76  = ended_0 + 1'h1;
   assign \$79  = \$74  & stage_2[12];
-  assign \$80  = | stage_2[48:19];
+  assign \$80  = | stage_2[49:20];
   assign \$81  = \$79  & \$80 ;
   assign \$82  = ~ beyond[0];
-  assign \$83  = stage_2[17:14] < beyond_substream[3:0];
+  assign \$83  = stage_2[18:14] < beyond_substream[4:0];
   assign \$84  = \$82  | \$83 ;
   assign \$85  = \release [0] | cancel;
   assign \$87  = stage_2[0] & \$86 ;
-  assign \$88  = \$87  & stage_2[18];
+  assign \$88  = \$87  & stage_2[19];
   assign \$89  = ended_1 + 1'h1;
   assign \$92  = \$87  & stage_2[12];
   assign \$94  = \$92  & \$80 ;
   assign \$95  = ~ beyond[1];
-  assign \$96  = stage_2[17:14] < beyond_substream[7:4];
+  assign \$96  = stage_2[18:14] < beyond_substream[9:5];
   assign \$97  = \$95  | \$96 ;
   assign \$98  = \release [1] | cancel;
   always @(posedge clk)
@@ -13031,9 +14648,9 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (start[0]) begin
-      row_write__addr = \$18 [4:0];
+      row_write__addr = \$18 [5:0];
     end else begin
-      row_write__addr = \$2 [4:0];
+      row_write__addr = \$2 [5:0];
     end
   end
   always @* begin
@@ -13115,12 +14732,12 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     \$99 [1] = \$4 ;
     \$99 [11:2] = row_read__data[9:0];
     \$99 [12] = \$22 ;
-    \$99 [48:13] = i__payload;
+    \$99 [49:13] = i__payload;
     if (cancel) begin
       \$99 [0] = 1'h0;
     end
     if (rst) begin
-      \$99  = 49'h0000000000000;
+      \$99  = 50'h0000000000000;
     end
   end
   always @* begin
@@ -13130,7 +14747,7 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
       \$100 [0] = 1'h0;
     end
     if (rst) begin
-      \$100  = 49'h0000000000000;
+      \$100  = 50'h0000000000000;
     end
   end
   always @* begin
@@ -13140,7 +14757,7 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
       \$101 [0] = 1'h0;
     end
     if (rst) begin
-      \$101  = 49'h0000000000000;
+      \$101  = 50'h0000000000000;
     end
   end
   always @* begin
@@ -13200,13 +14817,13 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     if (time_zero ) begin end
     \$108  = ended_0;
     if (\$75 ) begin
-      \$108  = \$76 [4:0];
+      \$108  = \$76 [5:0];
     end
     if (\$85 ) begin
-      \$108  = 5'h00;
+      \$108  = 6'h00;
     end
     if (rst) begin
-      \$108  = 5'h00;
+      \$108  = 6'h00;
     end
   end
   always @* begin
@@ -13233,38 +14850,38 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     \$110  = beyond_substream;
     if (\$81 ) begin
       if (\$84 ) begin
-        \$110 [3:0] = stage_2[17:14];
+        \$110 [4:0] = stage_2[18:14];
       end
     end
     if (\$94 ) begin
       if (\$97 ) begin
-        \$110 [7:4] = stage_2[17:14];
+        \$110 [9:5] = stage_2[18:14];
       end
     end
     if (rst) begin
-      \$110  = 8'h00;
+      \$110  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
     \$111  = ended_1;
     if (\$88 ) begin
-      \$111  = \$89 [4:0];
+      \$111  = \$89 [5:0];
     end
     if (\$98 ) begin
-      \$111  = 5'h00;
+      \$111  = 6'h00;
     end
     if (rst) begin
-      \$111  = 5'h00;
+      \$111  = 6'h00;
     end
   end
-  assign row_read__addr = \$2 [4:0];
+  assign row_read__addr = \$2 [5:0];
   assign total = \$27 [31:0];
   assign wiped = wiping[10];
   assign complete[1] = \$55 ;
   assign complete[0] = \$54 ;
-  assign \$1  = { 3'h0, i__payload[0], 4'h0 };
-  assign \$17  = { 3'h0, start[1], 4'h0 };
+  assign \$1  = { 2'h0, i__payload[0], 5'h00 };
+  assign \$17  = { 2'h0, start[1], 5'h00 };
   assign \$41  = walk[1];
   assign \$48  = walked_bank;
   assign \$52  = stage_2[1];
@@ -13287,11 +14904,11 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   wire [7:0] \$105 , \$139 ;
   wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$78 ;
   wire [2:0] \$163 ;
-  wire [4:0] \$170 ;
-  wire [3:0] \$282 , \$68 , \$77 ;
-  wire [15:0] \$70 , \$72 ;
+  wire [5:0] \$170 ;
+  wire [3:0] \$282 , \$77 ;
+  wire [4:0] \$68 ;
+  wire [31:0] \$70 , \$72 , \$90 ;
   wire [16:0] \$85 , \$86 ;
-  wire [31:0] \$90 ;
   reg [50:0] \$177 ;
   reg [1:0] \$178 ;
   reg [1:0] \$179 ;
@@ -13320,21 +14937,21 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   reg [1:0] \$202 ;
   reg [1:0] \$203 ;
   reg [1:0] \$204 ;
-  reg [3:0] \$205 ;
+  reg [4:0] \$205 ;
   reg \$206 ;
   reg [7:0] \$67 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
-  wire [31:0] bad_index;
-  wire [31:0] bad_prefix;
+  wire [63:0] bad_index;
+  wire [63:0] bad_prefix;
   reg bank_now = 1'h0;
   output banks_in_use;
   wire banks_in_use;
   input [1:0] beyond;
   wire [1:0] beyond;
-  input [7:0] beyond_substream;
-  wire [7:0] beyond_substream;
+  input [9:0] beyond_substream;
+  wire [9:0] beyond_substream;
   reg [1:0] busy = 2'h0;
   input cancel;
   wire cancel;
@@ -13411,70 +15028,70 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   reg [1:0] placed = 2'h0;
   input [1:0] \placed$58 ;
   wire [1:0] \placed$58 ;
-  input [1:0] port_0 ;
-  wire [1:0] port_0 ;
-  input [1:0] port_1 ;
-  wire [1:0] port_1 ;
-  input [1:0] port_2 ;
-  wire [1:0] port_2 ;
-  input [1:0] port_3 ;
-  wire [1:0] port_3 ;
-  input [1:0] port_4 ;
-  wire [1:0] port_4 ;
-  input [1:0] port_5 ;
-  wire [1:0] port_5 ;
-  input [1:0] port_6 ;
-  wire [1:0] port_6 ;
-  input [1:0] port_7 ;
-  wire [1:0] port_7 ;
-  input [1:0] port_8 ;
-  wire [1:0] port_8 ;
-  input [1:0] port_9 ;
-  wire [1:0] port_9 ;
-  input [1:0] port_10 ;
-  wire [1:0] port_10 ;
-  input [1:0] port_11 ;
-  wire [1:0] port_11 ;
-  input [1:0] port_12 ;
-  wire [1:0] port_12 ;
-  input [1:0] port_13 ;
-  wire [1:0] port_13 ;
-  input [1:0] port_14 ;
-  wire [1:0] port_14 ;
-  input [1:0] port_15 ;
-  wire [1:0] port_15 ;
-  input [1:0] port_16 ;
-  wire [1:0] port_16 ;
-  input [1:0] port_17 ;
-  wire [1:0] port_17 ;
-  input [1:0] port_18 ;
-  wire [1:0] port_18 ;
-  input [1:0] port_19 ;
-  wire [1:0] port_19 ;
-  input [1:0] port_20 ;
-  wire [1:0] port_20 ;
-  input [1:0] port_21 ;
-  wire [1:0] port_21 ;
-  input [1:0] port_22 ;
-  wire [1:0] port_22 ;
-  input [1:0] port_23 ;
-  wire [1:0] port_23 ;
-  input [1:0] port_24 ;
-  wire [1:0] port_24 ;
-  input [1:0] port_25 ;
-  wire [1:0] port_25 ;
-  input [1:0] port_26 ;
-  wire [1:0] port_26 ;
-  input [1:0] port_27 ;
-  wire [1:0] port_27 ;
-  input [1:0] port_28 ;
-  wire [1:0] port_28 ;
-  input [1:0] port_29 ;
-  wire [1:0] port_29 ;
-  input [1:0] port_30 ;
-  wire [1:0] port_30 ;
-  input [1:0] port_31 ;
-  wire [1:0] port_31 ;
+  input [3:0] port_0 ;
+  wire [3:0] port_0 ;
+  input [3:0] port_1 ;
+  wire [3:0] port_1 ;
+  input [3:0] port_2 ;
+  wire [3:0] port_2 ;
+  input [3:0] port_3 ;
+  wire [3:0] port_3 ;
+  input [3:0] port_4 ;
+  wire [3:0] port_4 ;
+  input [3:0] port_5 ;
+  wire [3:0] port_5 ;
+  input [3:0] port_6 ;
+  wire [3:0] port_6 ;
+  input [3:0] port_7 ;
+  wire [3:0] port_7 ;
+  input [3:0] port_8 ;
+  wire [3:0] port_8 ;
+  input [3:0] port_9 ;
+  wire [3:0] port_9 ;
+  input [3:0] port_10 ;
+  wire [3:0] port_10 ;
+  input [3:0] port_11 ;
+  wire [3:0] port_11 ;
+  input [3:0] port_12 ;
+  wire [3:0] port_12 ;
+  input [3:0] port_13 ;
+  wire [3:0] port_13 ;
+  input [3:0] port_14 ;
+  wire [3:0] port_14 ;
+  input [3:0] port_15 ;
+  wire [3:0] port_15 ;
+  input [3:0] port_16 ;
+  wire [3:0] port_16 ;
+  input [3:0] port_17 ;
+  wire [3:0] port_17 ;
+  input [3:0] port_18 ;
+  wire [3:0] port_18 ;
+  input [3:0] port_19 ;
+  wire [3:0] port_19 ;
+  input [3:0] port_20 ;
+  wire [3:0] port_20 ;
+  input [3:0] port_21 ;
+  wire [3:0] port_21 ;
+  input [3:0] port_22 ;
+  wire [3:0] port_22 ;
+  input [3:0] port_23 ;
+  wire [3:0] port_23 ;
+  input [3:0] port_24 ;
+  wire [3:0] port_24 ;
+  input [3:0] port_25 ;
+  wire [3:0] port_25 ;
+  input [3:0] port_26 ;
+  wire [3:0] port_26 ;
+  input [3:0] port_27 ;
+  wire [3:0] port_27 ;
+  input [3:0] port_28 ;
+  wire [3:0] port_28 ;
+  input [3:0] port_29 ;
+  wire [3:0] port_29 ;
+  input [3:0] port_30 ;
+  wire [3:0] port_30 ;
+  input [3:0] port_31 ;
+  wire [3:0] port_31 ;
   reg [7:0] received_0 = 8'h00;
   reg [7:0] received_1 = 8'h00;
   output [1:0] \release ;
@@ -13489,7 +15106,7 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   reg [1:0] settle = 2'h0;
   reg [31:0] size_0 = 32'd0;
   reg [31:0] size_1 = 32'd0;
-  reg [3:0] substream = 4'h0;
+  reg [4:0] substream = 5'h00;
   reg tail = 1'h0;
   reg [1:0] wanted = 2'h0;
   output [31:0] weights;
@@ -13562,12 +15179,12 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   assign \$64  = beyond >> tail;
   assign \$65  = more >> tail;
   assign \$66  = ~ finishing;
-  assign \$282  = tail * 3'h4;
+  assign \$282  = tail * 3'h5;
   assign \$68  = beyond_substream >> \$282 ;
   assign \$69  = ~ cancel;
-  assign \$70  = tail ? { port_31 [1], port_29 [1], port_27 [1], port_25 [1], port_23 [1], port_21 [1], port_19 [1], port_17 [1], port_15 [1], port_13 [1], port_11 [1], port_9 [1], port_7 [1], port_5 [1], port_3 [1], port_1 [1] } : { port_31 [0], port_29 [0], port_27 [0], port_25 [0], port_23 [0], port_21 [0], port_19 [0], port_17 [0], port_15 [0], port_13 [0], port_11 [0], port_9 [0], port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$70  = tail ? { port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] } : { port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign \$71  = \$70  >> substream;
-  assign \$72  = tail ? { port_30 [1], port_28 [1], port_26 [1], port_24 [1], port_22 [1], port_20 [1], port_18 [1], port_16 [1], port_14 [1], port_12 [1], port_10 [1], port_8 [1], port_6 [1], port_4 [1], port_2 [1], port_0 [1] } : { port_30 [0], port_28 [0], port_26 [0], port_24 [0], port_22 [0], port_20 [0], port_18 [0], port_16 [0], port_14 [0], port_12 [0], port_10 [0], port_8 [0], port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign \$72  = tail ? { port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] } : { port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
   assign \$73  = \$72  >> substream;
   assign \$74  = \$71  | \$73 ;
   assign \$77  = \$71  ? 4'h7 : 4'h6;
@@ -13609,11 +15226,11 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   assign \$148  = \$144  | \$147 ;
   assign \$149  = ~ \$148 ;
   assign \$150  = \$142  & \$149 ;
-  assign \$152  = | { port_30 [0], port_28 [0], port_26 [0], port_24 [0], port_22 [0], port_20 [0], port_18 [0], port_16 [0], port_14 [0], port_12 [0], port_10 [0], port_8 [0], port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
-  assign \$153  = | { port_31 [0], port_29 [0], port_27 [0], port_25 [0], port_23 [0], port_21 [0], port_19 [0], port_17 [0], port_15 [0], port_13 [0], port_11 [0], port_9 [0], port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$152  = | { port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
+  assign \$153  = | { port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign \$154  = \$152  | \$153 ;
-  assign \$155  = | { port_30 [1], port_28 [1], port_26 [1], port_24 [1], port_22 [1], port_20 [1], port_18 [1], port_16 [1], port_14 [1], port_12 [1], port_10 [1], port_8 [1], port_6 [1], port_4 [1], port_2 [1], port_0 [1] };
-  assign \$156  = | { port_31 [1], port_29 [1], port_27 [1], port_25 [1], port_23 [1], port_21 [1], port_19 [1], port_17 [1], port_15 [1], port_13 [1], port_11 [1], port_9 [1], port_7 [1], port_5 [1], port_3 [1], port_1 [1] };
+  assign \$155  = | { port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] };
+  assign \$156  = | { port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] };
   assign \$157  = \$155  | \$156 ;
   assign \$158  = busy & passed;
   assign \$159  = \$158  & complete;
@@ -13781,11 +15398,11 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
             late_position = { 24'h000000, \$67  };
           end else if (\$63 ) begin
           end else if (\$64 ) begin
-            late_position = { 28'h0000000, \$68  };
+            late_position = { 27'h0000000, \$68  };
           end
       2'h3:
           if (\$74 ) begin
-            late_position = { 28'h0000000, substream };
+            late_position = { 27'h0000000, substream };
           end
     endcase
   end
@@ -13838,12 +15455,6 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
     \$177  = \finishing$21 ;
     if (finish) begin
       \$177  = job;
-    end
-    if (cancel) begin
-      \$177  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$177  = 51'h0000000000000;
     end
   end
   always @* begin
@@ -14333,17 +15944,17 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
       2'h0:
           /* empty */;
       2'h1:
-          \$205  = 4'h0;
+          \$205  = 5'h00;
       2'h2:
           /* empty */;
       2'h3:
-          \$205  = \$170 [3:0];
+          \$205  = \$170 [4:0];
     endcase
     if (cancel) begin
-      \$205  = 4'h0;
+      \$205  = 5'h00;
     end
     if (rst) begin
-      \$205  = 4'h0;
+      \$205  = 5'h00;
     end
   end
   always @* begin
@@ -14361,8 +15972,8 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   end
   assign head = parity;
   assign retire = judged;
-  assign bad_index = { port_31 [1], port_29 [1], port_27 [1], port_25 [1], port_23 [1], port_21 [1], port_19 [1], port_17 [1], port_15 [1], port_13 [1], port_11 [1], port_9 [1], port_7 [1], port_5 [1], port_3 [1], port_1 [1], port_31 [0], port_29 [0], port_27 [0], port_25 [0], port_23 [0], port_21 [0], port_19 [0], port_17 [0], port_15 [0], port_13 [0], port_11 [0], port_9 [0], port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
-  assign bad_prefix = { port_30 [1], port_28 [1], port_26 [1], port_24 [1], port_22 [1], port_20 [1], port_18 [1], port_16 [1], port_14 [1], port_12 [1], port_10 [1], port_8 [1], port_6 [1], port_4 [1], port_2 [1], port_0 [1], port_30 [0], port_28 [0], port_26 [0], port_24 [0], port_22 [0], port_20 [0], port_18 [0], port_16 [0], port_14 [0], port_12 [0], port_10 [0], port_8 [0], port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign bad_index = { port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
+  assign bad_prefix = { port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
   assign \cancel$62  = cancel;
   assign \$20  = tail;
   assign \$86  = { 3'h0, \$85 [16:3] };
@@ -14456,725 +16067,1077 @@ module egret_m_ddr3_core_weights_in (i__valid, rst, o__ready, i__ready, i__paylo
   end
 endmodule
 
-module egret_m_ddr3_core_writer (rst, start, busy, settings, cancel, code_write, port_0 , word, clk);
+module egret_m_ddr3_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$104 , \$105 , \$107 , \$108 , \$110 , \$112 , \$113 , \$115 , \$116 , \$119 ,
-    \$12 , \$123 , \$124 , \$126 , \$127 , \$128 , \$129 , \$13 , \$130 , \$132 , \$134 , \$135 ,
-    \$136 , \$137 , \$139 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$15 , \$154 ,
-    \$155 , \$157 , \$158 , \$16 , \$160 , \$162 , \$163 , \$165 , \$166 , \$169 , \$173 , \$174 ,
-    \$176 , \$177 , \$178 , \$179 , \$180 , \$182 , \$184 , \$185 , \$186 , \$187 , \$189 , \$19 ,
-    \$191 , \$192 , \$193 , \$194 , \$195 , \$196 , \$197 , \$2 , \$204 , \$205 , \$207 , \$208 ,
-    \$210 , \$212 , \$213 , \$214 , \$215 , \$216 , \$217 , \$218 , \$219 , \$223 , \$224 , \$225 ,
-    \$228 , \$229 , \$23 , \$230 , \$231 , \$232 , \$233 , \$239 , \$24 , \$242 , \$245 , \$246 ,
-    \$247 , \$248 , \$249 , \$252 , \$255 , \$257 , \$258 , \$259 , \$26 , \$261 , \$264 , \$266 ,
-    \$267 , \$268 , \$27 , \$270 , \$273 , \$275 , \$276 , \$277 , \$279 , \$28 , \$282 , \$284 ,
-    \$285 , \$286 , \$29 , \$30 , \$32 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42
-    , \$43 , \$44 , \$45 , \$46 , \$47 , \$54 , \$55 , \$57 , \$58 , \$6 , \$60 , \$62 , \$63 , \$65
-    , \$66 , \$69 , \$7 , \$73 , \$74 , \$76 , \$77 , \$78 , \$79 , \$80 , \$82 , \$84 , \$85 , \$86
-    , \$87 , \$89 , \$9 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 ;
-  wire [5:0] \$100 , \$150 , \$200 , \$287 , \$288 , \$50 ;
-  wire [3:0] \$101 , \$102 , \$103 , \$114 , \$14 , \$151 , \$152 , \$153 , \$164 , \$201 , \$202 ,
-    \$203 , \$3 , \$320 , \$389 , \$458 , \$51 , \$52 , \$527 , \$53 , \$64 ;
-  wire [4:0] \$11 , \$148 , \$149 , \$198 , \$199 , \$220 , \$234 , \$48 , \$49 , \$8 , \$98 , \$99
-    ;
-  wire [10:0] \$244 ;
-  wire [1:0] \$5 ;
-  reg [10:0] \$289 ;
-  reg [10:0] \$290  = 11'h000;
-  reg [9:0] \$291 ;
-  reg \$292 ;
-  reg [9:0] \$293 ;
-  reg \$294 ;
-  reg [20:0] \$295 ;
-  reg \$296 ;
-  reg [9:0] \$297 ;
-  reg [25:0] \$298 ;
-  reg [25:0] \$299 ;
-  reg [25:0] \$300 ;
-  reg [25:0] \$301 ;
-  reg [25:0] \$302 ;
-  reg [13:0] \$303 ;
+  wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
+    \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
+    \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
+    \$15 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$159 , \$16 , \$160 , \$161 , \$162 ,
+    \$163 , \$164 , \$166 , \$167 , \$17 , \$172 , \$173 , \$174 , \$175 , \$176 , \$178 , \$18 ,
+    \$180 , \$183 , \$184 , \$185 , \$186 , \$187 , \$19 , \$190 , \$191 , \$192 , \$193 , \$194 ,
+    \$195 , \$196 , \$197 , \$198 , \$2 , \$20 , \$202 , \$203 , \$204 , \$205 , \$206 , \$207 ,
+    \$209 , \$21 , \$210 , \$215 , \$216 , \$217 , \$218 , \$219 , \$221 , \$223 , \$226 , \$227 ,
+    \$228 , \$229 , \$230 , \$233 , \$234 , \$235 , \$236 , \$237 , \$238 , \$239 , \$24 , \$240 ,
+    \$241 , \$245 , \$246 , \$247 , \$248 , \$249 , \$25 , \$250 , \$252 , \$253 , \$258 , \$259 ,
+    \$260 , \$261 , \$262 , \$264 , \$266 , \$269 , \$27 , \$270 , \$271 , \$272 , \$273 , \$274 ,
+    \$275 , \$29 , \$3 , \$32 , \$33 , \$36 , \$37 , \$38 , \$42 , \$44 , \$49 , \$55 , \$56 , \$57
+    , \$59 , \$6 , \$60 , \$61 , \$64 , \$65 , \$66 , \$67 , \$68 , \$69 , \$7 , \$71 , \$72 , \$75
+    , \$76 , \$77 , \$78 , \$79 , \$82 , \$83 , \$84 , \$85 , \$86 , \$89 , \$9 , \$90 , \$91 , \$92
+    , \$93 , \$96 , \$97 , \$98 , \$99 ;
+  wire [5:0] \$100 , \$101 , \$62 ;
+  wire [3:0] \$102 , \$103 , \$126 , \$127 , \$145 , \$146 , \$169 , \$170 , \$188 , \$189 , \$212 ,
+    \$213 , \$23 , \$231 , \$232 , \$255 , \$256 , \$4 , \$5 , \$50 , \$58 ;
+  wire [4:0] \$125 , \$168 , \$211 , \$254 , \$26 , \$51 , \$8 ;
+  wire [10:0] \$63 ;
+  reg [22:0] \$276 ;
+  reg [13:0] \$277 ;
+  reg [13:0] \$278  = 14'h0000;
+  reg \$279 ;
+  reg [3:0] \$280 ;
+  reg \$281 ;
+  reg \$282 ;
+  reg [3:0] \$283 ;
+  reg \$284 ;
+  reg [9:0] \$285 ;
+  reg \$286 ;
+  reg [9:0] \$287 ;
+  reg [26:0] \$288 ;
+  reg [26:0] \$289 ;
+  reg [4:0] \$290 ;
+  reg [26:0] \$291 ;
+  reg [26:0] \$292 ;
+  reg [4:0] \$293 ;
+  reg [26:0] \$294 ;
+  reg [26:0] \$295 ;
+  reg [4:0] \$296 ;
+  reg [26:0] \$297 ;
+  reg [26:0] \$298 ;
+  reg [4:0] \$299 ;
+  reg [26:0] \$300 ;
+  reg [13:0] \$301 ;
+  reg [10:0] \$302 ;
+  reg [10:0] \$303  = 11'h000;
+  wire [3:0] \$signature__addr ;
+  wire [3:0] \$signature__addr$109 ;
+  wire [3:0] \$signature__addr$113 ;
+  wire [3:0] \$signature__addr$62 ;
+  wire [3:0] \$signature__addr$75 ;
+  wire [3:0] \$signature__addr$79 ;
+  wire [3:0] \$signature__addr$92 ;
+  wire [3:0] \$signature__addr$96 ;
+  wire [3:0] \$signature__data ;
+  wire [3:0] \$signature__data$110 ;
+  wire [3:0] \$signature__data$114 ;
+  wire [3:0] \$signature__data$63 ;
+  wire [3:0] \$signature__data$76 ;
+  wire [3:0] \$signature__data$80 ;
+  wire [3:0] \$signature__data$93 ;
+  wire [3:0] \$signature__data$97 ;
+  wire \$signature__en ;
+  wire \$signature__en$108 ;
+  wire \$signature__en$112 ;
+  wire \$signature__en$61 ;
+  wire \$signature__en$74 ;
+  wire \$signature__en$78 ;
+  wire \$signature__en$91 ;
+  wire \$signature__en$95 ;
+  reg [9:0] _write = 10'h000;
   reg [9:0] address = 10'h000;
-  reg [25:0] after0 = 26'h0000000;
-  reg [25:0] after1 = 26'h0000000;
-  reg [25:0] after2 = 26'h0000000;
-  reg [25:0] after3 = 26'h0000000;
-  wire [20:0] bank0;
+  reg [26:0] after0 = 27'h0000000;
+  reg [26:0] after1 = 27'h0000000;
+  reg [26:0] after2 = 27'h0000000;
+  reg [26:0] after3 = 27'h0000000;
+  wire [22:0] bank0;
   reg bare00 = 1'h0;
   reg bare01 = 1'h0;
-  wire bit0_bare;
-  wire bit0_closes;
+  reg [26:0] before0 = 27'h0000000;
+  reg [26:0] before1 = 27'h0000000;
+  reg [26:0] before2 = 27'h0000000;
+  reg [26:0] before3 = 27'h0000000;
   wire [3:0] bit0_counted;
   wire bit0_empty;
   wire bit0_ends;
   wire bit0_event;
-  wire bit0_event_before;
-  wire bit0_exceeds;
+  wire bit0_finishes;
   wire bit0_fresh;
-  wire [3:0] bit0_left;
   wire bit0_loads;
+  wire [4:0] bit0_looked;
   wire bit0_opens;
-  wire [6:0] bit0_state;
+  wire bit0_rises;
+  wire [7:0] bit0_state;
   wire bit0_stays;
-  wire bit0_table;
-  wire bit1_bare;
-  wire bit1_closes;
+  wire bit0_unloaded;
   wire [3:0] bit1_counted;
   wire bit1_empty;
   wire bit1_ends;
   wire bit1_event;
-  wire bit1_event_before;
-  wire bit1_exceeds;
+  wire bit1_finishes;
   wire bit1_fresh;
-  wire [3:0] bit1_left;
   wire bit1_loads;
+  wire [4:0] bit1_looked;
   wire bit1_opens;
-  wire [6:0] bit1_state;
+  wire bit1_rises;
+  wire [7:0] bit1_state;
   wire bit1_stays;
-  wire bit1_table;
-  wire bit2_bare;
-  wire bit2_closes;
+  wire bit1_unloaded;
   wire [3:0] bit2_counted;
   wire bit2_empty;
   wire bit2_ends;
   wire bit2_event;
-  wire bit2_event_before;
-  wire bit2_exceeds;
+  wire bit2_finishes;
   wire bit2_fresh;
-  wire [3:0] bit2_left;
   wire bit2_loads;
+  wire [4:0] bit2_looked;
   wire bit2_opens;
-  wire [6:0] bit2_state;
+  wire bit2_rises;
+  wire [7:0] bit2_state;
   wire bit2_stays;
-  wire bit2_table;
-  wire bit3_bare;
-  wire bit3_closes;
+  wire bit2_unloaded;
   wire [3:0] bit3_counted;
   wire bit3_empty;
   wire bit3_ends;
   wire bit3_event;
-  wire bit3_event_before;
-  wire bit3_exceeds;
+  wire bit3_finishes;
   wire bit3_fresh;
-  wire [3:0] bit3_left;
   wire bit3_loads;
+  wire [4:0] bit3_looked;
   wire bit3_opens;
-  wire [6:0] bit3_state;
+  wire bit3_rises;
+  wire [7:0] bit3_state;
   wire bit3_stays;
-  wire bit3_table;
+  wire bit3_unloaded;
   output busy;
   wire busy;
   input cancel;
   wire cancel;
-  wire [20:0] chosen;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  reg [25:0] entering = 26'h0000000;
+  reg [26:0] entering = 27'h0000000;
+  reg golomb00 = 1'h0;
+  reg golomb01 = 1'h0;
+  reg [3:0] last00 = 4'h0;
+  reg [3:0] last01 = 4'h0;
+  reg [4:0] looked0 = 5'h00;
+  reg [4:0] looked1 = 5'h00;
+  reg [4:0] looked2 = 5'h00;
+  reg [4:0] looked3 = 5'h00;
   wire [28:0] microcode_write;
   (* init = 11'h000 *)
   output [10:0] port_0 ;
   wire [10:0] port_0 ;
-  wire [3:0] port__addr;
-  wire [3:0] \port__addr$10 ;
-  wire [3:0] \port__addr$17 ;
-  wire [3:0] \port__addr$19 ;
-  wire [3:0] \port__addr$38 ;
-  wire [3:0] \port__addr$39 ;
-  wire [3:0] \port__addr$58 ;
-  wire [3:0] \port__addr$59 ;
-  wire [3:0] \port__addr$78 ;
-  wire [3:0] \port__addr$79 ;
-  wire [3:0] port__data;
-  wire [3:0] \port__data$11 ;
-  wire [3:0] \port__data$21 ;
-  wire [3:0] \port__data$22 ;
-  wire [3:0] \port__data$41 ;
-  wire [3:0] \port__data$42 ;
-  wire [3:0] \port__data$61 ;
-  wire [3:0] \port__data$62 ;
-  wire [3:0] \port__data$81 ;
-  wire [3:0] \port__data$82 ;
-  wire port__en;
-  wire \port__en$8 ;
+  wire [3:0] reading__addr;
+  wire [3:0] \reading__addr$111 ;
+  wire [3:0] \reading__addr$115 ;
+  wire [3:0] \reading__addr$64 ;
+  wire [3:0] \reading__addr$77 ;
+  wire [3:0] \reading__addr$81 ;
+  wire [3:0] \reading__addr$94 ;
+  wire [3:0] \reading__addr$98 ;
+  wire [3:0] reading__data;
+  wire [3:0] \reading__data$100 ;
+  wire [3:0] \reading__data$116 ;
+  wire [3:0] \reading__data$117 ;
+  wire [3:0] \reading__data$66 ;
+  wire [3:0] \reading__data$82 ;
+  wire [3:0] \reading__data$83 ;
+  wire [3:0] \reading__data$99 ;
   input rst;
   wire rst;
   reg running = 1'h0;
   input [43:0] settings;
   wire [43:0] settings;
-  wire [20:0] \settings$14 ;
-  reg [20:0] \settings$18  = 21'h000000;
+  wire [22:0] \settings$17 ;
   input start;
   wire start;
+  reg [22:0] taken = 23'h000000;
   output [13:0] word;
   reg [13:0] word = 14'h0000;
-  reg [9:0] write0 = 10'h000;
-  reg [9:0] write1 = 10'h000;
-  wire [20:0] written;
   (* no_rw_check = 32'd1 *)
-  reg [3:0] table0 [15:0];
-  integer table0_entry;
+  reg [3:0] \U$0  [15:0];
   initial begin
-    for (table0_entry = 0; table0_entry < 16; table0_entry = table0_entry + 1)
-      table0[table0_entry] = 4'h0;
+    \U$0 [0] = 4'h0;
+    \U$0 [1] = 4'h0;
+    \U$0 [2] = 4'h0;
+    \U$0 [3] = 4'h0;
+    \U$0 [4] = 4'h0;
+    \U$0 [5] = 4'h0;
+    \U$0 [6] = 4'h0;
+    \U$0 [7] = 4'h0;
+    \U$0 [8] = 4'h0;
+    \U$0 [9] = 4'h0;
+    \U$0 [10] = 4'h0;
+    \U$0 [11] = 4'h0;
+    \U$0 [12] = 4'h0;
+    \U$0 [13] = 4'h0;
+    \U$0 [14] = 4'h0;
+    \U$0 [15] = 4'h0;
   end
   always @(posedge clk) begin
-    if (write0[0])
-      table0[write0[5:2]] <= write0[9:6];
+    if (_write[0])
+      \U$0 [_write[5:2]] <= _write[9:6];
   end
-  assign \port__data$81  = table0[after2[14:11]];
-  assign \port__data$61  = table0[after1[14:11]];
-  assign \port__data$41  = table0[after0[14:11]];
-  assign \port__data$21  = table0[entering[14:11]];
+  assign reading__data = \U$0 [entering[14:11]];
   (* no_rw_check = 32'd1 *)
-  reg [3:0] table1 [15:0];
-  integer table1_entry;
+  reg [3:0] \U$1  [15:0];
   initial begin
-    for (table1_entry = 0; table1_entry < 16; table1_entry = table1_entry + 1)
-      table1[table1_entry] = 4'h0;
+    \U$1 [0] = 4'h0;
+    \U$1 [1] = 4'h0;
+    \U$1 [2] = 4'h0;
+    \U$1 [3] = 4'h0;
+    \U$1 [4] = 4'h0;
+    \U$1 [5] = 4'h0;
+    \U$1 [6] = 4'h0;
+    \U$1 [7] = 4'h0;
+    \U$1 [8] = 4'h0;
+    \U$1 [9] = 4'h0;
+    \U$1 [10] = 4'h0;
+    \U$1 [11] = 4'h0;
+    \U$1 [12] = 4'h0;
+    \U$1 [13] = 4'h0;
+    \U$1 [14] = 4'h0;
+    \U$1 [15] = 4'h0;
   end
   always @(posedge clk) begin
-    if (write1[0])
-      table1[write1[5:2]] <= write1[9:6];
+    if (_write[1])
+      \U$1 [_write[5:2]] <= _write[9:6];
   end
-  assign \port__data$82  = table1[after2[14:11]];
-  assign \port__data$62  = table1[after1[14:11]];
-  assign \port__data$42  = table1[after0[14:11]];
-  assign \port__data$22  = table1[entering[14:11]];
+  assign \reading__data$66  = \U$1 [entering[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$2  [15:0];
+  initial begin
+    \U$2 [0] = 4'h0;
+    \U$2 [1] = 4'h0;
+    \U$2 [2] = 4'h0;
+    \U$2 [3] = 4'h0;
+    \U$2 [4] = 4'h0;
+    \U$2 [5] = 4'h0;
+    \U$2 [6] = 4'h0;
+    \U$2 [7] = 4'h0;
+    \U$2 [8] = 4'h0;
+    \U$2 [9] = 4'h0;
+    \U$2 [10] = 4'h0;
+    \U$2 [11] = 4'h0;
+    \U$2 [12] = 4'h0;
+    \U$2 [13] = 4'h0;
+    \U$2 [14] = 4'h0;
+    \U$2 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$2 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$82  = \U$2 [after0[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$3  [15:0];
+  initial begin
+    \U$3 [0] = 4'h0;
+    \U$3 [1] = 4'h0;
+    \U$3 [2] = 4'h0;
+    \U$3 [3] = 4'h0;
+    \U$3 [4] = 4'h0;
+    \U$3 [5] = 4'h0;
+    \U$3 [6] = 4'h0;
+    \U$3 [7] = 4'h0;
+    \U$3 [8] = 4'h0;
+    \U$3 [9] = 4'h0;
+    \U$3 [10] = 4'h0;
+    \U$3 [11] = 4'h0;
+    \U$3 [12] = 4'h0;
+    \U$3 [13] = 4'h0;
+    \U$3 [14] = 4'h0;
+    \U$3 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$3 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$83  = \U$3 [after0[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$4  [15:0];
+  initial begin
+    \U$4 [0] = 4'h0;
+    \U$4 [1] = 4'h0;
+    \U$4 [2] = 4'h0;
+    \U$4 [3] = 4'h0;
+    \U$4 [4] = 4'h0;
+    \U$4 [5] = 4'h0;
+    \U$4 [6] = 4'h0;
+    \U$4 [7] = 4'h0;
+    \U$4 [8] = 4'h0;
+    \U$4 [9] = 4'h0;
+    \U$4 [10] = 4'h0;
+    \U$4 [11] = 4'h0;
+    \U$4 [12] = 4'h0;
+    \U$4 [13] = 4'h0;
+    \U$4 [14] = 4'h0;
+    \U$4 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$4 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$99  = \U$4 [after1[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$5  [15:0];
+  initial begin
+    \U$5 [0] = 4'h0;
+    \U$5 [1] = 4'h0;
+    \U$5 [2] = 4'h0;
+    \U$5 [3] = 4'h0;
+    \U$5 [4] = 4'h0;
+    \U$5 [5] = 4'h0;
+    \U$5 [6] = 4'h0;
+    \U$5 [7] = 4'h0;
+    \U$5 [8] = 4'h0;
+    \U$5 [9] = 4'h0;
+    \U$5 [10] = 4'h0;
+    \U$5 [11] = 4'h0;
+    \U$5 [12] = 4'h0;
+    \U$5 [13] = 4'h0;
+    \U$5 [14] = 4'h0;
+    \U$5 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$5 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$100  = \U$5 [after1[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$6  [15:0];
+  initial begin
+    \U$6 [0] = 4'h0;
+    \U$6 [1] = 4'h0;
+    \U$6 [2] = 4'h0;
+    \U$6 [3] = 4'h0;
+    \U$6 [4] = 4'h0;
+    \U$6 [5] = 4'h0;
+    \U$6 [6] = 4'h0;
+    \U$6 [7] = 4'h0;
+    \U$6 [8] = 4'h0;
+    \U$6 [9] = 4'h0;
+    \U$6 [10] = 4'h0;
+    \U$6 [11] = 4'h0;
+    \U$6 [12] = 4'h0;
+    \U$6 [13] = 4'h0;
+    \U$6 [14] = 4'h0;
+    \U$6 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$6 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$116  = \U$6 [after2[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$7  [15:0];
+  initial begin
+    \U$7 [0] = 4'h0;
+    \U$7 [1] = 4'h0;
+    \U$7 [2] = 4'h0;
+    \U$7 [3] = 4'h0;
+    \U$7 [4] = 4'h0;
+    \U$7 [5] = 4'h0;
+    \U$7 [6] = 4'h0;
+    \U$7 [7] = 4'h0;
+    \U$7 [8] = 4'h0;
+    \U$7 [9] = 4'h0;
+    \U$7 [10] = 4'h0;
+    \U$7 [11] = 4'h0;
+    \U$7 [12] = 4'h0;
+    \U$7 [13] = 4'h0;
+    \U$7 [14] = 4'h0;
+    \U$7 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$7 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$117  = \U$7 [after2[14:11]];
   assign \$1  = ~ settings[0];
   assign \$2  = settings[1] & \$1 ;
-  assign \$3  = settings[0] ? settings[11:8] : settings[7:4];
-  assign \$4  = settings[0] ? settings[3] : settings[2];
-  assign \$5  = ~ { settings[2], \$4  };
-  assign \$6  = bare00 & bank0[11];
-  assign \$7  = bare01 & bank0[12];
-  assign \$8  = bank0[6:3] - bank0[13];
-  assign \$9  = ~ bank0[13];
-  assign \$10  = bank0[11] & \$9 ;
-  assign \$11  = bank0[10:7] - bank0[14];
-  assign \$12  = ~ bank0[14];
-  assign \$13  = bank0[12] & \$12 ;
-  assign bit0_left = bit0_table ? \port__data$22  : \port__data$21 ;
-  assign bit0_empty = ! bit0_left;
-  assign \$320  = bit0_table * 3'h4;
-  assign \$14  = \settings$18 [10:3] >> \$320 ;
-  assign \$15  = entering[14:11] == \$14 ;
-  assign \$16  = \settings$18 [12:11] >> bit0_table;
-  assign bit0_opens = \$15  & \$16 ;
-  assign \$19  = \settings$18 [14:13] >> bit0_table;
-  assign bit0_closes = \$15  & \$19 ;
-  assign \$23  = ~ \$16 ;
-  assign \$24  = \$15  & \$23 ;
-  assign \$26  = ~ \$19 ;
-  assign bit0_exceeds = \$24  & \$26 ;
-  assign \$27  = ~ entering[16];
-  assign \$28  = ~ entering[17];
-  assign \$29  = \$27  & \$28 ;
-  assign \$30  = entering[4] | bit0_opens;
-  assign bit0_loads = \$29  & \$30 ;
-  assign \$32  = bit0_closes & \$27 ;
-  assign \$34  = \$32  & \$28 ;
-  assign \$35  = ~ entering[4];
-  assign bit0_bare = \$34  & \$35 ;
-  assign \$36  = entering[14:11] == 1'h1;
-  assign \$37  = entering[16] & \$36 ;
-  assign \$39  = \$37  & \$28 ;
-  assign bit0_ends = bit0_bare | \$39 ;
-  assign \$40  = ~ \settings$18 [1];
-  assign \$41  = entering[16] | bit0_opens;
-  assign \$42  = entering[4] == \$41 ;
-  assign \$43  = \$40  & \$42 ;
-  assign bit0_event = bit0_table | \$43 ;
-  assign \$44  = ~ bit0_table;
-  assign bit0_fresh = \settings$18 [1] ? \$44  : \settings$18 [2];
-  assign \$45  = entering[16] | entering[4];
-  assign \$46  = \$45  | bit0_opens;
-  assign \$47  = ~ bit0_ends;
-  assign bit0_stays = \$46  & \$47 ;
-  assign bit0_event_before = bit0_ends ? bit0_fresh : bit0_event;
-  assign \$48  = entering[14:11] - 1'h1;
-  assign \$49  = entering[14:11] + 1'h1;
-  assign \$50  = entering[16] ? { \$48 [4], \$48  } : { 1'h0, \$49  };
-  assign \$51  = ~ { bit0_bare, bit0_bare, bit0_bare, bit0_bare };
-  assign \$52  = \$50 [3:0] & \$51 ;
-  assign \$53  = bit0_loads ? bit0_left : \$52 ;
-  assign \$54  = bit0_loads & bit0_empty;
-  assign \$55  = \$54  ? bit0_fresh : bit0_event_before;
-  assign \$57  = ~ \$54 ;
-  assign \$58  = bit0_stays & \$57 ;
-  assign \$60  = bit0_exceeds & \$27 ;
-  assign \$62  = \$60  & \$35 ;
-  assign \$63  = entering[17] | \$62 ;
-  assign bit1_left = bit1_table ? \port__data$42  : \port__data$41 ;
-  assign bit1_empty = ! bit1_left;
-  assign \$389  = bit1_table * 3'h4;
-  assign \$64  = \settings$18 [10:3] >> \$389 ;
-  assign \$65  = after0[14:11] == \$64 ;
-  assign \$66  = \settings$18 [12:11] >> bit1_table;
-  assign bit1_opens = \$65  & \$66 ;
-  assign \$69  = \settings$18 [14:13] >> bit1_table;
-  assign bit1_closes = \$65  & \$69 ;
-  assign \$73  = ~ \$66 ;
-  assign \$74  = \$65  & \$73 ;
-  assign \$76  = ~ \$69 ;
-  assign bit1_exceeds = \$74  & \$76 ;
-  assign \$77  = ~ after0[16];
-  assign \$78  = ~ after0[17];
-  assign \$79  = \$77  & \$78 ;
-  assign \$80  = after0[3] | bit1_opens;
-  assign bit1_loads = \$79  & \$80 ;
-  assign \$82  = bit1_closes & \$77 ;
-  assign \$84  = \$82  & \$78 ;
-  assign \$85  = ~ after0[3];
-  assign bit1_bare = \$84  & \$85 ;
-  assign \$86  = after0[14:11] == 1'h1;
-  assign \$87  = after0[16] & \$86 ;
-  assign \$89  = \$87  & \$78 ;
-  assign bit1_ends = bit1_bare | \$89 ;
-  assign \$91  = after0[16] | bit1_opens;
-  assign \$92  = after0[3] == \$91 ;
-  assign \$93  = \$40  & \$92 ;
-  assign bit1_event = bit1_table | \$93 ;
-  assign \$94  = ~ bit1_table;
-  assign bit1_fresh = \settings$18 [1] ? \$94  : \settings$18 [2];
-  assign \$95  = after0[16] | after0[3];
-  assign \$96  = \$95  | bit1_opens;
-  assign \$97  = ~ bit1_ends;
-  assign bit1_stays = \$96  & \$97 ;
-  assign bit1_event_before = bit1_ends ? bit1_fresh : bit1_event;
-  assign \$98  = after0[14:11] - 1'h1;
-  assign \$99  = after0[14:11] + 1'h1;
-  assign \$100  = after0[16] ? { \$98 [4], \$98  } : { 1'h0, \$99  };
-  assign \$101  = ~ { bit1_bare, bit1_bare, bit1_bare, bit1_bare };
-  assign \$102  = \$100 [3:0] & \$101 ;
-  assign \$103  = bit1_loads ? bit1_left : \$102 ;
-  assign \$104  = bit1_loads & bit1_empty;
-  assign \$105  = \$104  ? bit1_fresh : bit1_event_before;
-  assign \$107  = ~ \$104 ;
-  assign \$108  = bit1_stays & \$107 ;
-  assign \$110  = bit1_exceeds & \$77 ;
-  assign \$112  = \$110  & \$85 ;
-  assign \$113  = after0[17] | \$112 ;
-  assign bit2_left = bit2_table ? \port__data$62  : \port__data$61 ;
-  assign bit2_empty = ! bit2_left;
-  assign \$458  = bit2_table * 3'h4;
-  assign \$114  = \settings$18 [10:3] >> \$458 ;
-  assign \$115  = after1[14:11] == \$114 ;
-  assign \$116  = \settings$18 [12:11] >> bit2_table;
-  assign bit2_opens = \$115  & \$116 ;
-  assign \$119  = \settings$18 [14:13] >> bit2_table;
-  assign bit2_closes = \$115  & \$119 ;
-  assign \$123  = ~ \$116 ;
-  assign \$124  = \$115  & \$123 ;
-  assign \$126  = ~ \$119 ;
-  assign bit2_exceeds = \$124  & \$126 ;
-  assign \$127  = ~ after1[16];
-  assign \$128  = ~ after1[17];
-  assign \$129  = \$127  & \$128 ;
-  assign \$130  = after1[2] | bit2_opens;
-  assign bit2_loads = \$129  & \$130 ;
-  assign \$132  = bit2_closes & \$127 ;
-  assign \$134  = \$132  & \$128 ;
-  assign \$135  = ~ after1[2];
-  assign bit2_bare = \$134  & \$135 ;
-  assign \$136  = after1[14:11] == 1'h1;
-  assign \$137  = after1[16] & \$136 ;
-  assign \$139  = \$137  & \$128 ;
-  assign bit2_ends = bit2_bare | \$139 ;
-  assign \$141  = after1[16] | bit2_opens;
-  assign \$142  = after1[2] == \$141 ;
-  assign \$143  = \$40  & \$142 ;
-  assign bit2_event = bit2_table | \$143 ;
-  assign \$144  = ~ bit2_table;
-  assign bit2_fresh = \settings$18 [1] ? \$144  : \settings$18 [2];
-  assign \$145  = after1[16] | after1[2];
-  assign \$146  = \$145  | bit2_opens;
-  assign \$147  = ~ bit2_ends;
-  assign bit2_stays = \$146  & \$147 ;
-  assign bit2_event_before = bit2_ends ? bit2_fresh : bit2_event;
-  assign \$148  = after1[14:11] - 1'h1;
-  assign \$149  = after1[14:11] + 1'h1;
-  assign \$150  = after1[16] ? { \$148 [4], \$148  } : { 1'h0, \$149  };
-  assign \$151  = ~ { bit2_bare, bit2_bare, bit2_bare, bit2_bare };
-  assign \$152  = \$150 [3:0] & \$151 ;
-  assign \$153  = bit2_loads ? bit2_left : \$152 ;
-  assign \$154  = bit2_loads & bit2_empty;
-  assign \$155  = \$154  ? bit2_fresh : bit2_event_before;
-  assign \$157  = ~ \$154 ;
-  assign \$158  = bit2_stays & \$157 ;
-  assign \$160  = bit2_exceeds & \$127 ;
-  assign \$162  = \$160  & \$135 ;
-  assign \$163  = after1[17] | \$162 ;
-  assign bit3_left = bit3_table ? \port__data$82  : \port__data$81 ;
-  assign bit3_empty = ! bit3_left;
-  assign \$527  = bit3_table * 3'h4;
-  assign \$164  = \settings$18 [10:3] >> \$527 ;
-  assign \$165  = after2[14:11] == \$164 ;
-  assign \$166  = \settings$18 [12:11] >> bit3_table;
-  assign bit3_opens = \$165  & \$166 ;
-  assign \$169  = \settings$18 [14:13] >> bit3_table;
-  assign bit3_closes = \$165  & \$169 ;
-  assign \$173  = ~ \$166 ;
-  assign \$174  = \$165  & \$173 ;
-  assign \$176  = ~ \$169 ;
-  assign bit3_exceeds = \$174  & \$176 ;
-  assign \$177  = ~ after2[16];
-  assign \$178  = ~ after2[17];
-  assign \$179  = \$177  & \$178 ;
-  assign \$180  = after2[1] | bit3_opens;
-  assign bit3_loads = \$179  & \$180 ;
-  assign \$182  = bit3_closes & \$177 ;
-  assign \$184  = \$182  & \$178 ;
-  assign \$185  = ~ after2[1];
-  assign bit3_bare = \$184  & \$185 ;
-  assign \$186  = after2[14:11] == 1'h1;
-  assign \$187  = after2[16] & \$186 ;
-  assign \$189  = \$187  & \$178 ;
-  assign bit3_ends = bit3_bare | \$189 ;
-  assign \$191  = after2[16] | bit3_opens;
-  assign \$192  = after2[1] == \$191 ;
-  assign \$193  = \$40  & \$192 ;
-  assign bit3_event = bit3_table | \$193 ;
-  assign \$194  = ~ bit3_table;
-  assign bit3_fresh = \settings$18 [1] ? \$194  : \settings$18 [2];
-  assign \$195  = after2[16] | after2[1];
-  assign \$196  = \$195  | bit3_opens;
-  assign \$197  = ~ bit3_ends;
-  assign bit3_stays = \$196  & \$197 ;
-  assign bit3_event_before = bit3_ends ? bit3_fresh : bit3_event;
-  assign \$198  = after2[14:11] - 1'h1;
-  assign \$199  = after2[14:11] + 1'h1;
-  assign \$200  = after2[16] ? { \$198 [4], \$198  } : { 1'h0, \$199  };
-  assign \$201  = ~ { bit3_bare, bit3_bare, bit3_bare, bit3_bare };
-  assign \$202  = \$200 [3:0] & \$201 ;
-  assign \$203  = bit3_loads ? bit3_left : \$202 ;
-  assign \$204  = bit3_loads & bit3_empty;
-  assign \$205  = \$204  ? bit3_fresh : bit3_event_before;
-  assign \$207  = ~ \$204 ;
-  assign \$208  = bit3_stays & \$207 ;
-  assign \$210  = bit3_exceeds & \$177 ;
-  assign \$212  = \$210  & \$185 ;
-  assign \$213  = after2[17] | \$212 ;
-  assign \$214  = | { after3[0], after2[0], after1[0], after0[0], entering[0] };
-  assign \$215  = running | \$214 ;
-  assign busy = \$215  | \$290 [0];
-  assign \$216  = code_write[2] == bank0[1];
-  assign \$217  = code_write[0] & \$216 ;
-  assign \$218  = code_write[6:3] == bank0[6:3];
-  assign \$219  = \$218  & bank0[11];
-  assign \$220  = code_write[10:7] - \$219 ;
-  assign \$223  = ! code_write[1];
-  assign \$228  = \$225  & \$219 ;
-  assign \$229  = ! code_write[10:7];
-  assign \$230  = ~ code_write[2];
-  assign \$231  = code_write[0] & \$230 ;
-  assign \$232  = code_write[6:3] == bank0[10:7];
-  assign \$233  = \$232  & bank0[12];
-  assign \$234  = code_write[10:7] - \$233 ;
-  assign \$242  = \$239  & \$233 ;
-  assign \$244  = address + 1'h1;
-  assign \$245  = & address;
-  assign \$246  = address[9:4] == 6'h3f;
-  assign \$247  = address[9:4] == 6'h2f;
-  assign \$248  = address[9:4] == 6'h2e;
-  assign \$249  = \$247  | \$248 ;
-  assign \$252  = \$54  | bit0_ends;
-  assign \$255  = \$252  & bit0_event;
-  assign \$257  = entering[17] & \$27 ;
-  assign \$258  = \$257  & entering[4];
-  assign \$259  = \$255  | \$258 ;
-  assign \$261  = \$104  | bit1_ends;
-  assign \$264  = \$261  & bit1_event;
-  assign \$266  = after0[17] & \$77 ;
-  assign \$267  = \$266  & after0[3];
-  assign \$268  = \$264  | \$267 ;
-  assign \$270  = \$154  | bit2_ends;
-  assign \$273  = \$270  & bit2_event;
-  assign \$275  = after1[17] & \$127 ;
-  assign \$276  = \$275  & after1[2];
-  assign \$277  = \$273  | \$276 ;
-  assign \$279  = \$204  | bit3_ends;
-  assign \$282  = \$279  & bit3_event;
-  assign \$284  = after2[17] & \$177 ;
-  assign \$285  = \$284  & after2[1];
-  assign \$286  = \$282  | \$285 ;
-  assign \$287  = after3[16] ? 6'h2e : 6'h2f;
-  assign \$288  = after3[17] ? \$287  : after3[16:11];
+  assign \$3  = settings[0] ? settings[3] : settings[2];
+  assign \$4  = settings[0] ? settings[11:8] : settings[7:4];
+  assign \$5  = ~ last00;
+  assign \$6  = ~ golomb00;
+  assign \$7  = bare00 & \$6 ;
+  assign \$8  = \$5  + \$7 ;
+  assign \$9  = ~ bare00;
+  assign \$11  = \$9  & \$6 ;
+  assign \$14  = taken[2] == \$278 [0];
+  assign \$15  = taken[0] & \$14 ;
+  assign \$16  = ! taken[1];
+  assign \$19  = taken[6:3] == last00;
+  assign \$20  = \$18  & \$19 ;
+  assign \$21  = ! taken[10:7];
+  assign \$23  = ~ last01;
+  assign \$24  = ~ golomb01;
+  assign \$25  = bare01 & \$24 ;
+  assign \$26  = \$23  + \$25 ;
+  assign \$27  = ~ bare01;
+  assign \$29  = \$27  & \$24 ;
+  assign \$32  = ~ taken[2];
+  assign \$33  = taken[0] & \$32 ;
+  assign \$37  = taken[6:3] == last01;
+  assign \$38  = \$36  & \$37 ;
+  assign \$44  = \$42  & \$14 ;
+  assign \$49  = \$42  & \$32 ;
+  assign \$50  = ~ taken[6:3];
+  assign \$51  = taken[10:7] - 1'h1;
+  assign \$55  = taken[2] ? settings[3] : settings[2];
+  assign \$56  = ~ \$55 ;
+  assign \$57  = \$42  & \$56 ;
+  assign \$58  = taken[2] ? settings[11:8] : settings[7:4];
+  assign \$59  = taken[6:3] == \$58 ;
+  assign \$60  = \$57  & \$59 ;
+  assign \$62  = $signed(\$51 ) - $signed({ 1'h0, \$61  });
+  assign \$63  = address + 1'h1;
+  assign \$64  = & address;
+  assign \$65  = ~ address[9];
+  assign \$66  = address[9:4] == 6'h3f;
+  assign \$67  = address[9:4] == 6'h2f;
+  assign \$68  = address[9:4] == 6'h2e;
+  assign \$69  = \$67  | \$68 ;
+  assign \$71  = bit0_loads & bit0_empty;
+  assign \$72  = \$71  | bit0_ends;
+  assign \$75  = \$72  & bit0_event;
+  assign \$76  = before0[18] & before0[4];
+  assign \$77  = \$75  | \$76 ;
+  assign \$78  = bit1_loads & bit1_empty;
+  assign \$79  = \$78  | bit1_ends;
+  assign \$82  = \$79  & bit1_event;
+  assign \$83  = before1[18] & before1[3];
+  assign \$84  = \$82  | \$83 ;
+  assign \$85  = bit2_loads & bit2_empty;
+  assign \$86  = \$85  | bit2_ends;
+  assign \$89  = \$86  & bit2_event;
+  assign \$90  = before2[18] & before2[2];
+  assign \$91  = \$89  | \$90 ;
+  assign \$92  = bit3_loads & bit3_empty;
+  assign \$93  = \$92  | bit3_ends;
+  assign \$96  = \$93  & bit3_event;
+  assign \$97  = before3[18] & before3[1];
+  assign \$98  = \$96  | \$97 ;
+  assign \$99  = after3[17] | after3[16];
+  assign \$100  = after3[18] ? 6'h2f : 6'h2e;
+  assign \$101  = \$99  ? after3[16:11] : \$100 ;
+  assign \$102  = entering[15] ? \reading__data$66  : reading__data;
+  assign \$103  = entering[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$104  = entering[14:11] == \$103 ;
+  assign \$105  = before0[15] ? \$278 [11] : \$278 [10];
+  assign bit0_opens = looked0[4] & \$105 ;
+  assign \$106  = before0[4] | bit0_opens;
+  assign bit0_loads = before0[17] & \$106 ;
+  assign \$107  = ! before0[14:11];
+  assign bit0_finishes = before0[16] & \$107 ;
+  assign \$108  = ~ before0[4];
+  assign \$109  = before0[17] & \$108 ;
+  assign \$110  = \$109  & looked0[4];
+  assign \$111  = before0[15] ? \$278 [13] : \$278 [12];
+  assign \$112  = \$110  & \$111 ;
+  assign bit0_ends = bit0_finishes | \$112 ;
+  assign \$116  = ~ \$111 ;
+  assign \$117  = looked0[4] & \$116 ;
+  assign \$118  = ~ \$117 ;
+  assign \$119  = \$109  & \$118 ;
+  assign bit0_stays = bit0_finishes | \$119 ;
+  assign bit0_empty = looked0[3] & looked0[2];
+  assign \$120  = before0[16] | bit0_opens;
+  assign bit0_rises = before0[4] == \$120 ;
+  assign \$122  = ~ \$278 [0];
+  assign \$123  = \$122  & bit0_rises;
+  assign bit0_event = \$121  | \$123 ;
+  assign \$124  = ~ before0[15];
+  assign bit0_fresh = \$278 [0] ? \$124  : \$278 [1];
+  assign bit0_unloaded = bit0_ends ? bit0_fresh : bit0_event;
+  assign \$125  = before0[14:11] - 1'h1;
+  assign \$126  = \$125 [3:0] | { bit0_ends, bit0_ends, bit0_ends, bit0_ends };
+  assign \$127  = bit0_loads ? looked0[3:0] : \$126 ;
+  assign \$129  = \$71  ? bit0_fresh : bit0_unloaded;
+  assign \$130  = ~ bit0_empty;
+  assign \$131  = ~ bit0_finishes;
+  assign \$132  = before0[16] & \$131 ;
+  assign \$133  = bit0_loads ? \$130  : \$132 ;
+  assign \$135  = \$71  | bit0_stays;
+  assign \$137  = before0[17] & looked0[4];
+  assign \$140  = \$137  & \$116 ;
+  assign \$141  = ~ bit0_opens;
+  assign \$142  = \$140  & \$141 ;
+  assign \$143  = before0[18] | \$142 ;
+  assign \$144  = \$108  & \$143 ;
+  assign \$145  = after0[15] ? \reading__data$83  : \reading__data$82 ;
+  assign \$146  = after0[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$147  = after0[14:11] == \$146 ;
+  assign \$148  = before1[15] ? \$278 [11] : \$278 [10];
+  assign bit1_opens = looked1[4] & \$148 ;
+  assign \$149  = before1[3] | bit1_opens;
+  assign bit1_loads = before1[17] & \$149 ;
+  assign \$150  = ! before1[14:11];
+  assign bit1_finishes = before1[16] & \$150 ;
+  assign \$151  = ~ before1[3];
+  assign \$152  = before1[17] & \$151 ;
+  assign \$153  = \$152  & looked1[4];
+  assign \$154  = before1[15] ? \$278 [13] : \$278 [12];
+  assign \$155  = \$153  & \$154 ;
+  assign bit1_ends = bit1_finishes | \$155 ;
+  assign \$159  = ~ \$154 ;
+  assign \$160  = looked1[4] & \$159 ;
+  assign \$161  = ~ \$160 ;
+  assign \$162  = \$152  & \$161 ;
+  assign bit1_stays = bit1_finishes | \$162 ;
+  assign bit1_empty = looked1[3] & looked1[2];
+  assign \$163  = before1[16] | bit1_opens;
+  assign bit1_rises = before1[3] == \$163 ;
+  assign \$166  = \$122  & bit1_rises;
+  assign bit1_event = \$164  | \$166 ;
+  assign \$167  = ~ before1[15];
+  assign bit1_fresh = \$278 [0] ? \$167  : \$278 [1];
+  assign bit1_unloaded = bit1_ends ? bit1_fresh : bit1_event;
+  assign \$168  = before1[14:11] - 1'h1;
+  assign \$169  = \$168 [3:0] | { bit1_ends, bit1_ends, bit1_ends, bit1_ends };
+  assign \$170  = bit1_loads ? looked1[3:0] : \$169 ;
+  assign \$172  = \$78  ? bit1_fresh : bit1_unloaded;
+  assign \$173  = ~ bit1_empty;
+  assign \$174  = ~ bit1_finishes;
+  assign \$175  = before1[16] & \$174 ;
+  assign \$176  = bit1_loads ? \$173  : \$175 ;
+  assign \$178  = \$78  | bit1_stays;
+  assign \$180  = before1[17] & looked1[4];
+  assign \$183  = \$180  & \$159 ;
+  assign \$184  = ~ bit1_opens;
+  assign \$185  = \$183  & \$184 ;
+  assign \$186  = before1[18] | \$185 ;
+  assign \$187  = \$151  & \$186 ;
+  assign \$188  = after1[15] ? \reading__data$100  : \reading__data$99 ;
+  assign \$189  = after1[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$190  = after1[14:11] == \$189 ;
+  assign \$191  = before2[15] ? \$278 [11] : \$278 [10];
+  assign bit2_opens = looked2[4] & \$191 ;
+  assign \$192  = before2[2] | bit2_opens;
+  assign bit2_loads = before2[17] & \$192 ;
+  assign \$193  = ! before2[14:11];
+  assign bit2_finishes = before2[16] & \$193 ;
+  assign \$194  = ~ before2[2];
+  assign \$195  = before2[17] & \$194 ;
+  assign \$196  = \$195  & looked2[4];
+  assign \$197  = before2[15] ? \$278 [13] : \$278 [12];
+  assign \$198  = \$196  & \$197 ;
+  assign bit2_ends = bit2_finishes | \$198 ;
+  assign \$202  = ~ \$197 ;
+  assign \$203  = looked2[4] & \$202 ;
+  assign \$204  = ~ \$203 ;
+  assign \$205  = \$195  & \$204 ;
+  assign bit2_stays = bit2_finishes | \$205 ;
+  assign bit2_empty = looked2[3] & looked2[2];
+  assign \$206  = before2[16] | bit2_opens;
+  assign bit2_rises = before2[2] == \$206 ;
+  assign \$209  = \$122  & bit2_rises;
+  assign bit2_event = \$207  | \$209 ;
+  assign \$210  = ~ before2[15];
+  assign bit2_fresh = \$278 [0] ? \$210  : \$278 [1];
+  assign bit2_unloaded = bit2_ends ? bit2_fresh : bit2_event;
+  assign \$211  = before2[14:11] - 1'h1;
+  assign \$212  = \$211 [3:0] | { bit2_ends, bit2_ends, bit2_ends, bit2_ends };
+  assign \$213  = bit2_loads ? looked2[3:0] : \$212 ;
+  assign \$215  = \$85  ? bit2_fresh : bit2_unloaded;
+  assign \$216  = ~ bit2_empty;
+  assign \$217  = ~ bit2_finishes;
+  assign \$218  = before2[16] & \$217 ;
+  assign \$219  = bit2_loads ? \$216  : \$218 ;
+  assign \$221  = \$85  | bit2_stays;
+  assign \$223  = before2[17] & looked2[4];
+  assign \$226  = \$223  & \$202 ;
+  assign \$227  = ~ bit2_opens;
+  assign \$228  = \$226  & \$227 ;
+  assign \$229  = before2[18] | \$228 ;
+  assign \$230  = \$194  & \$229 ;
+  assign \$231  = after2[15] ? \reading__data$117  : \reading__data$116 ;
+  assign \$232  = after2[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$233  = after2[14:11] == \$232 ;
+  assign \$234  = before3[15] ? \$278 [11] : \$278 [10];
+  assign bit3_opens = looked3[4] & \$234 ;
+  assign \$235  = before3[1] | bit3_opens;
+  assign bit3_loads = before3[17] & \$235 ;
+  assign \$236  = ! before3[14:11];
+  assign bit3_finishes = before3[16] & \$236 ;
+  assign \$237  = ~ before3[1];
+  assign \$238  = before3[17] & \$237 ;
+  assign \$239  = \$238  & looked3[4];
+  assign \$240  = before3[15] ? \$278 [13] : \$278 [12];
+  assign \$241  = \$239  & \$240 ;
+  assign bit3_ends = bit3_finishes | \$241 ;
+  assign \$245  = ~ \$240 ;
+  assign \$246  = looked3[4] & \$245 ;
+  assign \$247  = ~ \$246 ;
+  assign \$248  = \$238  & \$247 ;
+  assign bit3_stays = bit3_finishes | \$248 ;
+  assign bit3_empty = looked3[3] & looked3[2];
+  assign \$249  = before3[16] | bit3_opens;
+  assign bit3_rises = before3[1] == \$249 ;
+  assign \$252  = \$122  & bit3_rises;
+  assign bit3_event = \$250  | \$252 ;
+  assign \$253  = ~ before3[15];
+  assign bit3_fresh = \$278 [0] ? \$253  : \$278 [1];
+  assign bit3_unloaded = bit3_ends ? bit3_fresh : bit3_event;
+  assign \$254  = before3[14:11] - 1'h1;
+  assign \$255  = \$254 [3:0] | { bit3_ends, bit3_ends, bit3_ends, bit3_ends };
+  assign \$256  = bit3_loads ? looked3[3:0] : \$255 ;
+  assign \$258  = \$92  ? bit3_fresh : bit3_unloaded;
+  assign \$259  = ~ bit3_empty;
+  assign \$260  = ~ bit3_finishes;
+  assign \$261  = before3[16] & \$260 ;
+  assign \$262  = bit3_loads ? \$259  : \$261 ;
+  assign \$264  = \$92  | bit3_stays;
+  assign \$266  = before3[17] & looked3[4];
+  assign \$269  = \$266  & \$245 ;
+  assign \$270  = ~ bit3_opens;
+  assign \$271  = \$269  & \$270 ;
+  assign \$272  = before3[18] | \$271 ;
+  assign \$273  = \$237  & \$272 ;
+  assign \$274  = | { after3[0], before3[0], after2[0], before2[0], after1[0], before1[0], after0[0], before0[0], entering[0] };
+  assign \$275  = running | \$274 ;
+  assign busy = \$275  | \$303 [0];
   always @(posedge clk)
-    \$290  <= \$289 ;
+    taken <= \$276 ;
   always @(posedge clk)
-    write0 <= \$291 ;
+    \$278  <= \$277 ;
   always @(posedge clk)
-    bare00 <= \$292 ;
+    golomb00 <= \$279 ;
   always @(posedge clk)
-    write1 <= \$293 ;
+    last00 <= \$280 ;
   always @(posedge clk)
-    bare01 <= \$294 ;
+    bare00 <= \$281 ;
   always @(posedge clk)
-    \settings$18  <= \$295 ;
+    golomb01 <= \$282 ;
   always @(posedge clk)
-    running <= \$296 ;
+    last01 <= \$283 ;
   always @(posedge clk)
-    address <= \$297 ;
+    bare01 <= \$284 ;
   always @(posedge clk)
-    entering <= \$298 ;
+    _write <= \$285 ;
   always @(posedge clk)
-    after0 <= \$299 ;
+    running <= \$286 ;
   always @(posedge clk)
-    after1 <= \$300 ;
+    address <= \$287 ;
   always @(posedge clk)
-    after2 <= \$301 ;
+    entering <= \$288 ;
   always @(posedge clk)
-    after3 <= \$302 ;
+    before0 <= \$289 ;
   always @(posedge clk)
-    word <= \$303 ;
+    looked0 <= \$290 ;
+  always @(posedge clk)
+    after0 <= \$291 ;
+  always @(posedge clk)
+    before1 <= \$292 ;
+  always @(posedge clk)
+    looked1 <= \$293 ;
+  always @(posedge clk)
+    after1 <= \$294 ;
+  always @(posedge clk)
+    before2 <= \$295 ;
+  always @(posedge clk)
+    looked2 <= \$296 ;
+  always @(posedge clk)
+    after2 <= \$297 ;
+  always @(posedge clk)
+    before3 <= \$298 ;
+  always @(posedge clk)
+    looked3 <= \$299 ;
+  always @(posedge clk)
+    after3 <= \$300 ;
+  always @(posedge clk)
+    word <= \$301 ;
+  always @(posedge clk)
+    \$303  <= \$302 ;
   always @* begin
     if (time_zero ) begin end
-    \$289 [0] = after3[0];
-    \$289 [10:1] = after3[10:1];
+    \$276  = code_write;
     if (cancel) begin
-      \$289  = 11'h000;
+      \$276  = 23'h000000;
     end
     if (rst) begin
-      \$289  = 11'h000;
+      \$276  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$291 [0] = \$217 ;
-    \$291 [1] = code_write[1];
-    \$291 [5:2] = code_write[6:3];
-    \$291 [9:6] = \$220 [3:0];
+    \$277 [0] = settings[0];
+    \$277 [1] = \$2 ;
+    \$277 [5:2] = \$8 [3:0];
+    \$277 [10] = \$11 ;
+    \$277 [12] = \$7 ;
+    \$277 [9:6] = \$26 [3:0];
+    \$277 [11] = \$29 ;
+    \$277 [13] = \$25 ;
     if (cancel) begin
-      \$291  = 10'h000;
+      \$277  = 14'h0000;
     end
     if (rst) begin
-      \$291  = 10'h000;
+      \$277  = 14'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$292  = bare00;
-    if (\$228 ) begin
-      \$292  = \$229 ;
-    end
+    \$279  = \$3 ;
     if (cancel) begin
-      \$292  = 1'h0;
+      \$279  = 1'h0;
     end
     if (rst) begin
-      \$292  = 1'h0;
+      \$279  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$293 [0] = \$231 ;
-    \$293 [1] = code_write[1];
-    \$293 [5:2] = code_write[6:3];
-    \$293 [9:6] = \$234 [3:0];
+    \$280  = \$4 ;
     if (cancel) begin
-      \$293  = 10'h000;
+      \$280  = 4'h0;
     end
     if (rst) begin
-      \$293  = 10'h000;
+      \$280  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$294  = bare01;
-    if (\$242 ) begin
-      \$294  = \$229 ;
+    \$281  = bare00;
+    if (\$20 ) begin
+      \$281  = \$21 ;
     end
     if (cancel) begin
-      \$294  = 1'h0;
+      \$281  = 1'h0;
     end
     if (rst) begin
-      \$294  = 1'h0;
+      \$281  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$295  = \settings$14 ;
+    \$282  = settings[2];
     if (cancel) begin
-      \$295  = 21'h000000;
+      \$282  = 1'h0;
     end
     if (rst) begin
-      \$295  = 21'h000000;
+      \$282  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$296  = running;
+    \$283  = settings[7:4];
+    if (cancel) begin
+      \$283  = 4'h0;
+    end
+    if (rst) begin
+      \$283  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$284  = bare01;
+    if (\$38 ) begin
+      \$284  = \$21 ;
+    end
+    if (cancel) begin
+      \$284  = 1'h0;
+    end
+    if (rst) begin
+      \$284  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$285 [1:0] = { \$49 , \$44  };
+    \$285 [5:2] = \$50 ;
+    \$285 [9:6] = \$62 [3:0];
+    if (cancel) begin
+      \$285  = 10'h000;
+    end
+    if (rst) begin
+      \$285  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$286  = running;
     if (start) begin
-      \$296  = 1'h1;
+      \$286  = 1'h1;
     end else if (running) begin
-      if (\$245 ) begin
-        \$296  = 1'h0;
+      if (\$64 ) begin
+        \$286  = 1'h0;
       end
     end
     if (cancel) begin
-      \$296  = 1'h0;
+      \$286  = 1'h0;
     end
     if (rst) begin
-      \$296  = 1'h0;
+      \$286  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$297  = address;
+    \$287  = address;
     if (start) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end else if (running) begin
-      \$297  = \$244 [9:0];
+      \$287  = \$63 [9:0];
     end
     if (cancel) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end
     if (rst) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$298 [25:18] = entering[25:18];
-    \$298 [0] = running;
-    \$298 [10:1] = address;
-    \$298 [17:11] = { 1'h0, address[9:4] };
-    if (\$246 ) begin
-      \$298 [17:11] = { 2'h0, \settings$18 [2], 4'h0 };
+    \$288 [26:19] = entering[26:19];
+    \$288 [0] = running;
+    \$288 [10:1] = address;
+    { \$288 [18], \$288 [16:11] } = { 1'h0, address[9:4] };
+    \$288 [17] = \$65 ;
+    if (\$66 ) begin
+      { \$288 [18:16], \$288 [14:11] } = 7'h2f;
+      \$288 [15] = \$278 [1];
     end
-    if (\$249 ) begin
-      \$298 [16] = \$248 ;
-      \$298 [17] = 1'h1;
+    if (\$69 ) begin
+      \$288 [16] = 1'h0;
+      \$288 [18] = \$67 ;
     end
     if (cancel) begin
-      \$298 [17:0] = 18'h00000;
+      \$288 [18:0] = 19'h00000;
     end
     if (rst) begin
-      \$298  = 26'h0000000;
+      \$288  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$299 [25:23], \$299 [21:19], \$299 [10:0] } = { entering[25:23], entering[21:19], entering[10:0] };
-    \$299 [17:11] = bit0_state;
-    \$299 [18] = \$252 ;
-    \$299 [22] = \$259 ;
+    \$289  = entering;
     if (cancel) begin
-      \$299  = 26'h0000000;
+      \$289  = 27'h0000000;
     end
     if (rst) begin
-      \$299  = 26'h0000000;
+      \$289  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$300 [25:24], \$300 [22:20], \$300 [18], \$300 [10:0] } = { after0[25:24], after0[22:20], after0[18], after0[10:0] };
-    \$300 [17:11] = bit1_state;
-    \$300 [19] = \$261 ;
-    \$300 [23] = \$268 ;
+    \$290  = bit0_looked;
     if (cancel) begin
-      \$300  = 26'h0000000;
+      \$290  = 5'h00;
     end
     if (rst) begin
-      \$300  = 26'h0000000;
+      \$290  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$301 [25], \$301 [23:21], \$301 [19:18], \$301 [10:0] } = { after1[25], after1[23:21], after1[19:18], after1[10:0] };
-    \$301 [17:11] = bit2_state;
-    \$301 [20] = \$270 ;
-    \$301 [24] = \$277 ;
+    { \$291 [26:24], \$291 [22:20], \$291 [10:0] } = { before0[26:24], before0[22:20], before0[10:0] };
+    \$291 [18:11] = bit0_state;
+    \$291 [19] = \$72 ;
+    \$291 [23] = \$77 ;
     if (cancel) begin
-      \$301  = 26'h0000000;
+      \$291  = 27'h0000000;
     end
     if (rst) begin
-      \$301  = 26'h0000000;
+      \$291  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$302 [24:22], \$302 [20:18], \$302 [10:0] } = { after2[24:22], after2[20:18], after2[10:0] };
-    \$302 [17:11] = bit3_state;
-    \$302 [21] = \$279 ;
-    \$302 [25] = \$286 ;
+    \$292  = after0;
     if (cancel) begin
-      \$302  = 26'h0000000;
+      \$292  = 27'h0000000;
     end
     if (rst) begin
-      \$302  = 26'h0000000;
+      \$292  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$303  = { after3[25:18], \$288  };
+    \$293  = bit1_looked;
     if (cancel) begin
-      \$303  = 14'h0000;
+      \$293  = 5'h00;
     end
     if (rst) begin
-      \$303  = 14'h0000;
+      \$293  = 5'h00;
     end
   end
-  assign written = bank0;
-  assign port__en = write0[0];
-  assign port__addr = write0[5:2];
-  assign port__data = write0[9:6];
-  assign \port__en$8  = write1[0];
-  assign \port__addr$10  = write1[5:2];
-  assign \port__data$11  = write1[9:6];
-  assign chosen = bank0;
-  assign \port__addr$17  = entering[14:11];
-  assign \port__addr$19  = entering[14:11];
-  assign bit0_counted = \$50 [3:0];
-  assign \port__addr$38  = after0[14:11];
-  assign \port__addr$39  = after0[14:11];
-  assign bit1_counted = \$100 [3:0];
-  assign \port__addr$58  = after1[14:11];
-  assign \port__addr$59  = after1[14:11];
-  assign bit2_counted = \$150 [3:0];
-  assign \port__addr$78  = after2[14:11];
-  assign \port__addr$79  = after2[14:11];
-  assign bit3_counted = \$200 [3:0];
-  assign microcode_write = { 4'h0, word, \$290  };
-  assign port_0  = \$290 ;
-  assign bit3_state[6] = \$213 ;
-  assign bit3_state[5] = \$208 ;
-  assign bit3_state[4] = \$205 ;
-  assign bit3_state[3:0] = \$203 ;
-  assign bit2_state[6] = \$163 ;
-  assign bit2_state[5] = \$158 ;
-  assign bit2_state[4] = \$155 ;
-  assign bit2_state[3:0] = \$153 ;
-  assign bit1_state[6] = \$113 ;
-  assign bit1_state[5] = \$108 ;
-  assign bit1_state[4] = \$105 ;
-  assign bit1_state[3:0] = \$103 ;
-  assign bit0_state[6] = \$63 ;
-  assign bit0_state[5] = \$58 ;
-  assign bit0_state[4] = \$55 ;
-  assign bit0_state[3:0] = \$53 ;
-  assign \settings$14 [12] = \$13 ;
-  assign \settings$14 [10:7] = \$11 [3:0];
-  assign \settings$14 [11] = \$10 ;
-  assign \settings$14 [6:3] = \$8 [3:0];
-  assign { \settings$14 [20:13], \settings$14 [2:0] } = { bank0[20:13], bank0[2:0] };
-  assign bank0[14] = \$7 ;
-  assign bank0[13] = \$6 ;
-  assign bank0[12:11] = \$5 ;
-  assign bank0[10:7] = settings[7:4];
-  assign bank0[6:3] = \$3 ;
-  assign bank0[2] = \$2 ;
-  assign bank0[1] = settings[0];
-  assign bank0[0] = 1'h0;
-  assign bank0[20:15] = 6'h00;
-  assign bit0_table = entering[15];
-  assign bit1_table = after0[15];
-  assign bit2_table = after1[15];
-  assign bit3_table = after2[15];
-  assign \$224  = 1'h1;
-  assign \$225  = \$217 ;
-  assign \$239  = \$231 ;
+  always @* begin
+    if (time_zero ) begin end
+    { \$294 [26:25], \$294 [23:21], \$294 [19], \$294 [10:0] } = { before1[26:25], before1[23:21], before1[19], before1[10:0] };
+    \$294 [18:11] = bit1_state;
+    \$294 [20] = \$79 ;
+    \$294 [24] = \$84 ;
+    if (cancel) begin
+      \$294  = 27'h0000000;
+    end
+    if (rst) begin
+      \$294  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$295  = after1;
+    if (cancel) begin
+      \$295  = 27'h0000000;
+    end
+    if (rst) begin
+      \$295  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$296  = bit2_looked;
+    if (cancel) begin
+      \$296  = 5'h00;
+    end
+    if (rst) begin
+      \$296  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    { \$297 [26], \$297 [24:22], \$297 [20:19], \$297 [10:0] } = { before2[26], before2[24:22], before2[20:19], before2[10:0] };
+    \$297 [18:11] = bit2_state;
+    \$297 [21] = \$86 ;
+    \$297 [25] = \$91 ;
+    if (cancel) begin
+      \$297  = 27'h0000000;
+    end
+    if (rst) begin
+      \$297  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$298  = after2;
+    if (cancel) begin
+      \$298  = 27'h0000000;
+    end
+    if (rst) begin
+      \$298  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$299  = bit3_looked;
+    if (cancel) begin
+      \$299  = 5'h00;
+    end
+    if (rst) begin
+      \$299  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    { \$300 [25:23], \$300 [21:19], \$300 [10:0] } = { before3[25:23], before3[21:19], before3[10:0] };
+    \$300 [18:11] = bit3_state;
+    \$300 [22] = \$93 ;
+    \$300 [26] = \$98 ;
+    if (cancel) begin
+      \$300  = 27'h0000000;
+    end
+    if (rst) begin
+      \$300  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$301  = { after3[26:19], \$101  };
+    if (cancel) begin
+      \$301  = 14'h0000;
+    end
+    if (rst) begin
+      \$301  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$302 [0] = after3[0];
+    \$302 [10:1] = after3[10:1];
+    if (cancel) begin
+      \$302  = 11'h000;
+    end
+    if (rst) begin
+      \$302  = 11'h000;
+    end
+  end
+  assign bank0 = { 8'h00, \$278 , 1'h0 };
+  assign \settings$17  = { 8'h00, \$278 , 1'h0 };
+  assign microcode_write = { 4'h0, word, \$303  };
+  assign \$signature__en  = _write[0];
+  assign \$signature__addr  = _write[5:2];
+  assign \$signature__data  = _write[9:6];
+  assign reading__addr = entering[14:11];
+  assign \$signature__en$61  = _write[1];
+  assign \$signature__addr$62  = _write[5:2];
+  assign \$signature__data$63  = _write[9:6];
+  assign \reading__addr$64  = entering[14:11];
+  assign bit0_counted = \$125 [3:0];
+  assign \$signature__en$74  = _write[0];
+  assign \$signature__addr$75  = _write[5:2];
+  assign \$signature__data$76  = _write[9:6];
+  assign \reading__addr$77  = after0[14:11];
+  assign \$signature__en$78  = _write[1];
+  assign \$signature__addr$79  = _write[5:2];
+  assign \$signature__data$80  = _write[9:6];
+  assign \reading__addr$81  = after0[14:11];
+  assign bit1_counted = \$168 [3:0];
+  assign \$signature__en$91  = _write[0];
+  assign \$signature__addr$92  = _write[5:2];
+  assign \$signature__data$93  = _write[9:6];
+  assign \reading__addr$94  = after1[14:11];
+  assign \$signature__en$95  = _write[1];
+  assign \$signature__addr$96  = _write[5:2];
+  assign \$signature__data$97  = _write[9:6];
+  assign \reading__addr$98  = after1[14:11];
+  assign bit2_counted = \$211 [3:0];
+  assign \$signature__en$108  = _write[0];
+  assign \$signature__addr$109  = _write[5:2];
+  assign \$signature__data$110  = _write[9:6];
+  assign \reading__addr$111  = after2[14:11];
+  assign \$signature__en$112  = _write[1];
+  assign \$signature__addr$113  = _write[5:2];
+  assign \$signature__data$114  = _write[9:6];
+  assign \reading__addr$115  = after2[14:11];
+  assign bit3_counted = \$254 [3:0];
+  assign port_0  = \$303 ;
+  assign bit3_state[7] = \$273 ;
+  assign bit3_state[6] = \$264 ;
+  assign bit3_state[5] = \$262 ;
+  assign bit3_state[4] = \$258 ;
+  assign bit3_state[3:0] = \$256 ;
+  assign bit3_looked[4] = \$233 ;
+  assign bit3_looked[3:0] = \$231 ;
+  assign bit2_state[7] = \$230 ;
+  assign bit2_state[6] = \$221 ;
+  assign bit2_state[5] = \$219 ;
+  assign bit2_state[4] = \$215 ;
+  assign bit2_state[3:0] = \$213 ;
+  assign bit2_looked[4] = \$190 ;
+  assign bit2_looked[3:0] = \$188 ;
+  assign bit1_state[7] = \$187 ;
+  assign bit1_state[6] = \$178 ;
+  assign bit1_state[5] = \$176 ;
+  assign bit1_state[4] = \$172 ;
+  assign bit1_state[3:0] = \$170 ;
+  assign bit1_looked[4] = \$147 ;
+  assign bit1_looked[3:0] = \$145 ;
+  assign bit0_state[7] = \$144 ;
+  assign bit0_state[6] = \$135 ;
+  assign bit0_state[5] = \$133 ;
+  assign bit0_state[4] = \$129 ;
+  assign bit0_state[3:0] = \$127 ;
+  assign bit0_looked[4] = \$104 ;
+  assign bit0_looked[3:0] = \$102 ;
+  assign \$17  = 1'h1;
+  assign \$18  = \$15 ;
+  assign \$36  = \$33 ;
+  assign \$42  = taken[0];
+  assign \$61  = \$60 ;
+  assign \$121  = before0[15];
+  assign \$164  = before1[15];
+  assign \$207  = before2[15];
+  assign \$250  = before3[15];
 endmodule
 
 module egret_m_ddr3_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid
@@ -15461,7 +17424,7 @@ module egret_m_ddr3_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, ar
       4'h1:
           \$36  = 32'd4;
       4'h2:
-          \$36  = 32'd4;
+          \$36  = 32'd2;
       4'h3:
           \$36  = 32'd64;
       4'h4:
@@ -15777,7 +17740,7 @@ module egret_m_ddr3_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, ar
   assign payload_words_word = live[298:267];
   assign param_lanes_word = 32'd16;
   assign param_parser_bits_word = 32'd4;
-  assign param_parser_cut_word = 32'd4;
+  assign param_parser_cut_word = 32'd2;
   assign param_bus_bits_word = 32'd64;
   assign param_parser_word = 32'd1;
   assign param_codes_word = 32'd7;

@@ -3,7 +3,7 @@
 //   "name": "s",
 //   "lanes": 4,
 //   "parser_bits": 4,
-//   "parser_cut": 4,
+//   "parser_cut": 2,
 //   "bus_bits": 32,
 //   "parser": "microcode",
 //   "codes": [
@@ -221,11 +221,11 @@ module egret_s(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_weight
   assign m_axis_out_tdata = results__payload[31:0];
   assign m_axis_out_tlast = results__payload[32];
   assign m_axis_out_tuser = results__payload[33];
-  assign live[298:267] = status[163:132];
-  assign live[266:235] = status[291:260];
-  assign live[234:203] = status[259:228];
-  assign live[202:171] = status[227:196];
-  assign live[170:139] = status[195:164];
+  assign live[298:267] = status[291:260];
+  assign live[266:235] = status[259:228];
+  assign live[234:203] = status[227:196];
+  assign live[202:171] = status[195:164];
+  assign live[170:139] = status[163:132];
   assign live[138:107] = status[131:100];
   assign live[106:75] = status[99:68];
   assign live[74:43] = status[67:36];
@@ -246,20 +246,20 @@ endmodule
 
 module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$13 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
-    , \$29 , \$34 , \$4 , \$41 , \$44 , \$45 , \$46 , \$48 , \$49 , \$5 , \$8 ;
-  wire [1:0] \$12 , \$14 , \$30 , \$35 ;
+  wire \$1 , \$13 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$29
+    , \$34 , \$4 , \$41 , \$44 , \$45 , \$46 , \$48 , \$49 , \$5 , \$8 ;
+  wire [1:0] \$10 , \$30 , \$35 ;
+  wire [2:0] \$12 , \$14 , \$36 ;
   wire [44:0] \$25 ;
-  wire [10:0] \$26 , \$75 ;
+  wire [10:0] \$26 , \$76 ;
   wire [16:0] \$27 ;
   wire [17:0] \$28 ;
   wire [43:0] \$31 ;
   wire [3:0] \$33 , \$37 ;
-  wire [2:0] \$36 ;
   wire [4:0] \$38 ;
   wire [32:0] \$39 , \$40 , \$42 , \$43 , \$47 , \$50 , \$51 , \$53 ;
   wire [31:0] \$52 ;
-  wire [13:0] \$76 ;
+  wire [13:0] \$75 ;
   reg \$54 ;
   reg [28:0] \$55 ;
   reg \$56 ;
@@ -288,33 +288,37 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire allocate;
   wire \allocate$81 ;
   wire allow;
-  wire [7:0] bad_index;
-  wire [1:0] \bad_index$257 ;
-  wire [1:0] \bad_index$258 ;
-  wire [1:0] \bad_index$259 ;
-  wire [1:0] \bad_index$260 ;
-  wire [7:0] bad_prefix;
-  wire [1:0] \bad_prefix$252 ;
-  wire [1:0] \bad_prefix$253 ;
-  wire [1:0] \bad_prefix$254 ;
-  wire [1:0] \bad_prefix$255 ;
+  wire [15:0] bad_index;
+  wire [3:0] \bad_index$265 ;
+  wire [3:0] \bad_index$266 ;
+  wire [3:0] \bad_index$267 ;
+  wire [3:0] \bad_index$268 ;
+  wire [15:0] bad_prefix;
+  wire [3:0] \bad_prefix$260 ;
+  wire [3:0] \bad_prefix$261 ;
+  wire [3:0] \bad_prefix$262 ;
+  wire [3:0] \bad_prefix$263 ;
   wire [1:0] banks;
+  wire [1:0] \banks$146 ;
+  wire [1:0] \banks$176 ;
+  wire [1:0] \banks$196 ;
+  wire [1:0] \banks$216 ;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [8:0] beats;
-  wire [33:0] behind__payload;
-  wire [33:0] \behind__payload$233 ;
-  wire [33:0] \behind__payload$239 ;
+  wire [34:0] behind__payload;
+  wire [34:0] \behind__payload$241 ;
+  wire [34:0] \behind__payload$247 ;
   wire behind__ready;
-  wire \behind__ready$236 ;
-  wire \behind__ready$242 ;
+  wire \behind__ready$244 ;
+  wire \behind__ready$250 ;
   wire behind__valid;
-  wire \behind__valid$237 ;
-  wire \behind__valid$243 ;
+  wire \behind__valid$245 ;
+  wire \behind__valid$251 ;
   wire [1:0] beyond;
   wire [1:0] \beyond$95 ;
-  wire [3:0] beyond_substream;
-  wire [3:0] \beyond_substream$97 ;
+  wire [5:0] beyond_substream;
+  wire [5:0] \beyond_substream$97 ;
   wire [43:0] bias_write;
   wire [43:0] \bias_write$130 ;
   wire busy;
@@ -328,32 +332,34 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$180 ;
-  wire [1:0] \clear_errors$199 ;
-  wire [1:0] \clear_errors$218 ;
+  wire [1:0] \clear_errors$186 ;
+  wire [1:0] \clear_errors$206 ;
+  wire [1:0] \clear_errors$226 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$143  = 23'h000000;
+  reg [22:0] \code_write$149  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$144 ;
+  wire [22:0] \code_write$150 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$172 ;
+  wire [22:0] \code_write$178 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$191 ;
+  wire [22:0] \code_write$198 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$210 ;
+  wire [22:0] \code_write$218 ;
   wire [22:0] \code_write$48 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$140 ;
+  wire [87:0] \codes$135 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$170 ;
+  wire [87:0] \codes$145 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$189 ;
+  wire [87:0] \codes$175 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$208 ;
+  wire [87:0] \codes$195 ;
+  (* init = 88'h0000000000000000000000 *)
+  wire [87:0] \codes$215 ;
   wire coding;
   wire [7:0] column_bits;
   wire [7:0] \column_bits$109 ;
@@ -361,9 +367,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire [1:0] \complete$93 ;
   reg [31:0] cycles = 32'd0;
   wire drain;
-  wire \drain$178 ;
-  wire \drain$197 ;
-  wire \drain$216 ;
+  wire \drain$184 ;
+  wire \drain$204 ;
+  wire \drain$224 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -380,10 +386,10 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$158 ;
-  wire [1:0] \go$179 ;
-  wire [1:0] \go$198 ;
-  wire [1:0] \go$217 ;
+  wire [1:0] \go$163 ;
+  wire [1:0] \go$185 ;
+  wire [1:0] \go$205 ;
+  wire [1:0] \go$225 ;
   wire halted;
   wire \halted$107 ;
   wire [179:0] header;
@@ -391,20 +397,20 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire [32:0] i__payload;
   input [32:0] \i__payload$12 ;
   wire [32:0] \i__payload$12 ;
-  wire [6:0] \i__payload$162 ;
-  wire [6:0] \i__payload$182 ;
-  wire [6:0] \i__payload$201 ;
-  wire [6:0] \i__payload$220 ;
-  wire [33:0] \i__payload$245 ;
+  wire [6:0] \i__payload$167 ;
+  wire [6:0] \i__payload$188 ;
+  wire [6:0] \i__payload$208 ;
+  wire [6:0] \i__payload$228 ;
+  wire [34:0] \i__payload$253 ;
   wire [34:0] \i__payload$30 ;
   wire [32:0] \i__payload$6 ;
   wire i__ready;
-  wire \i__ready$136 ;
-  wire \i__ready$137 ;
-  wire \i__ready$138 ;
-  wire \i__ready$139 ;
+  wire \i__ready$141 ;
+  wire \i__ready$142 ;
+  wire \i__ready$143 ;
+  wire \i__ready$144 ;
   wire \i__ready$15 ;
-  wire \i__ready$248 ;
+  wire \i__ready$256 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
   input i__valid;
@@ -412,11 +418,11 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire \i__valid$10 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$160 ;
-  wire \i__valid$181 ;
-  wire \i__valid$200 ;
-  wire \i__valid$219 ;
-  wire \i__valid$249 ;
+  wire \i__valid$165 ;
+  wire \i__valid$187 ;
+  wire \i__valid$207 ;
+  wire \i__valid$227 ;
+  wire \i__valid$257 ;
   wire \i__valid$34 ;
   wire [1:0] in_flight;
   wire [1:0] \in_flight$69 ;
@@ -436,18 +442,18 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
-  wire [33:0] lane__payload;
-  wire [33:0] \lane__payload$185 ;
-  wire [33:0] \lane__payload$204 ;
-  wire [33:0] \lane__payload$223 ;
+  wire [34:0] lane__payload;
+  wire [34:0] \lane__payload$191 ;
+  wire [34:0] \lane__payload$211 ;
+  wire [34:0] \lane__payload$231 ;
   wire lane__ready;
-  wire \lane__ready$188 ;
-  wire \lane__ready$207 ;
-  wire \lane__ready$226 ;
+  wire \lane__ready$194 ;
+  wire \lane__ready$214 ;
+  wire \lane__ready$234 ;
   wire lane__valid;
-  wire \lane__valid$183 ;
-  wire \lane__valid$202 ;
-  wire \lane__valid$221 ;
+  wire \lane__valid$189 ;
+  wire \lane__valid$209 ;
+  wire \lane__valid$229 ;
   wire late;
   wire \late$71 ;
   (* enum_base_type = "ErrorKind" *)
@@ -484,20 +490,17 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$148 ;
+  wire [26:0] \map_write$154 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$174 ;
+  wire [26:0] \map_write$180 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$193 ;
+  wire [26:0] \map_write$200 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$212 ;
-  wire [26:0] \map_write$281 ;
+  wire [26:0] \map_write$220 ;
+  wire [26:0] \map_write$289 ;
   wire [69:0] matrices;
-  wire [69:0] \matrices$142 ;
-  wire [69:0] \matrices$171 ;
-  wire [69:0] \matrices$190 ;
-  wire [69:0] \matrices$209 ;
-  reg [31:0] \matrices$267  = 32'd0;
+  wire [69:0] \matrices$137 ;
+  reg [31:0] \matrices$275  = 32'd0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
@@ -511,53 +514,54 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$146 ;
+  wire [28:0] \microcode_write$152 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$173 ;
+  wire [28:0] \microcode_write$179 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$192 ;
+  wire [28:0] \microcode_write$199 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$211 ;
-  wire [28:0] \microcode_write$277 ;
+  wire [28:0] \microcode_write$219 ;
+  wire [28:0] \microcode_write$285 ;
   reg [2:0] multiplied = 3'h0;
   reg [31:0] multiplies = 32'd0;
   wire multiply;
-  wire \multiply$286 ;
-  wire \multiply$287 ;
-  wire \multiply$288 ;
+  wire \multiply$294 ;
+  wire \multiply$295 ;
+  wire \multiply$296 ;
+  wire [37:0] o;
   wire [32:0] o__payload;
-  wire [18:0] \o__payload$163 ;
-  wire [32:0] \o__payload$167 ;
-  wire [32:0] \o__payload$186 ;
-  wire [32:0] \o__payload$205 ;
-  wire [32:0] \o__payload$224 ;
-  wire [33:0] \o__payload$228 ;
-  wire [33:0] \o__payload$234 ;
-  wire [33:0] \o__payload$240 ;
-  wire [33:0] \o__payload$246 ;
+  wire [18:0] \o__payload$168 ;
+  wire [32:0] \o__payload$172 ;
+  wire [32:0] \o__payload$192 ;
+  wire [32:0] \o__payload$212 ;
+  wire [32:0] \o__payload$232 ;
+  wire [34:0] \o__payload$236 ;
+  wire [34:0] \o__payload$242 ;
+  wire [34:0] \o__payload$248 ;
+  wire [34:0] \o__payload$254 ;
   wire [33:0] \o__payload$37 ;
   wire o__ready;
-  wire \o__ready$135 ;
-  wire \o__ready$168 ;
-  wire \o__ready$187 ;
-  wire \o__ready$206 ;
-  wire \o__ready$225 ;
-  wire \o__ready$229 ;
-  wire \o__ready$235 ;
-  wire \o__ready$241 ;
-  wire \o__ready$247 ;
+  wire \o__ready$140 ;
+  wire \o__ready$173 ;
+  wire \o__ready$193 ;
+  wire \o__ready$213 ;
+  wire \o__ready$233 ;
+  wire \o__ready$237 ;
+  wire \o__ready$243 ;
+  wire \o__ready$249 ;
+  wire \o__ready$255 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
   wire o__valid;
-  wire \o__valid$161 ;
-  wire \o__valid$165 ;
-  wire \o__valid$184 ;
-  wire \o__valid$203 ;
-  wire \o__valid$222 ;
-  wire \o__valid$232 ;
-  wire \o__valid$238 ;
-  wire \o__valid$244 ;
-  wire \o__valid$250 ;
+  wire \o__valid$166 ;
+  wire \o__valid$170 ;
+  wire \o__valid$190 ;
+  wire \o__valid$210 ;
+  wire \o__valid$230 ;
+  wire \o__valid$240 ;
+  wire \o__valid$246 ;
+  wire \o__valid$252 ;
+  wire \o__valid$258 ;
   wire \o__valid$41 ;
   wire parity;
   wire \parity$56 ;
@@ -594,27 +598,33 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$177 ;
-  wire \selected$196 ;
-  wire \selected$215 ;
+  wire \selected$183 ;
+  wire \selected$203 ;
+  wire \selected$223 ;
   wire sender_busy;
   wire [43:0] settings;
+  wire [37:0] \settings$147 ;
+  wire [37:0] \settings$177 ;
+  wire [37:0] \settings$197 ;
+  wire [37:0] \settings$217 ;
   wire settling;
   reg [31:0] stalls = 32'd0;
   wire start;
-  wire [36:0] \start$110 ;
-  wire [36:0] \start$111 ;
+  wire [37:0] \start$110 ;
+  wire [37:0] \start$111 ;
   wire \start$123 ;
   reg [1:0] start_lane = 2'h0;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$152 ;
+  wire [15:0] \start_write$139 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$176 ;
+  wire [15:0] \start_write$157 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$195 ;
+  wire [15:0] \start_write$182 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$214 ;
+  wire [15:0] \start_write$202 ;
+  (* init = 16'h0000 *)
+  wire [15:0] \start_write$222 ;
   reg [31:0] starved = 32'd0;
   output [291:0] status;
   wire [291:0] status;
@@ -622,19 +632,19 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire [31:0] \sums$128 ;
   reg [44:0] vector_write = 45'h000000000000;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$150 ;
+  wire [44:0] \vector_write$156 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$175 ;
+  wire [44:0] \vector_write$181 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$194 ;
+  wire [44:0] \vector_write$201 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$213 ;
-  wire [44:0] \vector_write$280 ;
+  wire [44:0] \vector_write$221 ;
+  wire [44:0] \vector_write$288 ;
   wire [13:0] walk;
   wire [13:0] \walk$120 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$290 ;
+  wire [31:0] \weights$298 ;
   wire [32:0] weights__payload;
   output weights__ready;
   wire weights__ready;
@@ -651,10 +661,10 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire words__valid;
   wire \words__valid$29 ;
   wire [44:0] write;
-  assign \i__valid$200  = \o__valid$161  & \$13 ;
-  assign \selected$215  = start_lane == 2'h3;
-  assign \$13  = & { \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
-  assign \i__valid$219  = \o__valid$161  & \$13 ;
+  assign \i__valid$207  = \o__valid$166  & \$13 ;
+  assign \selected$223  = start_lane == 2'h3;
+  assign \$13  = & { \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
+  assign \i__valid$227  = \o__valid$166  & \$13 ;
   assign \$15  = | in_flight;
   assign \$16  = reading | \$15 ;
   assign running = \$16  | \busy$61 ;
@@ -666,20 +676,20 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign \$22  = \$20  & \$21 ;
   assign \$23  = ~ busy_coding;
   assign \$24  = | write[3:0];
-  assign \$25  = \$24  ? write : \vector_write$280 ;
+  assign \$25  = \$24  ? write : \vector_write$288 ;
   assign \$26  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$27  = \start$110 [35:20] - \$26 ;
+  assign \$27  = \start$110 [36:21] - \$26 ;
   assign \$28  = $signed(\$27 ) - $signed(2'h1);
-  assign \$29  = \start$110 [0] & \start$110 [36];
+  assign \$29  = \start$110 [0] & \start$110 [37];
   assign \$30  = 1'h1 << start_write[1];
   assign \$31  = code_write[1] ? codes[87:44] : codes[43:0];
   assign \$33  = code_write[2] ? \$31 [11:8] : \$31 [7:4];
   assign \$34  = code_write[6:3] > \$33 ;
   assign \$35  = 1'h0 + multiply;
-  assign \$36  = \$35  + \multiply$286 ;
-  assign \$37  = \$36  + \multiply$287 ;
-  assign \$38  = \$37  + \multiply$288 ;
-  assign \$39  = \matrices$267  + matrix_done;
+  assign \$36  = \$35  + \multiply$294 ;
+  assign \$37  = \$36  + \multiply$295 ;
+  assign \$38  = \$37  + \multiply$296 ;
+  assign \$39  = \matrices$275  + matrix_done;
   assign \$40  = cycles + running;
   assign \$41  = \i__valid$10  & o__ready;
   assign \$42  = words + \$41 ;
@@ -692,7 +702,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign \$49  = running & \$48 ;
   assign \$50  = starved + \$49 ;
   assign \$51  = multiplies + multiplied;
-  assign \$52  = matrix_done ? \weights$290  : 32'd0;
+  assign \$52  = matrix_done ? \weights$298  : 32'd0;
   assign \$53  = weights + \$52 ;
   always @(posedge clk)
     was_coding <= \$54 ;
@@ -709,7 +719,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   always @(posedge clk)
     map_write <= \$60 ;
   always @(posedge clk)
-    \code_write$143  <= \$61 ;
+    \code_write$149  <= \$61 ;
   always @(posedge clk)
     start_write <= \$62 ;
   always @(posedge clk)
@@ -721,7 +731,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   always @(posedge clk)
     multiplied <= \$66 ;
   always @(posedge clk)
-    \matrices$267  <= \$67 ;
+    \matrices$275  <= \$67 ;
   always @(posedge clk)
     cycles <= \$68 ;
   always @(posedge clk)
@@ -745,12 +755,12 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign may_load_bias = ~ \busy$61 ;
   assign may_send = \may_send$65  & \$23 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$135  = & { \i__ready$139 , \i__ready$138 , \i__ready$137 , \i__ready$136  };
+  assign \o__ready$140  = & { \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
   assign selected = ! start_lane;
-  assign \i__valid$160  = \o__valid$161  & \$13 ;
-  assign \selected$177  = start_lane == 1'h1;
-  assign \i__valid$181  = \o__valid$161  & \$13 ;
-  assign \selected$196  = start_lane == 2'h2;
+  assign \i__valid$165  = \o__valid$166  & \$13 ;
+  assign \selected$183  = start_lane == 1'h1;
+  assign \i__valid$187  = \o__valid$166  & \$13 ;
+  assign \selected$203  = start_lane == 2'h2;
   egret_s_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
@@ -758,7 +768,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$281 ),
+    .map_write(\map_write$289 ),
     .rst(rst),
     .section__ready(section__ready),
     .start(\start$110 ),
@@ -782,7 +792,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .rst(rst),
     .start(\start$123 ),
     .sums(sums),
-    .vector_write(\vector_write$280 ),
+    .vector_write(\vector_write$288 ),
     .walk(walk)
   );
   egret_s_core_gearbox  gearbox (
@@ -791,110 +801,127 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$163 ),
-    .o__ready(\o__ready$135 ),
-    .o__valid(\o__valid$161 ),
+    .o__payload(\o__payload$168 ),
+    .o__ready(\o__ready$140 ),
+    .o__valid(\o__valid$166 ),
     .rst(rst)
   );
   egret_s_core_lane  lane_0 (
-    .bad_index(\bad_index$257 ),
-    .bad_prefix(\bad_prefix$252 ),
+    .bad_index(\bad_index$265 ),
+    .bad_prefix(\bad_prefix$260 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$143 ),
+    .code_write(\code_write$149 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$162 ),
-    .\i__ready$40 (\i__ready$136 ),
-    .\i__valid$42 (\i__valid$160 ),
+    .\i__payload$41 (\i__payload$167 ),
+    .\i__ready$43 (\i__ready$141 ),
+    .\i__valid$45 (\i__valid$165 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$56 (\o__payload$167 ),
-    .\o__ready$58 (\o__ready$168 ),
-    .\o__valid$60 (lane__valid),
+    .\o__payload$59 (\o__payload$172 ),
+    .\o__ready$61 (\o__ready$173 ),
+    .\o__valid$63 (lane__valid),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
     .selected(selected),
+    .settings(\settings$147 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_1 (
-    .bad_index(\bad_index$258 ),
-    .bad_prefix(\bad_prefix$253 ),
+    .bad_index(\bad_index$266 ),
+    .bad_prefix(\bad_prefix$261 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$143 ),
+    .code_write(\code_write$149 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$182 ),
-    .\i__ready$40 (\i__ready$137 ),
-    .\i__valid$42 (\i__valid$181 ),
+    .\i__payload$41 (\i__payload$188 ),
+    .\i__ready$43 (\i__ready$142 ),
+    .\i__valid$45 (\i__valid$187 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$286 ),
-    .\o__payload$56 (\o__payload$186 ),
-    .\o__ready$58 (\o__ready$187 ),
-    .\o__valid$60 (\lane__valid$183 ),
+    .multiply(\multiply$294 ),
+    .\o__payload$59 (\o__payload$192 ),
+    .\o__ready$61 (\o__ready$193 ),
+    .\o__valid$63 (\lane__valid$189 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$177 ),
+    .selected(\selected$183 ),
+    .settings(\settings$147 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_2 (
-    .bad_index(\bad_index$259 ),
-    .bad_prefix(\bad_prefix$254 ),
+    .bad_index(\bad_index$267 ),
+    .bad_prefix(\bad_prefix$262 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$143 ),
+    .code_write(\code_write$149 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$201 ),
-    .\i__ready$40 (\i__ready$138 ),
-    .\i__valid$42 (\i__valid$200 ),
+    .\i__payload$41 (\i__payload$208 ),
+    .\i__ready$43 (\i__ready$143 ),
+    .\i__valid$45 (\i__valid$207 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$287 ),
-    .\o__payload$56 (\o__payload$205 ),
-    .\o__ready$58 (\o__ready$206 ),
-    .\o__valid$60 (\lane__valid$202 ),
+    .multiply(\multiply$295 ),
+    .\o__payload$59 (\o__payload$212 ),
+    .\o__ready$61 (\o__ready$213 ),
+    .\o__valid$63 (\lane__valid$209 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$196 ),
+    .selected(\selected$203 ),
+    .settings(\settings$147 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_3 (
-    .bad_index(\bad_index$260 ),
-    .bad_prefix(\bad_prefix$255 ),
+    .bad_index(\bad_index$268 ),
+    .bad_prefix(\bad_prefix$263 ),
     .cancel(cancel),
     .clear_errors(\release$116 ),
     .clk(clk),
-    .code_write(\code_write$143 ),
+    .code_write(\code_write$149 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$38 (\i__payload$220 ),
-    .\i__ready$40 (\i__ready$139 ),
-    .\i__valid$42 (\i__valid$219 ),
+    .\i__payload$41 (\i__payload$228 ),
+    .\i__ready$43 (\i__ready$144 ),
+    .\i__valid$45 (\i__valid$227 ),
     .map_write(map_write),
-    .matrices(matrices),
     .microcode_write(microcode_write),
-    .multiply(\multiply$288 ),
-    .\o__payload$56 (\o__payload$224 ),
-    .\o__ready$58 (\o__ready$225 ),
-    .\o__valid$60 (\lane__valid$221 ),
+    .multiply(\multiply$296 ),
+    .\o__payload$59 (\o__payload$232 ),
+    .\o__ready$61 (\o__ready$233 ),
+    .\o__valid$63 (\lane__valid$229 ),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[35]),
     .rst(rst),
-    .selected(\selected$215 ),
+    .selected(\selected$223 ),
+    .settings(\settings$147 ),
     .start_write(start_write),
     .vector_write(vector_write)
+  );
+  egret_s_core_lane_settings  lane_settings (
+    .cancel(cancel),
+    .clk(clk),
+    .codes(codes),
+    .matrices(matrices),
+    .o(\settings$147 ),
+    .rst(rst),
+    .start_write(start_write)
   );
   egret_s_core_loader  loader (
     .allow(allow),
@@ -956,55 +983,55 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   );
   egret_s_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$229 ),
+    .behind__ready(\o__ready$237 ),
     .behind__valid(behind__valid),
     .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$168 ),
+    .lane__ready(\o__ready$173 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$245 ),
-    .o__ready(\o__ready$247 ),
-    .o__valid(\i__valid$249 ),
+    .o__payload(\i__payload$253 ),
+    .o__ready(\o__ready$255 ),
+    .o__valid(\i__valid$257 ),
     .rst(rst)
   );
   egret_s_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$233 ),
-    .behind__ready(\o__ready$235 ),
-    .behind__valid(\behind__valid$237 ),
+    .behind__payload(\behind__payload$241 ),
+    .behind__ready(\o__ready$243 ),
+    .behind__valid(\behind__valid$245 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$185 ),
-    .lane__ready(\o__ready$187 ),
-    .lane__valid(\lane__valid$183 ),
+    .lane__payload(\lane__payload$191 ),
+    .lane__ready(\o__ready$193 ),
+    .lane__valid(\lane__valid$189 ),
     .o__payload(behind__payload),
-    .o__ready(\o__ready$229 ),
+    .o__ready(\o__ready$237 ),
     .o__valid(behind__valid),
     .rst(rst)
   );
   egret_s_core_readout_2  readout_2 (
-    .behind__payload(\behind__payload$239 ),
-    .behind__ready(\o__ready$241 ),
-    .behind__valid(\behind__valid$243 ),
+    .behind__payload(\behind__payload$247 ),
+    .behind__ready(\o__ready$249 ),
+    .behind__valid(\behind__valid$251 ),
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$204 ),
-    .lane__ready(\o__ready$206 ),
-    .lane__valid(\lane__valid$202 ),
-    .o__payload(\behind__payload$233 ),
-    .o__ready(\o__ready$235 ),
-    .o__valid(\behind__valid$237 ),
+    .lane__payload(\lane__payload$211 ),
+    .lane__ready(\o__ready$213 ),
+    .lane__valid(\lane__valid$209 ),
+    .o__payload(\behind__payload$241 ),
+    .o__ready(\o__ready$243 ),
+    .o__valid(\behind__valid$245 ),
     .rst(rst)
   );
   egret_s_core_readout_3  readout_3 (
     .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$223 ),
-    .lane__ready(\o__ready$225 ),
-    .lane__valid(\lane__valid$221 ),
-    .o__payload(\behind__payload$239 ),
-    .o__ready(\o__ready$241 ),
-    .o__valid(\behind__valid$243 ),
+    .lane__payload(\lane__payload$231 ),
+    .lane__ready(\o__ready$233 ),
+    .lane__valid(\lane__valid$229 ),
+    .o__payload(\behind__payload$247 ),
+    .o__ready(\o__ready$249 ),
+    .o__valid(\behind__valid$251 ),
     .rst(rst)
   );
   egret_s_core_store  store (
@@ -1014,9 +1041,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$245 ),
-    .i__ready(\o__ready$247 ),
-    .i__valid(\i__valid$249 ),
+    .i__payload(\i__payload$253 ),
+    .i__ready(\o__ready$255 ),
+    .i__valid(\i__valid$257 ),
     .\release (\release$116 ),
     .rows(rows),
     .rst(rst),
@@ -1056,19 +1083,19 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .parity(parity),
     .\passed$57 (passed),
     .\placed$58 (placed),
-    .port_0 (\bad_prefix$252 ),
-    .port_1 (\bad_index$257 ),
-    .port_2 (\bad_prefix$253 ),
-    .port_3 (\bad_index$258 ),
-    .port_4 (\bad_prefix$254 ),
-    .port_5 (\bad_index$259 ),
-    .port_6 (\bad_prefix$255 ),
-    .port_7 (\bad_index$260 ),
+    .port_0 (\bad_prefix$260 ),
+    .port_1 (\bad_index$265 ),
+    .port_2 (\bad_prefix$261 ),
+    .port_3 (\bad_index$266 ),
+    .port_4 (\bad_prefix$262 ),
+    .port_5 (\bad_index$267 ),
+    .port_6 (\bad_prefix$263 ),
+    .port_7 (\bad_index$268 ),
     .\release (\release$116 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$290 )
+    .weights(\weights$298 )
   );
   egret_s_core_weights_in  weights_in (
     .clk(clk),
@@ -1085,11 +1112,11 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .port_0 (\$75 ),
+    .port_0 (\$76 ),
     .rst(rst),
     .settings(codes[43:0]),
     .start(start),
-    .word(\$76 )
+    .word(\$75 )
   );
   always @* begin
     if (time_zero ) begin end
@@ -1103,7 +1130,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = { 4'h0, \$76 , \$75  };
+    \$55  = { 4'h0, \$75 , \$76  };
     if (rst) begin
       \$55  = 29'h00000000;
     end
@@ -1162,7 +1189,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = \map_write$281 ;
+    \$60  = \map_write$289 ;
     if (rst) begin
       \$60  = 27'h0000000;
     end
@@ -1171,8 +1198,8 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     if (time_zero ) begin end
     \$61  = code_write;
     if (\$34 ) begin
-      \$61 [10:7] = \code_write$143 [10:7];
-      \$61 [22:11] = \code_write$143 [22:11];
+      \$61 [10:7] = \code_write$149 [10:7];
+      \$61 [22:11] = \code_write$149 [22:11];
     end
     if (rst) begin
       \$61  = 23'h000000;
@@ -1182,7 +1209,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     if (time_zero ) begin end
     \$62 [0] = \start$110 [0];
     \$62 [1] = \start$110 [1];
-    \$62 [2] = 1'h0;
+    \$62 [2] = \start$110 [2];
     \$62 [15:3] = \$28 [12:0];
     if (cancel) begin
       \$62 [0] = 1'h0;
@@ -1193,7 +1220,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$63  = \start$110 [3:2];
+    \$63  = \start$110 [4:3];
     if (rst) begin
       \$63  = 2'h0;
     end
@@ -1374,117 +1401,127 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign \bias_write$130  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$140  = codes;
-  assign \matrices$142  = matrices;
-  assign \code_write$144  = \code_write$143 ;
-  assign \microcode_write$146  = microcode_write;
-  assign \map_write$148  = map_write;
-  assign \vector_write$150  = vector_write;
-  assign \start_write$152  = start_write;
+  assign \codes$135  = codes;
+  assign \matrices$137  = matrices;
+  assign \start_write$139  = start_write;
+  assign \codes$145  = codes;
+  assign \banks$146  = { matrices[35], matrices[0] };
+  assign o = \settings$147 ;
+  assign \code_write$150  = \code_write$149 ;
+  assign \microcode_write$152  = microcode_write;
+  assign \map_write$154  = map_write;
+  assign \vector_write$156  = vector_write;
+  assign \start_write$157  = start_write;
   assign settling = drain;
-  assign \go$158  = go;
+  assign \go$163  = go;
   assign clear_errors = \release$116 ;
-  assign \o__valid$165  = lane__valid;
-  assign lane__ready = \o__ready$168 ;
-  assign \codes$170  = codes;
-  assign \matrices$171  = matrices;
-  assign \code_write$172  = \code_write$143 ;
-  assign \microcode_write$173  = microcode_write;
-  assign \map_write$174  = map_write;
-  assign \vector_write$175  = vector_write;
-  assign \start_write$176  = start_write;
-  assign \drain$178  = drain;
-  assign \go$179  = go;
-  assign \clear_errors$180  = \release$116 ;
-  assign \o__valid$184  = \lane__valid$183 ;
-  assign \lane__ready$188  = \o__ready$187 ;
-  assign \codes$189  = codes;
-  assign \matrices$190  = matrices;
-  assign \code_write$191  = \code_write$143 ;
-  assign \microcode_write$192  = microcode_write;
-  assign \map_write$193  = map_write;
-  assign \vector_write$194  = vector_write;
-  assign \start_write$195  = start_write;
-  assign \drain$197  = drain;
-  assign \go$198  = go;
-  assign \clear_errors$199  = \release$116 ;
-  assign \o__valid$203  = \lane__valid$202 ;
-  assign \lane__ready$207  = \o__ready$206 ;
-  assign \codes$208  = codes;
-  assign \matrices$209  = matrices;
-  assign \code_write$210  = \code_write$143 ;
-  assign \microcode_write$211  = microcode_write;
-  assign \map_write$212  = map_write;
-  assign \vector_write$213  = vector_write;
-  assign \start_write$214  = start_write;
-  assign \drain$216  = drain;
-  assign \go$217  = go;
-  assign \clear_errors$218  = \release$116 ;
-  assign \o__valid$222  = \lane__valid$221 ;
-  assign \lane__ready$226  = \o__ready$225 ;
-  assign \o__payload$228  = behind__payload;
-  assign behind__ready = \o__ready$229 ;
-  assign \o__valid$232  = behind__valid;
-  assign \o__payload$234  = \behind__payload$233 ;
-  assign \behind__ready$236  = \o__ready$235 ;
-  assign \o__valid$238  = \behind__valid$237 ;
-  assign \o__payload$240  = \behind__payload$239 ;
-  assign \behind__ready$242  = \o__ready$241 ;
-  assign \o__valid$244  = \behind__valid$243 ;
-  assign \o__payload$246  = \i__payload$245 ;
-  assign \i__ready$248  = \o__ready$247 ;
-  assign \o__valid$250  = \i__valid$249 ;
-  assign bad_prefix = { \bad_prefix$255 [1], \bad_prefix$254 [1], \bad_prefix$253 [1], \bad_prefix$252 [1], \bad_prefix$255 [0], \bad_prefix$254 [0], \bad_prefix$253 [0], \bad_prefix$252 [0] };
-  assign bad_index = { \bad_index$260 [1], \bad_index$259 [1], \bad_index$258 [1], \bad_index$257 [1], \bad_index$260 [0], \bad_index$259 [0], \bad_index$258 [0], \bad_index$257 [0] };
+  assign \o__valid$170  = lane__valid;
+  assign lane__ready = \o__ready$173 ;
+  assign \codes$175  = codes;
+  assign \banks$176  = { matrices[35], matrices[0] };
+  assign \settings$177  = \settings$147 ;
+  assign \code_write$178  = \code_write$149 ;
+  assign \microcode_write$179  = microcode_write;
+  assign \map_write$180  = map_write;
+  assign \vector_write$181  = vector_write;
+  assign \start_write$182  = start_write;
+  assign \drain$184  = drain;
+  assign \go$185  = go;
+  assign \clear_errors$186  = \release$116 ;
+  assign \o__valid$190  = \lane__valid$189 ;
+  assign \lane__ready$194  = \o__ready$193 ;
+  assign \codes$195  = codes;
+  assign \banks$196  = { matrices[35], matrices[0] };
+  assign \settings$197  = \settings$147 ;
+  assign \code_write$198  = \code_write$149 ;
+  assign \microcode_write$199  = microcode_write;
+  assign \map_write$200  = map_write;
+  assign \vector_write$201  = vector_write;
+  assign \start_write$202  = start_write;
+  assign \drain$204  = drain;
+  assign \go$205  = go;
+  assign \clear_errors$206  = \release$116 ;
+  assign \o__valid$210  = \lane__valid$209 ;
+  assign \lane__ready$214  = \o__ready$213 ;
+  assign \codes$215  = codes;
+  assign \banks$216  = { matrices[35], matrices[0] };
+  assign \settings$217  = \settings$147 ;
+  assign \code_write$218  = \code_write$149 ;
+  assign \microcode_write$219  = microcode_write;
+  assign \map_write$220  = map_write;
+  assign \vector_write$221  = vector_write;
+  assign \start_write$222  = start_write;
+  assign \drain$224  = drain;
+  assign \go$225  = go;
+  assign \clear_errors$226  = \release$116 ;
+  assign \o__valid$230  = \lane__valid$229 ;
+  assign \lane__ready$234  = \o__ready$233 ;
+  assign \o__payload$236  = behind__payload;
+  assign behind__ready = \o__ready$237 ;
+  assign \o__valid$240  = behind__valid;
+  assign \o__payload$242  = \behind__payload$241 ;
+  assign \behind__ready$244  = \o__ready$243 ;
+  assign \o__valid$246  = \behind__valid$245 ;
+  assign \o__payload$248  = \behind__payload$247 ;
+  assign \behind__ready$250  = \o__ready$249 ;
+  assign \o__valid$252  = \behind__valid$251 ;
+  assign \o__payload$254  = \i__payload$253 ;
+  assign \i__ready$256  = \o__ready$255 ;
+  assign \o__valid$258  = \i__valid$257 ;
+  assign bad_prefix = { \bad_prefix$263 [3:2], \bad_prefix$262 [3:2], \bad_prefix$261 [3:2], \bad_prefix$260 [3:2], \bad_prefix$263 [1:0], \bad_prefix$262 [1:0], \bad_prefix$261 [1:0], \bad_prefix$260 [1:0] };
+  assign bad_index = { \bad_index$268 [3:2], \bad_index$267 [3:2], \bad_index$266 [3:2], \bad_index$265 [3:2], \bad_index$268 [1:0], \bad_index$267 [1:0], \bad_index$266 [1:0], \bad_index$265 [1:0] };
   assign judged = matrix_done;
-  assign \microcode_write$277  = { 4'h0, \$76 , \$75  };
-  assign status[291:260] = weights;
-  assign status[259:228] = multiplies;
-  assign status[227:196] = starved;
-  assign status[195:164] = stalls;
-  assign status[163:132] = payload_words;
+  assign \microcode_write$285  = { 4'h0, \$75 , \$76  };
+  assign status[259:228] = weights;
+  assign status[227:196] = multiplies;
+  assign status[195:164] = starved;
+  assign status[163:132] = stalls;
+  assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$267 ;
+  assign status[67:36] = \matrices$275 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$223 [33:4] = \o__payload$224 [32:3];
-  assign \lane__payload$223 [3] = \o__payload$224 [2];
-  assign \lane__payload$223 [2:1] = \$14 ;
-  assign \lane__payload$223 [0] = \o__payload$224 [0];
-  assign \i__payload$220 [6] = \o__payload$163 [18];
-  assign \i__payload$220 [5] = \o__payload$163 [17];
-  assign \i__payload$220 [4] = \o__payload$163 [16];
-  assign \i__payload$220 [3:0] = \o__payload$163 [15:12];
-  assign \lane__payload$204 [33:4] = \o__payload$205 [32:3];
-  assign \lane__payload$204 [3] = \o__payload$205 [2];
-  assign \lane__payload$204 [2:1] = \$12 ;
-  assign \lane__payload$204 [0] = \o__payload$205 [0];
-  assign \i__payload$201 [6] = \o__payload$163 [18];
-  assign \i__payload$201 [5] = \o__payload$163 [17];
-  assign \i__payload$201 [4] = \o__payload$163 [16];
-  assign \i__payload$201 [3:0] = \o__payload$163 [11:8];
-  assign \lane__payload$185 [33:4] = \o__payload$186 [32:3];
-  assign \lane__payload$185 [3] = \o__payload$186 [2];
-  assign \lane__payload$185 [2:1] = { 1'h0, \$10  };
-  assign \lane__payload$185 [0] = \o__payload$186 [0];
-  assign \i__payload$182 [6] = \o__payload$163 [18];
-  assign \i__payload$182 [5] = \o__payload$163 [17];
-  assign \i__payload$182 [4] = \o__payload$163 [16];
-  assign \i__payload$182 [3:0] = \o__payload$163 [7:4];
-  assign lane__payload[33:4] = \o__payload$167 [32:3];
-  assign lane__payload[3] = \o__payload$167 [2];
-  assign lane__payload[2:1] = { 1'h0, \$8  };
-  assign lane__payload[0] = \o__payload$167 [0];
-  assign \i__payload$162 [6] = \o__payload$163 [18];
-  assign \i__payload$162 [5] = \o__payload$163 [17];
-  assign \i__payload$162 [4] = \o__payload$163 [16];
-  assign \i__payload$162 [3:0] = \o__payload$163 [3:0];
+  assign \lane__payload$231 [34:5] = \o__payload$232 [32:3];
+  assign \lane__payload$231 [4] = \o__payload$232 [2];
+  assign \lane__payload$231 [3:1] = \$14 ;
+  assign \lane__payload$231 [0] = \o__payload$232 [0];
+  assign \i__payload$228 [6] = \o__payload$168 [18];
+  assign \i__payload$228 [5] = \o__payload$168 [17];
+  assign \i__payload$228 [4] = \o__payload$168 [16];
+  assign \i__payload$228 [3:0] = \o__payload$168 [15:12];
+  assign \lane__payload$211 [34:5] = \o__payload$212 [32:3];
+  assign \lane__payload$211 [4] = \o__payload$212 [2];
+  assign \lane__payload$211 [3:1] = \$12 ;
+  assign \lane__payload$211 [0] = \o__payload$212 [0];
+  assign \i__payload$208 [6] = \o__payload$168 [18];
+  assign \i__payload$208 [5] = \o__payload$168 [17];
+  assign \i__payload$208 [4] = \o__payload$168 [16];
+  assign \i__payload$208 [3:0] = \o__payload$168 [11:8];
+  assign \lane__payload$191 [34:5] = \o__payload$192 [32:3];
+  assign \lane__payload$191 [4] = \o__payload$192 [2];
+  assign \lane__payload$191 [3:1] = { 1'h0, \$10  };
+  assign \lane__payload$191 [0] = \o__payload$192 [0];
+  assign \i__payload$188 [6] = \o__payload$168 [18];
+  assign \i__payload$188 [5] = \o__payload$168 [17];
+  assign \i__payload$188 [4] = \o__payload$168 [16];
+  assign \i__payload$188 [3:0] = \o__payload$168 [7:4];
+  assign lane__payload[34:5] = \o__payload$172 [32:3];
+  assign lane__payload[4] = \o__payload$172 [2];
+  assign lane__payload[3:1] = { 2'h0, \$8  };
+  assign lane__payload[0] = \o__payload$172 [0];
+  assign \i__payload$167 [6] = \o__payload$168 [18];
+  assign \i__payload$167 [5] = \o__payload$168 [17];
+  assign \i__payload$167 [4] = \o__payload$168 [16];
+  assign \i__payload$167 [3:0] = \o__payload$168 [3:0];
   assign \$4  = banks_in_use;
-  assign \$8  = 1'h0;
-  assign \$10  = 1'h1;
-  assign \$12  = 2'h2;
-  assign \$14  = 2'h3;
+  assign \$8  = \o__payload$172 [1];
+  assign \$10 [0] = \o__payload$192 [1];
+  assign \$10 [1] = 1'h1;
+  assign \$12 [1:0] = { 1'h0, \o__payload$212 [1] };
+  assign \$12 [2] = 1'h1;
+  assign \$14 [0] = \o__payload$232 [1];
+  assign \$14 [2:1] = 2'h3;
 endmodule
 
 module egret_s_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
@@ -1510,7 +1547,7 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, \w_data$6
   reg [26:0] \$45 ;
   reg [22:0] \$46 ;
   reg [43:0] \$47 ;
-  reg [36:0] \$48 ;
+  reg [37:0] \$48 ;
   reg [2:0] \$49 ;
   wire [15:0] address;
   output [43:0] bias_write;
@@ -1551,8 +1588,8 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, \w_data$6
   wire section__ready;
   wire section__valid;
   wire section_ends;
-  output [36:0] start;
-  reg [36:0] start = 37'h0000000000;
+  output [37:0] start;
+  reg [37:0] start = 38'h0000000000;
   input [31:0] w_data;
   wire [31:0] w_data;
   input [37:0] \w_data$6 ;
@@ -1785,15 +1822,15 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, \w_data$6
     if (time_zero ) begin end
     \$48 [0] = \$23 ;
     \$48 [1] = held[36];
-    \$48 [3:2] = held_number[1:0];
-    \$48 [36] = held_final;
-    \$48 [19:4] = \$26 ;
-    \$48 [35:20] = \$28 ;
+    \$48 [4:2] = held_number[2:0];
+    \$48 [37] = held_final;
+    \$48 [20:5] = \$26 ;
+    \$48 [36:21] = \$28 ;
     if (cancel) begin
-      \$48  = 37'h0000000000;
+      \$48  = 38'h0000000000;
     end
     if (rst) begin
-      \$48  = 37'h0000000000;
+      \$48  = 38'h0000000000;
     end
   end
   always @* begin
@@ -2949,11 +2986,11 @@ endmodule
 
 module egret_s_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  wire [31:0] \$10 ;
-  wire [2:0] \$11 ;
-  reg [34:0] \$12 ;
-  reg [1:0] \$13 ;
+  wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
+  wire [2:0] \$10 ;
+  wire [31:0] \$9 ;
+  reg [34:0] \$11 ;
+  reg [1:0] \$12 ;
   input cancel;
   wire cancel;
   input clk;
@@ -2975,73 +3012,93 @@ module egret_s_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, canc
   wire rst;
   reg [34:0] word = 35'h000000000;
   assign o__valid = | left;
-  assign \$1  = left > 1'h1;
+  assign \$1  = left > 1'h0;
   assign \$2  = word[32] & \$1 ;
-  assign \$3  = left <= 1'h1;
-  assign \$4  = word[33] & \$3 ;
-  assign \$5  = ! left;
-  assign \$6  = left == 1'h1;
-  assign \$7  = \$6  & o__ready;
-  assign i__ready = \$5  | \$7 ;
-  assign \$8  = i__valid & i__ready;
-  assign \$9  = o__valid & o__ready;
-  assign \$11  = left - 1'h1;
+  assign \$4  = ! left;
+  assign \$5  = left == 1'h1;
+  assign \$6  = \$5  & o__ready;
+  assign i__ready = \$4  | \$6 ;
+  assign \$7  = i__valid & i__ready;
+  assign \$8  = o__valid & o__ready;
+  assign \$10  = left - 1'h1;
   always @(posedge clk)
-    word <= \$12 ;
+    word <= \$11 ;
   always @(posedge clk)
-    left <= \$13 ;
+    left <= \$12 ;
   always @* begin
     if (time_zero ) begin end
-    \$12  = word;
-    if (\$8 ) begin
-      \$12  = i__payload;
-    end else if (\$9 ) begin
-      \$12 [31:0] = \$10 ;
+    \$11  = word;
+    if (\$7 ) begin
+      \$11  = i__payload;
+    end else if (\$8 ) begin
+      \$11 [31:0] = \$9 ;
     end
     if (cancel) begin
-      \$12  = 35'h000000000;
+      \$11  = 35'h000000000;
     end
     if (rst) begin
-      \$12  = 35'h000000000;
+      \$11  = 35'h000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$13  = left;
-    if (\$8 ) begin
-      \$13  = 2'h2;
-    end else if (\$9 ) begin
-      \$13  = \$11 [1:0];
+    \$12  = left;
+    if (\$7 ) begin
+      \$12  = 2'h2;
+    end else if (\$8 ) begin
+      \$12  = \$10 [1:0];
     end
     if (cancel) begin
-      \$13  = 2'h0;
+      \$12  = 2'h0;
     end
     if (rst) begin
-      \$13  = 2'h0;
+      \$12  = 2'h0;
     end
   end
-  assign o__payload[17] = \$4 ;
+  assign o__payload[17] = \$3 ;
   assign o__payload[16] = \$2 ;
   assign o__payload[18] = word[34];
   assign o__payload[15:0] = word[15:0];
-  assign \$10  = { 16'h0000, word[31:16] };
+  assign \$3  = word[33];
+  assign \$9  = { 16'h0000, word[31:16] };
 endmodule
 
-module egret_s_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__payload$38 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$60 , \o__payload$56 
-, \o__ready$58 , clk);
+module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
+, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$3 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  wire [1:0] \$4 ;
-  reg [1:0] \$17 ;
-  reg [1:0] \$18 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
+    \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
+  wire [1:0] \$2 ;
+  reg \$35 ;
+  reg \$36 ;
+  reg [3:0] \$37 ;
+  reg \$38 ;
+  reg \$39 ;
+  reg \$40 ;
+  reg \$41 ;
+  reg [3:0] \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg \$45 ;
   wire bad;
-  wire \bad$94 ;
-  output [1:0] bad_index;
-  reg [1:0] bad_index = 2'h0;
+  wire \bad$98 ;
+  reg bad_0_0 = 1'h0;
+  reg \bad_0_0$97  = 1'h0;
+  reg bad_0_1 = 1'h0;
+  reg \bad_0_1$102  = 1'h0;
+  reg bad_1_0 = 1'h0;
+  reg \bad_1_0$103  = 1'h0;
+  reg bad_1_1 = 1'h0;
+  reg \bad_1_1$104  = 1'h0;
+  output [3:0] bad_index;
+  reg [3:0] bad_index = 4'h0;
   wire bad_parity;
-  wire \bad_parity$95 ;
-  output [1:0] bad_prefix;
-  reg [1:0] bad_prefix = 2'h0;
+  wire \bad_parity$99 ;
+  output [3:0] bad_prefix;
+  reg [3:0] bad_prefix = 4'h0;
+  wire bad_slot;
+  wire \bad_slot$100 ;
+  wire [1:0] banks;
   input cancel;
   wire cancel;
   input [1:0] clear_errors;
@@ -3050,88 +3107,83 @@ module egret_s_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__paylo
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$72 ;
+  wire [22:0] \code_write$70 ;
   input [87:0] codes;
   wire [87:0] codes;
-  wire [87:0] \codes$62 ;
-  wire [87:0] \codes$9 ;
+  wire [87:0] \codes$11 ;
   input drain;
   wire drain;
-  wire \drain$7 ;
+  wire \drain$9 ;
   wire enable;
-  wire \enable$18 ;
-  wire \enable$67 ;
-  wire \enable$68 ;
+  wire \enable$21 ;
+  wire \enable$65 ;
+  wire \enable$66 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$77 ;
-  wire [26:0] i;
-  wire [43:0] i__payload;
-  input [6:0] \i__payload$38 ;
-  wire [6:0] \i__payload$38 ;
-  wire [6:0] \i__payload$39 ;
-  wire [43:0] \i__payload$44 ;
-  wire [32:0] \i__payload$50 ;
+  wire [1:0] \go$76 ;
+  wire [27:0] i;
+  wire [44:0] i__payload;
+  input [6:0] \i__payload$41 ;
+  wire [6:0] \i__payload$41 ;
+  wire [6:0] \i__payload$42 ;
+  wire [44:0] \i__payload$47 ;
+  wire [33:0] \i__payload$53 ;
   wire i__ready;
-  output \i__ready$40 ;
-  wire \i__ready$40 ;
-  wire \i__ready$41 ;
-  wire \i__ready$47 ;
-  wire \i__ready$53 ;
+  output \i__ready$43 ;
+  wire \i__ready$43 ;
+  wire \i__ready$44 ;
+  wire \i__ready$50 ;
+  wire \i__ready$56 ;
   wire i__valid;
-  input \i__valid$42 ;
-  wire \i__valid$42 ;
-  wire \i__valid$43 ;
-  wire \i__valid$48 ;
-  wire \i__valid$54 ;
+  input \i__valid$45 ;
+  wire \i__valid$45 ;
+  wire \i__valid$46 ;
+  wire \i__valid$51 ;
+  wire \i__valid$57 ;
   wire i_bank;
   wire [3:0] i_bits;
-  wire [3:0] \i_bits$28 ;
+  wire [3:0] \i_bits$31 ;
   wire [3:0] i_end;
   wire [3:0] i_event;
   wire i_first;
   wire i_last;
-  wire \i_last$23 ;
+  wire \i_last$26 ;
   wire i_parity;
-  wire \i_parity$25 ;
+  wire \i_parity$28 ;
   wire i_run_form;
   wire i_slot;
   wire i_valid;
-  wire \i_valid$19 ;
+  wire \i_valid$22 ;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$80 ;
-  input [69:0] matrices;
-  wire [69:0] matrices;
-  wire [69:0] \matrices$64 ;
+  wire [26:0] \map_write$79 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$86 ;
-  wire [43:0] o;
-  wire [37:0] \o$70 ;
-  wire [26:0] \o$84 ;
+  wire \multiply$85 ;
+  wire [44:0] o;
+  wire [27:0] \o$83 ;
   wire [6:0] o__payload;
-  wire [43:0] \o__payload$45 ;
-  wire [32:0] \o__payload$51 ;
-  output [32:0] \o__payload$56 ;
-  wire [32:0] \o__payload$56 ;
-  wire [32:0] \o__payload$57 ;
+  wire [44:0] \o__payload$48 ;
+  wire [33:0] \o__payload$54 ;
+  output [32:0] \o__payload$59 ;
+  wire [32:0] \o__payload$59 ;
+  wire [32:0] \o__payload$60 ;
   wire o__ready;
-  wire \o__ready$46 ;
-  wire \o__ready$52 ;
-  input \o__ready$58 ;
-  wire \o__ready$58 ;
-  wire \o__ready$59 ;
+  wire \o__ready$49 ;
+  wire \o__ready$55 ;
+  input \o__ready$61 ;
+  wire \o__ready$61 ;
+  wire \o__ready$62 ;
   wire o__valid;
-  wire \o__valid$49 ;
-  wire \o__valid$55 ;
-  output \o__valid$60 ;
-  wire \o__valid$60 ;
-  wire \o__valid$61 ;
+  wire \o__valid$52 ;
+  wire \o__valid$58 ;
+  output \o__valid$63 ;
+  wire \o__valid$63 ;
+  wire \o__valid$64 ;
   wire [3:0] o_bits;
   wire [3:0] o_end;
   wire [3:0] o_event;
@@ -3139,56 +3191,98 @@ module egret_s_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__paylo
   wire o_parity;
   wire o_slot;
   wire o_valid;
-  wire \o_valid$35 ;
+  wire \o_valid$38 ;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$75 ;
+  wire \selected$74 ;
+  input [37:0] settings;
   wire [37:0] settings;
-  wire [37:0] \settings$78 ;
+  wire [37:0] \settings$68 ;
+  wire [37:0] \settings$77 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$66 ;
-  wire [15:0] \start_write$73 ;
+  wire [15:0] \start_write$72 ;
+  wire turn;
+  reg \turn$4  = 1'h0;
   input [44:0] vector_write;
   wire [44:0] vector_write;
-  wire [44:0] \vector_write$82 ;
-  assign \$3  = o__valid & o__ready;
-  assign \$5  = ! bad_parity;
-  assign \$6  = bad & \$5 ;
-  assign \$9  = bad & \$8 ;
-  assign \$11  = ! \bad_parity$95 ;
-  assign \$12  = \bad$94  & \$11 ;
-  assign \$15  = \bad$94  & \$14 ;
+  wire [44:0] \vector_write$81 ;
   always @(posedge clk)
-    bad_prefix <= \$17 ;
+    bad_index <= \$42 ;
   always @(posedge clk)
-    bad_index <= \$18 ;
+    \bad_0_1$102  <= \$43 ;
+  always @(posedge clk)
+    \bad_1_0$103  <= \$44 ;
+  always @(posedge clk)
+    \bad_1_1$104  <= \$45 ;
+  assign mine = turn == \turn$4 ;
+  assign o__ready = i__ready & mine;
+  assign i_valid = o__valid & mine;
+  assign i_bank = { port_1 , port_0  } >> o__payload[6];
+  assign \$1  = o__valid & o__ready;
+  assign \$2  = \turn$4  + 1'h1;
+  assign \$3  = ! bad_parity;
+  assign \$4  = bad & \$3 ;
+  assign \$5  = ! bad_slot;
+  assign \$6  = \$4  & \$5 ;
+  assign \$10  = \$4  & \$9 ;
+  assign \$12  = bad & \$11 ;
+  assign \$14  = \$12  & \$5 ;
+  assign \$18  = \$12  & \$9 ;
+  assign \$19  = ! \bad_parity$99 ;
+  assign \$20  = \bad$98  & \$19 ;
+  assign \$21  = ! \bad_slot$100 ;
+  assign \$22  = \$20  & \$21 ;
+  assign \$26  = \$20  & \$25 ;
+  assign \$28  = \bad$98  & \$27 ;
+  assign \$30  = \$28  & \$21 ;
+  assign \$34  = \$28  & \$25 ;
+  always @(posedge clk)
+    \turn$4  <= \$35 ;
+  always @(posedge clk)
+    bad_0_0 <= \$36 ;
+  always @(posedge clk)
+    bad_prefix <= \$37 ;
+  always @(posedge clk)
+    bad_0_1 <= \$38 ;
+  always @(posedge clk)
+    bad_1_0 <= \$39 ;
+  always @(posedge clk)
+    bad_1_1 <= \$40 ;
+  always @(posedge clk)
+    \bad_0_0$97  <= \$41 ;
   egret_s_core_lane_blocks  blocks (
     .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$44 ),
-    .o__ready(\o__ready$46 ),
-    .o__valid(\i__valid$48 ),
-    .rst(rst)
+    .o__payload(\i__payload$47 ),
+    .o__ready(\o__ready$49 ),
+    .rst(rst),
+    .some(\i__valid$51 )
   );
   egret_s_core_lane_collector  collector (
     .bad(bad),
     .bad_parity(bad_parity),
+    .bad_slot(bad_slot),
     .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
-    .i_bits(\i_bits$28 ),
+    .i_bits(\i_bits$31 ),
     .i_end(i_end),
     .i_event(i_event),
-    .i_last(\i_last$23 ),
-    .i_parity(\i_parity$25 ),
+    .i_last(\i_last$26 ),
+    .i_parity(\i_parity$28 ),
     .i_run_form(i_run_form),
-    .i_valid(\i_valid$19 ),
+    .i_slot(i_slot),
+    .i_valid(\i_valid$22 ),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
@@ -3196,37 +3290,38 @@ module egret_s_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__paylo
   egret_s_core_lane_extractor  extractor (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$44 ),
-    .i__ready(\o__ready$46 ),
-    .i__valid(\i__valid$48 ),
-    .o__payload(\i__payload$50 ),
-    .o__ready(\o__ready$52 ),
-    .o__valid(\i__valid$54 ),
+    .i__payload(\i__payload$47 ),
+    .i__ready(\o__ready$49 ),
+    .i__valid(\i__valid$51 ),
+    .o__payload(\i__payload$53 ),
+    .o__ready(\o__ready$55 ),
+    .o__valid(\i__valid$57 ),
     .rst(rst)
   );
   egret_s_core_lane_input  \input  (
     .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$38 ),
-    .i__ready(\i__ready$40 ),
-    .i__valid(\i__valid$42 ),
+    .i__payload(\i__payload$41 ),
+    .i__ready(\i__ready$43 ),
+    .i__valid(\i__valid$45 ),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
   egret_s_core_lane_mac  mac (
-    .bad(\bad$94 ),
-    .bad_parity(\bad_parity$95 ),
+    .bad(\bad$98 ),
+    .bad_parity(\bad_parity$99 ),
+    .bad_slot(\bad_slot$100 ),
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$67 ),
-    .full(\o__valid$60 ),
+    .enable(\enable$65 ),
     .i(i),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$56 ),
-    .o__ready(\o__ready$58 ),
+    .o__payload(\o__payload$59 ),
+    .o__ready(\o__ready$61 ),
+    .o__valid(\o__valid$63 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
@@ -3234,288 +3329,384 @@ module egret_s_core_lane (rst, selected, \i__valid$42 , \i__ready$40 , \i__paylo
   egret_s_core_lane_parser  parser (
     .cancel(cancel),
     .clk(clk),
+    .drain(drain),
     .enable(i__ready),
     .i_valid(i_valid),
     .microcode_write(microcode_write),
-    .o_bits(\i_bits$28 ),
+    .o_bits(\i_bits$31 ),
     .o_end(i_end),
     .o_event(i_event),
-    .o_last(\i_last$23 ),
-    .o_parity(\i_parity$25 ),
-    .o_valid(\i_valid$19 ),
+    .o_last(\i_last$26 ),
+    .o_parity(\i_parity$28 ),
+    .o_slot(i_slot),
+    .o_valid(\i_valid$22 ),
     .port_0 (o__payload),
-    .rst(rst)
+    .rst(rst),
+    .turn(turn)
   );
   egret_s_core_lane_positioner  positioner (
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$67 ),
+    .enable(\enable$65 ),
     .go(go),
-    .i__payload(\i__payload$50 ),
-    .i__ready(\o__ready$52 ),
-    .i__valid(\i__valid$54 ),
+    .i__payload(\i__payload$53 ),
+    .i__ready(\o__ready$55 ),
+    .i__valid(\i__valid$57 ),
     .o(i),
     .rst(rst),
     .selected(selected),
     .settings(settings),
     .start_write(start_write)
   );
-  egret_s_core_lane_settings_98  \settings$98  (
-    .cancel(cancel),
-    .clk(clk),
-    .codes(codes),
-    .matrices(matrices),
-    .o(settings),
-    .rst(rst),
-    .start_write(start_write)
-  );
   always @* begin
     if (time_zero ) begin end
-    \$17  = bad_prefix;
-    if (\$7 ) begin
-      \$17 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$17 [0] = 1'h0;
-    end
-    if (\$10 ) begin
-      \$17 [1] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$17 [1] = 1'h0;
-    end
+    \$43  = \$26 ;
     if (cancel) begin
-      \$17  = 2'h0;
+      \$43  = 1'h0;
     end
     if (rst) begin
-      \$17  = 2'h0;
+      \$43  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = bad_index;
-    if (\$13 ) begin
-      \$18 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$18 [0] = 1'h0;
-    end
-    if (\$16 ) begin
-      \$18 [1] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$18 [1] = 1'h0;
-    end
+    \$44  = \$30 ;
     if (cancel) begin
-      \$18  = 2'h0;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$18  = 2'h0;
+      \$44  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = \$34 ;
+    if (cancel) begin
+      \$45  = 1'h0;
+    end
+    if (rst) begin
+      \$45  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$35  = \turn$4 ;
+    if (\$1 ) begin
+      \$35  = \$2 [0];
+    end
+    if (cancel) begin
+      \$35  = 1'h0;
+    end
+    if (rst) begin
+      \$35  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$36  = \$6 ;
+    if (cancel) begin
+      \$36  = 1'h0;
+    end
+    if (rst) begin
+      \$36  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = bad_prefix;
+    if (bad_0_0) begin
+      \$37 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [0] = 1'h0;
+    end
+    if (bad_0_1) begin
+      \$37 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$37 [1] = 1'h0;
+    end
+    if (bad_1_0) begin
+      \$37 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [2] = 1'h0;
+    end
+    if (bad_1_1) begin
+      \$37 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$37 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$37  = 4'h0;
+    end
+    if (rst) begin
+      \$37  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$38  = \$10 ;
+    if (cancel) begin
+      \$38  = 1'h0;
+    end
+    if (rst) begin
+      \$38  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$39  = \$14 ;
+    if (cancel) begin
+      \$39  = 1'h0;
+    end
+    if (rst) begin
+      \$39  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = \$18 ;
+    if (cancel) begin
+      \$40  = 1'h0;
+    end
+    if (rst) begin
+      \$40  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = \$22 ;
+    if (cancel) begin
+      \$41  = 1'h0;
+    end
+    if (rst) begin
+      \$41  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = bad_index;
+    if (\bad_0_0$97 ) begin
+      \$42 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [0] = 1'h0;
+    end
+    if (\bad_0_1$102 ) begin
+      \$42 [1] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$42 [1] = 1'h0;
+    end
+    if (\bad_1_0$103 ) begin
+      \$42 [2] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [2] = 1'h0;
+    end
+    if (\bad_1_1$104 ) begin
+      \$42 [3] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$42 [3] = 1'h0;
+    end
+    if (cancel) begin
+      \$42  = 4'h0;
+    end
+    if (rst) begin
+      \$42  = 4'h0;
     end
   end
   assign \microcode_write$1  = microcode_write;
-  assign mine = 1'h1;
   assign enable = i__ready;
-  assign \drain$7  = drain;
-  assign \codes$9  = codes;
+  assign \drain$9  = drain;
+  assign \codes$11  = codes;
   assign i_first = o__payload[4];
   assign i_last = o__payload[5];
   assign i_parity = o__payload[6];
+  assign banks = { port_1 , port_0  };
   assign i_bits = o__payload[3:0];
-  assign \enable$18  = i__ready;
-  assign o_valid = \i_valid$19 ;
-  assign i_slot = 1'h0;
-  assign o_slot = 1'h0;
-  assign o_last = \i_last$23 ;
-  assign o_parity = \i_parity$25 ;
-  assign o_bits = \i_bits$28 ;
+  assign \enable$21  = i__ready;
+  assign o_valid = \i_valid$22 ;
+  assign o_slot = i_slot;
+  assign o_last = \i_last$26 ;
+  assign o_parity = \i_parity$28 ;
+  assign o_bits = \i_bits$31 ;
   assign o_end = i_end;
   assign o_event = i_event;
-  assign \o_valid$35  = i__valid;
+  assign \o_valid$38  = i__valid;
   assign o = i__payload;
-  assign \i__payload$39  = \i__payload$38 ;
-  assign \i__ready$41  = \i__ready$40 ;
-  assign \i__valid$43  = \i__valid$42 ;
-  assign \o__payload$45  = \i__payload$44 ;
-  assign \i__ready$47  = \o__ready$46 ;
-  assign \o__valid$49  = \i__valid$48 ;
-  assign \o__payload$51  = \i__payload$50 ;
-  assign \i__ready$53  = \o__ready$52 ;
-  assign \o__valid$55  = \i__valid$54 ;
-  assign \o__payload$57  = \o__payload$56 ;
-  assign \o__ready$59  = \o__ready$58 ;
-  assign \o__valid$61  = \o__valid$60 ;
-  assign \codes$62  = codes;
-  assign \matrices$64  = matrices;
-  assign \start_write$66  = start_write;
-  assign \enable$68  = \enable$67 ;
-  assign \o$70  = settings;
-  assign \code_write$72  = code_write;
-  assign \start_write$73  = start_write;
-  assign \selected$75  = selected;
-  assign \go$77  = go;
-  assign \settings$78  = settings;
-  assign \map_write$80  = map_write;
-  assign \vector_write$82  = vector_write;
-  assign \o$84  = i;
-  assign \multiply$86  = multiply;
-  assign o__ready = i__ready;
-  assign i_valid = o__valid;
-  assign i_bank = 1'h0;
-  assign \$1  = codes[0];
-  assign i_run_form = \$1 ;
-  assign \$4  = 2'h1;
-  assign \$7  = \$6 ;
-  assign \$8  = bad_parity;
-  assign \$10  = \$9 ;
-  assign \$13  = \$12 ;
-  assign \$14  = \bad_parity$95 ;
-  assign \$16  = \$15 ;
+  assign \i__payload$42  = \i__payload$41 ;
+  assign \i__ready$44  = \i__ready$43 ;
+  assign \i__valid$46  = \i__valid$45 ;
+  assign \o__payload$48  = \i__payload$47 ;
+  assign \i__ready$50  = \o__ready$49 ;
+  assign \o__valid$52  = \i__valid$51 ;
+  assign \o__payload$54  = \i__payload$53 ;
+  assign \i__ready$56  = \o__ready$55 ;
+  assign \o__valid$58  = \i__valid$57 ;
+  assign \o__payload$60  = \o__payload$59 ;
+  assign \o__ready$62  = \o__ready$61 ;
+  assign \o__valid$64  = \o__valid$63 ;
+  assign \enable$66  = \enable$65 ;
+  assign \settings$68  = settings;
+  assign \code_write$70  = code_write;
+  assign \start_write$72  = start_write;
+  assign \selected$74  = selected;
+  assign \go$76  = go;
+  assign \settings$77  = settings;
+  assign \map_write$79  = map_write;
+  assign \vector_write$81  = vector_write;
+  assign \o$83  = i;
+  assign \multiply$85  = multiply;
+  assign i_run_form = codes[0];
+  assign \$9  = bad_slot;
+  assign \$11  = bad_parity;
+  assign \$25  = \bad_slot$100 ;
+  assign \$27  = \bad_parity$99 ;
 endmodule
 
-module egret_s_core_lane_blocks (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
+module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg [3:0] \$16 ;
-  reg [3:0] \$17 ;
-  reg [43:0] \$18 ;
-  reg \$19 ;
-  reg \$20 ;
-  (* init = 4'h0 *)
-  wire [3:0] \$signature__addr ;
-  wire [43:0] \$signature__data ;
+  wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
+  reg [3:0] \$21 ;
+  reg [3:0] \$22 ;
+  reg \$23 ;
+  reg \$24 ;
+  reg [3:0] \$signature__addr  = 4'h0;
+  wire [44:0] \$signature__data ;
   wire \$signature__en ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg grew = 1'h0;
-  input [43:0] i__payload;
-  wire [43:0] i__payload;
+  input [44:0] i__payload;
+  wire [44:0] i__payload;
   output i__ready;
-  wire i__ready;
+  reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
   wire move;
-  output [43:0] o__payload;
-  reg [43:0] o__payload = 44'h00000000000;
+  output [44:0] o__payload;
+  wire [44:0] o__payload;
   input o__ready;
   wire o__ready;
-  output o__valid;
-  reg o__valid = 1'h0;
-  (* init = 44'h00000000000 *)
-  wire [43:0] payload;
-  (* init = 4'h0 *)
-  wire [3:0] read__addr;
-  wire [43:0] read__data;
+  (* init = 1'h0 *)
+  wire o__valid;
+  reg [3:0] read__addr = 4'h0;
+  wire [44:0] read__data;
+  (* init = 1'h1 *)
+  wire room;
   input rst;
   wire rst;
-  reg [3:0] taken = 4'h0;
-  reg [3:0] written = 4'h0;
+  output some;
+  reg some = 1'h0;
+  (* init = 4'h0 *)
+  wire [3:0] taken;
+  (* init = 4'h0 *)
+  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
-  reg [43:0] entries [15:0];
+  reg [44:0] entries [15:0];
   integer entries_entry;
   initial begin
     for (entries_entry = 0; entries_entry < 16; entries_entry = entries_entry + 1)
-      entries[entries_entry] = 44'h00000000000;
+      entries[entries_entry] = 45'h000000000000;
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written] <= i__payload;
+      entries[\$signature__addr ] <= i__payload;
   end
-  assign read__data = entries[taken];
-  assign \$1  = written != taken;
-  assign \$2  = ~ grew;
-  assign i__ready = \$1  | \$2 ;
-  assign \$4  = \$1  | grew;
-  assign \$5  = ~ o__valid;
-  assign \$6  = \$5  | o__ready;
-  assign move = \$4  & \$6 ;
+  assign o__payload = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
-  assign \$7  = written[3] ^ written[2];
-  assign \$8  = | written[2:0];
-  assign \$9  = ~ \$8 ;
-  assign \$10  = \$7  ^ \$9 ;
-  assign \$11  = taken[3] ^ taken[2];
-  assign \$12  = | taken[2:0];
-  assign \$13  = ~ \$12 ;
-  assign \$14  = \$11  ^ \$13 ;
-  assign \$15  = \$signature__en  != move;
+  assign move = some & o__ready;
+  assign \$1  = \$signature__addr [3] ^ \$signature__addr [2];
+  assign \$2  = | \$signature__addr [2:0];
+  assign \$3  = ~ \$2 ;
+  assign \$4  = \$1  ^ \$3 ;
+  assign \$5  = read__addr[3] ^ read__addr[2];
+  assign \$6  = | read__addr[2:0];
+  assign \$7  = ~ \$6 ;
+  assign \$8  = \$5  ^ \$7 ;
+  assign \$13  = { \$signature__addr [2:0], \$4  } == read__addr;
+  assign \$14  = \$signature__en  & \$13 ;
+  assign \$19  = { read__addr[2:0], \$8  } == \$signature__addr ;
+  assign \$20  = move & \$19 ;
   always @(posedge clk)
-    written <= \$16 ;
+    \$signature__addr  <= \$21 ;
   always @(posedge clk)
-    taken <= \$17 ;
+    read__addr <= \$22 ;
   always @(posedge clk)
-    o__payload <= \$18 ;
+    i__ready <= \$23 ;
   always @(posedge clk)
-    grew <= \$19 ;
-  always @(posedge clk)
-    o__valid <= \$20 ;
+    some <= \$24 ;
   always @* begin
     if (time_zero ) begin end
-    \$16  = written;
+    \$21  = \$signature__addr ;
     if (\$signature__en ) begin
-      \$16  = { written[2:0], \$10  };
+      \$21  = { \$signature__addr [2:0], \$4  };
     end
     if (cancel) begin
-      \$16  = 4'h0;
+      \$21  = 4'h0;
     end
     if (rst) begin
-      \$16  = 4'h0;
+      \$21  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$17  = taken;
+    \$22  = read__addr;
     if (move) begin
-      \$17  = { taken[2:0], \$14  };
+      \$22  = { read__addr[2:0], \$8  };
     end
     if (cancel) begin
-      \$17  = 4'h0;
+      \$22  = 4'h0;
     end
     if (rst) begin
-      \$17  = 4'h0;
+      \$22  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = o__payload;
+    \$23  = i__ready;
     if (move) begin
-      \$18  = read__data;
+      \$23  = 1'h1;
+    end else if (\$14 ) begin
+      \$23  = 1'h0;
+    end
+    if (cancel) begin
+      \$23  = 1'h1;
+    end
+    if (rst) begin
+      \$23  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$19  = grew;
-    if (\$15 ) begin
-      \$19  = \$signature__en ;
+    \$24  = some;
+    if (\$signature__en ) begin
+      \$24  = 1'h1;
+    end else if (\$20 ) begin
+      \$24  = 1'h0;
     end
     if (cancel) begin
-      \$19  = 1'h0;
+      \$24  = 1'h0;
     end
     if (rst) begin
-      \$19  = 1'h0;
+      \$24  = 1'h0;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = o__valid;
-    if (move) begin
-      \$20  = 1'h1;
-    end else if (o__ready) begin
-      \$20  = 1'h0;
-    end
-    if (cancel) begin
-      \$20  = 1'h0;
-    end
-    if (rst) begin
-      \$20  = 1'h0;
-    end
-  end
-  assign \$signature__addr  = written;
+  assign room = i__ready;
+  assign written = \$signature__addr ;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken;
-  assign payload = o__payload;
+  assign taken = read__addr;
+  assign o__valid = some;
+  assign read__data = o__payload;
 endmodule
 
-module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
+module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
   wire \$1 , \$115 , \$116 , \$117 , \$118 , \$119 , \$121 , \$122 , \$123 , \$126 , \$127 , \$130 ,
     \$131 , \$134 , \$135 , \$136 , \$137 , \$138 , \$139 , \$140 , \$141 , \$142 , \$145 , \$147 ,
@@ -3539,35 +3730,38 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   wire [14:0] \$503 ;
   wire [10:0] \$504 ;
   reg \$513 ;
-  reg [38:0] \$514 ;
+  reg [39:0] \$514 ;
   reg [2:0] \$515 ;
   reg \$516 ;
   reg \$517 ;
   reg [16:0] \$518 ;
-  reg [50:0] \$519 ;
-  reg [4:0] \$520 ;
-  reg [49:0] \$521 ;
-  reg [2:0] \$522 ;
-  reg [7:0] \$523 ;
-  reg [3:0] \$524 ;
-  reg [14:0] \$525 ;
-  reg \$526 ;
-  reg [43:0] \$527 ;
-  reg [50:0] aligned = 51'h0000000000000;
+  reg [16:0] \$519 ;
+  reg [51:0] \$520 ;
+  reg [4:0] \$521 ;
+  reg [50:0] \$522 ;
+  reg [2:0] \$523 ;
+  reg [7:0] \$524 ;
+  reg [3:0] \$525 ;
+  reg [14:0] \$526 ;
+  reg [14:0] \$527 ;
+  reg \$528 ;
+  reg [44:0] \$529 ;
+  reg [51:0] aligned = 52'h0000000000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
+  output bad_slot;
   reg bad_slot = 1'h0;
-  (* init = 44'h00000000000 *)
-  wire [43:0] block;
+  (* init = 45'h000000000000 *)
+  wire [44:0] block;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
-  wire [38:0] entering;
+  wire [39:0] entering;
   wire [3:0] \event ;
   reg [7:0] high_step = 8'h00;
   input [3:0] i_bits;
@@ -3582,22 +3776,25 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   wire i_parity;
   input i_run_form;
   wire i_run_form;
+  input i_slot;
   wire i_slot;
   input i_valid;
   wire i_valid;
-  reg [38:0] \local  = 39'h0000000000;
+  reg [39:0] \local  = 40'h0000000000;
   reg [2:0] low_step = 3'h0;
   wire [10:0] number;
-  output [43:0] o;
-  reg [43:0] o = 44'h00000000000;
+  output [44:0] o;
+  reg [44:0] o = 45'h000000000000;
   output o_valid;
   reg o_valid = 1'h0;
   reg [16:0] open_0 = 17'h00000;
+  reg [16:0] open_1 = 17'h00000;
   wire passes;
-  reg [49:0] ready = 50'h0000000000000;
+  reg [50:0] ready = 51'h0000000000000;
   input rst;
   wire rst;
   reg [14:0] skip_0 = 15'h0000;
+  reg [14:0] skip_1 = 15'h0000;
   wire [14:0] total;
   wire turn;
   wire turn_skips;
@@ -3612,33 +3809,33 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   assign \$485  = \$452  & { \$476 , \$476 , \$476 , \$476  };
   assign \$486  = { 1'h0, \$414  } | \$485 ;
   assign turn = enable & valid[0];
-  assign \$487  = open_0[16] ? 3'h0 : \local [32:30];
-  assign \$488  = open_0[15:11] + \$487 ;
-  assign number = aligned[15] ? aligned[50:40] : aligned[49:39];
-  assign \$489  = skip_0[10:0] + { high_step, low_step };
+  assign \$487  = open_1[16] ? 3'h0 : \local [33:31];
+  assign \$488  = open_1[15:11] + \$487 ;
+  assign number = aligned[16] ? aligned[51:41] : aligned[50:40];
+  assign \$489  = skip_1[10:0] + { high_step, low_step };
   assign \$490  = ~ ready[2];
-  assign \$491  = skip_0[10] & \$490 ;
-  assign passes = ready[23] | \$491 ;
+  assign \$491  = skip_1[10] & \$490 ;
+  assign passes = ready[24] | \$491 ;
   assign turn_skips = enable & valid[2];
-  assign \$492  = ready[22] ? zeros_class : skip_0[14:11];
+  assign \$492  = ready[23] ? zeros_class : skip_1[14:11];
   assign \$493  = ~ i_end;
   assign \$494  = i_event & \$493 ;
   assign \$495  = | \$494 ;
   assign \$496  = i_valid & \$495 ;
-  assign \$497  = turn & \local [17];
+  assign \$497  = turn & \local [18];
   assign \$498  = turn & \local [0];
-  assign \$499  = \local [17] ? { 3'h0, \local [35:34] } : \$488 [4:0];
-  assign \$500  = open_0[16] | \local [33];
-  assign \$501  = \local [17] ? \local [36] : \$500 ;
-  assign \$503  = { open_0[10:0], \local [3], \local [4], \local [5], \local [6] } >> { \local [16], 1'h0 };
-  assign \$504  = aligned[22] ? number : { 8'h00, aligned[26:24] };
+  assign \$499  = \local [18] ? { 3'h0, \local [36:35] } : \$488 [4:0];
+  assign \$500  = open_1[16] | \local [34];
+  assign \$501  = \local [18] ? \local [37] : \$500 ;
+  assign \$503  = { open_1[10:0], \local [4], \local [5], \local [6], \local [7] } >> { \local [17], 1'h0 };
+  assign \$504  = aligned[23] ? number : { 8'h00, aligned[27:25] };
   assign \$505  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
-  assign \$506  = ~ aligned[22];
+  assign \$506  = ~ aligned[23];
   assign \$507  = enable & \$506 ;
-  assign \$508  = passes ? ready[29:27] : total[2:0];
+  assign \$508  = passes ? ready[30:28] : total[2:0];
   assign \$509  = turn_skips & passes;
   assign \$510  = turn_skips & ready[0];
-  assign \$511  = passes ? { 2'h0, ready[38:37] } : total[14:11];
+  assign \$511  = passes ? { 2'h0, ready[39:38] } : total[14:11];
   assign \$512  = valid[2] & passes;
   always @(posedge clk)
     bad <= \$513 ;
@@ -3651,25 +3848,29 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   always @(posedge clk)
     bad_parity <= \$517 ;
   always @(posedge clk)
-    open_0 <= \$518 ;
+    open_1 <= \$518 ;
   always @(posedge clk)
-    aligned <= \$519 ;
+    open_0 <= \$519 ;
   always @(posedge clk)
-    zeros <= \$520 ;
+    aligned <= \$520 ;
   always @(posedge clk)
-    ready <= \$521 ;
+    zeros <= \$521 ;
   always @(posedge clk)
-    low_step <= \$522 ;
+    ready <= \$522 ;
   always @(posedge clk)
-    high_step <= \$523 ;
+    low_step <= \$523 ;
   always @(posedge clk)
-    zeros_class <= \$524 ;
+    high_step <= \$524 ;
   always @(posedge clk)
-    skip_0 <= \$525 ;
+    zeros_class <= \$525 ;
   always @(posedge clk)
-    o_valid <= \$526 ;
+    skip_1 <= \$526 ;
   always @(posedge clk)
-    o <= \$527 ;
+    skip_0 <= \$527 ;
+  always @(posedge clk)
+    o_valid <= \$528 ;
+  always @(posedge clk)
+    o <= \$529 ;
   assign \event  = i_event & i_end;
   assign \$19  = ~ \$3 ;
   assign \$20  = i_end[1] & \$19 ;
@@ -3775,7 +3976,7 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   assign \$341  = \$322  & \$340 ;
   assign \$344  = \$341  & \$135 ;
   assign \$345  = \$326  + \$344 ;
-  assign \$346  = | entering[20:18];
+  assign \$346  = | entering[21:19];
   assign \$348  = ~ \$347 ;
   assign \$351  = 1'h0 + \$349 ;
   assign \$368  = \$351  & { \$150 , \$150  };
@@ -3834,7 +4035,7 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
     if (time_zero ) begin end
     \$516  = bad_slot;
     if (enable) begin
-      \$516  = 1'h0;
+      \$516  = i_slot;
     end
     if (cancel) begin
       \$516  = 1'h0;
@@ -3858,187 +4059,216 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   end
   always @* begin
     if (time_zero ) begin end
-    \$518  = open_0;
+    \$518  = open_1;
     if (turn) begin
-      \$518 [10:0] = { open_0[6:0], \local [3], \local [20:18] };
+      \$518  = open_0;
+    end
+    if (cancel) begin
+      \$518  = 17'h00000;
+    end
+    if (rst) begin
+      \$518  = 17'h00000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$519  = open_0;
+    if (turn) begin
+      \$519 [10:0] = { open_1[6:0], \local [4], \local [21:19] };
     end
     if (\$497 ) begin
-      \$518 [10:3] = 8'h00;
+      \$519 [10:3] = 8'h00;
     end
     if (\$498 ) begin
-      \$518 [2:0] = 3'h0;
+      \$519 [2:0] = 3'h0;
     end
     if (turn) begin
-      \$518 [15:11] = \$499 ;
-      \$518 [16] = \$501 ;
+      \$519 [15:11] = \$499 ;
+      \$519 [16] = \$501 ;
     end
     if (\$498 ) begin
-      \$518 [15:11] = 5'h00;
-      \$518 [16] = 1'h0;
+      \$519 [15:11] = 5'h00;
+      \$519 [16] = 1'h0;
     end
     if (cancel) begin
-      \$518  = 17'h00000;
+      \$519  = 17'h00000;
     end
     if (rst) begin
-      \$518  = 17'h00000;
+      \$519  = 17'h00000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$519  = aligned;
+    \$520  = aligned;
     if (enable) begin
-      \$519 [0] = \local [0];
-      \$519 [1] = \local [1];
-      \$519 [2] = \local [2];
-      \$519 [6:3] = \local [6:3];
-      \$519 [10:7] = \local [10:7];
-      \$519 [14:11] = \local [14:11];
-      \$519 [16:15] = \local [16:15];
-      \$519 [17] = \local [17];
-      \$519 [20:18] = \local [20:18];
-      \$519 [21] = \local [21];
-      \$519 [22] = \local [22];
-      \$519 [23] = \local [23];
-      \$519 [26:24] = \local [26:24];
-      \$519 [29:27] = \local [29:27];
-      \$519 [32:30] = \local [32:30];
-      \$519 [33] = \local [33];
-      \$519 [35:34] = \local [35:34];
-      \$519 [36] = \local [36];
-      \$519 [38:37] = \local [38:37];
-      \$519 [50:39] = \$503 [11:0];
+      \$520 [0] = \local [0];
+      \$520 [1] = \local [1];
+      \$520 [2] = \local [2];
+      \$520 [3] = \local [3];
+      \$520 [7:4] = \local [7:4];
+      \$520 [11:8] = \local [11:8];
+      \$520 [15:12] = \local [15:12];
+      \$520 [17:16] = \local [17:16];
+      \$520 [18] = \local [18];
+      \$520 [21:19] = \local [21:19];
+      \$520 [22] = \local [22];
+      \$520 [23] = \local [23];
+      \$520 [24] = \local [24];
+      \$520 [27:25] = \local [27:25];
+      \$520 [30:28] = \local [30:28];
+      \$520 [33:31] = \local [33:31];
+      \$520 [34] = \local [34];
+      \$520 [36:35] = \local [36:35];
+      \$520 [37] = \local [37];
+      \$520 [39:38] = \local [39:38];
+      \$520 [51:40] = \$503 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$520  = zeros;
+    \$521  = zeros;
     if (enable) begin
-      \$520  = \$488 [4:0];
+      \$521  = \$488 [4:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$521  = ready;
+    \$522  = ready;
     if (enable) begin
-      \$521 [0] = aligned[0];
-      \$521 [1] = aligned[1];
-      \$521 [2] = aligned[2];
-      \$521 [6:3] = aligned[6:3];
-      \$521 [10:7] = aligned[10:7];
-      \$521 [14:11] = aligned[14:11];
-      \$521 [16:15] = aligned[16:15];
-      \$521 [17] = aligned[17];
-      \$521 [20:18] = aligned[20:18];
-      \$521 [21] = aligned[21];
-      \$521 [22] = aligned[22];
-      \$521 [23] = aligned[23];
-      \$521 [26:24] = aligned[26:24];
-      \$521 [29:27] = aligned[29:27];
-      \$521 [32:30] = aligned[32:30];
-      \$521 [33] = aligned[33];
-      \$521 [35:34] = aligned[35:34];
-      \$521 [36] = aligned[36];
-      \$521 [38:37] = aligned[38:37];
-      \$521 [49:39] = number;
+      \$522 [0] = aligned[0];
+      \$522 [1] = aligned[1];
+      \$522 [2] = aligned[2];
+      \$522 [3] = aligned[3];
+      \$522 [7:4] = aligned[7:4];
+      \$522 [11:8] = aligned[11:8];
+      \$522 [15:12] = aligned[15:12];
+      \$522 [17:16] = aligned[17:16];
+      \$522 [18] = aligned[18];
+      \$522 [21:19] = aligned[21:19];
+      \$522 [22] = aligned[22];
+      \$522 [23] = aligned[23];
+      \$522 [24] = aligned[24];
+      \$522 [27:25] = aligned[27:25];
+      \$522 [30:28] = aligned[30:28];
+      \$522 [33:31] = aligned[33:31];
+      \$522 [34] = aligned[34];
+      \$522 [36:35] = aligned[36:35];
+      \$522 [37] = aligned[37];
+      \$522 [39:38] = aligned[39:38];
+      \$522 [50:40] = number;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$522  = low_step;
+    \$523  = low_step;
     if (enable) begin
-      \$522  = \$504 [2:0];
+      \$523  = \$504 [2:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$523  = high_step;
+    \$524  = high_step;
     if (enable) begin
-      \$523  = number[10:3];
+      \$524  = number[10:3];
     end
     if (\$507 ) begin
-      \$523  = 8'h00;
+      \$524  = 8'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$524  = zeros_class;
+    \$525  = zeros_class;
     if (enable) begin
-      \$524  = \$505 ;
+      \$525  = \$505 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$525  = skip_0;
+    \$526  = skip_1;
     if (turn_skips) begin
-      \$525 [10:0] = { total[10:3], \$508  };
+      \$526  = skip_0;
+    end
+    if (cancel) begin
+      \$526  = 15'h0000;
+    end
+    if (rst) begin
+      \$526  = 15'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$527  = skip_0;
+    if (turn_skips) begin
+      \$527 [10:0] = { total[10:3], \$508  };
     end
     if (\$509 ) begin
-      \$525 [10:3] = 8'h00;
+      \$527 [10:3] = 8'h00;
     end
     if (\$510 ) begin
-      \$525 [2:0] = 3'h0;
+      \$527 [2:0] = 3'h0;
     end
     if (turn_skips) begin
-      \$525 [14:11] = \$511 ;
+      \$527 [14:11] = \$511 ;
     end
     if (cancel) begin
-      \$525  = 15'h0000;
+      \$527  = 15'h0000;
     end
     if (rst) begin
-      \$525  = 15'h0000;
+      \$527  = 15'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$526  = o_valid;
+    \$528  = o_valid;
     if (enable) begin
-      \$526  = \$512 ;
+      \$528  = \$512 ;
     end
     if (cancel) begin
-      \$526  = 1'h0;
+      \$528  = 1'h0;
     end
     if (rst) begin
-      \$526  = 1'h0;
+      \$528  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$527  = o;
+    \$529  = o;
     if (enable) begin
-      \$527 [2:0] = ready[6:4];
-      \$527 [5:3] = ready[9:7];
-      \$527 [9:6] = ready[14:11];
-      \$527 [10] = ready[21];
-      \$527 [21:11] = ready[49:39];
-      \$527 [32:22] = total[10:0];
-      \$527 [36:33] = zeros_class;
-      \$527 [40:37] = total[14:11];
-      \$527 [41] = ready[0];
-      \$527 [42] = ready[1];
-      \$527 [43] = ready[2];
+      \$529 [2:0] = ready[7:5];
+      \$529 [5:3] = ready[10:8];
+      \$529 [9:6] = ready[15:12];
+      \$529 [10] = ready[22];
+      \$529 [21:11] = ready[50:40];
+      \$529 [32:22] = total[10:0];
+      \$529 [36:33] = zeros_class;
+      \$529 [40:37] = total[14:11];
+      \$529 [41] = ready[0];
+      \$529 [42] = ready[1];
+      \$529 [43] = ready[2];
+      \$529 [44] = ready[3];
     end
   end
-  assign i_slot = 1'h0;
   assign zeros_now = \$488 [4:0];
   assign block = o;
   assign total[14:11] = \$492 ;
   assign total[10:0] = \$489 [10:0];
-  assign entering[38:37] = \$486 [1:0];
-  assign entering[36] = \$346 ;
-  assign entering[35:34] = \$345 [1:0];
-  assign entering[33] = \$303 ;
-  assign entering[32:30] = \$290 [2:0];
-  assign entering[29:27] = \$224 [2:0];
-  assign entering[20:18] = { \$142 , \$139 , \$136  };
-  assign entering[26:24] = \$133 [2:0];
-  assign entering[22] = \$116 ;
-  assign entering[21] = \$92 ;
-  assign entering[23] = \$72 ;
-  assign entering[17] = \$70 ;
-  assign entering[16:15] = \$68 [1:0];
-  assign entering[14:11] = \event ;
-  assign entering[10:7] = i_end;
-  assign entering[6:3] = i_bits;
+  assign entering[39:38] = \$486 [1:0];
+  assign entering[37] = \$346 ;
+  assign entering[36:35] = \$345 [1:0];
+  assign entering[34] = \$303 ;
+  assign entering[33:31] = \$290 [2:0];
+  assign entering[30:28] = \$224 [2:0];
+  assign entering[21:19] = { \$142 , \$139 , \$136  };
+  assign entering[27:25] = \$133 [2:0];
+  assign entering[23] = \$116 ;
+  assign entering[22] = \$92 ;
+  assign entering[24] = \$72 ;
+  assign entering[18] = \$70 ;
+  assign entering[17:16] = \$68 [1:0];
+  assign entering[15:12] = \event ;
+  assign entering[11:8] = i_end;
+  assign entering[7:4] = i_bits;
+  assign entering[3] = i_slot;
   assign entering[2] = i_run_form;
   assign entering[1] = i_parity;
   assign entering[0] = i_last;
@@ -4075,247 +4305,328 @@ module egret_s_core_lane_collector (rst, i_run_form, enable, cancel, bad, bad_pa
   assign \$451  = \$450 ;
 endmodule
 
-module egret_s_core_lane_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
+module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire [3:0] \$1 , \$219 , \$23 , \$232 , \$233 , \$234 , \$24 ;
-  wire \$10 , \$11 , \$12 , \$134 , \$135 , \$139 , \$140 , \$141 , \$15 , \$155 , \$156 , \$159 ,
-    \$16 , \$166 , \$167 , \$168 , \$169 , \$18 , \$185 , \$186 , \$189 , \$19 , \$199 , \$2 , \$200
-    , \$203 , \$21 , \$215 , \$216 , \$217 , \$218 , \$22 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 ,
-    \$33 , \$34 , \$35 , \$36 , \$37 , \$4 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$6 ,
-    \$67 , \$68 , \$7 , \$71 , \$72 , \$75 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$86 , \$87 ,
-    \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 ;
-  wire [1:0] \$106 , \$107 , \$118 , \$143 , \$150 , \$151 , \$160 , \$190 , \$267 , \$268 , \$44 ,
-    \$45 , \$76 , \$77 ;
-  wire [2:0] \$129 , \$130 , \$131 , \$170 , \$180 , \$181 , \$204 , \$318 , \$319 , \$320 , \$61 ,
-    \$62 , \$63 ;
-  reg \$325 ;
-  reg [3:0] \$326 ;
-  reg [32:0] \$327 ;
+  wire \$1 , \$10 , \$109 , \$11 , \$110 , \$113 , \$114 , \$115 , \$12 , \$121 , \$13 , \$137 ,
+    \$138 , \$139 , \$14 , \$140 , \$141 , \$15 , \$155 , \$156 , \$159 , \$16 , \$166 , \$167 ,
+    \$168 , \$169 , \$17 , \$18 , \$185 , \$186 , \$189 , \$19 , \$199 , \$2 , \$20 , \$200 , \$203
+    , \$21 , \$215 , \$216 , \$217 , \$218 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
+    \$3 , \$30 , \$32 , \$34 , \$36 , \$4 , \$43 , \$44 , \$5 , \$57 , \$58 , \$59 , \$60 , \$67 ,
+    \$68 , \$69 , \$7 , \$70 , \$71 , \$73 , \$74 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 ,
+    \$85 , \$9 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$99 ;
+  wire [2:0] \$106 , \$107 , \$108 , \$134 , \$135 , \$136 , \$170 , \$180 , \$181 , \$204 , \$278 ,
+    \$279 , \$280 ;
+  wire [1:0] \$125 , \$126 , \$130 , \$143 , \$150 , \$151 , \$160 , \$190 , \$248 , \$249 , \$89 ,
+    \$90 ;
+  wire [3:0] \$219 , \$232 , \$233 , \$234 ;
+  reg \$283 ;
+  reg [44:0] \$284 ;
+  reg [2:0] \$285 ;
+  reg \$286 ;
+  reg \$287 ;
+  reg \$288 ;
+  reg [33:0] \$289 ;
+  reg alone = 1'h0;
+  reg [44:0] block = 45'h000000000000;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  wire \event ;
-  input [43:0] i__payload;
-  wire [43:0] i__payload;
+  wire enter;
+  reg fresh = 1'h0;
+  reg full = 1'h0;
+  input [44:0] i__payload;
+  wire [44:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire more;
-  output [32:0] o__payload;
-  reg [32:0] o__payload = 33'h000000000;
+  reg [2:0] left = 3'h0;
+  output [33:0] o__payload;
+  reg [33:0] o__payload = 34'h000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
-  wire [3:0] pending;
   input rst;
   wire rst;
+  wire step;
   wire take;
-  reg [3:0] taken = 4'h0;
-  (* init = 33'h000000000 *)
-  wire [32:0] \task ;
-  assign \$1  = ~ taken;
-  assign pending = i__payload[9:6] & \$1 ;
-  assign \event  = | pending;
-  assign \$3  = pending[1] & \$2 ;
-  assign \$4  = | pending[1:0];
-  assign \$5  = pending[2] & \$4 ;
-  assign \$6  = | pending[2:0];
-  assign \$7  = pending[3] & \$6 ;
-  assign more = | { \$7 , \$5 , \$3  };
-  assign \$8  = ~ o__valid;
-  assign take = \$8  | o__ready;
-  assign \$9  = i__payload[41] ? \event  : more;
-  assign \$10  = ~ \$9 ;
-  assign i__ready = take & \$10 ;
-  assign \$15  = ~ \$2 ;
-  assign \$16  = pending[1] & \$15 ;
-  assign \$18  = ~ \$4 ;
-  assign \$19  = pending[2] & \$18 ;
-  assign \$21  = ~ \$6 ;
-  assign \$22  = pending[3] & \$21 ;
-  assign \$23  = taken | { \$22 , \$19 , \$16 , \$2  };
-  assign \$24  = i__ready ? 4'h0 : \$23 ;
-  assign \$25  = ~ \event ;
-  assign \$26  = i__payload[41] & \$25 ;
-  assign \$27  = | taken;
-  assign \$28  = ~ \$27 ;
-  assign \$29  = \$28  & i__payload[10];
-  assign \$33  = i__payload[0] & \$16 ;
-  assign \$36  = ~ \$35 ;
-  assign \$37  = i__payload[0] & \$36 ;
-  assign \$44  = { \$37 , i__payload[1] } & { \$19 , \$19  };
-  assign \$45  = { 1'h0, \$34  } | \$44 ;
-  assign \$47  = ~ \$46 ;
-  assign \$48  = i__payload[1] & \$47 ;
-  assign \$49  = | i__payload[5:4];
-  assign \$50  = ~ \$49 ;
-  assign \$51  = i__payload[0] & \$50 ;
-  assign \$61  = { \$51 , \$48 , i__payload[2] } & { \$22 , \$22 , \$22  };
-  assign \$62  = { 1'h0, \$45  } | \$61 ;
-  assign \$63  = \$29  ? i__payload[13:11] : \$62 ;
-  assign \$67  = ~ \$29 ;
-  assign \$68  = take & \$67 ;
-  assign \$71  = ~ i__payload[7];
-  assign \$72  = i__payload[4] & \$71 ;
-  assign \$75  = \$72  & \$18 ;
-  assign \$76  = ~ pending[3:2];
-  assign \$77  = i__payload[9:8] & \$76 ;
-  assign \$78  = | \$77 ;
-  assign \$79  = ~ \$78 ;
-  assign \$80  = \$75  & \$79 ;
-  assign \$81  = i__payload[0] & \$80 ;
-  assign \$86  = ~ i__payload[8];
-  assign \$87  = i__payload[5] & \$86 ;
-  assign \$90  = \$87  & \$21 ;
-  assign \$91  = ~ pending[3];
-  assign \$92  = i__payload[9] & \$91 ;
-  assign \$94  = ~ \$93 ;
-  assign \$95  = \$90  & \$94 ;
-  assign \$106  = { \$37 , i__payload[1] } & { \$95 , \$95  };
-  assign \$107  = { 1'h0, \$82  } | \$106 ;
-  assign \$118  = 1'h0 + \$80 ;
-  assign \$129  = \$118  + \$95 ;
-  assign \$130  = i__payload[43] ? { 1'h0, \$107  } : \$129 ;
-  assign \$131  = \$27  ? \$130  : i__payload[24:22];
-  assign \$135  = take & \$134 ;
+  (* init = 34'h000000000 *)
+  wire [33:0] \task ;
+  assign \$1  = ~ o__valid;
+  assign take = \$1  | o__ready;
+  assign \$2  = ~ full;
+  assign \$3  = take & alone;
+  assign i__ready = \$2  | \$3 ;
+  assign enter = i__valid & i__ready;
+  assign \$4  = full & take;
+  assign \$5  = ~ alone;
+  assign step = \$4  & \$5 ;
+  assign \$11  = ~ \$10 ;
+  assign \$12  = step & \$11 ;
+  assign \$13  = | block[7:6];
+  assign \$14  = ~ \$13 ;
+  assign \$15  = step & \$14 ;
+  assign \$16  = | block[8:6];
+  assign \$17  = ~ \$16 ;
+  assign \$18  = step & \$17 ;
+  assign \$20  = i__payload[7] & \$19 ;
+  assign \$21  = | i__payload[7:6];
+  assign \$22  = i__payload[8] & \$21 ;
+  assign \$23  = | i__payload[8:6];
+  assign \$24  = i__payload[9] & \$23 ;
+  assign \$25  = | { \$24 , \$22 , \$20  };
+  assign \$26  = ~ \$25 ;
+  assign \$27  = | i__payload[9:6];
+  assign \$28  = i__payload[41] & \$27 ;
+  assign \$29  = ~ \$28 ;
+  assign \$30  = \$26  & \$29 ;
+  assign \$32  = block[7] & \$10 ;
+  assign \$34  = block[8] & \$13 ;
+  assign \$36  = block[9] & \$16 ;
+  assign \$44  = \$34  & \$43 ;
+  assign \$57  = | { \$34 , \$32  };
+  assign \$58  = \$36  & \$57 ;
+  assign \$59  = | { \$58 , \$44  };
+  assign \$60  = ~ \$59 ;
+  assign \$67  = | { \$36 , \$34 , \$32  };
+  assign \$68  = block[41] & \$67 ;
+  assign \$69  = ~ \$68 ;
+  assign \$70  = \$60  & \$69 ;
+  assign \$71  = | block[9:6];
+  assign \$73  = ~ \$71 ;
+  assign \$74  = block[41] & \$73 ;
+  assign \$77  = block[7] & \$11 ;
+  assign \$78  = block[0] & \$77 ;
+  assign \$81  = ~ \$80 ;
+  assign \$82  = block[0] & \$81 ;
+  assign \$85  = block[8] & \$14 ;
+  assign \$89  = { \$82 , block[1] } & { \$85 , \$85  };
+  assign \$90  = { 1'h0, \$79  } | \$89 ;
+  assign \$92  = ~ \$91 ;
+  assign \$93  = block[1] & \$92 ;
+  assign \$94  = | block[5:4];
+  assign \$95  = ~ \$94 ;
+  assign \$96  = block[0] & \$95 ;
+  assign \$99  = block[9] & \$17 ;
+  assign \$106  = { \$96 , \$93 , block[2] } & { \$99 , \$99 , \$99  };
+  assign \$107  = { 1'h0, \$90  } | \$106 ;
+  assign \$108  = block[10] ? block[13:11] : \$107 ;
+  assign \$109  = ~ block[10];
+  assign \$110  = take & \$109 ;
+  assign \$113  = left[1] & \$14 ;
+  assign \$114  = block[0] & \$113 ;
+  assign \$121  = left[2] & \$17 ;
+  assign \$125  = { \$82 , block[1] } & { \$121 , \$121  };
+  assign \$126  = { 1'h0, \$115  } | \$125 ;
+  assign \$130  = 1'h0 + \$113 ;
+  assign \$134  = \$130  + \$121 ;
+  assign \$135  = block[43] ? { 1'h0, \$126  } : \$134 ;
+  assign \$136  = fresh ? block[24:22] : \$135 ;
+  assign \$137  = ~ fresh;
+  assign \$138  = take & \$137 ;
   assign \$140  = ~ \$139 ;
   assign \$143  = 1'h0 + \$141 ;
-  assign \$150  = \$143  & { \$16 , \$16  };
-  assign \$155  = ~ \$37 ;
-  assign \$159  = \$156  & \$36 ;
+  assign \$150  = \$143  & { \$77 , \$77  };
+  assign \$155  = ~ \$82 ;
+  assign \$159  = \$156  & \$81 ;
   assign \$160  = 1'h0 + \$159 ;
   assign \$167  = ~ \$166 ;
   assign \$168  = \$156  & \$167 ;
   assign \$170  = \$160  + \$169 ;
-  assign \$180  = \$170  & { \$19 , \$19 , \$19  };
+  assign \$180  = \$170  & { \$85 , \$85 , \$85  };
   assign \$181  = { 1'h0, \$151  } | \$180 ;
-  assign \$185  = ~ \$51 ;
-  assign \$189  = \$186  & \$50 ;
+  assign \$185  = ~ \$96 ;
+  assign \$189  = \$186  & \$95 ;
   assign \$190  = 1'h0 + \$189 ;
-  assign \$199  = ~ \$48 ;
+  assign \$199  = ~ \$93 ;
   assign \$200  = \$186  & \$199 ;
-  assign \$203  = \$200  & \$47 ;
+  assign \$203  = \$200  & \$92 ;
   assign \$204  = \$190  + \$203 ;
   assign \$216  = ~ \$215 ;
   assign \$217  = \$200  & \$216 ;
   assign \$219  = \$204  + \$218 ;
-  assign \$232  = \$219  & { \$22 , \$22 , \$22 , \$22  };
+  assign \$232  = \$219  & { \$99 , \$99 , \$99 , \$99  };
   assign \$233  = { 1'h0, \$181  } | \$232 ;
-  assign \$234  = \$29  ? i__payload[36:33] : \$233 ;
-  assign \$267  = \$143  & { \$80 , \$80  };
-  assign \$318  = \$170  & { \$95 , \$95 , \$95  };
-  assign \$319  = { 1'h0, \$268  } | \$318 ;
-  assign \$320  = \$27  ? \$319  : i__payload[39:37];
+  assign \$234  = block[10] ? block[36:33] : \$233 ;
+  assign \$248  = \$143  & { \$113 , \$113  };
+  assign \$278  = \$170  & { \$121 , \$121 , \$121  };
+  assign \$279  = { 1'h0, \$249  } | \$278 ;
+  assign \$280  = fresh ? block[39:37] : \$279 ;
   always @(posedge clk)
-    o__valid <= \$325 ;
+    full <= \$283 ;
   always @(posedge clk)
-    taken <= \$326 ;
+    block <= \$284 ;
   always @(posedge clk)
-    o__payload <= \$327 ;
+    left <= \$285 ;
+  always @(posedge clk)
+    fresh <= \$286 ;
+  always @(posedge clk)
+    alone <= \$287 ;
+  always @(posedge clk)
+    o__valid <= \$288 ;
+  always @(posedge clk)
+    o__payload <= \$289 ;
   always @* begin
     if (time_zero ) begin end
-    \$325  = o__valid;
-    if (take) begin
-      \$325  = i__valid;
+    \$283  = full;
+    if (enter) begin
+      \$283  = 1'h1;
+    end else if (\$3 ) begin
+      \$283  = 1'h0;
     end
     if (cancel) begin
-      \$325  = 1'h0;
+      \$283  = 1'h0;
     end
     if (rst) begin
-      \$325  = 1'h0;
+      \$283  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$326  = taken;
-    if (take) begin
-      if (i__valid) begin
-        \$326  = \$24 ;
-      end
+    \$284  = block;
+    if (enter) begin
+      \$284  = i__payload;
     end
-    if (cancel) begin
-      \$326  = 4'h0;
+    if (step) begin
+      \$284 [10] = 1'h0;
     end
-    if (rst) begin
-      \$326  = 4'h0;
+    if (\$9 ) begin
+      \$284 [6] = 1'h0;
+    end
+    if (\$12 ) begin
+      \$284 [7] = 1'h0;
+    end
+    if (\$15 ) begin
+      \$284 [8] = 1'h0;
+    end
+    if (\$18 ) begin
+      \$284 [9] = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$327  = o__payload;
+    \$285  = left;
+    if (enter) begin
+      \$285  = i__payload[5:3];
+    end
+    if (\$9 ) begin
+      \$285 [0] = 1'h0;
+    end
+    if (\$12 ) begin
+      \$285 [1] = 1'h0;
+    end
+    if (\$15 ) begin
+      \$285 [2] = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$286  = fresh;
+    if (enter) begin
+      \$286  = 1'h1;
+    end
+    if (step) begin
+      \$286  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$287  = alone;
+    if (enter) begin
+      \$287  = \$30 ;
+    end else if (step) begin
+      \$287  = \$70 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$288  = o__valid;
     if (take) begin
-      \$327 [0] = \event ;
-      \$327 [1] = \$26 ;
-      \$327 [32] = i__payload[42];
+      \$288  = full;
+    end
+    if (cancel) begin
+      \$288  = 1'h0;
+    end
+    if (rst) begin
+      \$288  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$289  = o__payload;
+    if (take) begin
+      \$289 [0] = \$71 ;
+      \$289 [1] = \$74 ;
+      \$289 [32] = block[42];
+      \$289 [33] = block[44];
     end
     if (take) begin
-      \$327 [12:2] = { i__payload[21:14], \$63  };
+      \$289 [12:2] = { block[21:14], \$108  };
     end
-    if (\$68 ) begin
-      \$327 [12:5] = 8'h00;
-    end
-    if (take) begin
-      \$327 [23:13] = { i__payload[32:25], \$131  };
-    end
-    if (\$135 ) begin
-      \$327 [23:16] = 8'h00;
+    if (\$110 ) begin
+      \$289 [12:5] = 8'h00;
     end
     if (take) begin
-      \$327 [27:24] = \$234 ;
+      \$289 [23:13] = { block[32:25], \$136  };
+    end
+    if (\$138 ) begin
+      \$289 [23:16] = 8'h00;
     end
     if (take) begin
-      \$327 [31:28] = { i__payload[40], \$320  };
+      \$289 [27:24] = \$234 ;
     end
-    if (\$135 ) begin
-      \$327 [31] = 1'h0;
+    if (take) begin
+      \$289 [31:28] = { block[40], \$280  };
+    end
+    if (\$138 ) begin
+      \$289 [31] = 1'h0;
     end
   end
   assign \task  = o__payload;
-  assign \$2  = pending[0];
-  assign \$11  = 1'h0;
-  assign \$12  = 1'h1;
-  assign \$34  = \$33 ;
-  assign \$35  = i__payload[4];
-  assign \$46  = i__payload[5];
-  assign \$82  = \$81 ;
-  assign \$93  = \$92 ;
-  assign \$134  = \$27 ;
-  assign \$139  = i__payload[0];
+  assign \$7  = 1'h0;
+  assign \$8  = 1'h1;
+  assign \$9  = step;
+  assign \$10  = block[6];
+  assign \$19  = i__payload[6];
+  assign \$43  = \$32 ;
+  assign \$79  = \$78 ;
+  assign \$80  = block[4];
+  assign \$91  = block[5];
+  assign \$115  = \$114 ;
+  assign \$139  = block[0];
   assign \$141  = \$140 ;
   assign \$151  = \$150 ;
   assign \$156  = \$155 ;
-  assign \$166  = i__payload[1];
+  assign \$166  = block[1];
   assign \$169  = \$168 ;
   assign \$186  = \$185 ;
-  assign \$215  = i__payload[2];
+  assign \$215  = block[2];
   assign \$218  = \$217 ;
-  assign \$268  = \$267 ;
+  assign \$249  = \$248 ;
 endmodule
 
-module egret_s_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
+module egret_s_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$2 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg [3:0] \$16 ;
-  reg [3:0] \$17 ;
-  reg [6:0] \$18 ;
-  reg \$19 ;
-  reg \$20 ;
-  (* init = 4'h0 *)
-  wire [3:0] \$signature__addr ;
+  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg \$23 ;
+  reg [6:0] \$24 ;
+  reg [3:0] \$25 ;
+  reg [3:0] \$26 ;
+  reg \$27 ;
+  reg \$28 ;
+  reg [3:0] \$signature__addr  = 4'h0;
   wire [6:0] \$signature__data ;
   wire \$signature__en ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg grew = 1'h0;
   input [6:0] i__payload;
   wire [6:0] i__payload;
   output i__ready;
-  wire i__ready;
+  reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
   wire move;
@@ -4327,13 +4638,17 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, c
   reg o__valid = 1'h0;
   (* init = 7'h00 *)
   wire [6:0] payload;
-  (* init = 4'h0 *)
-  wire [3:0] read__addr;
+  reg [3:0] read__addr = 4'h0;
   wire [6:0] read__data;
+  (* init = 1'h1 *)
+  wire room;
   input rst;
   wire rst;
-  reg [3:0] taken = 4'h0;
-  reg [3:0] written = 4'h0;
+  reg some = 1'h0;
+  (* init = 4'h0 *)
+  wire [3:0] taken;
+  (* init = 4'h0 *)
+  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [6:0] entries [15:0];
   integer entries_entry;
@@ -4343,131 +4658,154 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__ready, i__payload, c
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[written] <= i__payload;
+      entries[\$signature__addr ] <= i__payload;
   end
-  assign read__data = entries[taken];
-  assign \$1  = written != taken;
-  assign \$2  = ~ grew;
-  assign i__ready = \$1  | \$2 ;
-  assign \$4  = \$1  | grew;
-  assign \$5  = ~ o__valid;
-  assign \$6  = \$5  | o__ready;
-  assign move = \$4  & \$6 ;
+  assign read__data = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
-  assign \$7  = written[3] ^ written[2];
-  assign \$8  = | written[2:0];
+  assign \$1  = ~ o__valid;
+  assign \$2  = \$1  | o__ready;
+  assign move = some & \$2 ;
+  assign \$3  = \$signature__addr [3] ^ \$signature__addr [2];
+  assign \$4  = | \$signature__addr [2:0];
+  assign \$5  = ~ \$4 ;
+  assign \$6  = \$3  ^ \$5 ;
+  assign \$7  = read__addr[3] ^ read__addr[2];
+  assign \$8  = | read__addr[2:0];
   assign \$9  = ~ \$8 ;
   assign \$10  = \$7  ^ \$9 ;
-  assign \$11  = taken[3] ^ taken[2];
-  assign \$12  = | taken[2:0];
-  assign \$13  = ~ \$12 ;
-  assign \$14  = \$11  ^ \$13 ;
-  assign \$15  = \$signature__en  != move;
+  assign \$15  = { \$signature__addr [2:0], \$6  } == read__addr;
+  assign \$16  = \$signature__en  & \$15 ;
+  assign \$21  = { read__addr[2:0], \$10  } == \$signature__addr ;
+  assign \$22  = move & \$21 ;
   always @(posedge clk)
-    written <= \$16 ;
+    o__valid <= \$23 ;
   always @(posedge clk)
-    taken <= \$17 ;
+    o__payload <= \$24 ;
   always @(posedge clk)
-    o__payload <= \$18 ;
+    \$signature__addr  <= \$25 ;
   always @(posedge clk)
-    grew <= \$19 ;
+    read__addr <= \$26 ;
   always @(posedge clk)
-    o__valid <= \$20 ;
+    i__ready <= \$27 ;
+  always @(posedge clk)
+    some <= \$28 ;
   always @* begin
     if (time_zero ) begin end
-    \$16  = written;
-    if (\$signature__en ) begin
-      \$16  = { written[2:0], \$10  };
-    end
-    if (cancel) begin
-      \$16  = 4'h0;
-    end
-    if (rst) begin
-      \$16  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$17  = taken;
+    \$23  = o__valid;
     if (move) begin
-      \$17  = { taken[2:0], \$14  };
-    end
-    if (cancel) begin
-      \$17  = 4'h0;
-    end
-    if (rst) begin
-      \$17  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$18  = o__payload;
-    if (move) begin
-      \$18  = read__data;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$19  = grew;
-    if (\$15 ) begin
-      \$19  = \$signature__en ;
-    end
-    if (cancel) begin
-      \$19  = 1'h0;
-    end
-    if (rst) begin
-      \$19  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = o__valid;
-    if (move) begin
-      \$20  = 1'h1;
+      \$23  = 1'h1;
     end else if (o__ready) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
     if (cancel) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
     if (rst) begin
-      \$20  = 1'h0;
+      \$23  = 1'h0;
     end
   end
-  assign \$signature__addr  = written;
+  always @* begin
+    if (time_zero ) begin end
+    \$24  = o__payload;
+    if (move) begin
+      \$24  = read__data;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$25  = \$signature__addr ;
+    if (\$signature__en ) begin
+      \$25  = { \$signature__addr [2:0], \$6  };
+    end
+    if (cancel) begin
+      \$25  = 4'h0;
+    end
+    if (rst) begin
+      \$25  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$26  = read__addr;
+    if (move) begin
+      \$26  = { read__addr[2:0], \$10  };
+    end
+    if (cancel) begin
+      \$26  = 4'h0;
+    end
+    if (rst) begin
+      \$26  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$27  = i__ready;
+    if (move) begin
+      \$27  = 1'h1;
+    end else if (\$16 ) begin
+      \$27  = 1'h0;
+    end
+    if (cancel) begin
+      \$27  = 1'h1;
+    end
+    if (rst) begin
+      \$27  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$28  = some;
+    if (\$signature__en ) begin
+      \$28  = 1'h1;
+    end else if (\$22 ) begin
+      \$28  = 1'h0;
+    end
+    if (cancel) begin
+      \$28  = 1'h0;
+    end
+    if (rst) begin
+      \$28  = 1'h0;
+    end
+  end
+  assign room = i__ready;
+  assign written = \$signature__addr ;
   assign \$signature__data  = i__payload;
-  assign read__addr = taken;
+  assign taken = read__addr;
   assign payload = o__payload;
 endmodule
 
-module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, settings, i, multiply, bad, bad_parity, full, o__payload, o__ready, clk);
+module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero  = 0;
   wire [10:0] \$1 ;
-  wire \$10 , \$11 , \$12 , \$13 , \$15 , \$16 , \$17 , \$3 , \$4 , \$7 , \$8 , \$9 ;
-  wire [30:0] \$14 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$22 , \$25 ,
+    \$26 , \$27 , \$28 , \$29 , \$30 , \$31 , \$4 , \$7 , \$8 , \$9 ;
   wire [12:0] \$2 , \$5 , \$6 ;
-  reg [37:0] \$18 ;
-  reg [3:0] \$19 ;
-  reg [11:0] \$20 ;
-  reg [12:0] \$21 ;
-  reg [9:0] \$22 ;
-  reg \$23 ;
-  reg [3:0] \$24 ;
-  reg [3:0] \$25 ;
-  reg [3:0] \$26 ;
-  reg [3:0] \$27 ;
-  reg \$28 ;
-  reg \$29 ;
-  reg \$30 ;
-  reg \$31 ;
-  reg [11:0] \$32 ;
-  reg [11:0] \$33 ;
-  reg \$34 ;
-  reg \$35 ;
-  reg \$36 ;
-  reg [29:0] \$37 ;
+  wire [30:0] \$3 ;
+  reg [37:0] \$33 ;
+  reg [4:0] \$34 ;
+  reg [11:0] \$35 ;
+  reg [12:0] \$36 ;
+  reg [9:0] \$37 ;
   reg \$38 ;
-  reg [32:0] \$39 ;
+  reg [4:0] \$39 ;
+  reg [4:0] \$40 ;
+  reg [4:0] \$41 ;
+  reg [4:0] \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg \$46 ;
+  reg [11:0] \$47 ;
+  reg [11:0] \$48 ;
+  reg \$49 ;
+  reg \$50 ;
+  reg \$51 ;
+  reg \$52 ;
+  reg [29:0] \$53 ;
+  reg [29:0] \$54 ;
+  reg \$55 ;
+  reg \$56 ;
+  reg [32:0] \$57 ;
   wire [11:0] a;
   wire [9:0] address;
   wire [10:0] \address$16 ;
@@ -4476,6 +4814,7 @@ module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, sett
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
+  output bad_slot;
   reg bad_slot = 1'h0;
   reg [12:0] beyond = 13'h0000;
   input cancel;
@@ -4486,15 +4825,18 @@ module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, sett
   (* init = 33'h000000000 *)
   wire [32:0] done;
   output enable;
-  wire enable;
+  reg enable = 1'h1;
+  (* init = 1'h1 *)
   wire \enable$10 ;
+  (* init = 1'h1 *)
   wire \enable$23 ;
+  (* init = 1'h1 *)
   wire \enable$5 ;
-  output full;
-  reg full = 1'h0;
+  (* init = 1'h0 *)
+  wire full;
   reg [37:0] held = 38'h0000000000;
-  input [26:0] i;
-  wire [26:0] i;
+  input [27:0] i;
+  wire [27:0] i;
   input [26:0] map_write;
   wire [26:0] map_write;
   reg memory = 1'h0;
@@ -4507,21 +4849,26 @@ module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, sett
   reg [32:0] o__payload = 33'h000000000;
   input o__ready;
   wire o__ready;
-  (* init = 1'h0 *)
-  wire o__valid;
+  output o__valid;
+  reg o__valid = 1'h0;
   wire [19:0] product;
+  reg [29:0] resting_0_0 = 30'h00000000;
   input rst;
   wire rst;
+  (* init = 1'h1 *)
+  wire running;
   input [37:0] settings;
   wire [37:0] settings;
+  (* init = 30'h00000000 *)
   wire [29:0] sum_0;
-  reg [29:0] sum_0_0 = 30'h00000000;
-  wire [29:0] sums;
-  reg [3:0] tag_0 = 4'h0;
-  reg [3:0] tag_1 = 4'h0;
-  reg [3:0] tag_2 = 4'h0;
-  reg [3:0] tag_3 = 4'h0;
-  reg [3:0] tag_4 = 4'h0;
+  reg [29:0] sums = 30'h00000000;
+  reg [4:0] tag_0 = 5'h00;
+  reg [4:0] tag_1 = 5'h00;
+  reg [4:0] tag_2 = 5'h00;
+  reg [4:0] tag_3 = 5'h00;
+  reg [4:0] tag_4 = 5'h00;
+  wire [29:0] total_0;
+  reg turns = 1'h0;
   wire used;
   wire [11:0] value;
   wire [7:0] \value$26 ;
@@ -4538,14 +4885,51 @@ module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, sett
   reg zigzag_1 = 1'h0;
   reg zigzag_2 = 1'h0;
   always @(posedge clk)
-    full <= \$38 ;
+    column <= \$37 ;
   always @(posedge clk)
-    o__payload <= \$39 ;
+    memory <= \$38 ;
+  always @(posedge clk)
+    tag_1 <= \$39 ;
+  always @(posedge clk)
+    tag_2 <= \$40 ;
+  always @(posedge clk)
+    tag_3 <= \$41 ;
+  always @(posedge clk)
+    tag_4 <= \$42 ;
+  always @(posedge clk)
+    multiply <= \$43 ;
+  always @(posedge clk)
+    bad <= \$44 ;
+  always @(posedge clk)
+    bad_slot <= \$45 ;
+  always @(posedge clk)
+    bad_parity <= \$46 ;
+  always @(posedge clk)
+    number_0 <= \$47 ;
+  always @(posedge clk)
+    number_1 <= \$48 ;
+  always @(posedge clk)
+    zigzag_0 <= \$49 ;
+  always @(posedge clk)
+    zigzag_1 <= \$50 ;
+  always @(posedge clk)
+    zigzag_2 <= \$51 ;
+  always @(posedge clk)
+    turns <= \$52 ;
+  always @(posedge clk)
+    sums <= \$53 ;
+  always @(posedge clk)
+    resting_0_0 <= \$54 ;
+  always @(posedge clk)
+    enable <= \$55 ;
+  always @(posedge clk)
+    o__valid <= \$56 ;
+  always @(posedge clk)
+    o__payload <= \$57 ;
   assign used = tag_0[0] & beyond[12];
   assign \$1  = number_1[11:1] ^ { number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0] };
   assign \$2  = zigzag_2 ? { number_1[0], number_1[0], \$1  } : { 1'h0, value };
-  assign \$3  = tag_4[1] & full;
-  assign enable = ~ \$3 ;
+  assign \$3  = $signed(sums) + $signed(product);
   assign \$4  = enable & i[0];
   assign \$5  = i[15:4] + held[25:14];
   assign \$6  = i[15:4] - held[37:26];
@@ -4555,51 +4939,29 @@ module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, sett
   assign \$10  = \$8  & \$9 ;
   assign \$11  = | beyond[11:0];
   assign \$12  = \$10  & \$11 ;
-  assign \$13  = enable & tag_4[0];
-  assign \$14  = $signed(sum_0) + $signed(product);
-  assign \$15  = enable & tag_4[1];
-  assign \$16  = ~ full;
-  assign \$17  = tag_4[1] & \$16 ;
+  assign \$13  = ~ tag_1[0];
+  assign \$14  = enable & \$13 ;
+  assign \$15  = tag_2[4] != tag_3[4];
+  assign \$16  = tag_4[0] | tag_4[1];
+  assign \$17  = \$16  | turns;
+  assign \$18  = enable & \$17 ;
+  assign \$19  = enable & tag_4[1];
+  assign \$20  = enable & turns;
+  assign \$25  = \$22  & tag_4[1];
+  assign \$26  = ~ o__ready;
+  assign \$27  = o__valid & \$26 ;
+  assign \$28  = tag_4[1] | \$27 ;
+  assign \$29  = tag_3[1] & \$28 ;
+  assign \$30  = ~ \$29 ;
+  assign \$31  = enable ? \$30  : o__ready;
   always @(posedge clk)
-    held <= \$18 ;
+    held <= \$33 ;
   always @(posedge clk)
-    tag_0 <= \$19 ;
+    tag_0 <= \$34 ;
   always @(posedge clk)
-    number <= \$20 ;
+    number <= \$35 ;
   always @(posedge clk)
-    beyond <= \$21 ;
-  always @(posedge clk)
-    column <= \$22 ;
-  always @(posedge clk)
-    memory <= \$23 ;
-  always @(posedge clk)
-    tag_1 <= \$24 ;
-  always @(posedge clk)
-    tag_2 <= \$25 ;
-  always @(posedge clk)
-    tag_3 <= \$26 ;
-  always @(posedge clk)
-    tag_4 <= \$27 ;
-  always @(posedge clk)
-    multiply <= \$28 ;
-  always @(posedge clk)
-    bad <= \$29 ;
-  always @(posedge clk)
-    bad_slot <= \$30 ;
-  always @(posedge clk)
-    bad_parity <= \$31 ;
-  always @(posedge clk)
-    number_0 <= \$32 ;
-  always @(posedge clk)
-    number_1 <= \$33 ;
-  always @(posedge clk)
-    zigzag_0 <= \$34 ;
-  always @(posedge clk)
-    zigzag_1 <= \$35 ;
-  always @(posedge clk)
-    zigzag_2 <= \$36 ;
-  always @(posedge clk)
-    sum_0_0 <= \$37 ;
+    beyond <= \$36 ;
   egret_s_core_lane_mac_map  map (
     .cancel(cancel),
     .clk(clk),
@@ -4630,246 +4992,295 @@ module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, sett
   );
   always @* begin
     if (time_zero ) begin end
-    \$38  = full;
-    if (\$17 ) begin
-      \$38  = 1'h1;
+    \$38  = memory;
+    if (enable) begin
+      \$38  = held[11];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$39  = tag_1;
+    if (enable) begin
+      \$39 [4:1] = tag_0[4:1];
+      \$39 [0] = used;
+    end
+    if (cancel) begin
+      \$39  = 5'h00;
+    end
+    if (rst) begin
+      \$39  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = tag_2;
+    if (enable) begin
+      \$40  = tag_1;
+    end
+    if (cancel) begin
+      \$40  = 5'h00;
+    end
+    if (rst) begin
+      \$40  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = tag_3;
+    if (enable) begin
+      \$41  = tag_2;
+    end
+    if (cancel) begin
+      \$41  = 5'h00;
+    end
+    if (rst) begin
+      \$41  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = tag_4;
+    if (enable) begin
+      \$42  = tag_3;
+    end
+    if (cancel) begin
+      \$42  = 5'h00;
+    end
+    if (rst) begin
+      \$42  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$43  = \$7 ;
+    if (cancel) begin
+      \$43  = 1'h0;
+    end
+    if (rst) begin
+      \$43  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = \$12 ;
+    if (cancel) begin
+      \$44  = 1'h0;
+    end
+    if (rst) begin
+      \$44  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = tag_0[4];
+    if (cancel) begin
+      \$45  = 1'h0;
+    end
+    if (rst) begin
+      \$45  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$46  = tag_0[3];
+    if (cancel) begin
+      \$46  = 1'h0;
+    end
+    if (rst) begin
+      \$46  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$47  = number_0;
+    if (enable) begin
+      \$47  = number;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$48  = number_1;
+    if (enable) begin
+      \$48  = number_0;
+    end
+    if (\$14 ) begin
+      \$48  = 12'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$49  = zigzag_0;
+    if (enable) begin
+      \$49  = held[12];
+    end
+    if (cancel) begin
+      \$49  = 1'h0;
+    end
+    if (rst) begin
+      \$49  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$50  = zigzag_1;
+    if (enable) begin
+      \$50  = zigzag_0;
+    end
+    if (cancel) begin
+      \$50  = 1'h0;
+    end
+    if (rst) begin
+      \$50  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = zigzag_2;
+    if (enable) begin
+      \$51  = zigzag_1;
+    end
+    if (\$14 ) begin
+      \$51  = 1'h1;
+    end
+    if (cancel) begin
+      \$51  = 1'h0;
+    end
+    if (rst) begin
+      \$51  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$52  = turns;
+    if (enable) begin
+      \$52  = \$15 ;
+    end
+    if (cancel) begin
+      \$52  = 1'h0;
+    end
+    if (rst) begin
+      \$52  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$53  = sums;
+    if (\$18 ) begin
+      \$53  = \$3 [29:0];
+    end
+    if (\$19 ) begin
+      \$53  = 30'h00000000;
+    end
+    if (\$20 ) begin
+      \$53  = resting_0_0;
+    end
+    if (cancel) begin
+      \$53  = 30'h00000000;
+    end
+    if (rst) begin
+      \$53  = 30'h00000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = resting_0_0;
+    if (\$22 ) begin
+      \$54  = \$3 [29:0];
+    end
+    if (\$25 ) begin
+      \$54  = 30'h00000000;
+    end
+    if (cancel) begin
+      \$54  = 30'h00000000;
+    end
+    if (rst) begin
+      \$54  = 30'h00000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$55  = \$31 ;
+    if (cancel) begin
+      \$55  = 1'h1;
+    end
+    if (rst) begin
+      \$55  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$56  = o__valid;
+    if (\$19 ) begin
+      \$56  = 1'h1;
     end else if (o__ready) begin
-      \$38  = 1'h0;
+      \$56  = 1'h0;
     end
     if (cancel) begin
-      \$38  = 1'h0;
+      \$56  = 1'h0;
     end
     if (rst) begin
-      \$38  = 1'h0;
+      \$56  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = o__payload;
-    if (\$17 ) begin
-      \$39 [32:3] = sum_0;
-      \$39 [1] = 1'h0;
-      \$39 [2] = tag_4[2];
-      \$39 [0] = tag_4[3];
+    \$57  = o__payload;
+    if (\$19 ) begin
+      \$57 [32:3] = sums;
+      \$57 [1] = tag_4[4];
+      \$57 [2] = tag_4[2];
+      \$57 [0] = tag_4[3];
     end
     if (cancel) begin
-      \$39  = 33'h000000000;
+      \$57  = 33'h000000000;
     end
     if (rst) begin
-      \$39  = 33'h000000000;
+      \$57  = 33'h000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = held;
+    \$33  = held;
     if (\$4 ) begin
-      \$18  = settings;
+      \$33  = settings;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$19  = tag_0;
+    \$34  = tag_0;
     if (enable) begin
-      \$19 [0] = i[1];
-      \$19 [1] = i[2];
-      \$19 [2] = i[3];
-      \$19 [3] = i[26];
+      \$34 [0] = i[1];
+      \$34 [1] = i[2];
+      \$34 [2] = i[3];
+      \$34 [3] = i[26];
+      \$34 [4] = i[27];
     end
     if (cancel) begin
-      \$19  = 4'h0;
+      \$34  = 5'h00;
     end
     if (rst) begin
-      \$19  = 4'h0;
+      \$34  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$20  = number;
+    \$35  = number;
     if (enable) begin
-      \$20  = \$5 [11:0];
+      \$35  = \$5 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$21  = beyond;
+    \$36  = beyond;
     if (enable) begin
-      \$21  = \$6 ;
+      \$36  = \$6 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$22  = column;
+    \$37  = column;
     if (enable) begin
-      \$22  = i[25:16];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$23  = memory;
-    if (enable) begin
-      \$23  = held[11];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$24  = tag_1;
-    if (enable) begin
-      \$24 [3:1] = tag_0[3:1];
-      \$24 [0] = used;
-    end
-    if (cancel) begin
-      \$24  = 4'h0;
-    end
-    if (rst) begin
-      \$24  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$25  = tag_2;
-    if (enable) begin
-      \$25  = tag_1;
-    end
-    if (cancel) begin
-      \$25  = 4'h0;
-    end
-    if (rst) begin
-      \$25  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$26  = tag_3;
-    if (enable) begin
-      \$26  = tag_2;
-    end
-    if (cancel) begin
-      \$26  = 4'h0;
-    end
-    if (rst) begin
-      \$26  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$27  = tag_4;
-    if (enable) begin
-      \$27  = tag_3;
-    end
-    if (cancel) begin
-      \$27  = 4'h0;
-    end
-    if (rst) begin
-      \$27  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$28  = \$7 ;
-    if (cancel) begin
-      \$28  = 1'h0;
-    end
-    if (rst) begin
-      \$28  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$29  = \$12 ;
-    if (cancel) begin
-      \$29  = 1'h0;
-    end
-    if (rst) begin
-      \$29  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$30  = 1'h0;
-    if (cancel) begin
-      \$30  = 1'h0;
-    end
-    if (rst) begin
-      \$30  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$31  = tag_0[3];
-    if (cancel) begin
-      \$31  = 1'h0;
-    end
-    if (rst) begin
-      \$31  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$32  = number_0;
-    if (enable) begin
-      \$32  = number;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$33  = number_1;
-    if (enable) begin
-      \$33  = number_0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$34  = zigzag_0;
-    if (enable) begin
-      \$34  = held[12];
-    end
-    if (cancel) begin
-      \$34  = 1'h0;
-    end
-    if (rst) begin
-      \$34  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$35  = zigzag_1;
-    if (enable) begin
-      \$35  = zigzag_0;
-    end
-    if (cancel) begin
-      \$35  = 1'h0;
-    end
-    if (rst) begin
-      \$35  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$36  = zigzag_2;
-    if (enable) begin
-      \$36  = zigzag_1;
-    end
-    if (cancel) begin
-      \$36  = 1'h0;
-    end
-    if (rst) begin
-      \$36  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$37  = sum_0_0;
-    if (\$13 ) begin
-      \$37  = \$14 [29:0];
-    end
-    if (\$15 ) begin
-      \$37  = 30'h00000000;
-    end
-    if (cancel) begin
-      \$37  = 30'h00000000;
-    end
-    if (rst) begin
-      \$37  = 30'h00000000;
+      \$37  = i[25:16];
     end
   end
   assign write_enable = map_write[0];
@@ -4886,13 +5297,15 @@ module egret_s_core_lane_mac (rst, enable, vector_write, map_write, cancel, sett
   assign \enable$23  = enable;
   assign a = \$2 [11:0];
   assign \value$26  = b;
-  assign sums = sum_0;
-  assign o__valid = full;
+  assign sum_0 = sums;
+  assign total_0 = \$3 [29:0];
+  assign running = enable;
+  assign full = o__valid;
   assign done = o__payload;
-  assign sum_0 = sum_0_0;
+  assign \$22  = \$20 ;
 endmodule
 
-module egret_s_core_lane_mac_map (rst, read__en, port_0 , cancel, read__addr, value, clk);
+module egret_s_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
   reg time_zero  = 0;
   reg [11:0] \$1 ;
   wire [9:0] address;
@@ -4958,7 +5371,7 @@ module egret_s_core_lane_mac_map (rst, read__en, port_0 , cancel, read__addr, va
   assign \value$11  = value;
 endmodule
 
-module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , enable, cancel, \b$6 , product, clk);
+module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
   reg time_zero  = 0;
   wire [19:0] \$1 ;
   reg [11:0] \$2 ;
@@ -5013,7 +5426,7 @@ module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , enable, cancel, \b$6 , pr
   assign \product$9  = product;
 endmodule
 
-module egret_s_core_lane_mac_vectors (rst, read__en, port_0 , cancel, port_1 , port_2 , value, clk);
+module egret_s_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero  = 0;
   reg [7:0] \$1 ;
   wire [10:0] address;
@@ -5113,29 +5526,37 @@ module egret_s_core_lane_mac_vectors (rst, read__en, port_0 , cancel, port_1 , p
   assign \value$20  = value;
 endmodule
 
-module egret_s_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, port_0 , o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero  = 0;
-  wire [5:0] \$1 ;
-  wire \$2 ;
-  reg \$10 ;
-  reg [3:0] \$11 ;
-  reg [3:0] \$12 ;
-  reg [3:0] \$13 ;
-  reg [1:0] \$4 ;
-  reg [6:0] \$5 ;
-  reg [6:0] \$6 ;
-  reg \$7 ;
-  reg \$8 ;
-  reg \$9 ;
-  wire [9:0] \$signature__addr ;
-  wire [17:0] \$signature__data ;
-  wire \$signature__en ;
+  wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
+  wire [5:0] \$11 ;
+  wire [1:0] \$4 , \$8 ;
+  reg \$12 ;
+  reg \$13 ;
+  reg \$14 ;
+  reg \$15 ;
+  reg [2:0] \$16 ;
+  reg [6:0] \$17 ;
+  reg [6:0] \$18 ;
+  reg [6:0] \$19 ;
+  reg \$20 ;
+  reg \$21 ;
+  reg \$22 ;
+  reg \$23 ;
+  reg [3:0] \$24 ;
+  reg [3:0] \$25 ;
+  reg [3:0] \$26 ;
+  wire [9:0] address;
+  reg amid = 1'h0;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
+  input drain;
+  wire drain;
   input enable;
   wire enable;
+  wire \enable$31 ;
   wire [3:0] i_bits;
   wire i_first;
   wire i_last;
@@ -5144,6 +5565,7 @@ module egret_s_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, 
   wire i_valid;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
+  reg moves = 1'h0;
   output [3:0] o_bits;
   reg [3:0] o_bits = 4'h0;
   output [3:0] o_end;
@@ -5155,239 +5577,401 @@ module egret_s_core_lane_parser (rst, i_valid, enable, microcode_write, cancel, 
   reg o_last = 1'h0;
   output o_parity;
   reg o_parity = 1'h0;
+  output o_slot;
+  reg o_slot = 1'h0;
   output o_valid;
   reg o_valid = 1'h0;
   input [6:0] port_0 ;
   wire [6:0] port_0 ;
-  wire [9:0] reading__addr;
-  wire [17:0] reading__data;
-  wire reading__en;
   input rst;
   wire rst;
   wire step;
   reg [6:0] tag0 = 7'h00;
   reg [6:0] tag1 = 7'h00;
-  reg [1:0] valid = 2'h0;
+  reg [6:0] tag2 = 7'h00;
+  output turn;
+  reg turn = 1'h0;
+  reg [2:0] valid = 3'h0;
+  wire [17:0] value;
   wire [13:0] word0;
+  wire [9:0] write_address;
+  wire write_enable;
+  wire [17:0] write_value;
+  assign \$1  = ~ amid;
+  assign \$2  = i_valid | \$1 ;
+  assign \$3  = \$2  | drain;
+  assign \$4  = turn + 1'h1;
+  assign \$6  = port_0 [5] & \$5 ;
+  assign \$7  = ~ \$6 ;
+  assign \$8  = o_slot + 1'h1;
+  assign \$9  = ~ moves;
+  assign \$10  = enable & \$9 ;
+  assign step = enable & moves;
+  assign \$11  = value[5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
+  always @(posedge clk)
+    moves <= \$12 ;
+  always @(posedge clk)
+    turn <= \$13 ;
+  always @(posedge clk)
+    amid <= \$14 ;
+  always @(posedge clk)
+    o_slot <= \$15 ;
+  always @(posedge clk)
+    valid <= \$16 ;
+  always @(posedge clk)
+    tag0 <= \$17 ;
+  always @(posedge clk)
+    tag1 <= \$18 ;
+  always @(posedge clk)
+    tag2 <= \$19 ;
+  always @(posedge clk)
+    o_valid <= \$20 ;
+  always @(posedge clk)
+    o_first <= \$21 ;
+  always @(posedge clk)
+    o_last <= \$22 ;
+  always @(posedge clk)
+    o_parity <= \$23 ;
+  always @(posedge clk)
+    o_bits <= \$24 ;
+  always @(posedge clk)
+    o_end <= \$25 ;
+  always @(posedge clk)
+    o_event <= \$26 ;
+  egret_s_core_lane_parser_code0  code0 (
+    .cancel(cancel),
+    .clk(clk),
+    .port_0 (\$11 ),
+    .port_1 (microcode_write),
+    .port_2 (tag0[6:3]),
+    .read__en(step),
+    .rst(rst),
+    .value(value)
+  );
+  always @* begin
+    if (time_zero ) begin end
+    \$12  = moves;
+    if (enable) begin
+      \$12  = \$3 ;
+    end
+    if (cancel) begin
+      \$12  = 1'h0;
+    end
+    if (rst) begin
+      \$12  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$13  = turn;
+    if (enable) begin
+      if (i_valid) begin
+        \$13  = \$4 [0];
+      end
+    end
+    if (cancel) begin
+      \$13  = 1'h0;
+    end
+    if (rst) begin
+      \$13  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$14  = amid;
+    if (enable) begin
+      if (i_valid) begin
+        \$14  = \$7 ;
+      end
+    end
+    if (cancel) begin
+      \$14  = 1'h0;
+    end
+    if (rst) begin
+      \$14  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$15  = o_slot;
+    if (enable) begin
+      if (o_valid) begin
+        \$15  = \$8 [0];
+      end
+    end
+    if (cancel) begin
+      \$15  = 1'h0;
+    end
+    if (rst) begin
+      \$15  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$16  = valid;
+    if (enable) begin
+      \$16 [0] = i_valid;
+    end
+    if (step) begin
+      \$16 [2:1] = valid[1:0];
+    end
+    if (\$10 ) begin
+      \$16 [2] = 1'h0;
+    end
+    if (cancel) begin
+      \$16  = 3'h0;
+    end
+    if (rst) begin
+      \$16  = 3'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$17  = tag0;
+    if (enable) begin
+      \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
+    end
+    if (cancel) begin
+      \$17  = 7'h00;
+    end
+    if (rst) begin
+      \$17  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$18  = tag1;
+    if (step) begin
+      \$18  = tag0;
+    end
+    if (cancel) begin
+      \$18  = 7'h00;
+    end
+    if (rst) begin
+      \$18  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$19  = tag2;
+    if (step) begin
+      \$19  = tag1;
+    end
+    if (cancel) begin
+      \$19  = 7'h00;
+    end
+    if (rst) begin
+      \$19  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = o_valid;
+    if (enable) begin
+      \$20  = valid[2];
+    end
+    if (cancel) begin
+      \$20  = 1'h0;
+    end
+    if (rst) begin
+      \$20  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$21  = o_first;
+    if (enable) begin
+      \$21  = tag2[0];
+    end
+    if (cancel) begin
+      \$21  = 1'h0;
+    end
+    if (rst) begin
+      \$21  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$22  = o_last;
+    if (enable) begin
+      \$22  = tag2[1];
+    end
+    if (cancel) begin
+      \$22  = 1'h0;
+    end
+    if (rst) begin
+      \$22  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$23  = o_parity;
+    if (enable) begin
+      \$23  = tag2[2];
+    end
+    if (cancel) begin
+      \$23  = 1'h0;
+    end
+    if (rst) begin
+      \$23  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$24  = o_bits;
+    if (enable) begin
+      \$24  = tag2[6:3];
+    end
+    if (cancel) begin
+      \$24  = 4'h0;
+    end
+    if (rst) begin
+      \$24  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$25  = o_end;
+    if (enable) begin
+      \$25  = value[9:6];
+    end
+    if (cancel) begin
+      \$25  = 4'h0;
+    end
+    if (rst) begin
+      \$25  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$26  = o_event;
+    if (enable) begin
+      \$26  = value[13:10];
+    end
+    if (cancel) begin
+      \$26  = 4'h0;
+    end
+    if (rst) begin
+      \$26  = 4'h0;
+    end
+  end
+  assign i_last = port_0 [5];
+  assign i_first = port_0 [4];
+  assign i_parity = port_0 [6];
+  assign i_bits = port_0 [3:0];
+  assign word0 = value[13:0];
+  assign write_enable = microcode_write[0];
+  assign write_address = microcode_write[10:1];
+  assign write_value = microcode_write[28:11];
+  assign \enable$31  = step;
+  assign address = { \$11 , tag0[3], tag0[4], tag0[5], tag0[6] };
+  assign \$5  = turn;
+endmodule
+
+module egret_s_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
+  reg time_zero  = 0;
+  reg [17:0] \$1 ;
+  wire [9:0] address;
+  input cancel;
+  wire cancel;
+  input clk;
+  wire clk;
+  wire enable;
+  input [5:0] port_0 ;
+  wire [5:0] port_0 ;
+  input [28:0] port_1 ;
+  wire [28:0] port_1 ;
+  input [3:0] port_2 ;
+  wire [3:0] port_2 ;
+  wire [9:0] read__addr;
+  wire [17:0] read__data;
+  input read__en;
+  wire read__en;
+  input rst;
+  wire rst;
+  output [17:0] value;
+  reg [17:0] value = 18'h00000;
+  (* init = 18'h00000 *)
+  wire [17:0] \value$11 ;
+  wire [9:0] write__addr;
+  wire [17:0] write__data;
+  wire write__en;
+  wire [9:0] write_address;
+  wire write_enable;
+  wire [17:0] write_value;
   (* no_rw_check = 32'd1 *)
-  reg [17:0] code0 [1023:0];
-  integer code0_entry;
+  reg [17:0] entries [1023:0];
+  integer entries_entry;
   initial begin
-    for (code0_entry = 0; code0_entry < 1024; code0_entry = code0_entry + 1)
-      code0[code0_entry] = 18'h00000;
+    for (entries_entry = 0; entries_entry < 1024; entries_entry = entries_entry + 1)
+      entries[entries_entry] = 18'h00000;
   end
   always @(posedge clk) begin
-    if (microcode_write[0])
-      code0[microcode_write[10:1]] <= microcode_write[28:11];
+    if (port_1 [0])
+      entries[port_1 [10:1]] <= port_1 [28:11];
   end
   reg [17:0] _0_;
   always @(posedge clk) begin
-    if (reading__en) begin
-      _0_ <= code0[{ \$1 , tag0[3], tag0[4], tag0[5], tag0[6] }];
+    if (read__en) begin
+      _0_ <= entries[{ port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] }];
     end
   end
-  assign reading__data = _0_;
-  assign reading__en = step & valid[0];
-  assign \$1  = reading__data[5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
+  assign read__data = _0_;
   always @(posedge clk)
-    valid <= \$4 ;
-  always @(posedge clk)
-    tag0 <= \$5 ;
-  always @(posedge clk)
-    tag1 <= \$6 ;
-  always @(posedge clk)
-    o_valid <= \$7 ;
-  always @(posedge clk)
-    o_first <= \$8 ;
-  always @(posedge clk)
-    o_last <= \$9 ;
-  always @(posedge clk)
-    o_parity <= \$10 ;
-  always @(posedge clk)
-    o_bits <= \$11 ;
-  always @(posedge clk)
-    o_end <= \$12 ;
-  always @(posedge clk)
-    o_event <= \$13 ;
+    value <= \$1 ;
   always @* begin
     if (time_zero ) begin end
-    \$4  = valid;
-    if (enable) begin
-      \$4 [0] = i_valid;
-    end
-    if (step) begin
-      \$4 [1] = valid[0];
-    end
-    if (\$2 ) begin
-      \$4 [1] = 1'h0;
-    end
-    if (cancel) begin
-      \$4  = 2'h0;
-    end
-    if (rst) begin
-      \$4  = 2'h0;
+    \$1  = value;
+    if (read__en) begin
+      \$1  = read__data;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$5  = tag0;
-    if (enable) begin
-      \$5  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
-    end
-    if (cancel) begin
-      \$5  = 7'h00;
-    end
-    if (rst) begin
-      \$5  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$6  = tag1;
-    if (step) begin
-      \$6  = tag0;
-    end
-    if (cancel) begin
-      \$6  = 7'h00;
-    end
-    if (rst) begin
-      \$6  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$7  = o_valid;
-    if (enable) begin
-      \$7  = valid[1];
-    end
-    if (cancel) begin
-      \$7  = 1'h0;
-    end
-    if (rst) begin
-      \$7  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$8  = o_first;
-    if (enable) begin
-      \$8  = tag1[0];
-    end
-    if (cancel) begin
-      \$8  = 1'h0;
-    end
-    if (rst) begin
-      \$8  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$9  = o_last;
-    if (enable) begin
-      \$9  = tag1[1];
-    end
-    if (cancel) begin
-      \$9  = 1'h0;
-    end
-    if (rst) begin
-      \$9  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$10  = o_parity;
-    if (enable) begin
-      \$10  = tag1[2];
-    end
-    if (cancel) begin
-      \$10  = 1'h0;
-    end
-    if (rst) begin
-      \$10  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$11  = o_bits;
-    if (enable) begin
-      \$11  = tag1[6:3];
-    end
-    if (cancel) begin
-      \$11  = 4'h0;
-    end
-    if (rst) begin
-      \$11  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$12  = o_end;
-    if (enable) begin
-      \$12  = reading__data[9:6];
-    end
-    if (cancel) begin
-      \$12  = 4'h0;
-    end
-    if (rst) begin
-      \$12  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$13  = o_event;
-    if (enable) begin
-      \$13  = reading__data[13:10];
-    end
-    if (cancel) begin
-      \$13  = 4'h0;
-    end
-    if (rst) begin
-      \$13  = 4'h0;
-    end
-  end
-  assign \$signature__en  = microcode_write[0];
-  assign \$signature__addr  = microcode_write[10:1];
-  assign \$signature__data  = microcode_write[28:11];
-  assign reading__addr = { \$1 , tag0[3], tag0[4], tag0[5], tag0[6] };
-  assign word0 = reading__data[13:0];
-  assign i_first = port_0 [4];
-  assign i_last = port_0 [5];
-  assign i_parity = port_0 [6];
-  assign i_bits = port_0 [3:0];
-  assign step = enable;
-  assign \$2  = 1'h0;
+  assign write__en = port_1 [0];
+  assign write_enable = port_1 [0];
+  assign write__addr = port_1 [10:1];
+  assign write_address = port_1 [10:1];
+  assign write__data = port_1 [28:11];
+  assign write_value = port_1 [28:11];
+  assign enable = read__en;
+  assign read__addr = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
+  assign address = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
+  assign \value$11  = value;
 endmodule
 
-module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, clk);
+module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero  = 0;
-  wire \$1 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$21 , \$22 , \$23 , \$24 , \$29 , \$3 , \$30
-    , \$31 , \$32 , \$33 , \$34 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$6 ;
-  wire [14:0] \$10 ;
-  wire [12:0] \$18 , \$35 , \$5 , \$7 , \$8 ;
-  wire [1:0] \$25 ;
-  reg [12:0] \$43 ;
-  reg \$44 ;
-  reg \$45 ;
-  reg \$46 ;
-  reg \$47 ;
-  reg [3:0] \$48 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$15 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
+    , \$25 , \$26 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39
+    , \$4 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$6 ;
+  wire [1:0] \$27 ;
+  wire [12:0] \$5 , \$7 , \$8 ;
+  wire [14:0] \$9 ;
   reg [12:0] \$49 ;
   reg [12:0] \$50 ;
-  reg [12:0] \$51 ;
-  reg [12:0] \$52 ;
+  reg \$51 ;
+  reg \$52 ;
   reg \$53 ;
-  reg [3:0] \$54 ;
-  reg [12:0] \$55 ;
-  reg [12:0] \$56 ;
+  reg \$54 ;
+  reg \$55 ;
+  reg [4:0] \$56 ;
+  reg [13:0] \$57 ;
+  reg [12:0] \$58 ;
+  reg [12:0] \$59 ;
+  reg [12:0] \$60 ;
+  reg [12:0] \$61 ;
+  reg [4:0] \$62 ;
+  reg [13:0] \$63 ;
+  reg [12:0] \$64 ;
   wire [3:0] \$signature__addr ;
-  wire [3:0] \$signature__addr$23 ;
+  wire [3:0] \$signature__addr$28 ;
   wire [11:0] \$signature__data ;
-  wire [11:0] \$signature__data$24 ;
+  wire [11:0] \$signature__data$29 ;
   wire \$signature__en ;
-  wire \$signature__en$22 ;
+  wire \$signature__en$27 ;
   wire advance;
-  reg [12:0] at_work = 13'h0000;
+  reg [13:0] at_work = 14'h0000;
   reg bank = 1'h0;
+  wire [12:0] begun;
   input cancel;
   wire cancel;
   wire carry;
@@ -5402,28 +5986,30 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
   wire enable;
   input [1:0] go;
   wire [1:0] go;
-  input [32:0] i__payload;
-  wire [32:0] i__payload;
+  input [33:0] i__payload;
+  wire [33:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [11:0] index;
-  reg \inside  = 1'h1;
   wire [12:0] length;
   wire load;
+  reg load_slot = 1'h0;
   reg loading = 1'h1;
-  reg [3:0] marks = 4'h0;
-  output [26:0] o;
-  wire [26:0] o;
+  reg [4:0] marks = 5'h00;
+  wire moves;
+  output [27:0] o;
+  wire [27:0] o;
   reg opened = 1'h0;
   wire [12:0] operand;
   reg placed = 1'h0;
-  reg [12:0] position_0 = 13'h1fff;
+  reg [12:0] position = 13'h1fff;
   wire [3:0] read__addr;
-  wire [3:0] \read__addr$25 ;
+  wire [3:0] \read__addr$30 ;
   wire [11:0] read__data;
-  wire [11:0] \read__data$27 ;
+  wire [11:0] \read__data$32 ;
+  reg [12:0] resting_0 = 13'h1fff;
   input rst;
   wire rst;
   input selected;
@@ -5431,14 +6017,17 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
   input [37:0] settings;
   wire [37:0] settings;
   wire settle;
+  wire slot;
   reg [12:0] start = 13'h0000;
   reg [12:0] start_0 = 13'h0000;
+  reg [12:0] start_1 = 13'h0000;
   input [15:0] start_write;
   wire [15:0] start_write;
   reg [12:0] step = 13'h0000;
-  reg [12:0] tag = 13'h0000;
+  reg [13:0] tag = 14'h0000;
   wire [12:0] total;
-  reg [3:0] working = 4'h0;
+  reg [4:0] working = 5'h00;
+  wire written;
   (* no_rw_check = 32'd1 *)
   reg [11:0] level_offsets [15:0];
   integer level_offsets_entry;
@@ -5459,256 +6048,309 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
       run_offsets[run_offsets_entry] = 12'h000;
   end
   always @(posedge clk) begin
-    if (\$signature__en$22 )
+    if (\$signature__en$27 )
       run_offsets[code_write[6:3]] <= code_write[22:11];
   end
-  assign \read__data$27  = run_offsets[i__payload[31:28]];
-  assign \$32  = comes & \$31 ;
-  assign \$33  = comes & i__payload[0];
-  assign \$34  = comes & i__payload[1];
-  assign \$36  = advance & load;
-  assign \$37  = ~ load;
-  assign \$38  = advance & \$37 ;
-  assign \$39  = emitting | marks[0];
-  assign \$40  = \$39  | marks[3];
-  assign \$41  = enable & \$40 ;
-  assign \$42  = advance & marks[2];
+  assign \read__data$32  = run_offsets[i__payload[31:28]];
+  assign \$22  = written & \$21 ;
+  assign \$23  = ~ loading;
+  assign \$24  = \$23  & i__valid;
+  assign \$25  = go >> i__payload[32];
+  assign \$26  = \$24  & \$25 ;
+  assign \$27  = load_slot + 1'h1;
+  assign \$29  = comes & i__payload[1];
+  assign \$31  = \$29  & \$30 ;
+  assign \$32  = advance & settle;
+  assign \$33  = ~ i__payload[1];
+  assign \$34  = comes & \$33 ;
+  assign \$35  = comes & i__payload[0];
+  assign \$37  = comes | load;
+  assign \$38  = slot != tag[13];
+  assign \$39  = \$37  & \$38 ;
+  assign \$41  = advance & \$37 ;
+  assign \$42  = advance & load;
+  assign \$43  = ~ load;
+  assign \$44  = advance & \$43 ;
+  assign \$45  = enable & moves;
+  assign \$46  = advance & marks[2];
+  assign \$47  = advance & marks[4];
   always @(posedge clk)
-    start_0 <= \$43 ;
+    start_0 <= \$49 ;
   always @(posedge clk)
-    placed <= \$44 ;
+    start_1 <= \$50 ;
   always @(posedge clk)
-    opened <= \$45 ;
+    placed <= \$51 ;
   always @(posedge clk)
-    loading <= \$46 ;
+    opened <= \$52 ;
   always @(posedge clk)
-    bank <= \$47 ;
+    load_slot <= \$53 ;
   always @(posedge clk)
-    marks <= \$48 ;
+    loading <= \$54 ;
   always @(posedge clk)
-    tag <= \$49 ;
+    bank <= \$55 ;
   always @(posedge clk)
-    step <= \$50 ;
+    marks <= \$56 ;
   always @(posedge clk)
-    start <= \$51 ;
+    tag <= \$57 ;
   always @(posedge clk)
-    position_0 <= \$52 ;
+    step <= \$58 ;
   always @(posedge clk)
-    \inside  <= \$53 ;
+    start <= \$59 ;
   always @(posedge clk)
-    working <= \$54 ;
+    position <= \$60 ;
   always @(posedge clk)
-    at_work <= \$55 ;
+    resting_0 <= \$61 ;
   always @(posedge clk)
-    columns <= \$56 ;
+    working <= \$62 ;
+  always @(posedge clk)
+    at_work <= \$63 ;
+  always @(posedge clk)
+    columns <= \$64 ;
   assign advance = enable & \$1 ;
   assign load = loading & placed;
   assign comes = i__valid & opened;
   assign i__ready = advance & opened;
+  assign written = start_write[0] & selected;
+  assign slot = load ? load_slot : i__payload[33];
+  assign \$2  = ! tag[13];
+  assign settle = marks[3] & \$2 ;
   assign \$3  = ! code_write[2];
   assign \$signature__en  = code_write[0] & \$3 ;
-  assign \$signature__en$22  = code_write[0] & \$4 ;
+  assign \$signature__en$27  = code_write[0] & \$4 ;
   assign \$5  = i__payload[12:2] + read__data;
-  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$27 );
-  assign emitting = ~ \inside ;
+  assign length = $signed({ 1'h0, i__payload[23:13] }) + $signed(\read__data$32 );
+  assign emitting = ~ position[12];
   assign \$6  = emitting | marks[1];
   assign carry = \$6  | marks[3];
   assign \$7  = step | start;
   assign \$8  = ~ columns;
-  assign operand = \inside  ? \$7  : \$8 ;
-  assign \$10  = { \$18 , 1'h1 } + { operand, carry };
-  assign \$14  = \$12  & \$1 ;
-  assign \$16  = working[1] & \$1 ;
-  assign \$17  = working[2] | emitting;
-  assign \$19  = start_write[0] & selected;
-  assign \$21  = ~ loading;
-  assign \$22  = \$21  & i__valid;
-  assign \$23  = go >> i__payload[32];
-  assign \$24  = \$22  & \$23 ;
-  assign \$30  = advance & settle;
-  assign \$31  = ~ i__payload[1];
+  assign operand = position[12] ? \$7  : \$8 ;
+  assign \$9  = { begun, 1'h1 } + { operand, carry };
+  assign \$10  = position[12] & marks[4];
+  assign begun = \$10  ? resting_0 : position;
+  assign \$11  = emitting | marks[0];
+  assign moves = \$11  | marks[3];
+  assign \$12  = ! at_work[13];
+  assign \$13  = working[3] & \$12 ;
+  assign \$15  = \$13  & \$1 ;
+  assign \$17  = working[1] & \$1 ;
+  assign \$18  = working[2] | emitting;
+  assign \$20  = written | \$42 ;
   always @* begin
     if (time_zero ) begin end
-    \$43  = start_0;
-    if (\$19 ) begin
-      \$43  = start_write[15:3];
+    \$49  = start_0;
+    if (\$20 ) begin
+      \$49  = start_1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = placed;
-    if (\$19 ) begin
-      if (\$2 ) begin
-        \$44  = 1'h1;
-      end
+    \$50  = start_1;
+    if (\$20 ) begin
+      \$50  = start_write[15:3];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = placed;
+    if (\$22 ) begin
+      \$51  = 1'h1;
     end
     if (advance) begin
       if (load) begin
-        if (\$2 ) begin
-          \$44  = 1'h0;
+        if (\$28 ) begin
+          \$51  = 1'h0;
         end
       end
     end
     if (cancel) begin
-      \$44  = 1'h0;
+      \$51  = 1'h0;
     end
     if (rst) begin
-      \$44  = 1'h0;
+      \$51  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = opened;
+    \$52  = opened;
     if (advance) begin
-      if (\$24 ) begin
-        \$45  = 1'h1;
+      if (\$26 ) begin
+        \$52  = 1'h1;
       end
-      if (\$29 ) begin
-        \$45  = 1'h0;
+      if (\$31 ) begin
+        \$52  = 1'h0;
       end
     end
     if (cancel) begin
-      \$45  = 1'h0;
+      \$52  = 1'h0;
     end
     if (rst) begin
-      \$45  = 1'h0;
+      \$52  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = loading;
+    \$53  = load_slot;
     if (advance) begin
       if (load) begin
-        if (\$2 ) begin
-          \$46  = 1'h0;
+        \$53  = \$27 [0];
+      end
+    end
+    if (cancel) begin
+      \$53  = 1'h0;
+    end
+    if (rst) begin
+      \$53  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = loading;
+    if (advance) begin
+      if (load) begin
+        if (\$28 ) begin
+          \$54  = 1'h0;
         end
       end
-      if (\$29 ) begin
-        \$46  = 1'h1;
+      if (\$31 ) begin
+        \$54  = 1'h1;
       end
     end
     if (cancel) begin
-      \$46  = 1'h1;
+      \$54  = 1'h1;
     end
     if (rst) begin
-      \$46  = 1'h1;
+      \$54  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = bank;
-    if (\$30 ) begin
-      \$47  = settings[13];
+    \$55  = bank;
+    if (\$32 ) begin
+      \$55  = settings[13];
     end
     if (cancel) begin
-      \$47  = 1'h0;
+      \$55  = 1'h0;
     end
     if (rst) begin
-      \$47  = 1'h0;
+      \$55  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = marks;
+    \$56  = marks;
     if (advance) begin
-      \$48 [0] = \$32 ;
-      \$48 [1] = \$33 ;
-      \$48 [2] = \$34 ;
-      \$48 [3] = load;
+      \$56 [0] = \$34 ;
+      \$56 [1] = \$35 ;
+      \$56 [2] = \$29 ;
+      \$56 [3] = load;
+      \$56 [4] = \$39 ;
     end
     if (cancel) begin
-      \$48  = 4'h0;
+      \$56  = 5'h00;
     end
     if (rst) begin
-      \$48  = 4'h0;
+      \$56  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = tag;
+    \$57  = tag;
     if (advance) begin
-      \$49 [11:0] = \$5 [11:0];
-      \$49 [12] = i__payload[32];
+      \$57 [11:0] = \$5 [11:0];
+      \$57 [12] = i__payload[32];
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$50  = step;
-    if (advance) begin
-      \$50  = length;
-    end
-    if (\$36 ) begin
-      \$50  = 13'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51  = start;
-    if (advance) begin
-      \$51  = \$35 ;
-    end
-    if (\$38 ) begin
-      \$51  = 13'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52  = position_0;
     if (\$41 ) begin
-      \$52  = \$10 [13:1];
+      \$57 [13] = slot;
+    end
+    if (cancel) begin
+      \$57  = 14'h0000;
+    end
+    if (rst) begin
+      \$57  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$58  = step;
+    if (advance) begin
+      \$58  = length;
     end
     if (\$42 ) begin
-      \$52  = 13'h1fff;
-    end
-    if (cancel) begin
-      \$52  = 13'h1fff;
-    end
-    if (rst) begin
-      \$52  = 13'h1fff;
+      \$58  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$53  = \inside ;
-    if (\$41 ) begin
-      \$53  = \$10 [13];
-    end
-    if (\$42 ) begin
-      \$53  = 1'h1;
-    end
-    if (cancel) begin
-      \$53  = 1'h1;
-    end
-    if (rst) begin
-      \$53  = 1'h1;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = working;
+    \$59  = start;
     if (advance) begin
-      \$54  = marks;
+      \$59  = start_0;
+    end
+    if (\$44 ) begin
+      \$59  = 13'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$60  = position;
+    if (\$45 ) begin
+      \$60  = \$9 [13:1];
+    end
+    if (\$46 ) begin
+      \$60  = 13'h1fff;
     end
     if (cancel) begin
-      \$54  = 4'h0;
+      \$60  = 13'h1fff;
     end
     if (rst) begin
-      \$54  = 4'h0;
+      \$60  = 13'h1fff;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = at_work;
+    \$61  = resting_0;
+    if (\$48 ) begin
+      \$61  = position;
+    end
+    if (cancel) begin
+      \$61  = 13'h1fff;
+    end
+    if (rst) begin
+      \$61  = 13'h1fff;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$62  = working;
     if (advance) begin
-      \$55  = tag;
+      \$62  = marks;
+    end
+    if (cancel) begin
+      \$62  = 5'h00;
+    end
+    if (rst) begin
+      \$62  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$56  = columns;
+    \$63  = at_work;
+    if (advance) begin
+      \$63  = tag;
+    end
+    if (cancel) begin
+      \$63  = 14'h0000;
+    end
+    if (rst) begin
+      \$63  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$64  = columns;
     if (advance) begin
       if (settle) begin
-        \$56  = { 2'h0, settings[10:0] };
+        \$64  = { 2'h0, settings[10:0] };
       end
     end
   end
@@ -5716,29 +6358,63 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, enable, code_write
   assign \$signature__addr  = code_write[6:3];
   assign \$signature__data  = code_write[22:11];
   assign read__addr = i__payload[27:24];
-  assign \$signature__addr$23  = code_write[6:3];
-  assign \$signature__data$24  = code_write[22:11];
-  assign \read__addr$25  = i__payload[31:28];
-  assign total = \$10 [13:1];
+  assign \$signature__addr$28  = code_write[6:3];
+  assign \$signature__data$29  = code_write[22:11];
+  assign \read__addr$30  = i__payload[31:28];
+  assign total = \$9 [13:1];
+  assign o[27] = at_work[13];
   assign o[26] = at_work[12];
-  assign o[25:16] = \$18 [9:0];
+  assign o[25:16] = position[9:0];
   assign o[15:4] = at_work[11:0];
   assign o[3] = working[2];
-  assign o[2] = \$17 ;
-  assign o[1] = \$16 ;
-  assign o[0] = \$14 ;
-  assign \$35  = start_0;
-  assign \$18  = position_0;
-  assign \$1  = \inside ;
-  assign \$2  = 1'h1;
-  assign settle = marks[3];
+  assign o[2] = \$18 ;
+  assign o[1] = \$17 ;
+  assign o[0] = \$15 ;
+  assign \$1  = position[12];
   assign \$4  = code_write[2];
-  assign \$12  = working[3];
-  assign \$25  = 2'h1;
-  assign \$29  = \$34 ;
+  assign \$21  = start_write[2];
+  assign \$28  = load_slot;
+  assign \$30  = i__payload[33];
+  assign \$48  = \$47 ;
 endmodule
 
-module egret_s_core_lane_settings_98 (rst, codes, start_write, cancel, matrices, o, clk);
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+
+module egret_s_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
   reg time_zero  = 0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
@@ -5800,42 +6476,6 @@ module egret_s_core_lane_settings_98 (rst, codes, start_write, cancel, matrices,
   end
   assign code = codes[43:0];
 endmodule
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 
 module egret_s_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
   reg time_zero  = 0;
@@ -6439,7 +7079,7 @@ module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (\$2 ) begin
-      count = 16'h0004;
+      count = 16'h0008;
     end else if (\$3 ) begin
       count = 16'h0020;
     end else begin
@@ -8857,8 +9497,8 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
-  input [33:0] behind__payload;
-  wire [33:0] behind__payload;
+  input [34:0] behind__payload;
+  wire [34:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -8867,18 +9507,18 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
   wire cancel;
   input clk;
   wire clk;
-  reg [33:0] i__payload;
+  reg [34:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [33:0] lane__payload;
-  wire [33:0] lane__payload;
+  input [34:0] lane__payload;
+  wire [34:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [33:0] o__payload;
-  wire [33:0] o__payload;
-  wire [33:0] \o__payload$1 ;
+  output [34:0] o__payload;
+  wire [34:0] o__payload;
+  wire [34:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -8967,31 +9607,31 @@ endmodule
 module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero  = 0;
   wire \$1 , \$2 , \$3 , \$5 ;
-  wire [33:0] \$4 ;
-  reg [33:0] \$6 ;
+  wire [34:0] \$4 ;
+  reg [34:0] \$6 ;
   reg \$7 ;
   reg \$8 ;
-  reg [33:0] \$9 ;
+  reg [34:0] \$9 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  input [33:0] i__payload;
-  wire [33:0] i__payload;
+  input [34:0] i__payload;
+  wire [34:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [1:0] level;
-  output [33:0] o__payload;
-  reg [33:0] o__payload = 34'h000000000;
+  output [34:0] o__payload;
+  reg [34:0] o__payload = 35'h000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
   input rst;
   wire rst;
-  reg [33:0] spare = 34'h000000000;
+  reg [34:0] spare = 35'h000000000;
   reg spare_full = 1'h0;
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
@@ -9015,10 +9655,10 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
       \$6  = \$4 ;
     end
     if (cancel) begin
-      \$6  = 34'h000000000;
+      \$6  = 35'h000000000;
     end
     if (rst) begin
-      \$6  = 34'h000000000;
+      \$6  = 35'h000000000;
     end
   end
   always @* begin
@@ -9057,10 +9697,10 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
       \$9  = i__payload;
     end
     if (cancel) begin
-      \$9  = 34'h000000000;
+      \$9  = 35'h000000000;
     end
     if (rst) begin
-      \$9  = 34'h000000000;
+      \$9  = 35'h000000000;
     end
   end
 endmodule
@@ -9070,8 +9710,8 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
-  input [33:0] behind__payload;
-  wire [33:0] behind__payload;
+  input [34:0] behind__payload;
+  wire [34:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -9080,18 +9720,18 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
   wire cancel;
   input clk;
   wire clk;
-  reg [33:0] i__payload;
+  reg [34:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [33:0] lane__payload;
-  wire [33:0] lane__payload;
+  input [34:0] lane__payload;
+  wire [34:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [33:0] o__payload;
-  wire [33:0] o__payload;
-  wire [33:0] \o__payload$1 ;
+  output [34:0] o__payload;
+  wire [34:0] o__payload;
+  wire [34:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -9180,31 +9820,31 @@ endmodule
 module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero  = 0;
   wire \$1 , \$2 , \$3 , \$5 ;
-  wire [33:0] \$4 ;
-  reg [33:0] \$6 ;
+  wire [34:0] \$4 ;
+  reg [34:0] \$6 ;
   reg \$7 ;
   reg \$8 ;
-  reg [33:0] \$9 ;
+  reg [34:0] \$9 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  input [33:0] i__payload;
-  wire [33:0] i__payload;
+  input [34:0] i__payload;
+  wire [34:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [1:0] level;
-  output [33:0] o__payload;
-  reg [33:0] o__payload = 34'h000000000;
+  output [34:0] o__payload;
+  reg [34:0] o__payload = 35'h000000000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
   input rst;
   wire rst;
-  reg [33:0] spare = 34'h000000000;
+  reg [34:0] spare = 35'h000000000;
   reg spare_full = 1'h0;
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
@@ -9228,10 +9868,10 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
       \$6  = \$4 ;
     end
     if (cancel) begin
-      \$6  = 34'h000000000;
+      \$6  = 35'h000000000;
     end
     if (rst) begin
-      \$6  = 34'h000000000;
+      \$6  = 35'h000000000;
     end
   end
   always @* begin
@@ -9270,10 +9910,10 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
       \$9  = i__payload;
     end
     if (cancel) begin
-      \$9  = 34'h000000000;
+      \$9  = 35'h000000000;
     end
     if (rst) begin
-      \$9  = 34'h000000000;
+      \$9  = 35'h000000000;
     end
   end
 endmodule
@@ -9283,8 +9923,8 @@ module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$9 ;
   reg \$10 ;
-  input [33:0] behind__payload;
-  wire [33:0] behind__payload;
+  input [34:0] behind__payload;
+  wire [34:0] behind__payload;
   output behind__ready;
   reg behind__ready;
   input behind__valid;
@@ -9293,18 +9933,18 @@ module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid
   wire cancel;
   input clk;
   wire clk;
-  reg [33:0] i__payload;
+  reg [34:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [33:0] lane__payload;
-  wire [33:0] lane__payload;
+  input [34:0] lane__payload;
+  wire [34:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [33:0] o__payload;
-  wire [33:0] o__payload;
-  wire [33:0] \o__payload$1 ;
+  output [34:0] o__payload;
+  wire [34:0] o__payload;
+  wire [34:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -9395,25 +10035,25 @@ module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid
   reg time_zero  = 0;
   wire \$1 , \$4 , \$5 , \$6 ;
   wire [1:0] \$9 ;
-  wire [33:0] behind__payload;
+  wire [34:0] behind__payload;
   reg behind__ready;
   wire behind__valid;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  reg [33:0] i__payload;
+  reg [34:0] i__payload;
   wire i__ready;
   reg i__valid;
-  input [33:0] lane__payload;
-  wire [33:0] lane__payload;
+  input [34:0] lane__payload;
+  wire [34:0] lane__payload;
   output lane__ready;
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
-  output [33:0] o__payload;
-  wire [33:0] o__payload;
-  wire [33:0] \o__payload$1 ;
+  output [34:0] o__payload;
+  wire [34:0] o__payload;
+  wire [34:0] \o__payload$1 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
@@ -9449,7 +10089,7 @@ module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid
     if (\$4 ) begin
       i__payload = lane__payload;
     end else begin
-      i__payload = 34'h000000000;
+      i__payload = 35'h000000000;
     end
   end
   always @* begin
@@ -9472,7 +10112,7 @@ module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid
   assign \o__ready$3  = o__ready;
   assign \o__valid$5  = o__valid;
   assign behind__valid = 1'h0;
-  assign behind__payload = 34'h000000000;
+  assign behind__payload = 35'h000000000;
   assign \$1  = 1'h1;
   assign \$4  = lane__valid;
   assign \$6  = 1'h0;
@@ -9482,31 +10122,31 @@ endmodule
 
 module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
   reg time_zero  = 0;
-  wire [3:0] \$1 , \$17 , \$18 , \$2 , \$76 , \$89 ;
-  wire \$10 , \$12 , \$13 , \$14 , \$15 , \$16 , \$19 , \$22 , \$23 , \$24 , \$28 , \$29 , \$3 ,
-    \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$48 ,
-    \$49 , \$5 , \$52 , \$53 , \$54 , \$55 , \$59 , \$6 , \$60 , \$63 , \$64 , \$68 , \$7 , \$72 ,
-    \$73 , \$74 , \$75 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 ,
-    \$9 , \$92 , \$94 , \$95 , \$96 , \$97 , \$98 ;
-  wire [4:0] \$134 ;
-  wire [15:0] \$20 ;
-  wire [10:0] \$21 ;
-  wire [11:0] \$25 , \$62 ;
-  wire [32:0] \$27 ;
-  reg [46:0] \$100 ;
-  reg [46:0] \$101 ;
-  reg [10:0] \$102 ;
-  reg [9:0] \$103 ;
+  wire [3:0] \$1 , \$16 , \$17 ;
+  wire \$11 , \$12 , \$13 , \$14 , \$15 , \$18 , \$2 , \$21 , \$22 , \$23 , \$27 , \$28 , \$3 , \$31
+    , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$44 , \$47 , \$48
+    , \$5 , \$51 , \$52 , \$53 , \$54 , \$58 , \$59 , \$6 , \$62 , \$63 , \$67 , \$7 , \$71 , \$72 ,
+    \$73 , \$74 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$9 ,
+    \$91 , \$93 , \$94 , \$95 , \$96 , \$97 ;
+  wire [4:0] \$133 , \$75 , \$88 ;
+  wire [15:0] \$19 ;
+  wire [10:0] \$20 ;
+  wire [11:0] \$24 , \$61 ;
+  wire [32:0] \$26 ;
+  reg [47:0] \$100 ;
+  reg [10:0] \$101 ;
+  reg [9:0] \$102 ;
+  reg \$103 ;
   reg \$104 ;
-  reg \$105 ;
+  reg [31:0] \$105 ;
   reg [31:0] \$106 ;
-  reg [31:0] \$107 ;
-  reg [2:0] \$108 ;
-  reg [1:0] \$109 ;
+  reg [3:0] \$107 ;
+  reg [1:0] \$108 ;
+  reg [5:0] \$109 ;
   reg [3:0] \$110 ;
-  reg [2:0] \$111 ;
-  reg [31:0] \$26 ;
-  reg [46:0] \$99 ;
+  reg [31:0] \$25 ;
+  reg [47:0] \$98 ;
+  reg [47:0] \$99 ;
   reg [9:0] \$signature__addr ;
   reg [9:0] \$signature__addr$33 ;
   reg [31:0] \$signature__data ;
@@ -9517,8 +10157,8 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   wire [1:0] banks;
   output [1:0] beyond;
   reg [1:0] beyond = 2'h0;
-  output [3:0] beyond_substream;
-  reg [3:0] beyond_substream = 4'h0;
+  output [5:0] beyond_substream;
+  reg [5:0] beyond_substream = 6'h00;
   input cancel;
   wire cancel;
   reg clear_walked = 1'h0;
@@ -9526,12 +10166,12 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   wire clk;
   output [1:0] complete;
   wire [1:0] complete;
-  reg [2:0] ended_0 = 3'h0;
-  reg [2:0] ended_1 = 3'h0;
+  reg [3:0] ended_0 = 4'h0;
+  reg [3:0] ended_1 = 4'h0;
   reg [31:0] fetched_0 = 32'd0;
   reg [31:0] fetched_1 = 32'd0;
-  input [33:0] i__payload;
-  wire [33:0] i__payload;
+  input [34:0] i__payload;
+  wire [34:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
@@ -9544,20 +10184,20 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   wire \read__en$31 ;
   input [1:0] \release ;
   wire [1:0] \release ;
-  wire [2:0] row_read__addr;
+  wire [3:0] row_read__addr;
   wire [10:0] row_read__data;
-  reg [2:0] row_write__addr;
+  reg [3:0] row_write__addr;
   reg [10:0] row_write__data;
   reg row_write__en;
   input [21:0] rows;
   wire [21:0] rows;
   input rst;
   wire rst;
-  reg [46:0] stage_0 = 47'h000000000000;
-  reg [46:0] stage_1 = 47'h000000000000;
-  reg [46:0] stage_2 = 47'h000000000000;
-  input [36:0] start;
-  wire [36:0] start;
+  reg [47:0] stage_0 = 48'h000000000000;
+  reg [47:0] stage_1 = 48'h000000000000;
+  reg [47:0] stage_2 = 48'h000000000000;
+  input [37:0] start;
+  wire [37:0] start;
   output [31:0] sums;
   reg [31:0] sums;
   wire take;
@@ -9607,125 +10247,125 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
     end
   end
   assign \read__data$42  = _1_;
-  reg [10:0] next_rows [7:0];
+  reg [10:0] next_rows [15:0];
   integer next_rows_entry;
   initial begin
-    for (next_rows_entry = 0; next_rows_entry < 8; next_rows_entry = next_rows_entry + 1)
+    for (next_rows_entry = 0; next_rows_entry < 16; next_rows_entry = next_rows_entry + 1)
       next_rows[next_rows_entry] = 11'h000;
   end
   always @(posedge clk) begin
     if (row_write__en)
       next_rows[row_write__addr] <= row_write__data;
   end
-  assign row_read__data = next_rows[\$2 [2:0]];
-  assign \$2  = \$1  | { 2'h0, i__payload[2:1] };
-  assign \$3  = ~ start[0];
-  assign \$4  = banks >> i__payload[0];
-  assign \$5  = stage_0[1] == \$4 ;
-  assign \$6  = stage_0[0] & \$5 ;
-  assign \$7  = stage_0[11:2] == row_read__data[9:0];
-  assign \$8  = \$6  & \$7 ;
-  assign \$9  = ~ \$8 ;
-  assign \$10  = \$3  & \$9 ;
-  assign \$12  = stage_1[1] == \$4 ;
-  assign \$13  = stage_1[0] & \$12 ;
-  assign \$14  = stage_1[11:2] == row_read__data[9:0];
-  assign \$15  = \$13  & \$14 ;
-  assign \$16  = ~ \$15 ;
-  assign i__ready = \$10  & \$16 ;
+  assign row_read__data = next_rows[row_read__addr];
+  assign row_read__addr = \$1  | { 1'h0, i__payload[3:1] };
+  assign \$2  = ~ start[0];
+  assign \$3  = banks >> i__payload[0];
+  assign \$4  = stage_0[1] == \$3 ;
+  assign \$5  = stage_0[0] & \$4 ;
+  assign \$6  = stage_0[11:2] == row_read__data[9:0];
+  assign \$7  = \$5  & \$6 ;
+  assign \$8  = ~ \$7 ;
+  assign \$9  = \$2  & \$8 ;
+  assign \$11  = stage_1[1] == \$3 ;
+  assign \$12  = stage_1[0] & \$11 ;
+  assign \$13  = stage_1[11:2] == row_read__data[9:0];
+  assign \$14  = \$12  & \$13 ;
+  assign \$15  = ~ \$14 ;
+  assign i__ready = \$9  & \$15 ;
   assign take = i__valid & i__ready;
-  assign \$18  = \$17  | { 2'h0, start[3:2] };
-  assign \$19  = | start[19:14];
-  assign \$20  = \$19  ? 16'h0400 : start[19:4];
-  assign \$134  = i__payload[0] * 4'hb;
-  assign \$21  = rows >> \$134 ;
-  assign \$22  = row_read__data >= \$21 ;
-  assign \$23  = ~ \$22 ;
-  assign \$24  = take & \$23 ;
-  assign \$25  = row_read__data + 1'h1;
-  assign \$27  = $signed(\$26 ) + $signed(stage_2[46:17]);
-  assign \$28  = ! walk[1];
-  assign \$29  = walk[0] & \$28 ;
-  assign read__addr = \$29  ? walk[12:3] : stage_0[11:2];
-  assign \$32  = ~ \$29 ;
-  assign read__en = \$32  | walk[2];
-  assign \$33  = ~ walk[0];
-  assign \$34  = wipe & \$33 ;
-  assign \$35  = ! walked_bank;
-  assign \$36  = clear_walked & \$35 ;
-  assign \$37  = ~ stage_2[12];
-  assign \$38  = stage_2[0] & \$37 ;
-  assign \$39  = ! stage_2[1];
-  assign \$40  = \$38  & \$39 ;
-  assign \$42  = walk[0] & \$41 ;
-  assign \read__addr$30  = \$42  ? walk[12:3] : stage_0[11:2];
-  assign \$45  = ~ \$42 ;
-  assign \read__en$31  = \$45  | walk[2];
-  assign \$49  = clear_walked & \$48 ;
-  assign \$53  = \$38  & \$52 ;
-  assign \$54  = ended_0 == 3'h4;
-  assign \$55  = ended_1 == 3'h4;
-  assign \$59  = ~ wipe;
-  assign \$60  = \$59  | wiping[10];
-  assign \$62  = wiping + 1'h1;
-  assign \$63  = walk[0] & walk[2];
-  assign \$64  = \$63  & walk[13];
-  assign \$68  = \$32  | walk[2];
-  assign \$72  = \$45  | walk[2];
-  assign \$73  = ! stage_2[13];
-  assign \$74  = stage_2[0] & \$73 ;
-  assign \$75  = \$74  & stage_2[16];
-  assign \$76  = ended_0 + 1'h1;
-  assign \$79  = \$74  & stage_2[12];
-  assign \$80  = | stage_2[46:17];
-  assign \$81  = \$79  & \$80 ;
-  assign \$82  = ~ beyond[0];
-  assign \$83  = stage_2[15:14] < beyond_substream[1:0];
-  assign \$84  = \$82  | \$83 ;
-  assign \$85  = \release [0] | cancel;
-  assign \$87  = stage_2[0] & \$86 ;
-  assign \$88  = \$87  & stage_2[16];
-  assign \$89  = ended_1 + 1'h1;
-  assign \$92  = \$87  & stage_2[12];
-  assign \$94  = \$92  & \$80 ;
-  assign \$95  = ~ beyond[1];
-  assign \$96  = stage_2[15:14] < beyond_substream[3:2];
-  assign \$97  = \$95  | \$96 ;
-  assign \$98  = \release [1] | cancel;
+  assign \$17  = \$16  | { 1'h0, start[4:2] };
+  assign \$18  = | start[20:15];
+  assign \$19  = \$18  ? 16'h0400 : start[20:5];
+  assign \$133  = i__payload[0] * 4'hb;
+  assign \$20  = rows >> \$133 ;
+  assign \$21  = row_read__data >= \$20 ;
+  assign \$22  = ~ \$21 ;
+  assign \$23  = take & \$22 ;
+  assign \$24  = row_read__data + 1'h1;
+  assign \$26  = $signed(\$25 ) + $signed(stage_2[47:18]);
+  assign \$27  = ! walk[1];
+  assign \$28  = walk[0] & \$27 ;
+  assign read__addr = \$28  ? walk[12:3] : stage_0[11:2];
+  assign \$31  = ~ \$28 ;
+  assign read__en = \$31  | walk[2];
+  assign \$32  = ~ walk[0];
+  assign \$33  = wipe & \$32 ;
+  assign \$34  = ! walked_bank;
+  assign \$35  = clear_walked & \$34 ;
+  assign \$36  = ~ stage_2[12];
+  assign \$37  = stage_2[0] & \$36 ;
+  assign \$38  = ! stage_2[1];
+  assign \$39  = \$37  & \$38 ;
+  assign \$41  = walk[0] & \$40 ;
+  assign \read__addr$30  = \$41  ? walk[12:3] : stage_0[11:2];
+  assign \$44  = ~ \$41 ;
+  assign \read__en$31  = \$44  | walk[2];
+  assign \$48  = clear_walked & \$47 ;
+  assign \$52  = \$37  & \$51 ;
+  assign \$53  = ended_0 == 4'h8;
+  assign \$54  = ended_1 == 4'h8;
+  assign \$58  = ~ wipe;
+  assign \$59  = \$58  | wiping[10];
+  assign \$61  = wiping + 1'h1;
+  assign \$62  = walk[0] & walk[2];
+  assign \$63  = \$62  & walk[13];
+  assign \$67  = \$31  | walk[2];
+  assign \$71  = \$44  | walk[2];
+  assign \$72  = ! stage_2[13];
+  assign \$73  = stage_2[0] & \$72 ;
+  assign \$74  = \$73  & stage_2[17];
+  assign \$75  = ended_0 + 1'h1;
+  assign \$78  = \$73  & stage_2[12];
+  assign \$79  = | stage_2[47:18];
+  assign \$80  = \$78  & \$79 ;
+  assign \$81  = ~ beyond[0];
+  assign \$82  = stage_2[16:14] < beyond_substream[2:0];
+  assign \$83  = \$81  | \$82 ;
+  assign \$84  = \release [0] | cancel;
+  assign \$86  = stage_2[0] & \$85 ;
+  assign \$87  = \$86  & stage_2[17];
+  assign \$88  = ended_1 + 1'h1;
+  assign \$91  = \$86  & stage_2[12];
+  assign \$93  = \$91  & \$79 ;
+  assign \$94  = ~ beyond[1];
+  assign \$95  = stage_2[16:14] < beyond_substream[5:3];
+  assign \$96  = \$94  | \$95 ;
+  assign \$97  = \release [1] | cancel;
   always @(posedge clk)
-    stage_0 <= \$99 ;
+    stage_0 <= \$98 ;
   always @(posedge clk)
-    stage_1 <= \$100 ;
+    stage_1 <= \$99 ;
   always @(posedge clk)
-    stage_2 <= \$101 ;
+    stage_2 <= \$100 ;
   always @(posedge clk)
-    wiping <= \$102 ;
+    wiping <= \$101 ;
   always @(posedge clk)
-    walked <= \$103 ;
+    walked <= \$102 ;
   always @(posedge clk)
-    walked_bank <= \$104 ;
+    walked_bank <= \$103 ;
   always @(posedge clk)
-    clear_walked <= \$105 ;
+    clear_walked <= \$104 ;
   always @(posedge clk)
-    fetched_0 <= \$106 ;
+    fetched_0 <= \$105 ;
   always @(posedge clk)
-    fetched_1 <= \$107 ;
+    fetched_1 <= \$106 ;
   always @(posedge clk)
-    ended_0 <= \$108 ;
+    ended_0 <= \$107 ;
   always @(posedge clk)
-    beyond <= \$109 ;
+    beyond <= \$108 ;
   always @(posedge clk)
-    beyond_substream <= \$110 ;
+    beyond_substream <= \$109 ;
   always @(posedge clk)
-    ended_1 <= \$111 ;
+    ended_1 <= \$110 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     casez (stage_2[1])
       1'h0:
-          \$26  = fetched_0;
+          \$25  = fetched_0;
       1'h1:
-          \$26  = fetched_1;
+          \$25  = fetched_1;
     endcase
   end
   always @* begin
@@ -9744,44 +10384,44 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
     if (start[0]) begin
       row_write__en = 1'h1;
     end else begin
-      row_write__en = \$24 ;
+      row_write__en = \$23 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (start[0]) begin
-      row_write__addr = \$18 [2:0];
+      row_write__addr = \$17 ;
     end else begin
-      row_write__addr = \$2 [2:0];
+      row_write__addr = row_read__addr;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (start[0]) begin
-      row_write__data = \$20 [10:0];
+      row_write__data = \$19 [10:0];
     end else begin
-      row_write__data = \$25 [10:0];
+      row_write__data = \$24 [10:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
+    if (\$33 ) begin
       \$signature__en  = 1'h1;
-    end else if (\$36 ) begin
+    end else if (\$35 ) begin
       \$signature__en  = 1'h1;
     end else begin
-      \$signature__en  = \$40 ;
+      \$signature__en  = \$39 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
+    if (\$33 ) begin
       \$signature__addr  = wiping[9:0];
-    end else if (\$36 ) begin
+    end else if (\$35 ) begin
       \$signature__addr  = walked;
     end else begin
       \$signature__addr  = stage_2[11:2];
@@ -9791,29 +10431,29 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
     if (time_zero ) begin end
     \$signature__data  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
-    end else if (\$36 ) begin
+    if (\$33 ) begin
+    end else if (\$35 ) begin
     end else begin
-      \$signature__data  = \$27 [31:0];
+      \$signature__data  = \$26 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
+    if (\$33 ) begin
       \$signature__en$32  = 1'h1;
-    end else if (\$49 ) begin
+    end else if (\$48 ) begin
       \$signature__en$32  = 1'h1;
     end else begin
-      \$signature__en$32  = \$53 ;
+      \$signature__en$32  = \$52 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
+    if (\$33 ) begin
       \$signature__addr$33  = wiping[9:0];
-    end else if (\$49 ) begin
+    end else if (\$48 ) begin
       \$signature__addr$33  = walked;
     end else begin
       \$signature__addr$33  = stage_2[11:2];
@@ -9823,84 +10463,94 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
     if (time_zero ) begin end
     \$signature__data$34  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
-    end else if (\$49 ) begin
+    if (\$33 ) begin
+    end else if (\$48 ) begin
     end else begin
-      \$signature__data$34  = \$27 [31:0];
+      \$signature__data$34  = \$26 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$99 [0] = take;
-    \$99 [1] = \$4 ;
-    \$99 [11:2] = row_read__data[9:0];
-    \$99 [12] = \$22 ;
-    \$99 [46:13] = i__payload;
+    \$98 [0] = take;
+    \$98 [1] = \$3 ;
+    \$98 [11:2] = row_read__data[9:0];
+    \$98 [12] = \$21 ;
+    \$98 [47:13] = i__payload;
+    if (cancel) begin
+      \$98 [0] = 1'h0;
+    end
+    if (rst) begin
+      \$98  = 48'h000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$99  = stage_0;
     if (cancel) begin
       \$99 [0] = 1'h0;
     end
     if (rst) begin
-      \$99  = 47'h000000000000;
+      \$99  = 48'h000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$100  = stage_0;
+    \$100  = stage_1;
     if (cancel) begin
       \$100 [0] = 1'h0;
     end
     if (rst) begin
-      \$100  = 47'h000000000000;
+      \$100  = 48'h000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$101  = stage_1;
-    if (cancel) begin
-      \$101 [0] = 1'h0;
+    \$101  = wiping;
+    if (\$59 ) begin
+      \$101  = 11'h000;
+    end else if (\$32 ) begin
+      \$101  = \$61 [10:0];
     end
     if (rst) begin
-      \$101  = 47'h000000000000;
+      \$101  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$102  = wiping;
-    if (\$60 ) begin
-      \$102  = 11'h000;
-    end else if (\$33 ) begin
-      \$102  = \$62 [10:0];
-    end
+    \$102  = walk[12:3];
     if (rst) begin
-      \$102  = 11'h000;
+      \$102  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$103  = walk[12:3];
+    \$103  = walk[1];
     if (rst) begin
-      \$103  = 10'h000;
+      \$103  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$104  = walk[1];
+    \$104  = \$63 ;
     if (rst) begin
       \$104  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$105  = \$64 ;
+    \$105  = fetched_0;
+    if (\$67 ) begin
+      \$105  = read__data;
+    end
     if (rst) begin
-      \$105  = 1'h0;
+      \$105  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$106  = fetched_0;
-    if (\$68 ) begin
-      \$106  = read__data;
+    \$106  = fetched_1;
+    if (\$71 ) begin
+      \$106  = \read__data$42 ;
     end
     if (rst) begin
       \$106  = 32'd0;
@@ -9908,87 +10558,76 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = fetched_1;
-    if (\$72 ) begin
-      \$107  = \read__data$42 ;
+    \$107  = ended_0;
+    if (\$74 ) begin
+      \$107  = \$75 [3:0];
+    end
+    if (\$84 ) begin
+      \$107  = 4'h0;
     end
     if (rst) begin
-      \$107  = 32'd0;
+      \$107  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$108  = ended_0;
-    if (\$75 ) begin
-      \$108  = \$76 [2:0];
+    \$108  = beyond;
+    if (\$80 ) begin
+      \$108 [0] = 1'h1;
     end
-    if (\$85 ) begin
-      \$108  = 3'h0;
+    if (\$84 ) begin
+      \$108 [0] = 1'h0;
+    end
+    if (\$93 ) begin
+      \$108 [1] = 1'h1;
+    end
+    if (\$97 ) begin
+      \$108 [1] = 1'h0;
     end
     if (rst) begin
-      \$108  = 3'h0;
+      \$108  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$109  = beyond;
-    if (\$81 ) begin
-      \$109 [0] = 1'h1;
-    end
-    if (\$85 ) begin
-      \$109 [0] = 1'h0;
-    end
-    if (\$94 ) begin
-      \$109 [1] = 1'h1;
-    end
-    if (\$98 ) begin
-      \$109 [1] = 1'h0;
-    end
-    if (rst) begin
-      \$109  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$110  = beyond_substream;
-    if (\$81 ) begin
-      if (\$84 ) begin
-        \$110 [1:0] = stage_2[15:14];
+    \$109  = beyond_substream;
+    if (\$80 ) begin
+      if (\$83 ) begin
+        \$109 [2:0] = stage_2[16:14];
       end
     end
-    if (\$94 ) begin
-      if (\$97 ) begin
-        \$110 [3:2] = stage_2[15:14];
+    if (\$93 ) begin
+      if (\$96 ) begin
+        \$109 [5:3] = stage_2[16:14];
       end
+    end
+    if (rst) begin
+      \$109  = 6'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$110  = ended_1;
+    if (\$87 ) begin
+      \$110  = \$88 [3:0];
+    end
+    if (\$97 ) begin
+      \$110  = 4'h0;
     end
     if (rst) begin
       \$110  = 4'h0;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$111  = ended_1;
-    if (\$88 ) begin
-      \$111  = \$89 [2:0];
-    end
-    if (\$98 ) begin
-      \$111  = 3'h0;
-    end
-    if (rst) begin
-      \$111  = 3'h0;
-    end
-  end
-  assign row_read__addr = \$2 [2:0];
-  assign total = \$27 [31:0];
+  assign total = \$26 [31:0];
   assign wiped = wiping[10];
-  assign complete[1] = \$55 ;
-  assign complete[0] = \$54 ;
-  assign \$1  = { 1'h0, i__payload[0], 2'h0 };
-  assign \$17  = { 1'h0, start[1], 2'h0 };
-  assign \$41  = walk[1];
-  assign \$48  = walked_bank;
-  assign \$52  = stage_2[1];
-  assign \$86  = stage_2[13];
+  assign complete[1] = \$54 ;
+  assign complete[0] = \$53 ;
+  assign \$1  = { i__payload[0], 3'h0 };
+  assign \$16  = { start[1], 3'h0 };
+  assign \$40  = walk[1];
+  assign \$47  = walked_bank;
+  assign \$51  = stage_2[1];
+  assign \$85  = stage_2[13];
 endmodule
 
 module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, load_release, late
@@ -10004,9 +10643,10 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     \$58 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$64 , \$65 , \$66 , \$69 , \$7 , \$71 , \$73 ,
     \$74 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$87 , \$88 , \$89 , \$9 , \$91 , \$93 ;
   wire [8:0] \$105 , \$139 ;
-  wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$68 , \$78 ;
-  wire [2:0] \$163 , \$170 , \$282 ;
-  wire [3:0] \$70 , \$72 , \$77 ;
+  wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$78 ;
+  wire [2:0] \$163 , \$282 , \$68 ;
+  wire [3:0] \$170 , \$77 ;
+  wire [7:0] \$70 , \$72 ;
   wire [16:0] \$85 , \$86 ;
   wire [31:0] \$90 ;
   reg [50:0] \$177 ;
@@ -10037,21 +10677,21 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg [1:0] \$202 ;
   reg [1:0] \$203 ;
   reg [1:0] \$204 ;
-  reg [1:0] \$205 ;
+  reg [2:0] \$205 ;
   reg \$206 ;
   reg [8:0] \$67 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
-  wire [7:0] bad_index;
-  wire [7:0] bad_prefix;
+  wire [15:0] bad_index;
+  wire [15:0] bad_prefix;
   reg bank_now = 1'h0;
   output banks_in_use;
   wire banks_in_use;
   input [1:0] beyond;
   wire [1:0] beyond;
-  input [3:0] beyond_substream;
-  wire [3:0] beyond_substream;
+  input [5:0] beyond_substream;
+  wire [5:0] beyond_substream;
   reg [1:0] busy = 2'h0;
   input cancel;
   wire cancel;
@@ -10128,22 +10768,22 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg [1:0] placed = 2'h0;
   input [1:0] \placed$58 ;
   wire [1:0] \placed$58 ;
-  input [1:0] port_0 ;
-  wire [1:0] port_0 ;
-  input [1:0] port_1 ;
-  wire [1:0] port_1 ;
-  input [1:0] port_2 ;
-  wire [1:0] port_2 ;
-  input [1:0] port_3 ;
-  wire [1:0] port_3 ;
-  input [1:0] port_4 ;
-  wire [1:0] port_4 ;
-  input [1:0] port_5 ;
-  wire [1:0] port_5 ;
-  input [1:0] port_6 ;
-  wire [1:0] port_6 ;
-  input [1:0] port_7 ;
-  wire [1:0] port_7 ;
+  input [3:0] port_0 ;
+  wire [3:0] port_0 ;
+  input [3:0] port_1 ;
+  wire [3:0] port_1 ;
+  input [3:0] port_2 ;
+  wire [3:0] port_2 ;
+  input [3:0] port_3 ;
+  wire [3:0] port_3 ;
+  input [3:0] port_4 ;
+  wire [3:0] port_4 ;
+  input [3:0] port_5 ;
+  wire [3:0] port_5 ;
+  input [3:0] port_6 ;
+  wire [3:0] port_6 ;
+  input [3:0] port_7 ;
+  wire [3:0] port_7 ;
   reg [8:0] received_0 = 9'h000;
   reg [8:0] received_1 = 9'h000;
   output [1:0] \release ;
@@ -10158,7 +10798,7 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg [1:0] settle = 2'h0;
   reg [31:0] size_0 = 32'd0;
   reg [31:0] size_1 = 32'd0;
-  reg [1:0] substream = 2'h0;
+  reg [2:0] substream = 3'h0;
   reg tail = 1'h0;
   reg [1:0] wanted = 2'h0;
   output [31:0] weights;
@@ -10231,12 +10871,12 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign \$64  = beyond >> tail;
   assign \$65  = more >> tail;
   assign \$66  = ~ finishing;
-  assign \$282  = tail * 2'h2;
+  assign \$282  = tail * 2'h3;
   assign \$68  = beyond_substream >> \$282 ;
   assign \$69  = ~ cancel;
-  assign \$70  = tail ? { port_7 [1], port_5 [1], port_3 [1], port_1 [1] } : { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$70  = tail ? { port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] } : { port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign \$71  = \$70  >> substream;
-  assign \$72  = tail ? { port_6 [1], port_4 [1], port_2 [1], port_0 [1] } : { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign \$72  = tail ? { port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] } : { port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
   assign \$73  = \$72  >> substream;
   assign \$74  = \$71  | \$73 ;
   assign \$77  = \$71  ? 4'h7 : 4'h6;
@@ -10278,11 +10918,11 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign \$148  = \$144  | \$147 ;
   assign \$149  = ~ \$148 ;
   assign \$150  = \$142  & \$149 ;
-  assign \$152  = | { port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
-  assign \$153  = | { port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
+  assign \$152  = | { port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
+  assign \$153  = | { port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign \$154  = \$152  | \$153 ;
-  assign \$155  = | { port_6 [1], port_4 [1], port_2 [1], port_0 [1] };
-  assign \$156  = | { port_7 [1], port_5 [1], port_3 [1], port_1 [1] };
+  assign \$155  = | { port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2] };
+  assign \$156  = | { port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] };
   assign \$157  = \$155  | \$156 ;
   assign \$158  = busy & passed;
   assign \$159  = \$158  & complete;
@@ -10450,11 +11090,11 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
             late_position = { 23'h000000, \$67  };
           end else if (\$63 ) begin
           end else if (\$64 ) begin
-            late_position = { 30'h00000000, \$68  };
+            late_position = { 29'h00000000, \$68  };
           end
       2'h3:
           if (\$74 ) begin
-            late_position = { 30'h00000000, substream };
+            late_position = { 29'h00000000, substream };
           end
     endcase
   end
@@ -10507,12 +11147,6 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     \$177  = \finishing$21 ;
     if (finish) begin
       \$177  = job;
-    end
-    if (cancel) begin
-      \$177  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$177  = 51'h0000000000000;
     end
   end
   always @* begin
@@ -11002,17 +11636,17 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       2'h0:
           /* empty */;
       2'h1:
-          \$205  = 2'h0;
+          \$205  = 3'h0;
       2'h2:
           /* empty */;
       2'h3:
-          \$205  = \$170 [1:0];
+          \$205  = \$170 [2:0];
     endcase
     if (cancel) begin
-      \$205  = 2'h0;
+      \$205  = 3'h0;
     end
     if (rst) begin
-      \$205  = 2'h0;
+      \$205  = 3'h0;
     end
   end
   always @* begin
@@ -11030,8 +11664,8 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   end
   assign head = parity;
   assign retire = judged;
-  assign bad_index = { port_7 [1], port_5 [1], port_3 [1], port_1 [1], port_7 [0], port_5 [0], port_3 [0], port_1 [0] };
-  assign bad_prefix = { port_6 [1], port_4 [1], port_2 [1], port_0 [1], port_6 [0], port_4 [0], port_2 [0], port_0 [0] };
+  assign bad_index = { port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
+  assign bad_prefix = { port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
   assign \cancel$62  = cancel;
   assign \$20  = tail;
   assign \$86  = { 2'h0, \$85 [16:2] };
@@ -11125,725 +11759,1077 @@ module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o
   end
 endmodule
 
-module egret_s_core_writer (rst, start, busy, settings, cancel, code_write, port_0 , word, clk);
+module egret_s_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$104 , \$105 , \$107 , \$108 , \$110 , \$112 , \$113 , \$115 , \$116 , \$119 ,
-    \$12 , \$123 , \$124 , \$126 , \$127 , \$128 , \$129 , \$13 , \$130 , \$132 , \$134 , \$135 ,
-    \$136 , \$137 , \$139 , \$141 , \$142 , \$143 , \$144 , \$145 , \$146 , \$147 , \$15 , \$154 ,
-    \$155 , \$157 , \$158 , \$16 , \$160 , \$162 , \$163 , \$165 , \$166 , \$169 , \$173 , \$174 ,
-    \$176 , \$177 , \$178 , \$179 , \$180 , \$182 , \$184 , \$185 , \$186 , \$187 , \$189 , \$19 ,
-    \$191 , \$192 , \$193 , \$194 , \$195 , \$196 , \$197 , \$2 , \$204 , \$205 , \$207 , \$208 ,
-    \$210 , \$212 , \$213 , \$214 , \$215 , \$216 , \$217 , \$218 , \$219 , \$223 , \$224 , \$225 ,
-    \$228 , \$229 , \$23 , \$230 , \$231 , \$232 , \$233 , \$239 , \$24 , \$242 , \$245 , \$246 ,
-    \$247 , \$248 , \$249 , \$252 , \$255 , \$257 , \$258 , \$259 , \$26 , \$261 , \$264 , \$266 ,
-    \$267 , \$268 , \$27 , \$270 , \$273 , \$275 , \$276 , \$277 , \$279 , \$28 , \$282 , \$284 ,
-    \$285 , \$286 , \$29 , \$30 , \$32 , \$34 , \$35 , \$36 , \$37 , \$39 , \$4 , \$40 , \$41 , \$42
-    , \$43 , \$44 , \$45 , \$46 , \$47 , \$54 , \$55 , \$57 , \$58 , \$6 , \$60 , \$62 , \$63 , \$65
-    , \$66 , \$69 , \$7 , \$73 , \$74 , \$76 , \$77 , \$78 , \$79 , \$80 , \$82 , \$84 , \$85 , \$86
-    , \$87 , \$89 , \$9 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 ;
-  wire [5:0] \$100 , \$150 , \$200 , \$287 , \$288 , \$50 ;
-  wire [3:0] \$101 , \$102 , \$103 , \$114 , \$14 , \$151 , \$152 , \$153 , \$164 , \$201 , \$202 ,
-    \$203 , \$3 , \$320 , \$389 , \$458 , \$51 , \$52 , \$527 , \$53 , \$64 ;
-  wire [4:0] \$11 , \$148 , \$149 , \$198 , \$199 , \$220 , \$234 , \$48 , \$49 , \$8 , \$98 , \$99
-    ;
-  wire [10:0] \$244 ;
-  wire [1:0] \$5 ;
-  reg [10:0] \$289 ;
-  reg [10:0] \$290  = 11'h000;
-  reg [9:0] \$291 ;
-  reg \$292 ;
-  reg [9:0] \$293 ;
-  reg \$294 ;
-  reg [20:0] \$295 ;
-  reg \$296 ;
-  reg [9:0] \$297 ;
-  reg [25:0] \$298 ;
-  reg [25:0] \$299 ;
-  reg [25:0] \$300 ;
-  reg [25:0] \$301 ;
-  reg [25:0] \$302 ;
-  reg [13:0] \$303 ;
+  wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
+    \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
+    \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
+    \$15 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$159 , \$16 , \$160 , \$161 , \$162 ,
+    \$163 , \$164 , \$166 , \$167 , \$17 , \$172 , \$173 , \$174 , \$175 , \$176 , \$178 , \$18 ,
+    \$180 , \$183 , \$184 , \$185 , \$186 , \$187 , \$19 , \$190 , \$191 , \$192 , \$193 , \$194 ,
+    \$195 , \$196 , \$197 , \$198 , \$2 , \$20 , \$202 , \$203 , \$204 , \$205 , \$206 , \$207 ,
+    \$209 , \$21 , \$210 , \$215 , \$216 , \$217 , \$218 , \$219 , \$221 , \$223 , \$226 , \$227 ,
+    \$228 , \$229 , \$230 , \$233 , \$234 , \$235 , \$236 , \$237 , \$238 , \$239 , \$24 , \$240 ,
+    \$241 , \$245 , \$246 , \$247 , \$248 , \$249 , \$25 , \$250 , \$252 , \$253 , \$258 , \$259 ,
+    \$260 , \$261 , \$262 , \$264 , \$266 , \$269 , \$27 , \$270 , \$271 , \$272 , \$273 , \$274 ,
+    \$275 , \$29 , \$3 , \$32 , \$33 , \$36 , \$37 , \$38 , \$42 , \$44 , \$49 , \$55 , \$56 , \$57
+    , \$59 , \$6 , \$60 , \$61 , \$64 , \$65 , \$66 , \$67 , \$68 , \$69 , \$7 , \$71 , \$72 , \$75
+    , \$76 , \$77 , \$78 , \$79 , \$82 , \$83 , \$84 , \$85 , \$86 , \$89 , \$9 , \$90 , \$91 , \$92
+    , \$93 , \$96 , \$97 , \$98 , \$99 ;
+  wire [5:0] \$100 , \$101 , \$62 ;
+  wire [3:0] \$102 , \$103 , \$126 , \$127 , \$145 , \$146 , \$169 , \$170 , \$188 , \$189 , \$212 ,
+    \$213 , \$23 , \$231 , \$232 , \$255 , \$256 , \$4 , \$5 , \$50 , \$58 ;
+  wire [4:0] \$125 , \$168 , \$211 , \$254 , \$26 , \$51 , \$8 ;
+  wire [10:0] \$63 ;
+  reg [22:0] \$276 ;
+  reg [13:0] \$277 ;
+  reg [13:0] \$278  = 14'h0000;
+  reg \$279 ;
+  reg [3:0] \$280 ;
+  reg \$281 ;
+  reg \$282 ;
+  reg [3:0] \$283 ;
+  reg \$284 ;
+  reg [9:0] \$285 ;
+  reg \$286 ;
+  reg [9:0] \$287 ;
+  reg [26:0] \$288 ;
+  reg [26:0] \$289 ;
+  reg [4:0] \$290 ;
+  reg [26:0] \$291 ;
+  reg [26:0] \$292 ;
+  reg [4:0] \$293 ;
+  reg [26:0] \$294 ;
+  reg [26:0] \$295 ;
+  reg [4:0] \$296 ;
+  reg [26:0] \$297 ;
+  reg [26:0] \$298 ;
+  reg [4:0] \$299 ;
+  reg [26:0] \$300 ;
+  reg [13:0] \$301 ;
+  reg [10:0] \$302 ;
+  reg [10:0] \$303  = 11'h000;
+  wire [3:0] \$signature__addr ;
+  wire [3:0] \$signature__addr$109 ;
+  wire [3:0] \$signature__addr$113 ;
+  wire [3:0] \$signature__addr$62 ;
+  wire [3:0] \$signature__addr$75 ;
+  wire [3:0] \$signature__addr$79 ;
+  wire [3:0] \$signature__addr$92 ;
+  wire [3:0] \$signature__addr$96 ;
+  wire [3:0] \$signature__data ;
+  wire [3:0] \$signature__data$110 ;
+  wire [3:0] \$signature__data$114 ;
+  wire [3:0] \$signature__data$63 ;
+  wire [3:0] \$signature__data$76 ;
+  wire [3:0] \$signature__data$80 ;
+  wire [3:0] \$signature__data$93 ;
+  wire [3:0] \$signature__data$97 ;
+  wire \$signature__en ;
+  wire \$signature__en$108 ;
+  wire \$signature__en$112 ;
+  wire \$signature__en$61 ;
+  wire \$signature__en$74 ;
+  wire \$signature__en$78 ;
+  wire \$signature__en$91 ;
+  wire \$signature__en$95 ;
+  reg [9:0] _write = 10'h000;
   reg [9:0] address = 10'h000;
-  reg [25:0] after0 = 26'h0000000;
-  reg [25:0] after1 = 26'h0000000;
-  reg [25:0] after2 = 26'h0000000;
-  reg [25:0] after3 = 26'h0000000;
-  wire [20:0] bank0;
+  reg [26:0] after0 = 27'h0000000;
+  reg [26:0] after1 = 27'h0000000;
+  reg [26:0] after2 = 27'h0000000;
+  reg [26:0] after3 = 27'h0000000;
+  wire [22:0] bank0;
   reg bare00 = 1'h0;
   reg bare01 = 1'h0;
-  wire bit0_bare;
-  wire bit0_closes;
+  reg [26:0] before0 = 27'h0000000;
+  reg [26:0] before1 = 27'h0000000;
+  reg [26:0] before2 = 27'h0000000;
+  reg [26:0] before3 = 27'h0000000;
   wire [3:0] bit0_counted;
   wire bit0_empty;
   wire bit0_ends;
   wire bit0_event;
-  wire bit0_event_before;
-  wire bit0_exceeds;
+  wire bit0_finishes;
   wire bit0_fresh;
-  wire [3:0] bit0_left;
   wire bit0_loads;
+  wire [4:0] bit0_looked;
   wire bit0_opens;
-  wire [6:0] bit0_state;
+  wire bit0_rises;
+  wire [7:0] bit0_state;
   wire bit0_stays;
-  wire bit0_table;
-  wire bit1_bare;
-  wire bit1_closes;
+  wire bit0_unloaded;
   wire [3:0] bit1_counted;
   wire bit1_empty;
   wire bit1_ends;
   wire bit1_event;
-  wire bit1_event_before;
-  wire bit1_exceeds;
+  wire bit1_finishes;
   wire bit1_fresh;
-  wire [3:0] bit1_left;
   wire bit1_loads;
+  wire [4:0] bit1_looked;
   wire bit1_opens;
-  wire [6:0] bit1_state;
+  wire bit1_rises;
+  wire [7:0] bit1_state;
   wire bit1_stays;
-  wire bit1_table;
-  wire bit2_bare;
-  wire bit2_closes;
+  wire bit1_unloaded;
   wire [3:0] bit2_counted;
   wire bit2_empty;
   wire bit2_ends;
   wire bit2_event;
-  wire bit2_event_before;
-  wire bit2_exceeds;
+  wire bit2_finishes;
   wire bit2_fresh;
-  wire [3:0] bit2_left;
   wire bit2_loads;
+  wire [4:0] bit2_looked;
   wire bit2_opens;
-  wire [6:0] bit2_state;
+  wire bit2_rises;
+  wire [7:0] bit2_state;
   wire bit2_stays;
-  wire bit2_table;
-  wire bit3_bare;
-  wire bit3_closes;
+  wire bit2_unloaded;
   wire [3:0] bit3_counted;
   wire bit3_empty;
   wire bit3_ends;
   wire bit3_event;
-  wire bit3_event_before;
-  wire bit3_exceeds;
+  wire bit3_finishes;
   wire bit3_fresh;
-  wire [3:0] bit3_left;
   wire bit3_loads;
+  wire [4:0] bit3_looked;
   wire bit3_opens;
-  wire [6:0] bit3_state;
+  wire bit3_rises;
+  wire [7:0] bit3_state;
   wire bit3_stays;
-  wire bit3_table;
+  wire bit3_unloaded;
   output busy;
   wire busy;
   input cancel;
   wire cancel;
-  wire [20:0] chosen;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  reg [25:0] entering = 26'h0000000;
+  reg [26:0] entering = 27'h0000000;
+  reg golomb00 = 1'h0;
+  reg golomb01 = 1'h0;
+  reg [3:0] last00 = 4'h0;
+  reg [3:0] last01 = 4'h0;
+  reg [4:0] looked0 = 5'h00;
+  reg [4:0] looked1 = 5'h00;
+  reg [4:0] looked2 = 5'h00;
+  reg [4:0] looked3 = 5'h00;
   wire [28:0] microcode_write;
   (* init = 11'h000 *)
   output [10:0] port_0 ;
   wire [10:0] port_0 ;
-  wire [3:0] port__addr;
-  wire [3:0] \port__addr$10 ;
-  wire [3:0] \port__addr$17 ;
-  wire [3:0] \port__addr$19 ;
-  wire [3:0] \port__addr$38 ;
-  wire [3:0] \port__addr$39 ;
-  wire [3:0] \port__addr$58 ;
-  wire [3:0] \port__addr$59 ;
-  wire [3:0] \port__addr$78 ;
-  wire [3:0] \port__addr$79 ;
-  wire [3:0] port__data;
-  wire [3:0] \port__data$11 ;
-  wire [3:0] \port__data$21 ;
-  wire [3:0] \port__data$22 ;
-  wire [3:0] \port__data$41 ;
-  wire [3:0] \port__data$42 ;
-  wire [3:0] \port__data$61 ;
-  wire [3:0] \port__data$62 ;
-  wire [3:0] \port__data$81 ;
-  wire [3:0] \port__data$82 ;
-  wire port__en;
-  wire \port__en$8 ;
+  wire [3:0] reading__addr;
+  wire [3:0] \reading__addr$111 ;
+  wire [3:0] \reading__addr$115 ;
+  wire [3:0] \reading__addr$64 ;
+  wire [3:0] \reading__addr$77 ;
+  wire [3:0] \reading__addr$81 ;
+  wire [3:0] \reading__addr$94 ;
+  wire [3:0] \reading__addr$98 ;
+  wire [3:0] reading__data;
+  wire [3:0] \reading__data$100 ;
+  wire [3:0] \reading__data$116 ;
+  wire [3:0] \reading__data$117 ;
+  wire [3:0] \reading__data$66 ;
+  wire [3:0] \reading__data$82 ;
+  wire [3:0] \reading__data$83 ;
+  wire [3:0] \reading__data$99 ;
   input rst;
   wire rst;
   reg running = 1'h0;
   input [43:0] settings;
   wire [43:0] settings;
-  wire [20:0] \settings$14 ;
-  reg [20:0] \settings$18  = 21'h000000;
+  wire [22:0] \settings$17 ;
   input start;
   wire start;
+  reg [22:0] taken = 23'h000000;
   output [13:0] word;
   reg [13:0] word = 14'h0000;
-  reg [9:0] write0 = 10'h000;
-  reg [9:0] write1 = 10'h000;
-  wire [20:0] written;
   (* no_rw_check = 32'd1 *)
-  reg [3:0] table0 [15:0];
-  integer table0_entry;
+  reg [3:0] \U$0  [15:0];
   initial begin
-    for (table0_entry = 0; table0_entry < 16; table0_entry = table0_entry + 1)
-      table0[table0_entry] = 4'h0;
+    \U$0 [0] = 4'h0;
+    \U$0 [1] = 4'h0;
+    \U$0 [2] = 4'h0;
+    \U$0 [3] = 4'h0;
+    \U$0 [4] = 4'h0;
+    \U$0 [5] = 4'h0;
+    \U$0 [6] = 4'h0;
+    \U$0 [7] = 4'h0;
+    \U$0 [8] = 4'h0;
+    \U$0 [9] = 4'h0;
+    \U$0 [10] = 4'h0;
+    \U$0 [11] = 4'h0;
+    \U$0 [12] = 4'h0;
+    \U$0 [13] = 4'h0;
+    \U$0 [14] = 4'h0;
+    \U$0 [15] = 4'h0;
   end
   always @(posedge clk) begin
-    if (write0[0])
-      table0[write0[5:2]] <= write0[9:6];
+    if (_write[0])
+      \U$0 [_write[5:2]] <= _write[9:6];
   end
-  assign \port__data$81  = table0[after2[14:11]];
-  assign \port__data$61  = table0[after1[14:11]];
-  assign \port__data$41  = table0[after0[14:11]];
-  assign \port__data$21  = table0[entering[14:11]];
+  assign reading__data = \U$0 [entering[14:11]];
   (* no_rw_check = 32'd1 *)
-  reg [3:0] table1 [15:0];
-  integer table1_entry;
+  reg [3:0] \U$1  [15:0];
   initial begin
-    for (table1_entry = 0; table1_entry < 16; table1_entry = table1_entry + 1)
-      table1[table1_entry] = 4'h0;
+    \U$1 [0] = 4'h0;
+    \U$1 [1] = 4'h0;
+    \U$1 [2] = 4'h0;
+    \U$1 [3] = 4'h0;
+    \U$1 [4] = 4'h0;
+    \U$1 [5] = 4'h0;
+    \U$1 [6] = 4'h0;
+    \U$1 [7] = 4'h0;
+    \U$1 [8] = 4'h0;
+    \U$1 [9] = 4'h0;
+    \U$1 [10] = 4'h0;
+    \U$1 [11] = 4'h0;
+    \U$1 [12] = 4'h0;
+    \U$1 [13] = 4'h0;
+    \U$1 [14] = 4'h0;
+    \U$1 [15] = 4'h0;
   end
   always @(posedge clk) begin
-    if (write1[0])
-      table1[write1[5:2]] <= write1[9:6];
+    if (_write[1])
+      \U$1 [_write[5:2]] <= _write[9:6];
   end
-  assign \port__data$82  = table1[after2[14:11]];
-  assign \port__data$62  = table1[after1[14:11]];
-  assign \port__data$42  = table1[after0[14:11]];
-  assign \port__data$22  = table1[entering[14:11]];
+  assign \reading__data$66  = \U$1 [entering[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$2  [15:0];
+  initial begin
+    \U$2 [0] = 4'h0;
+    \U$2 [1] = 4'h0;
+    \U$2 [2] = 4'h0;
+    \U$2 [3] = 4'h0;
+    \U$2 [4] = 4'h0;
+    \U$2 [5] = 4'h0;
+    \U$2 [6] = 4'h0;
+    \U$2 [7] = 4'h0;
+    \U$2 [8] = 4'h0;
+    \U$2 [9] = 4'h0;
+    \U$2 [10] = 4'h0;
+    \U$2 [11] = 4'h0;
+    \U$2 [12] = 4'h0;
+    \U$2 [13] = 4'h0;
+    \U$2 [14] = 4'h0;
+    \U$2 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$2 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$82  = \U$2 [after0[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$3  [15:0];
+  initial begin
+    \U$3 [0] = 4'h0;
+    \U$3 [1] = 4'h0;
+    \U$3 [2] = 4'h0;
+    \U$3 [3] = 4'h0;
+    \U$3 [4] = 4'h0;
+    \U$3 [5] = 4'h0;
+    \U$3 [6] = 4'h0;
+    \U$3 [7] = 4'h0;
+    \U$3 [8] = 4'h0;
+    \U$3 [9] = 4'h0;
+    \U$3 [10] = 4'h0;
+    \U$3 [11] = 4'h0;
+    \U$3 [12] = 4'h0;
+    \U$3 [13] = 4'h0;
+    \U$3 [14] = 4'h0;
+    \U$3 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$3 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$83  = \U$3 [after0[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$4  [15:0];
+  initial begin
+    \U$4 [0] = 4'h0;
+    \U$4 [1] = 4'h0;
+    \U$4 [2] = 4'h0;
+    \U$4 [3] = 4'h0;
+    \U$4 [4] = 4'h0;
+    \U$4 [5] = 4'h0;
+    \U$4 [6] = 4'h0;
+    \U$4 [7] = 4'h0;
+    \U$4 [8] = 4'h0;
+    \U$4 [9] = 4'h0;
+    \U$4 [10] = 4'h0;
+    \U$4 [11] = 4'h0;
+    \U$4 [12] = 4'h0;
+    \U$4 [13] = 4'h0;
+    \U$4 [14] = 4'h0;
+    \U$4 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$4 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$99  = \U$4 [after1[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$5  [15:0];
+  initial begin
+    \U$5 [0] = 4'h0;
+    \U$5 [1] = 4'h0;
+    \U$5 [2] = 4'h0;
+    \U$5 [3] = 4'h0;
+    \U$5 [4] = 4'h0;
+    \U$5 [5] = 4'h0;
+    \U$5 [6] = 4'h0;
+    \U$5 [7] = 4'h0;
+    \U$5 [8] = 4'h0;
+    \U$5 [9] = 4'h0;
+    \U$5 [10] = 4'h0;
+    \U$5 [11] = 4'h0;
+    \U$5 [12] = 4'h0;
+    \U$5 [13] = 4'h0;
+    \U$5 [14] = 4'h0;
+    \U$5 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$5 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$100  = \U$5 [after1[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$6  [15:0];
+  initial begin
+    \U$6 [0] = 4'h0;
+    \U$6 [1] = 4'h0;
+    \U$6 [2] = 4'h0;
+    \U$6 [3] = 4'h0;
+    \U$6 [4] = 4'h0;
+    \U$6 [5] = 4'h0;
+    \U$6 [6] = 4'h0;
+    \U$6 [7] = 4'h0;
+    \U$6 [8] = 4'h0;
+    \U$6 [9] = 4'h0;
+    \U$6 [10] = 4'h0;
+    \U$6 [11] = 4'h0;
+    \U$6 [12] = 4'h0;
+    \U$6 [13] = 4'h0;
+    \U$6 [14] = 4'h0;
+    \U$6 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[0])
+      \U$6 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$116  = \U$6 [after2[14:11]];
+  (* no_rw_check = 32'd1 *)
+  reg [3:0] \U$7  [15:0];
+  initial begin
+    \U$7 [0] = 4'h0;
+    \U$7 [1] = 4'h0;
+    \U$7 [2] = 4'h0;
+    \U$7 [3] = 4'h0;
+    \U$7 [4] = 4'h0;
+    \U$7 [5] = 4'h0;
+    \U$7 [6] = 4'h0;
+    \U$7 [7] = 4'h0;
+    \U$7 [8] = 4'h0;
+    \U$7 [9] = 4'h0;
+    \U$7 [10] = 4'h0;
+    \U$7 [11] = 4'h0;
+    \U$7 [12] = 4'h0;
+    \U$7 [13] = 4'h0;
+    \U$7 [14] = 4'h0;
+    \U$7 [15] = 4'h0;
+  end
+  always @(posedge clk) begin
+    if (_write[1])
+      \U$7 [_write[5:2]] <= _write[9:6];
+  end
+  assign \reading__data$117  = \U$7 [after2[14:11]];
   assign \$1  = ~ settings[0];
   assign \$2  = settings[1] & \$1 ;
-  assign \$3  = settings[0] ? settings[11:8] : settings[7:4];
-  assign \$4  = settings[0] ? settings[3] : settings[2];
-  assign \$5  = ~ { settings[2], \$4  };
-  assign \$6  = bare00 & bank0[11];
-  assign \$7  = bare01 & bank0[12];
-  assign \$8  = bank0[6:3] - bank0[13];
-  assign \$9  = ~ bank0[13];
-  assign \$10  = bank0[11] & \$9 ;
-  assign \$11  = bank0[10:7] - bank0[14];
-  assign \$12  = ~ bank0[14];
-  assign \$13  = bank0[12] & \$12 ;
-  assign bit0_left = bit0_table ? \port__data$22  : \port__data$21 ;
-  assign bit0_empty = ! bit0_left;
-  assign \$320  = bit0_table * 3'h4;
-  assign \$14  = \settings$18 [10:3] >> \$320 ;
-  assign \$15  = entering[14:11] == \$14 ;
-  assign \$16  = \settings$18 [12:11] >> bit0_table;
-  assign bit0_opens = \$15  & \$16 ;
-  assign \$19  = \settings$18 [14:13] >> bit0_table;
-  assign bit0_closes = \$15  & \$19 ;
-  assign \$23  = ~ \$16 ;
-  assign \$24  = \$15  & \$23 ;
-  assign \$26  = ~ \$19 ;
-  assign bit0_exceeds = \$24  & \$26 ;
-  assign \$27  = ~ entering[16];
-  assign \$28  = ~ entering[17];
-  assign \$29  = \$27  & \$28 ;
-  assign \$30  = entering[4] | bit0_opens;
-  assign bit0_loads = \$29  & \$30 ;
-  assign \$32  = bit0_closes & \$27 ;
-  assign \$34  = \$32  & \$28 ;
-  assign \$35  = ~ entering[4];
-  assign bit0_bare = \$34  & \$35 ;
-  assign \$36  = entering[14:11] == 1'h1;
-  assign \$37  = entering[16] & \$36 ;
-  assign \$39  = \$37  & \$28 ;
-  assign bit0_ends = bit0_bare | \$39 ;
-  assign \$40  = ~ \settings$18 [1];
-  assign \$41  = entering[16] | bit0_opens;
-  assign \$42  = entering[4] == \$41 ;
-  assign \$43  = \$40  & \$42 ;
-  assign bit0_event = bit0_table | \$43 ;
-  assign \$44  = ~ bit0_table;
-  assign bit0_fresh = \settings$18 [1] ? \$44  : \settings$18 [2];
-  assign \$45  = entering[16] | entering[4];
-  assign \$46  = \$45  | bit0_opens;
-  assign \$47  = ~ bit0_ends;
-  assign bit0_stays = \$46  & \$47 ;
-  assign bit0_event_before = bit0_ends ? bit0_fresh : bit0_event;
-  assign \$48  = entering[14:11] - 1'h1;
-  assign \$49  = entering[14:11] + 1'h1;
-  assign \$50  = entering[16] ? { \$48 [4], \$48  } : { 1'h0, \$49  };
-  assign \$51  = ~ { bit0_bare, bit0_bare, bit0_bare, bit0_bare };
-  assign \$52  = \$50 [3:0] & \$51 ;
-  assign \$53  = bit0_loads ? bit0_left : \$52 ;
-  assign \$54  = bit0_loads & bit0_empty;
-  assign \$55  = \$54  ? bit0_fresh : bit0_event_before;
-  assign \$57  = ~ \$54 ;
-  assign \$58  = bit0_stays & \$57 ;
-  assign \$60  = bit0_exceeds & \$27 ;
-  assign \$62  = \$60  & \$35 ;
-  assign \$63  = entering[17] | \$62 ;
-  assign bit1_left = bit1_table ? \port__data$42  : \port__data$41 ;
-  assign bit1_empty = ! bit1_left;
-  assign \$389  = bit1_table * 3'h4;
-  assign \$64  = \settings$18 [10:3] >> \$389 ;
-  assign \$65  = after0[14:11] == \$64 ;
-  assign \$66  = \settings$18 [12:11] >> bit1_table;
-  assign bit1_opens = \$65  & \$66 ;
-  assign \$69  = \settings$18 [14:13] >> bit1_table;
-  assign bit1_closes = \$65  & \$69 ;
-  assign \$73  = ~ \$66 ;
-  assign \$74  = \$65  & \$73 ;
-  assign \$76  = ~ \$69 ;
-  assign bit1_exceeds = \$74  & \$76 ;
-  assign \$77  = ~ after0[16];
-  assign \$78  = ~ after0[17];
-  assign \$79  = \$77  & \$78 ;
-  assign \$80  = after0[3] | bit1_opens;
-  assign bit1_loads = \$79  & \$80 ;
-  assign \$82  = bit1_closes & \$77 ;
-  assign \$84  = \$82  & \$78 ;
-  assign \$85  = ~ after0[3];
-  assign bit1_bare = \$84  & \$85 ;
-  assign \$86  = after0[14:11] == 1'h1;
-  assign \$87  = after0[16] & \$86 ;
-  assign \$89  = \$87  & \$78 ;
-  assign bit1_ends = bit1_bare | \$89 ;
-  assign \$91  = after0[16] | bit1_opens;
-  assign \$92  = after0[3] == \$91 ;
-  assign \$93  = \$40  & \$92 ;
-  assign bit1_event = bit1_table | \$93 ;
-  assign \$94  = ~ bit1_table;
-  assign bit1_fresh = \settings$18 [1] ? \$94  : \settings$18 [2];
-  assign \$95  = after0[16] | after0[3];
-  assign \$96  = \$95  | bit1_opens;
-  assign \$97  = ~ bit1_ends;
-  assign bit1_stays = \$96  & \$97 ;
-  assign bit1_event_before = bit1_ends ? bit1_fresh : bit1_event;
-  assign \$98  = after0[14:11] - 1'h1;
-  assign \$99  = after0[14:11] + 1'h1;
-  assign \$100  = after0[16] ? { \$98 [4], \$98  } : { 1'h0, \$99  };
-  assign \$101  = ~ { bit1_bare, bit1_bare, bit1_bare, bit1_bare };
-  assign \$102  = \$100 [3:0] & \$101 ;
-  assign \$103  = bit1_loads ? bit1_left : \$102 ;
-  assign \$104  = bit1_loads & bit1_empty;
-  assign \$105  = \$104  ? bit1_fresh : bit1_event_before;
-  assign \$107  = ~ \$104 ;
-  assign \$108  = bit1_stays & \$107 ;
-  assign \$110  = bit1_exceeds & \$77 ;
-  assign \$112  = \$110  & \$85 ;
-  assign \$113  = after0[17] | \$112 ;
-  assign bit2_left = bit2_table ? \port__data$62  : \port__data$61 ;
-  assign bit2_empty = ! bit2_left;
-  assign \$458  = bit2_table * 3'h4;
-  assign \$114  = \settings$18 [10:3] >> \$458 ;
-  assign \$115  = after1[14:11] == \$114 ;
-  assign \$116  = \settings$18 [12:11] >> bit2_table;
-  assign bit2_opens = \$115  & \$116 ;
-  assign \$119  = \settings$18 [14:13] >> bit2_table;
-  assign bit2_closes = \$115  & \$119 ;
-  assign \$123  = ~ \$116 ;
-  assign \$124  = \$115  & \$123 ;
-  assign \$126  = ~ \$119 ;
-  assign bit2_exceeds = \$124  & \$126 ;
-  assign \$127  = ~ after1[16];
-  assign \$128  = ~ after1[17];
-  assign \$129  = \$127  & \$128 ;
-  assign \$130  = after1[2] | bit2_opens;
-  assign bit2_loads = \$129  & \$130 ;
-  assign \$132  = bit2_closes & \$127 ;
-  assign \$134  = \$132  & \$128 ;
-  assign \$135  = ~ after1[2];
-  assign bit2_bare = \$134  & \$135 ;
-  assign \$136  = after1[14:11] == 1'h1;
-  assign \$137  = after1[16] & \$136 ;
-  assign \$139  = \$137  & \$128 ;
-  assign bit2_ends = bit2_bare | \$139 ;
-  assign \$141  = after1[16] | bit2_opens;
-  assign \$142  = after1[2] == \$141 ;
-  assign \$143  = \$40  & \$142 ;
-  assign bit2_event = bit2_table | \$143 ;
-  assign \$144  = ~ bit2_table;
-  assign bit2_fresh = \settings$18 [1] ? \$144  : \settings$18 [2];
-  assign \$145  = after1[16] | after1[2];
-  assign \$146  = \$145  | bit2_opens;
-  assign \$147  = ~ bit2_ends;
-  assign bit2_stays = \$146  & \$147 ;
-  assign bit2_event_before = bit2_ends ? bit2_fresh : bit2_event;
-  assign \$148  = after1[14:11] - 1'h1;
-  assign \$149  = after1[14:11] + 1'h1;
-  assign \$150  = after1[16] ? { \$148 [4], \$148  } : { 1'h0, \$149  };
-  assign \$151  = ~ { bit2_bare, bit2_bare, bit2_bare, bit2_bare };
-  assign \$152  = \$150 [3:0] & \$151 ;
-  assign \$153  = bit2_loads ? bit2_left : \$152 ;
-  assign \$154  = bit2_loads & bit2_empty;
-  assign \$155  = \$154  ? bit2_fresh : bit2_event_before;
-  assign \$157  = ~ \$154 ;
-  assign \$158  = bit2_stays & \$157 ;
-  assign \$160  = bit2_exceeds & \$127 ;
-  assign \$162  = \$160  & \$135 ;
-  assign \$163  = after1[17] | \$162 ;
-  assign bit3_left = bit3_table ? \port__data$82  : \port__data$81 ;
-  assign bit3_empty = ! bit3_left;
-  assign \$527  = bit3_table * 3'h4;
-  assign \$164  = \settings$18 [10:3] >> \$527 ;
-  assign \$165  = after2[14:11] == \$164 ;
-  assign \$166  = \settings$18 [12:11] >> bit3_table;
-  assign bit3_opens = \$165  & \$166 ;
-  assign \$169  = \settings$18 [14:13] >> bit3_table;
-  assign bit3_closes = \$165  & \$169 ;
-  assign \$173  = ~ \$166 ;
-  assign \$174  = \$165  & \$173 ;
-  assign \$176  = ~ \$169 ;
-  assign bit3_exceeds = \$174  & \$176 ;
-  assign \$177  = ~ after2[16];
-  assign \$178  = ~ after2[17];
-  assign \$179  = \$177  & \$178 ;
-  assign \$180  = after2[1] | bit3_opens;
-  assign bit3_loads = \$179  & \$180 ;
-  assign \$182  = bit3_closes & \$177 ;
-  assign \$184  = \$182  & \$178 ;
-  assign \$185  = ~ after2[1];
-  assign bit3_bare = \$184  & \$185 ;
-  assign \$186  = after2[14:11] == 1'h1;
-  assign \$187  = after2[16] & \$186 ;
-  assign \$189  = \$187  & \$178 ;
-  assign bit3_ends = bit3_bare | \$189 ;
-  assign \$191  = after2[16] | bit3_opens;
-  assign \$192  = after2[1] == \$191 ;
-  assign \$193  = \$40  & \$192 ;
-  assign bit3_event = bit3_table | \$193 ;
-  assign \$194  = ~ bit3_table;
-  assign bit3_fresh = \settings$18 [1] ? \$194  : \settings$18 [2];
-  assign \$195  = after2[16] | after2[1];
-  assign \$196  = \$195  | bit3_opens;
-  assign \$197  = ~ bit3_ends;
-  assign bit3_stays = \$196  & \$197 ;
-  assign bit3_event_before = bit3_ends ? bit3_fresh : bit3_event;
-  assign \$198  = after2[14:11] - 1'h1;
-  assign \$199  = after2[14:11] + 1'h1;
-  assign \$200  = after2[16] ? { \$198 [4], \$198  } : { 1'h0, \$199  };
-  assign \$201  = ~ { bit3_bare, bit3_bare, bit3_bare, bit3_bare };
-  assign \$202  = \$200 [3:0] & \$201 ;
-  assign \$203  = bit3_loads ? bit3_left : \$202 ;
-  assign \$204  = bit3_loads & bit3_empty;
-  assign \$205  = \$204  ? bit3_fresh : bit3_event_before;
-  assign \$207  = ~ \$204 ;
-  assign \$208  = bit3_stays & \$207 ;
-  assign \$210  = bit3_exceeds & \$177 ;
-  assign \$212  = \$210  & \$185 ;
-  assign \$213  = after2[17] | \$212 ;
-  assign \$214  = | { after3[0], after2[0], after1[0], after0[0], entering[0] };
-  assign \$215  = running | \$214 ;
-  assign busy = \$215  | \$290 [0];
-  assign \$216  = code_write[2] == bank0[1];
-  assign \$217  = code_write[0] & \$216 ;
-  assign \$218  = code_write[6:3] == bank0[6:3];
-  assign \$219  = \$218  & bank0[11];
-  assign \$220  = code_write[10:7] - \$219 ;
-  assign \$223  = ! code_write[1];
-  assign \$228  = \$225  & \$219 ;
-  assign \$229  = ! code_write[10:7];
-  assign \$230  = ~ code_write[2];
-  assign \$231  = code_write[0] & \$230 ;
-  assign \$232  = code_write[6:3] == bank0[10:7];
-  assign \$233  = \$232  & bank0[12];
-  assign \$234  = code_write[10:7] - \$233 ;
-  assign \$242  = \$239  & \$233 ;
-  assign \$244  = address + 1'h1;
-  assign \$245  = & address;
-  assign \$246  = address[9:4] == 6'h3f;
-  assign \$247  = address[9:4] == 6'h2f;
-  assign \$248  = address[9:4] == 6'h2e;
-  assign \$249  = \$247  | \$248 ;
-  assign \$252  = \$54  | bit0_ends;
-  assign \$255  = \$252  & bit0_event;
-  assign \$257  = entering[17] & \$27 ;
-  assign \$258  = \$257  & entering[4];
-  assign \$259  = \$255  | \$258 ;
-  assign \$261  = \$104  | bit1_ends;
-  assign \$264  = \$261  & bit1_event;
-  assign \$266  = after0[17] & \$77 ;
-  assign \$267  = \$266  & after0[3];
-  assign \$268  = \$264  | \$267 ;
-  assign \$270  = \$154  | bit2_ends;
-  assign \$273  = \$270  & bit2_event;
-  assign \$275  = after1[17] & \$127 ;
-  assign \$276  = \$275  & after1[2];
-  assign \$277  = \$273  | \$276 ;
-  assign \$279  = \$204  | bit3_ends;
-  assign \$282  = \$279  & bit3_event;
-  assign \$284  = after2[17] & \$177 ;
-  assign \$285  = \$284  & after2[1];
-  assign \$286  = \$282  | \$285 ;
-  assign \$287  = after3[16] ? 6'h2e : 6'h2f;
-  assign \$288  = after3[17] ? \$287  : after3[16:11];
+  assign \$3  = settings[0] ? settings[3] : settings[2];
+  assign \$4  = settings[0] ? settings[11:8] : settings[7:4];
+  assign \$5  = ~ last00;
+  assign \$6  = ~ golomb00;
+  assign \$7  = bare00 & \$6 ;
+  assign \$8  = \$5  + \$7 ;
+  assign \$9  = ~ bare00;
+  assign \$11  = \$9  & \$6 ;
+  assign \$14  = taken[2] == \$278 [0];
+  assign \$15  = taken[0] & \$14 ;
+  assign \$16  = ! taken[1];
+  assign \$19  = taken[6:3] == last00;
+  assign \$20  = \$18  & \$19 ;
+  assign \$21  = ! taken[10:7];
+  assign \$23  = ~ last01;
+  assign \$24  = ~ golomb01;
+  assign \$25  = bare01 & \$24 ;
+  assign \$26  = \$23  + \$25 ;
+  assign \$27  = ~ bare01;
+  assign \$29  = \$27  & \$24 ;
+  assign \$32  = ~ taken[2];
+  assign \$33  = taken[0] & \$32 ;
+  assign \$37  = taken[6:3] == last01;
+  assign \$38  = \$36  & \$37 ;
+  assign \$44  = \$42  & \$14 ;
+  assign \$49  = \$42  & \$32 ;
+  assign \$50  = ~ taken[6:3];
+  assign \$51  = taken[10:7] - 1'h1;
+  assign \$55  = taken[2] ? settings[3] : settings[2];
+  assign \$56  = ~ \$55 ;
+  assign \$57  = \$42  & \$56 ;
+  assign \$58  = taken[2] ? settings[11:8] : settings[7:4];
+  assign \$59  = taken[6:3] == \$58 ;
+  assign \$60  = \$57  & \$59 ;
+  assign \$62  = $signed(\$51 ) - $signed({ 1'h0, \$61  });
+  assign \$63  = address + 1'h1;
+  assign \$64  = & address;
+  assign \$65  = ~ address[9];
+  assign \$66  = address[9:4] == 6'h3f;
+  assign \$67  = address[9:4] == 6'h2f;
+  assign \$68  = address[9:4] == 6'h2e;
+  assign \$69  = \$67  | \$68 ;
+  assign \$71  = bit0_loads & bit0_empty;
+  assign \$72  = \$71  | bit0_ends;
+  assign \$75  = \$72  & bit0_event;
+  assign \$76  = before0[18] & before0[4];
+  assign \$77  = \$75  | \$76 ;
+  assign \$78  = bit1_loads & bit1_empty;
+  assign \$79  = \$78  | bit1_ends;
+  assign \$82  = \$79  & bit1_event;
+  assign \$83  = before1[18] & before1[3];
+  assign \$84  = \$82  | \$83 ;
+  assign \$85  = bit2_loads & bit2_empty;
+  assign \$86  = \$85  | bit2_ends;
+  assign \$89  = \$86  & bit2_event;
+  assign \$90  = before2[18] & before2[2];
+  assign \$91  = \$89  | \$90 ;
+  assign \$92  = bit3_loads & bit3_empty;
+  assign \$93  = \$92  | bit3_ends;
+  assign \$96  = \$93  & bit3_event;
+  assign \$97  = before3[18] & before3[1];
+  assign \$98  = \$96  | \$97 ;
+  assign \$99  = after3[17] | after3[16];
+  assign \$100  = after3[18] ? 6'h2f : 6'h2e;
+  assign \$101  = \$99  ? after3[16:11] : \$100 ;
+  assign \$102  = entering[15] ? \reading__data$66  : reading__data;
+  assign \$103  = entering[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$104  = entering[14:11] == \$103 ;
+  assign \$105  = before0[15] ? \$278 [11] : \$278 [10];
+  assign bit0_opens = looked0[4] & \$105 ;
+  assign \$106  = before0[4] | bit0_opens;
+  assign bit0_loads = before0[17] & \$106 ;
+  assign \$107  = ! before0[14:11];
+  assign bit0_finishes = before0[16] & \$107 ;
+  assign \$108  = ~ before0[4];
+  assign \$109  = before0[17] & \$108 ;
+  assign \$110  = \$109  & looked0[4];
+  assign \$111  = before0[15] ? \$278 [13] : \$278 [12];
+  assign \$112  = \$110  & \$111 ;
+  assign bit0_ends = bit0_finishes | \$112 ;
+  assign \$116  = ~ \$111 ;
+  assign \$117  = looked0[4] & \$116 ;
+  assign \$118  = ~ \$117 ;
+  assign \$119  = \$109  & \$118 ;
+  assign bit0_stays = bit0_finishes | \$119 ;
+  assign bit0_empty = looked0[3] & looked0[2];
+  assign \$120  = before0[16] | bit0_opens;
+  assign bit0_rises = before0[4] == \$120 ;
+  assign \$122  = ~ \$278 [0];
+  assign \$123  = \$122  & bit0_rises;
+  assign bit0_event = \$121  | \$123 ;
+  assign \$124  = ~ before0[15];
+  assign bit0_fresh = \$278 [0] ? \$124  : \$278 [1];
+  assign bit0_unloaded = bit0_ends ? bit0_fresh : bit0_event;
+  assign \$125  = before0[14:11] - 1'h1;
+  assign \$126  = \$125 [3:0] | { bit0_ends, bit0_ends, bit0_ends, bit0_ends };
+  assign \$127  = bit0_loads ? looked0[3:0] : \$126 ;
+  assign \$129  = \$71  ? bit0_fresh : bit0_unloaded;
+  assign \$130  = ~ bit0_empty;
+  assign \$131  = ~ bit0_finishes;
+  assign \$132  = before0[16] & \$131 ;
+  assign \$133  = bit0_loads ? \$130  : \$132 ;
+  assign \$135  = \$71  | bit0_stays;
+  assign \$137  = before0[17] & looked0[4];
+  assign \$140  = \$137  & \$116 ;
+  assign \$141  = ~ bit0_opens;
+  assign \$142  = \$140  & \$141 ;
+  assign \$143  = before0[18] | \$142 ;
+  assign \$144  = \$108  & \$143 ;
+  assign \$145  = after0[15] ? \reading__data$83  : \reading__data$82 ;
+  assign \$146  = after0[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$147  = after0[14:11] == \$146 ;
+  assign \$148  = before1[15] ? \$278 [11] : \$278 [10];
+  assign bit1_opens = looked1[4] & \$148 ;
+  assign \$149  = before1[3] | bit1_opens;
+  assign bit1_loads = before1[17] & \$149 ;
+  assign \$150  = ! before1[14:11];
+  assign bit1_finishes = before1[16] & \$150 ;
+  assign \$151  = ~ before1[3];
+  assign \$152  = before1[17] & \$151 ;
+  assign \$153  = \$152  & looked1[4];
+  assign \$154  = before1[15] ? \$278 [13] : \$278 [12];
+  assign \$155  = \$153  & \$154 ;
+  assign bit1_ends = bit1_finishes | \$155 ;
+  assign \$159  = ~ \$154 ;
+  assign \$160  = looked1[4] & \$159 ;
+  assign \$161  = ~ \$160 ;
+  assign \$162  = \$152  & \$161 ;
+  assign bit1_stays = bit1_finishes | \$162 ;
+  assign bit1_empty = looked1[3] & looked1[2];
+  assign \$163  = before1[16] | bit1_opens;
+  assign bit1_rises = before1[3] == \$163 ;
+  assign \$166  = \$122  & bit1_rises;
+  assign bit1_event = \$164  | \$166 ;
+  assign \$167  = ~ before1[15];
+  assign bit1_fresh = \$278 [0] ? \$167  : \$278 [1];
+  assign bit1_unloaded = bit1_ends ? bit1_fresh : bit1_event;
+  assign \$168  = before1[14:11] - 1'h1;
+  assign \$169  = \$168 [3:0] | { bit1_ends, bit1_ends, bit1_ends, bit1_ends };
+  assign \$170  = bit1_loads ? looked1[3:0] : \$169 ;
+  assign \$172  = \$78  ? bit1_fresh : bit1_unloaded;
+  assign \$173  = ~ bit1_empty;
+  assign \$174  = ~ bit1_finishes;
+  assign \$175  = before1[16] & \$174 ;
+  assign \$176  = bit1_loads ? \$173  : \$175 ;
+  assign \$178  = \$78  | bit1_stays;
+  assign \$180  = before1[17] & looked1[4];
+  assign \$183  = \$180  & \$159 ;
+  assign \$184  = ~ bit1_opens;
+  assign \$185  = \$183  & \$184 ;
+  assign \$186  = before1[18] | \$185 ;
+  assign \$187  = \$151  & \$186 ;
+  assign \$188  = after1[15] ? \reading__data$100  : \reading__data$99 ;
+  assign \$189  = after1[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$190  = after1[14:11] == \$189 ;
+  assign \$191  = before2[15] ? \$278 [11] : \$278 [10];
+  assign bit2_opens = looked2[4] & \$191 ;
+  assign \$192  = before2[2] | bit2_opens;
+  assign bit2_loads = before2[17] & \$192 ;
+  assign \$193  = ! before2[14:11];
+  assign bit2_finishes = before2[16] & \$193 ;
+  assign \$194  = ~ before2[2];
+  assign \$195  = before2[17] & \$194 ;
+  assign \$196  = \$195  & looked2[4];
+  assign \$197  = before2[15] ? \$278 [13] : \$278 [12];
+  assign \$198  = \$196  & \$197 ;
+  assign bit2_ends = bit2_finishes | \$198 ;
+  assign \$202  = ~ \$197 ;
+  assign \$203  = looked2[4] & \$202 ;
+  assign \$204  = ~ \$203 ;
+  assign \$205  = \$195  & \$204 ;
+  assign bit2_stays = bit2_finishes | \$205 ;
+  assign bit2_empty = looked2[3] & looked2[2];
+  assign \$206  = before2[16] | bit2_opens;
+  assign bit2_rises = before2[2] == \$206 ;
+  assign \$209  = \$122  & bit2_rises;
+  assign bit2_event = \$207  | \$209 ;
+  assign \$210  = ~ before2[15];
+  assign bit2_fresh = \$278 [0] ? \$210  : \$278 [1];
+  assign bit2_unloaded = bit2_ends ? bit2_fresh : bit2_event;
+  assign \$211  = before2[14:11] - 1'h1;
+  assign \$212  = \$211 [3:0] | { bit2_ends, bit2_ends, bit2_ends, bit2_ends };
+  assign \$213  = bit2_loads ? looked2[3:0] : \$212 ;
+  assign \$215  = \$85  ? bit2_fresh : bit2_unloaded;
+  assign \$216  = ~ bit2_empty;
+  assign \$217  = ~ bit2_finishes;
+  assign \$218  = before2[16] & \$217 ;
+  assign \$219  = bit2_loads ? \$216  : \$218 ;
+  assign \$221  = \$85  | bit2_stays;
+  assign \$223  = before2[17] & looked2[4];
+  assign \$226  = \$223  & \$202 ;
+  assign \$227  = ~ bit2_opens;
+  assign \$228  = \$226  & \$227 ;
+  assign \$229  = before2[18] | \$228 ;
+  assign \$230  = \$194  & \$229 ;
+  assign \$231  = after2[15] ? \reading__data$117  : \reading__data$116 ;
+  assign \$232  = after2[15] ? \$278 [9:6] : \$278 [5:2];
+  assign \$233  = after2[14:11] == \$232 ;
+  assign \$234  = before3[15] ? \$278 [11] : \$278 [10];
+  assign bit3_opens = looked3[4] & \$234 ;
+  assign \$235  = before3[1] | bit3_opens;
+  assign bit3_loads = before3[17] & \$235 ;
+  assign \$236  = ! before3[14:11];
+  assign bit3_finishes = before3[16] & \$236 ;
+  assign \$237  = ~ before3[1];
+  assign \$238  = before3[17] & \$237 ;
+  assign \$239  = \$238  & looked3[4];
+  assign \$240  = before3[15] ? \$278 [13] : \$278 [12];
+  assign \$241  = \$239  & \$240 ;
+  assign bit3_ends = bit3_finishes | \$241 ;
+  assign \$245  = ~ \$240 ;
+  assign \$246  = looked3[4] & \$245 ;
+  assign \$247  = ~ \$246 ;
+  assign \$248  = \$238  & \$247 ;
+  assign bit3_stays = bit3_finishes | \$248 ;
+  assign bit3_empty = looked3[3] & looked3[2];
+  assign \$249  = before3[16] | bit3_opens;
+  assign bit3_rises = before3[1] == \$249 ;
+  assign \$252  = \$122  & bit3_rises;
+  assign bit3_event = \$250  | \$252 ;
+  assign \$253  = ~ before3[15];
+  assign bit3_fresh = \$278 [0] ? \$253  : \$278 [1];
+  assign bit3_unloaded = bit3_ends ? bit3_fresh : bit3_event;
+  assign \$254  = before3[14:11] - 1'h1;
+  assign \$255  = \$254 [3:0] | { bit3_ends, bit3_ends, bit3_ends, bit3_ends };
+  assign \$256  = bit3_loads ? looked3[3:0] : \$255 ;
+  assign \$258  = \$92  ? bit3_fresh : bit3_unloaded;
+  assign \$259  = ~ bit3_empty;
+  assign \$260  = ~ bit3_finishes;
+  assign \$261  = before3[16] & \$260 ;
+  assign \$262  = bit3_loads ? \$259  : \$261 ;
+  assign \$264  = \$92  | bit3_stays;
+  assign \$266  = before3[17] & looked3[4];
+  assign \$269  = \$266  & \$245 ;
+  assign \$270  = ~ bit3_opens;
+  assign \$271  = \$269  & \$270 ;
+  assign \$272  = before3[18] | \$271 ;
+  assign \$273  = \$237  & \$272 ;
+  assign \$274  = | { after3[0], before3[0], after2[0], before2[0], after1[0], before1[0], after0[0], before0[0], entering[0] };
+  assign \$275  = running | \$274 ;
+  assign busy = \$275  | \$303 [0];
   always @(posedge clk)
-    \$290  <= \$289 ;
+    taken <= \$276 ;
   always @(posedge clk)
-    write0 <= \$291 ;
+    \$278  <= \$277 ;
   always @(posedge clk)
-    bare00 <= \$292 ;
+    golomb00 <= \$279 ;
   always @(posedge clk)
-    write1 <= \$293 ;
+    last00 <= \$280 ;
   always @(posedge clk)
-    bare01 <= \$294 ;
+    bare00 <= \$281 ;
   always @(posedge clk)
-    \settings$18  <= \$295 ;
+    golomb01 <= \$282 ;
   always @(posedge clk)
-    running <= \$296 ;
+    last01 <= \$283 ;
   always @(posedge clk)
-    address <= \$297 ;
+    bare01 <= \$284 ;
   always @(posedge clk)
-    entering <= \$298 ;
+    _write <= \$285 ;
   always @(posedge clk)
-    after0 <= \$299 ;
+    running <= \$286 ;
   always @(posedge clk)
-    after1 <= \$300 ;
+    address <= \$287 ;
   always @(posedge clk)
-    after2 <= \$301 ;
+    entering <= \$288 ;
   always @(posedge clk)
-    after3 <= \$302 ;
+    before0 <= \$289 ;
   always @(posedge clk)
-    word <= \$303 ;
+    looked0 <= \$290 ;
+  always @(posedge clk)
+    after0 <= \$291 ;
+  always @(posedge clk)
+    before1 <= \$292 ;
+  always @(posedge clk)
+    looked1 <= \$293 ;
+  always @(posedge clk)
+    after1 <= \$294 ;
+  always @(posedge clk)
+    before2 <= \$295 ;
+  always @(posedge clk)
+    looked2 <= \$296 ;
+  always @(posedge clk)
+    after2 <= \$297 ;
+  always @(posedge clk)
+    before3 <= \$298 ;
+  always @(posedge clk)
+    looked3 <= \$299 ;
+  always @(posedge clk)
+    after3 <= \$300 ;
+  always @(posedge clk)
+    word <= \$301 ;
+  always @(posedge clk)
+    \$303  <= \$302 ;
   always @* begin
     if (time_zero ) begin end
-    \$289 [0] = after3[0];
-    \$289 [10:1] = after3[10:1];
+    \$276  = code_write;
     if (cancel) begin
-      \$289  = 11'h000;
+      \$276  = 23'h000000;
     end
     if (rst) begin
-      \$289  = 11'h000;
+      \$276  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$291 [0] = \$217 ;
-    \$291 [1] = code_write[1];
-    \$291 [5:2] = code_write[6:3];
-    \$291 [9:6] = \$220 [3:0];
+    \$277 [0] = settings[0];
+    \$277 [1] = \$2 ;
+    \$277 [5:2] = \$8 [3:0];
+    \$277 [10] = \$11 ;
+    \$277 [12] = \$7 ;
+    \$277 [9:6] = \$26 [3:0];
+    \$277 [11] = \$29 ;
+    \$277 [13] = \$25 ;
     if (cancel) begin
-      \$291  = 10'h000;
+      \$277  = 14'h0000;
     end
     if (rst) begin
-      \$291  = 10'h000;
+      \$277  = 14'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$292  = bare00;
-    if (\$228 ) begin
-      \$292  = \$229 ;
-    end
+    \$279  = \$3 ;
     if (cancel) begin
-      \$292  = 1'h0;
+      \$279  = 1'h0;
     end
     if (rst) begin
-      \$292  = 1'h0;
+      \$279  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$293 [0] = \$231 ;
-    \$293 [1] = code_write[1];
-    \$293 [5:2] = code_write[6:3];
-    \$293 [9:6] = \$234 [3:0];
+    \$280  = \$4 ;
     if (cancel) begin
-      \$293  = 10'h000;
+      \$280  = 4'h0;
     end
     if (rst) begin
-      \$293  = 10'h000;
+      \$280  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$294  = bare01;
-    if (\$242 ) begin
-      \$294  = \$229 ;
+    \$281  = bare00;
+    if (\$20 ) begin
+      \$281  = \$21 ;
     end
     if (cancel) begin
-      \$294  = 1'h0;
+      \$281  = 1'h0;
     end
     if (rst) begin
-      \$294  = 1'h0;
+      \$281  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$295  = \settings$14 ;
+    \$282  = settings[2];
     if (cancel) begin
-      \$295  = 21'h000000;
+      \$282  = 1'h0;
     end
     if (rst) begin
-      \$295  = 21'h000000;
+      \$282  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$296  = running;
+    \$283  = settings[7:4];
+    if (cancel) begin
+      \$283  = 4'h0;
+    end
+    if (rst) begin
+      \$283  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$284  = bare01;
+    if (\$38 ) begin
+      \$284  = \$21 ;
+    end
+    if (cancel) begin
+      \$284  = 1'h0;
+    end
+    if (rst) begin
+      \$284  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$285 [1:0] = { \$49 , \$44  };
+    \$285 [5:2] = \$50 ;
+    \$285 [9:6] = \$62 [3:0];
+    if (cancel) begin
+      \$285  = 10'h000;
+    end
+    if (rst) begin
+      \$285  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$286  = running;
     if (start) begin
-      \$296  = 1'h1;
+      \$286  = 1'h1;
     end else if (running) begin
-      if (\$245 ) begin
-        \$296  = 1'h0;
+      if (\$64 ) begin
+        \$286  = 1'h0;
       end
     end
     if (cancel) begin
-      \$296  = 1'h0;
+      \$286  = 1'h0;
     end
     if (rst) begin
-      \$296  = 1'h0;
+      \$286  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$297  = address;
+    \$287  = address;
     if (start) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end else if (running) begin
-      \$297  = \$244 [9:0];
+      \$287  = \$63 [9:0];
     end
     if (cancel) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end
     if (rst) begin
-      \$297  = 10'h000;
+      \$287  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$298 [25:18] = entering[25:18];
-    \$298 [0] = running;
-    \$298 [10:1] = address;
-    \$298 [17:11] = { 1'h0, address[9:4] };
-    if (\$246 ) begin
-      \$298 [17:11] = { 2'h0, \settings$18 [2], 4'h0 };
+    \$288 [26:19] = entering[26:19];
+    \$288 [0] = running;
+    \$288 [10:1] = address;
+    { \$288 [18], \$288 [16:11] } = { 1'h0, address[9:4] };
+    \$288 [17] = \$65 ;
+    if (\$66 ) begin
+      { \$288 [18:16], \$288 [14:11] } = 7'h2f;
+      \$288 [15] = \$278 [1];
     end
-    if (\$249 ) begin
-      \$298 [16] = \$248 ;
-      \$298 [17] = 1'h1;
+    if (\$69 ) begin
+      \$288 [16] = 1'h0;
+      \$288 [18] = \$67 ;
     end
     if (cancel) begin
-      \$298 [17:0] = 18'h00000;
+      \$288 [18:0] = 19'h00000;
     end
     if (rst) begin
-      \$298  = 26'h0000000;
+      \$288  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$299 [25:23], \$299 [21:19], \$299 [10:0] } = { entering[25:23], entering[21:19], entering[10:0] };
-    \$299 [17:11] = bit0_state;
-    \$299 [18] = \$252 ;
-    \$299 [22] = \$259 ;
+    \$289  = entering;
     if (cancel) begin
-      \$299  = 26'h0000000;
+      \$289  = 27'h0000000;
     end
     if (rst) begin
-      \$299  = 26'h0000000;
+      \$289  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$300 [25:24], \$300 [22:20], \$300 [18], \$300 [10:0] } = { after0[25:24], after0[22:20], after0[18], after0[10:0] };
-    \$300 [17:11] = bit1_state;
-    \$300 [19] = \$261 ;
-    \$300 [23] = \$268 ;
+    \$290  = bit0_looked;
     if (cancel) begin
-      \$300  = 26'h0000000;
+      \$290  = 5'h00;
     end
     if (rst) begin
-      \$300  = 26'h0000000;
+      \$290  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$301 [25], \$301 [23:21], \$301 [19:18], \$301 [10:0] } = { after1[25], after1[23:21], after1[19:18], after1[10:0] };
-    \$301 [17:11] = bit2_state;
-    \$301 [20] = \$270 ;
-    \$301 [24] = \$277 ;
+    { \$291 [26:24], \$291 [22:20], \$291 [10:0] } = { before0[26:24], before0[22:20], before0[10:0] };
+    \$291 [18:11] = bit0_state;
+    \$291 [19] = \$72 ;
+    \$291 [23] = \$77 ;
     if (cancel) begin
-      \$301  = 26'h0000000;
+      \$291  = 27'h0000000;
     end
     if (rst) begin
-      \$301  = 26'h0000000;
+      \$291  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$302 [24:22], \$302 [20:18], \$302 [10:0] } = { after2[24:22], after2[20:18], after2[10:0] };
-    \$302 [17:11] = bit3_state;
-    \$302 [21] = \$279 ;
-    \$302 [25] = \$286 ;
+    \$292  = after0;
     if (cancel) begin
-      \$302  = 26'h0000000;
+      \$292  = 27'h0000000;
     end
     if (rst) begin
-      \$302  = 26'h0000000;
+      \$292  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$303  = { after3[25:18], \$288  };
+    \$293  = bit1_looked;
     if (cancel) begin
-      \$303  = 14'h0000;
+      \$293  = 5'h00;
     end
     if (rst) begin
-      \$303  = 14'h0000;
+      \$293  = 5'h00;
     end
   end
-  assign written = bank0;
-  assign port__en = write0[0];
-  assign port__addr = write0[5:2];
-  assign port__data = write0[9:6];
-  assign \port__en$8  = write1[0];
-  assign \port__addr$10  = write1[5:2];
-  assign \port__data$11  = write1[9:6];
-  assign chosen = bank0;
-  assign \port__addr$17  = entering[14:11];
-  assign \port__addr$19  = entering[14:11];
-  assign bit0_counted = \$50 [3:0];
-  assign \port__addr$38  = after0[14:11];
-  assign \port__addr$39  = after0[14:11];
-  assign bit1_counted = \$100 [3:0];
-  assign \port__addr$58  = after1[14:11];
-  assign \port__addr$59  = after1[14:11];
-  assign bit2_counted = \$150 [3:0];
-  assign \port__addr$78  = after2[14:11];
-  assign \port__addr$79  = after2[14:11];
-  assign bit3_counted = \$200 [3:0];
-  assign microcode_write = { 4'h0, word, \$290  };
-  assign port_0  = \$290 ;
-  assign bit3_state[6] = \$213 ;
-  assign bit3_state[5] = \$208 ;
-  assign bit3_state[4] = \$205 ;
-  assign bit3_state[3:0] = \$203 ;
-  assign bit2_state[6] = \$163 ;
-  assign bit2_state[5] = \$158 ;
-  assign bit2_state[4] = \$155 ;
-  assign bit2_state[3:0] = \$153 ;
-  assign bit1_state[6] = \$113 ;
-  assign bit1_state[5] = \$108 ;
-  assign bit1_state[4] = \$105 ;
-  assign bit1_state[3:0] = \$103 ;
-  assign bit0_state[6] = \$63 ;
-  assign bit0_state[5] = \$58 ;
-  assign bit0_state[4] = \$55 ;
-  assign bit0_state[3:0] = \$53 ;
-  assign \settings$14 [12] = \$13 ;
-  assign \settings$14 [10:7] = \$11 [3:0];
-  assign \settings$14 [11] = \$10 ;
-  assign \settings$14 [6:3] = \$8 [3:0];
-  assign { \settings$14 [20:13], \settings$14 [2:0] } = { bank0[20:13], bank0[2:0] };
-  assign bank0[14] = \$7 ;
-  assign bank0[13] = \$6 ;
-  assign bank0[12:11] = \$5 ;
-  assign bank0[10:7] = settings[7:4];
-  assign bank0[6:3] = \$3 ;
-  assign bank0[2] = \$2 ;
-  assign bank0[1] = settings[0];
-  assign bank0[0] = 1'h0;
-  assign bank0[20:15] = 6'h00;
-  assign bit0_table = entering[15];
-  assign bit1_table = after0[15];
-  assign bit2_table = after1[15];
-  assign bit3_table = after2[15];
-  assign \$224  = 1'h1;
-  assign \$225  = \$217 ;
-  assign \$239  = \$231 ;
+  always @* begin
+    if (time_zero ) begin end
+    { \$294 [26:25], \$294 [23:21], \$294 [19], \$294 [10:0] } = { before1[26:25], before1[23:21], before1[19], before1[10:0] };
+    \$294 [18:11] = bit1_state;
+    \$294 [20] = \$79 ;
+    \$294 [24] = \$84 ;
+    if (cancel) begin
+      \$294  = 27'h0000000;
+    end
+    if (rst) begin
+      \$294  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$295  = after1;
+    if (cancel) begin
+      \$295  = 27'h0000000;
+    end
+    if (rst) begin
+      \$295  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$296  = bit2_looked;
+    if (cancel) begin
+      \$296  = 5'h00;
+    end
+    if (rst) begin
+      \$296  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    { \$297 [26], \$297 [24:22], \$297 [20:19], \$297 [10:0] } = { before2[26], before2[24:22], before2[20:19], before2[10:0] };
+    \$297 [18:11] = bit2_state;
+    \$297 [21] = \$86 ;
+    \$297 [25] = \$91 ;
+    if (cancel) begin
+      \$297  = 27'h0000000;
+    end
+    if (rst) begin
+      \$297  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$298  = after2;
+    if (cancel) begin
+      \$298  = 27'h0000000;
+    end
+    if (rst) begin
+      \$298  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$299  = bit3_looked;
+    if (cancel) begin
+      \$299  = 5'h00;
+    end
+    if (rst) begin
+      \$299  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    { \$300 [25:23], \$300 [21:19], \$300 [10:0] } = { before3[25:23], before3[21:19], before3[10:0] };
+    \$300 [18:11] = bit3_state;
+    \$300 [22] = \$93 ;
+    \$300 [26] = \$98 ;
+    if (cancel) begin
+      \$300  = 27'h0000000;
+    end
+    if (rst) begin
+      \$300  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$301  = { after3[26:19], \$101  };
+    if (cancel) begin
+      \$301  = 14'h0000;
+    end
+    if (rst) begin
+      \$301  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$302 [0] = after3[0];
+    \$302 [10:1] = after3[10:1];
+    if (cancel) begin
+      \$302  = 11'h000;
+    end
+    if (rst) begin
+      \$302  = 11'h000;
+    end
+  end
+  assign bank0 = { 8'h00, \$278 , 1'h0 };
+  assign \settings$17  = { 8'h00, \$278 , 1'h0 };
+  assign microcode_write = { 4'h0, word, \$303  };
+  assign \$signature__en  = _write[0];
+  assign \$signature__addr  = _write[5:2];
+  assign \$signature__data  = _write[9:6];
+  assign reading__addr = entering[14:11];
+  assign \$signature__en$61  = _write[1];
+  assign \$signature__addr$62  = _write[5:2];
+  assign \$signature__data$63  = _write[9:6];
+  assign \reading__addr$64  = entering[14:11];
+  assign bit0_counted = \$125 [3:0];
+  assign \$signature__en$74  = _write[0];
+  assign \$signature__addr$75  = _write[5:2];
+  assign \$signature__data$76  = _write[9:6];
+  assign \reading__addr$77  = after0[14:11];
+  assign \$signature__en$78  = _write[1];
+  assign \$signature__addr$79  = _write[5:2];
+  assign \$signature__data$80  = _write[9:6];
+  assign \reading__addr$81  = after0[14:11];
+  assign bit1_counted = \$168 [3:0];
+  assign \$signature__en$91  = _write[0];
+  assign \$signature__addr$92  = _write[5:2];
+  assign \$signature__data$93  = _write[9:6];
+  assign \reading__addr$94  = after1[14:11];
+  assign \$signature__en$95  = _write[1];
+  assign \$signature__addr$96  = _write[5:2];
+  assign \$signature__data$97  = _write[9:6];
+  assign \reading__addr$98  = after1[14:11];
+  assign bit2_counted = \$211 [3:0];
+  assign \$signature__en$108  = _write[0];
+  assign \$signature__addr$109  = _write[5:2];
+  assign \$signature__data$110  = _write[9:6];
+  assign \reading__addr$111  = after2[14:11];
+  assign \$signature__en$112  = _write[1];
+  assign \$signature__addr$113  = _write[5:2];
+  assign \$signature__data$114  = _write[9:6];
+  assign \reading__addr$115  = after2[14:11];
+  assign bit3_counted = \$254 [3:0];
+  assign port_0  = \$303 ;
+  assign bit3_state[7] = \$273 ;
+  assign bit3_state[6] = \$264 ;
+  assign bit3_state[5] = \$262 ;
+  assign bit3_state[4] = \$258 ;
+  assign bit3_state[3:0] = \$256 ;
+  assign bit3_looked[4] = \$233 ;
+  assign bit3_looked[3:0] = \$231 ;
+  assign bit2_state[7] = \$230 ;
+  assign bit2_state[6] = \$221 ;
+  assign bit2_state[5] = \$219 ;
+  assign bit2_state[4] = \$215 ;
+  assign bit2_state[3:0] = \$213 ;
+  assign bit2_looked[4] = \$190 ;
+  assign bit2_looked[3:0] = \$188 ;
+  assign bit1_state[7] = \$187 ;
+  assign bit1_state[6] = \$178 ;
+  assign bit1_state[5] = \$176 ;
+  assign bit1_state[4] = \$172 ;
+  assign bit1_state[3:0] = \$170 ;
+  assign bit1_looked[4] = \$147 ;
+  assign bit1_looked[3:0] = \$145 ;
+  assign bit0_state[7] = \$144 ;
+  assign bit0_state[6] = \$135 ;
+  assign bit0_state[5] = \$133 ;
+  assign bit0_state[4] = \$129 ;
+  assign bit0_state[3:0] = \$127 ;
+  assign bit0_looked[4] = \$104 ;
+  assign bit0_looked[3:0] = \$102 ;
+  assign \$17  = 1'h1;
+  assign \$18  = \$15 ;
+  assign \$36  = \$33 ;
+  assign \$42  = taken[0];
+  assign \$61  = \$60 ;
+  assign \$121  = before0[15];
+  assign \$164  = before1[15];
+  assign \$207  = before2[15];
+  assign \$250  = before3[15];
 endmodule
 
 module egret_s_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid
@@ -12130,7 +13116,7 @@ module egret_s_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid
       4'h1:
           \$36  = 32'd4;
       4'h2:
-          \$36  = 32'd4;
+          \$36  = 32'd2;
       4'h3:
           \$36  = 32'd32;
       4'h4:
@@ -12446,7 +13432,7 @@ module egret_s_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid
   assign payload_words_word = live[298:267];
   assign param_lanes_word = 32'd4;
   assign param_parser_bits_word = 32'd4;
-  assign param_parser_cut_word = 32'd4;
+  assign param_parser_cut_word = 32'd2;
   assign param_bus_bits_word = 32'd32;
   assign param_parser_word = 32'd1;
   assign param_codes_word = 32'd7;

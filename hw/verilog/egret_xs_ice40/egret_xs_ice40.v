@@ -219,11 +219,11 @@ module egret_xs_ice40(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis
   assign m_axis_out_tdata = results__payload[31:0];
   assign m_axis_out_tlast = results__payload[32];
   assign m_axis_out_tuser = results__payload[33];
-  assign live[298:267] = status[163:132];
-  assign live[266:235] = status[291:260];
-  assign live[234:203] = status[259:228];
-  assign live[202:171] = status[227:196];
-  assign live[170:139] = status[195:164];
+  assign live[298:267] = status[291:260];
+  assign live[266:235] = status[259:228];
+  assign live[234:203] = status[227:196];
+  assign live[202:171] = status[195:164];
+  assign live[170:139] = status[163:132];
   assign live[138:107] = status[131:100];
   assign live[106:75] = status[99:68];
   assign live[74:43] = status[67:36];
@@ -283,10 +283,11 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \allocate$75 ;
   wire allow;
   wire [1:0] bad_index;
-  wire [1:0] \bad_index$171 ;
+  wire [1:0] \bad_index$176 ;
   wire [1:0] bad_prefix;
-  wire [1:0] \bad_prefix$169 ;
+  wire [1:0] \bad_prefix$174 ;
   wire [1:0] banks;
+  wire [1:0] \banks$138 ;
   wire [1:0] banks_in_use;
   reg [1:0] banks_loaded = 2'h0;
   wire [9:0] beats;
@@ -311,11 +312,13 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [44:0] code;
   reg [22:0] code_write = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$136 ;
-  wire [22:0] \code_write$189 ;
+  wire [22:0] \code_write$142 ;
+  wire [22:0] \code_write$194 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$132 ;
+  wire [87:0] \codes$130 ;
+  (* init = 88'h0000000000000000000000 *)
+  wire [87:0] \codes$137 ;
   wire coding;
   wire [7:0] column_bits;
   wire [7:0] \column_bits$103 ;
@@ -339,7 +342,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$150 ;
+  wire [1:0] \go$155 ;
   wire halted;
   wire \halted$101 ;
   wire [179:0] header;
@@ -347,23 +350,23 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [32:0] i__payload;
   input [8:0] \i__payload$12 ;
   wire [8:0] \i__payload$12 ;
-  wire [3:0] \i__payload$154 ;
-  wire [27:0] \i__payload$162 ;
+  wire [3:0] \i__payload$159 ;
+  wire [27:0] \i__payload$167 ;
   wire [34:0] \i__payload$30 ;
   wire [32:0] \i__payload$6 ;
   wire i__ready;
-  wire \i__ready$130 ;
+  wire \i__ready$136 ;
   wire \i__ready$15 ;
-  wire \i__ready$165 ;
+  wire \i__ready$170 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
-  wire \i__valid$152 ;
+  wire \i__valid$157 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$166 ;
+  wire \i__valid$171 ;
   wire \i__valid$34 ;
   wire [1:0] in_flight;
   wire [1:0] \in_flight$63 ;
@@ -422,11 +425,11 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [1:0] loaded;
   reg [24:0] map_write = 25'h0000000;
   (* init = 25'h0000000 *)
-  wire [24:0] \map_write$140 ;
-  wire [24:0] \map_write$192 ;
+  wire [24:0] \map_write$146 ;
+  wire [24:0] \map_write$197 ;
   wire [59:0] matrices;
-  wire [59:0] \matrices$134 ;
-  reg [31:0] \matrices$178  = 32'd0;
+  wire [59:0] \matrices$132 ;
+  reg [31:0] \matrices$183  = 32'd0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
@@ -439,25 +442,26 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg \may_send$59  = 1'h0;
   wire memory;
   wire [28:0] microcode_write;
-  wire [28:0] \microcode_write$138 ;
+  wire [28:0] \microcode_write$144 ;
   reg multiplied = 1'h0;
   reg [31:0] multiplies = 32'd0;
   wire multiply;
+  wire [36:0] o;
   wire [32:0] o__payload;
-  wire [3:0] \o__payload$155 ;
-  wire [27:0] \o__payload$159 ;
-  wire [27:0] \o__payload$163 ;
+  wire [3:0] \o__payload$160 ;
+  wire [27:0] \o__payload$164 ;
+  wire [27:0] \o__payload$168 ;
   wire [33:0] \o__payload$37 ;
   wire o__ready;
-  wire \o__ready$129 ;
-  wire \o__ready$160 ;
-  wire \o__ready$164 ;
+  wire \o__ready$135 ;
+  wire \o__ready$165 ;
+  wire \o__ready$169 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
   wire o__valid;
-  wire \o__valid$153 ;
-  wire \o__valid$157 ;
-  wire \o__valid$167 ;
+  wire \o__valid$158 ;
+  wire \o__valid$162 ;
+  wire \o__valid$172 ;
   wire \o__valid$41 ;
   wire parity;
   wire \parity$50 ;
@@ -495,6 +499,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \section__valid$23 ;
   wire selected;
   wire sender_busy;
+  wire [36:0] settings;
   wire settling;
   reg [31:0] stalls = 32'd0;
   wire [35:0] start;
@@ -503,7 +508,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg start_lane = 1'h0;
   reg [13:0] start_write = 14'h0000;
   (* init = 14'h0000 *)
-  wire [13:0] \start_write$144 ;
+  wire [13:0] \start_write$134 ;
+  (* init = 14'h0000 *)
+  wire [13:0] \start_write$149 ;
   reg [31:0] starved = 32'd0;
   output [291:0] status;
   wire [291:0] status;
@@ -511,13 +518,13 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [31:0] \sums$122 ;
   reg [18:0] vector_write = 19'h00000;
   (* init = 19'h00000 *)
-  wire [18:0] \vector_write$142 ;
-  wire [18:0] \vector_write$191 ;
+  wire [18:0] \vector_write$148 ;
+  wire [18:0] \vector_write$196 ;
   wire [12:0] walk;
   wire [12:0] \walk$114 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$198 ;
+  wire [31:0] \weights$203 ;
   wire [32:0] weights__payload;
   output weights__ready;
   wire weights__ready;
@@ -534,17 +541,17 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire words__valid;
   wire \words__valid$29 ;
   wire [18:0] write;
-  assign \$23  = \$22  ? write : \vector_write$191 ;
+  assign \$23  = \$22  ? write : \vector_write$196 ;
   assign \$24  = start[1] ? matrices[42:33] : matrices[12:3];
   assign \$25  = start[34:19] - \$24 ;
   assign \$26  = $signed(\$25 ) - $signed(2'h1);
   assign \$27  = start[0] & start[35];
   assign \$28  = 1'h1 << start_write[1];
-  assign \$29  = \code_write$189 [1] ? codes[87:44] : codes[43:0];
-  assign \$31  = \code_write$189 [2] ? \$29 [11:8] : \$29 [7:4];
-  assign \$32  = \code_write$189 [6:3] > \$31 ;
+  assign \$29  = \code_write$194 [1] ? codes[87:44] : codes[43:0];
+  assign \$31  = \code_write$194 [2] ? \$29 [11:8] : \$29 [7:4];
+  assign \$32  = \code_write$194 [6:3] > \$31 ;
   assign \$33  = 1'h0 + multiply;
-  assign \$34  = \matrices$178  + matrix_done;
+  assign \$34  = \matrices$183  + matrix_done;
   assign \$35  = cycles + running;
   assign \$36  = \i__valid$10  & o__ready;
   assign \$37  = words + \$36 ;
@@ -557,7 +564,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$44  = running & \$43 ;
   assign \$45  = starved + \$44 ;
   assign \$46  = multiplies + multiplied;
-  assign \$47  = matrix_done ? \weights$198  : 32'd0;
+  assign \$47  = matrix_done ? \weights$203  : 32'd0;
   assign \$48  = weights + \$47 ;
   always @(posedge clk)
     was_coding <= \$49 ;
@@ -584,7 +591,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     multiplied <= \$60 ;
   always @(posedge clk)
-    \matrices$178  <= \$61 ;
+    \matrices$183  <= \$61 ;
   always @(posedge clk)
     cycles <= \$62 ;
   always @(posedge clk)
@@ -608,27 +615,27 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign may_send = \may_send$59  & \$1 ;
   assign sender_busy = ~ may_report;
   assign selected = ! start_lane;
-  assign \i__valid$152  = \o__valid$153  & \$5 ;
+  assign \i__valid$157  = \o__valid$158  & \$5 ;
   assign \$7  = | in_flight;
   assign \$8  = reading | \$7 ;
   assign running = \$8  | busy;
   assign \$9  = ! code[32];
   assign \$10  = load_code & \$9 ;
-  assign \$11  = ! \code_write$189 [1];
-  assign \$12  = \code_write$189 [0] & \$11 ;
-  assign \$13  = ! \code_write$189 [6:3];
+  assign \$11  = ! \code_write$194 [1];
+  assign \$12  = \code_write$194 [0] & \$11 ;
+  assign \$13  = ! \code_write$194 [6:3];
   assign \$14  = \$12  & \$13 ;
   assign \$16  = load_code & \$15 ;
-  assign \$18  = \code_write$189 [0] & \$17 ;
+  assign \$18  = \code_write$194 [0] & \$17 ;
   assign \$20  = \$18  & \$13 ;
   egret_xs_ice40_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
     .clk(clk),
-    .code_write(\code_write$189 ),
+    .code_write(\code_write$194 ),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$192 ),
+    .map_write(\map_write$197 ),
     .rst(rst),
     .section__ready(section__ready),
     .start(start),
@@ -652,7 +659,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .rst(rst),
     .start(\start$117 ),
     .sums(sums),
-    .vector_write(\vector_write$191 ),
+    .vector_write(\vector_write$196 ),
     .walk(walk)
   );
   egret_xs_ice40_core_gearbox  gearbox (
@@ -661,9 +668,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$155 ),
-    .o__ready(\o__ready$129 ),
-    .o__valid(\o__valid$153 ),
+    .o__payload(\o__payload$160 ),
+    .o__ready(\o__ready$135 ),
+    .o__valid(\o__valid$158 ),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0  lane_0 (
@@ -676,19 +683,30 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$39 (\i__payload$154 ),
-    .\i__ready$41 (\i__ready$130 ),
-    .\i__valid$43 (\i__valid$152 ),
+    .\i__payload$39 (\i__payload$159 ),
+    .\i__ready$41 (\i__ready$136 ),
+    .\i__valid$43 (\i__valid$157 ),
     .map_write(map_write),
-    .matrices(matrices),
     .multiply(multiply),
-    .\o__payload$57 (\o__payload$159 ),
-    .\o__ready$59 (\o__ready$160 ),
+    .\o__payload$57 (\o__payload$164 ),
+    .\o__ready$59 (\o__ready$165 ),
     .\o__valid$61 (lane__valid),
+    .port_0 (matrices[0]),
+    .port_1 (matrices[30]),
     .rst(rst),
     .selected(selected),
+    .settings(settings),
     .start_write(start_write),
     .vector_write(vector_write)
+  );
+  egret_xs_ice40_core_lane_settings  lane_settings (
+    .cancel(cancel),
+    .clk(clk),
+    .codes(codes),
+    .matrices(matrices),
+    .o(settings),
+    .rst(rst),
+    .start_write(start_write)
   );
   egret_xs_ice40_core_loader  loader (
     .allow(allow),
@@ -752,11 +770,11 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$160 ),
+    .lane__ready(\o__ready$165 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$162 ),
-    .o__ready(\o__ready$164 ),
-    .o__valid(\i__valid$166 ),
+    .o__payload(\i__payload$167 ),
+    .o__ready(\o__ready$169 ),
+    .o__valid(\i__valid$171 ),
     .rst(rst)
   );
   egret_xs_ice40_core_store  store (
@@ -766,9 +784,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$162 ),
-    .i__ready(\o__ready$164 ),
-    .i__valid(\i__valid$166 ),
+    .i__payload(\i__payload$167 ),
+    .i__ready(\o__ready$169 ),
+    .i__valid(\i__valid$171 ),
     .\release (\release$110 ),
     .rows(rows),
     .rst(rst),
@@ -814,7 +832,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$198 )
+    .weights(\weights$203 )
   );
   egret_xs_ice40_core_weights_in  weights_in (
     .clk(clk),
@@ -865,12 +883,12 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     end
     if (\$14 ) begin
       (* full_case = 32'd1 *)
-      if (\code_write$189 [2]) begin
-        \$51 [19:16] = \code_write$189 [10:7];
-        \$51 [43:32] = \code_write$189 [22:11];
+      if (\code_write$194 [2]) begin
+        \$51 [19:16] = \code_write$194 [10:7];
+        \$51 [43:32] = \code_write$194 [22:11];
       end else begin
-        \$51 [15:12] = \code_write$189 [10:7];
-        \$51 [31:20] = \code_write$189 [22:11];
+        \$51 [15:12] = \code_write$194 [10:7];
+        \$51 [31:20] = \code_write$194 [22:11];
       end
     end
     if (\$16 ) begin
@@ -883,12 +901,12 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     end
     if (\$20 ) begin
       (* full_case = 32'd1 *)
-      if (\code_write$189 [2]) begin
-        \$51 [63:60] = \code_write$189 [10:7];
-        \$51 [87:76] = \code_write$189 [22:11];
+      if (\code_write$194 [2]) begin
+        \$51 [63:60] = \code_write$194 [10:7];
+        \$51 [87:76] = \code_write$194 [22:11];
       end else begin
-        \$51 [59:56] = \code_write$189 [10:7];
-        \$51 [75:64] = \code_write$189 [22:11];
+        \$51 [59:56] = \code_write$194 [10:7];
+        \$51 [75:64] = \code_write$194 [22:11];
       end
     end
     if (rst) begin
@@ -911,14 +929,14 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$54  = \map_write$192 ;
+    \$54  = \map_write$197 ;
     if (rst) begin
       \$54  = 25'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = \code_write$189 ;
+    \$55  = \code_write$194 ;
     if (\$32 ) begin
       \$55 [10:7] = code_write[10:7];
       \$55 [22:11] = code_write[22:11];
@@ -1121,48 +1139,52 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \bias_write$124  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$132  = codes;
-  assign \matrices$134  = matrices;
-  assign \code_write$136  = code_write;
+  assign \codes$130  = codes;
+  assign \matrices$132  = matrices;
+  assign \start_write$134  = start_write;
+  assign \codes$137  = codes;
+  assign \banks$138  = { matrices[30], matrices[0] };
+  assign o = settings;
+  assign \code_write$142  = code_write;
   assign microcode_write = 29'h00000000;
-  assign \microcode_write$138  = 29'h00000000;
-  assign \map_write$140  = map_write;
-  assign \vector_write$142  = vector_write;
-  assign \start_write$144  = start_write;
+  assign \microcode_write$144  = 29'h00000000;
+  assign \map_write$146  = map_write;
+  assign \vector_write$148  = vector_write;
+  assign \start_write$149  = start_write;
   assign settling = drain;
-  assign \go$150  = go;
+  assign \go$155  = go;
   assign clear_errors = \release$110 ;
-  assign \o__valid$157  = lane__valid;
-  assign lane__ready = \o__ready$160 ;
-  assign \o__payload$163  = \i__payload$162 ;
-  assign \i__ready$165  = \o__ready$164 ;
-  assign \o__valid$167  = \i__valid$166 ;
-  assign \bad_prefix$169  = bad_prefix;
-  assign \bad_index$171  = bad_index;
+  assign \o__valid$162  = lane__valid;
+  assign lane__ready = \o__ready$165 ;
+  assign \o__payload$168  = \i__payload$167 ;
+  assign \i__ready$170  = \o__ready$169 ;
+  assign \o__valid$172  = \i__valid$171 ;
+  assign \bad_prefix$174  = bad_prefix;
+  assign \bad_index$176  = bad_index;
   assign judged = matrix_done;
-  assign status[291:260] = weights;
-  assign status[259:228] = multiplies;
-  assign status[227:196] = starved;
-  assign status[195:164] = stalls;
-  assign status[163:132] = payload_words;
+  assign status[259:228] = weights;
+  assign status[227:196] = multiplies;
+  assign status[195:164] = starved;
+  assign status[163:132] = stalls;
+  assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$178 ;
+  assign status[67:36] = \matrices$183 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign lane__payload[27:3] = \o__payload$159 [27:3];
-  assign lane__payload[2] = \o__payload$159 [2];
+  assign lane__payload[27:3] = \o__payload$164 [27:3];
+  assign lane__payload[2] = \o__payload$164 [2];
   assign lane__payload[1] = \$6 ;
-  assign lane__payload[0] = \o__payload$159 [0];
-  assign \i__payload$154 [3] = \o__payload$155 [3];
-  assign \i__payload$154 [2] = \o__payload$155 [2];
-  assign \i__payload$154 [1] = \o__payload$155 [1];
-  assign \i__payload$154 [0] = \o__payload$155 [0];
-  assign \o__ready$129  = \i__ready$130 ;
-  assign \$5  = \i__ready$130 ;
+  assign lane__payload[0] = \o__payload$164 [0];
+  assign \i__payload$159 [3] = \o__payload$160 [3];
+  assign \i__payload$159 [2] = \o__payload$160 [2];
+  assign \i__payload$159 [1] = \o__payload$160 [1];
+  assign \i__payload$159 [0] = \o__payload$160 [0];
+  assign \o__ready$135  = \i__ready$136 ;
+  assign \$5  = \i__ready$136 ;
   assign \$6  = 1'h0;
   assign \$15  = code[32];
-  assign \$17  = \code_write$189 [1];
+  assign \$17  = \code_write$194 [1];
   assign \$22  = write[0];
 endmodule
 
@@ -2691,22 +2713,31 @@ module egret_xs_ice40_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
   assign \$10  = { 1'h0, word[31:1] };
 endmodule
 
-module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , \i__payload$39 , codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, matrices, go, bad_prefix, bad_index, multiply, \o__valid$61 , \o__payload$57 , \o__ready$59 
-, clk);
+module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , \i__payload$39 , codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, multiply, \o__valid$61 
+, \o__payload$57 , \o__ready$59 , clk);
   reg time_zero  = 0;
   wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$2 , \$3 , \$5 , \$6 , \$7 , \$8 ,
     \$9 ;
   wire [1:0] \$4 ;
-  reg [1:0] \$17 ;
+  reg \$17 ;
   reg [1:0] \$18 ;
+  reg \$19 ;
+  reg \$20 ;
+  reg [1:0] \$21 ;
+  reg \$22 ;
   wire bad;
   wire \bad$93 ;
+  reg bad_0_0 = 1'h0;
+  reg \bad_0_0$92  = 1'h0;
+  reg bad_1_0 = 1'h0;
+  reg \bad_1_0$96  = 1'h0;
   output [1:0] bad_index;
   reg [1:0] bad_index = 2'h0;
   wire bad_parity;
   wire \bad_parity$94 ;
   output [1:0] bad_prefix;
   reg [1:0] bad_prefix = 2'h0;
+  wire [1:0] banks;
   input cancel;
   wire cancel;
   input [1:0] clear_errors;
@@ -2716,28 +2747,27 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   input [22:0] code_write;
   wire [22:0] code_write;
   wire [22:0] \code_write$1 ;
-  wire [22:0] \code_write$71 ;
+  wire [22:0] \code_write$67 ;
   input [87:0] codes;
   wire [87:0] codes;
-  wire [87:0] \codes$63 ;
   wire [87:0] \codes$9 ;
   input drain;
   wire drain;
   wire \drain$7 ;
   wire enable;
   wire \enable$19 ;
-  wire \enable$67 ;
-  wire \enable$68 ;
+  wire \enable$63 ;
+  wire \enable$64 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$76 ;
+  wire [1:0] \go$73 ;
   wire [25:0] i;
-  wire [21:0] i__payload;
+  wire [17:0] i__payload;
   input [3:0] \i__payload$39 ;
   wire [3:0] \i__payload$39 ;
   wire [3:0] \i__payload$40 ;
-  wire [21:0] \i__payload$45 ;
-  wire [20:0] \i__payload$51 ;
+  wire [17:0] \i__payload$45 ;
+  wire [16:0] \i__payload$51 ;
   wire i__ready;
   output \i__ready$41 ;
   wire \i__ready$41 ;
@@ -2766,20 +2796,16 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   wire \i_valid$20 ;
   input [24:0] map_write;
   wire [24:0] map_write;
-  wire [24:0] \map_write$79 ;
-  input [59:0] matrices;
-  wire [59:0] matrices;
-  wire [59:0] \matrices$64 ;
+  wire [24:0] \map_write$76 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$85 ;
-  wire [21:0] o;
-  wire [36:0] \o$70 ;
-  wire [25:0] \o$83 ;
+  wire \multiply$82 ;
+  wire [17:0] o;
+  wire [25:0] \o$80 ;
   wire [3:0] o__payload;
-  wire [21:0] \o__payload$46 ;
-  wire [20:0] \o__payload$52 ;
+  wire [17:0] \o__payload$46 ;
+  wire [16:0] \o__payload$52 ;
   output [27:0] \o__payload$57 ;
   wire [27:0] \o__payload$57 ;
   wire [27:0] \o__payload$58 ;
@@ -2803,23 +2829,28 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   wire o_slot;
   wire o_valid;
   wire \o_valid$36 ;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$74 ;
+  wire \selected$71 ;
+  input [36:0] settings;
   wire [36:0] settings;
-  wire [36:0] \settings$77 ;
+  wire [36:0] \settings$66 ;
+  wire [36:0] \settings$74 ;
   input [13:0] start_write;
   wire [13:0] start_write;
-  wire [13:0] \start_write$66 ;
-  wire [13:0] \start_write$72 ;
+  wire [13:0] \start_write$69 ;
   input [18:0] vector_write;
   wire [18:0] vector_write;
-  wire [18:0] \vector_write$81 ;
-  assign i_bank = o__payload[3] ? matrices[30] : matrices[0];
-  assign \$1  = matrices[30] ? codes[44] : codes[0];
-  assign \$2  = matrices[0] ? codes[44] : codes[0];
+  wire [18:0] \vector_write$78 ;
+  assign i_bank = { port_1 , port_0  } >> o__payload[3];
+  assign \$1  = port_1  ? codes[44] : codes[0];
+  assign \$2  = port_0  ? codes[44] : codes[0];
   assign i_run_form = \i_parity$26  ? \$1  : \$2 ;
   assign \$3  = o__valid & o__ready;
   assign \$5  = ! bad_parity;
@@ -2829,9 +2860,17 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   assign \$12  = \bad$93  & \$11 ;
   assign \$15  = \bad$93  & \$14 ;
   always @(posedge clk)
-    bad_prefix <= \$17 ;
+    bad_0_0 <= \$17 ;
   always @(posedge clk)
-    bad_index <= \$18 ;
+    bad_prefix <= \$18 ;
+  always @(posedge clk)
+    bad_1_0 <= \$19 ;
+  always @(posedge clk)
+    \bad_0_0$92  <= \$20 ;
+  always @(posedge clk)
+    bad_index <= \$21 ;
+  always @(posedge clk)
+    \bad_1_0$96  <= \$22 ;
   egret_xs_ice40_core_lane_0_blocks  blocks (
     .cancel(cancel),
     .clk(clk),
@@ -2886,13 +2925,13 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
     .bad_parity(\bad_parity$94 ),
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$67 ),
-    .full(\o__valid$61 ),
+    .enable(\enable$63 ),
     .i(i),
     .map_write(map_write),
     .multiply(multiply),
     .o__payload(\o__payload$57 ),
     .o__ready(\o__ready$59 ),
+    .o__valid(\o__valid$61 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
@@ -2916,7 +2955,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   egret_xs_ice40_core_lane_0_positioner  positioner (
     .cancel(cancel),
     .clk(clk),
-    .enable(\enable$67 ),
+    .enable(\enable$63 ),
     .go(go),
     .i__payload(\i__payload$51 ),
     .i__ready(\o__ready$53 ),
@@ -2927,46 +2966,29 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
     .settings(settings),
     .start_write(start_write)
   );
-  egret_xs_ice40_core_lane_0_settings_97  \settings$97  (
-    .cancel(cancel),
-    .clk(clk),
-    .codes(codes),
-    .matrices(matrices),
-    .o(settings),
-    .rst(rst),
-    .start_write(start_write)
-  );
   always @* begin
     if (time_zero ) begin end
-    \$17  = bad_prefix;
-    if (\$7 ) begin
-      \$17 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
-      \$17 [0] = 1'h0;
-    end
-    if (\$10 ) begin
-      \$17 [1] = 1'h1;
-    end else if (clear_errors[1]) begin
-      \$17 [1] = 1'h0;
-    end
+    \$17  = \$7 ;
     if (cancel) begin
-      \$17  = 2'h0;
+      \$17  = 1'h0;
     end
     if (rst) begin
-      \$17  = 2'h0;
+      \$17  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = bad_index;
-    if (\$13 ) begin
+    \$18  = bad_prefix;
+    if (bad_0_0) begin
       \$18 [0] = 1'h1;
-    end else if (clear_errors[0]) begin
+    end
+    if (clear_errors[0]) begin
       \$18 [0] = 1'h0;
     end
-    if (\$16 ) begin
+    if (bad_1_0) begin
       \$18 [1] = 1'h1;
-    end else if (clear_errors[1]) begin
+    end
+    if (clear_errors[1]) begin
       \$18 [1] = 1'h0;
     end
     if (cancel) begin
@@ -2974,6 +2996,58 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
     end
     if (rst) begin
       \$18  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$19  = \$10 ;
+    if (cancel) begin
+      \$19  = 1'h0;
+    end
+    if (rst) begin
+      \$19  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$20  = \$13 ;
+    if (cancel) begin
+      \$20  = 1'h0;
+    end
+    if (rst) begin
+      \$20  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$21  = bad_index;
+    if (\bad_0_0$92 ) begin
+      \$21 [0] = 1'h1;
+    end
+    if (clear_errors[0]) begin
+      \$21 [0] = 1'h0;
+    end
+    if (\bad_1_0$96 ) begin
+      \$21 [1] = 1'h1;
+    end
+    if (clear_errors[1]) begin
+      \$21 [1] = 1'h0;
+    end
+    if (cancel) begin
+      \$21  = 2'h0;
+    end
+    if (rst) begin
+      \$21  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$22  = \$16 ;
+    if (cancel) begin
+      \$22  = 1'h0;
+    end
+    if (rst) begin
+      \$22  = 1'h0;
     end
   end
   assign \code_write$1  = code_write;
@@ -2984,6 +3058,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   assign i_first = o__payload[1];
   assign i_last = o__payload[2];
   assign i_parity = o__payload[3];
+  assign banks = { port_1 , port_0  };
   assign i_bits = o__payload[0];
   assign \enable$19  = i__ready;
   assign o_valid = \i_valid$20 ;
@@ -3008,20 +3083,17 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   assign \o__payload$58  = \o__payload$57 ;
   assign \o__ready$60  = \o__ready$59 ;
   assign \o__valid$62  = \o__valid$61 ;
-  assign \codes$63  = codes;
-  assign \matrices$64  = matrices;
-  assign \start_write$66  = start_write;
-  assign \enable$68  = \enable$67 ;
-  assign \o$70  = settings;
-  assign \code_write$71  = code_write;
-  assign \start_write$72  = start_write;
-  assign \selected$74  = selected;
-  assign \go$76  = go;
-  assign \settings$77  = settings;
-  assign \map_write$79  = map_write;
-  assign \vector_write$81  = vector_write;
-  assign \o$83  = i;
-  assign \multiply$85  = multiply;
+  assign \enable$64  = \enable$63 ;
+  assign \settings$66  = settings;
+  assign \code_write$67  = code_write;
+  assign \start_write$69  = start_write;
+  assign \selected$71  = selected;
+  assign \go$73  = go;
+  assign \settings$74  = settings;
+  assign \map_write$76  = map_write;
+  assign \vector_write$78  = vector_write;
+  assign \o$80  = i;
+  assign \multiply$82  = multiply;
   assign o__ready = i__ready;
   assign i_valid = o__valid;
   assign \$4  = 2'h1;
@@ -3038,18 +3110,18 @@ module egret_xs_ice40_core_lane_0_blocks (rst, i__ready, o__ready, cancel, o__pa
   wire cancel;
   input clk;
   wire clk;
-  input [21:0] i__payload;
-  wire [21:0] i__payload;
-  wire [21:0] \i__payload$1 ;
+  input [17:0] i__payload;
+  wire [17:0] i__payload;
+  wire [17:0] \i__payload$1 ;
   output i__ready;
   wire i__ready;
   wire \i__ready$3 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$5 ;
-  output [21:0] o__payload;
-  wire [21:0] o__payload;
-  wire [21:0] \o__payload$7 ;
+  output [17:0] o__payload;
+  wire [17:0] o__payload;
+  wire [17:0] \o__payload$7 ;
   input o__ready;
   wire o__ready;
   wire \o__ready$9 ;
@@ -3080,31 +3152,31 @@ endmodule
 module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
   reg time_zero  = 0;
   wire \$1 , \$2 , \$3 , \$5 ;
-  wire [21:0] \$4 ;
-  reg [21:0] \$6 ;
+  wire [17:0] \$4 ;
+  reg [17:0] \$6 ;
   reg \$7 ;
   reg \$8 ;
-  reg [21:0] \$9 ;
+  reg [17:0] \$9 ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  input [21:0] i__payload;
-  wire [21:0] i__payload;
+  input [17:0] i__payload;
+  wire [17:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [1:0] level;
-  output [21:0] o__payload;
-  reg [21:0] o__payload = 22'h000000;
+  output [17:0] o__payload;
+  reg [17:0] o__payload = 18'h00000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
   input rst;
   wire rst;
-  reg [21:0] spare = 22'h000000;
+  reg [17:0] spare = 18'h00000;
   reg spare_full = 1'h0;
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
@@ -3128,10 +3200,10 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
       \$6  = \$4 ;
     end
     if (cancel) begin
-      \$6  = 22'h000000;
+      \$6  = 18'h00000;
     end
     if (rst) begin
-      \$6  = 22'h000000;
+      \$6  = 18'h00000;
     end
   end
   always @* begin
@@ -3170,10 +3242,10 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
       \$9  = i__payload;
     end
     if (cancel) begin
-      \$9  = 22'h000000;
+      \$9  = 18'h00000;
     end
     if (rst) begin
-      \$9  = 22'h000000;
+      \$9  = 18'h00000;
     end
   end
 endmodule
@@ -3184,7 +3256,8 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     , \$45 , \$46 , \$47 , \$48 , \$49 , \$53 , \$54 , \$56 , \$57 , \$58 ;
   wire [4:0] \$16 ;
   wire [1:0] \$39 , \$40 ;
-  wire [9:0] \$41 , \$50 ;
+  wire [5:0] \$41 ;
+  wire [9:0] \$50 ;
   wire [8:0] \$51 ;
   wire [3:0] \$52 ;
   reg \$59 ;
@@ -3197,19 +3270,19 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   reg [4:0] \$66 ;
   reg [21:0] \$67 ;
   reg \$68 ;
-  reg [7:0] \$69 ;
+  reg [3:0] \$69 ;
   reg [3:0] \$70 ;
-  reg [8:0] \$71 ;
+  reg [4:0] \$71 ;
   reg \$72 ;
-  reg [21:0] \$73 ;
+  reg [17:0] \$73 ;
   reg [22:0] aligned = 23'h000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
   reg bad_parity = 1'h0;
   reg bad_slot = 1'h0;
-  (* init = 22'h000000 *)
-  wire [21:0] block;
+  (* init = 18'h00000 *)
+  wire [17:0] block;
   input cancel;
   wire cancel;
   input clk;
@@ -3218,7 +3291,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   wire enable;
   wire [12:0] entering;
   wire \event ;
-  reg [7:0] high_step = 8'h00;
+  reg [3:0] high_step = 4'h0;
   input i_bits;
   wire i_bits;
   input i_end;
@@ -3235,8 +3308,8 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   reg [12:0] \local  = 13'h0000;
   reg low_step = 1'h0;
   wire [8:0] number;
-  output [21:0] o;
-  reg [21:0] o = 22'h000000;
+  output [17:0] o;
+  reg [17:0] o = 18'h00000;
   output o_valid;
   reg o_valid = 1'h0;
   reg [8:0] open_0 = 9'h000;
@@ -3244,8 +3317,8 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   reg [21:0] ready = 22'h000000;
   input rst;
   wire rst;
-  reg [8:0] skip_0 = 9'h000;
-  wire [8:0] total;
+  reg [4:0] skip_0 = 5'h00;
+  wire [4:0] total;
   wire turn;
   wire turn_skips;
   reg [2:0] valid = 3'h0;
@@ -3260,7 +3333,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   assign turn = enable & valid[0];
   assign \$41  = skip_0 + { high_step, low_step };
   assign \$42  = ~ ready[2];
-  assign \$43  = skip_0[8] & \$42 ;
+  assign \$43  = skip_0[4] & \$42 ;
   assign passes = ready[9] | \$43 ;
   assign turn_skips = enable & valid[2];
   assign \$44  = ~ i_end;
@@ -3441,10 +3514,10 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (time_zero ) begin end
     \$69  = high_step;
     if (enable) begin
-      \$69  = 8'h00;
+      \$69  = 4'h0;
     end
     if (\$54 ) begin
-      \$69  = 8'h00;
+      \$69  = 4'h0;
     end
   end
   always @* begin
@@ -3458,16 +3531,16 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (time_zero ) begin end
     \$71  = skip_0;
     if (turn_skips) begin
-      \$71  = \$41 [8:0];
+      \$71  = \$41 [4:0];
     end
     if (\$56 ) begin
-      \$71  = 9'h000;
+      \$71  = 5'h00;
     end
     if (cancel) begin
-      \$71  = 9'h000;
+      \$71  = 5'h00;
     end
     if (rst) begin
-      \$71  = 9'h000;
+      \$71  = 5'h00;
     end
   end
   always @* begin
@@ -3490,13 +3563,13 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
       \$73 [0] = ready[5];
       \$73 [1] = ready[7];
       \$73 [10:2] = ready[21:13];
-      \$73 [19:11] = \$41 [8:0];
-      \$73 [20] = ready[0];
-      \$73 [21] = ready[1];
+      \$73 [15:11] = \$41 [4:0];
+      \$73 [16] = ready[0];
+      \$73 [17] = ready[1];
     end
   end
   assign i_slot = 1'h0;
-  assign total = \$41 [8:0];
+  assign total = \$41 [4:0];
   assign block = o;
   assign zeros_now = 5'h00;
   assign entering[10] = \$40 [0];
@@ -3525,99 +3598,88 @@ endmodule
 
 module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg \$12 ;
-  reg \$13 ;
-  reg [20:0] \$14 ;
+  wire \$1 , \$2 , \$3 , \$4 , \$6 , \$7 ;
+  reg [16:0] \$10 ;
+  reg \$8 ;
+  reg \$9 ;
+  wire \$signal ;
   input cancel;
   wire cancel;
   input clk;
   wire clk;
-  wire \event ;
-  input [21:0] i__payload;
-  wire [21:0] i__payload;
+  input [17:0] i__payload;
+  wire [17:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire more;
-  output [20:0] o__payload;
-  reg [20:0] o__payload = 21'h000000;
+  output [16:0] o__payload;
+  reg [16:0] o__payload = 17'h00000;
   input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
-  wire pending;
   input rst;
   wire rst;
   wire take;
   reg taken = 1'h0;
-  (* init = 21'h000000 *)
-  wire [20:0] \task ;
-  assign \$1  = ~ taken;
-  assign pending = i__payload[0] & \$1 ;
-  assign \$2  = ~ o__valid;
-  assign take = \$2  | o__ready;
-  assign \$3  = i__payload[20] ? \event  : 1'h0;
+  (* init = 17'h00000 *)
+  wire [16:0] \task ;
+  assign \$1  = ~ o__valid;
+  assign take = \$1  | o__ready;
+  assign \$2  = ~ taken;
+  assign \$signal  = i__payload[0] & \$2 ;
+  assign \$3  = i__payload[16] & \$signal ;
   assign \$4  = ~ \$3 ;
   assign i__ready = take & \$4 ;
-  assign \$8  = taken | \$7 ;
-  assign \$9  = i__ready ? 1'h0 : \$8 ;
-  assign \$10  = ~ \event ;
-  assign \$11  = i__payload[20] & \$10 ;
+  assign \$6  = ~ \$signal ;
+  assign \$7  = i__payload[16] & \$6 ;
   always @(posedge clk)
-    o__valid <= \$12 ;
+    o__valid <= \$8 ;
   always @(posedge clk)
-    taken <= \$13 ;
+    taken <= \$9 ;
   always @(posedge clk)
-    o__payload <= \$14 ;
+    o__payload <= \$10 ;
   always @* begin
     if (time_zero ) begin end
-    \$12  = o__valid;
+    \$8  = o__valid;
     if (take) begin
-      \$12  = i__valid;
+      \$8  = i__valid;
     end
     if (cancel) begin
-      \$12  = 1'h0;
+      \$8  = 1'h0;
     end
     if (rst) begin
-      \$12  = 1'h0;
+      \$8  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$13  = taken;
+    \$9  = taken;
     if (take) begin
       if (i__valid) begin
-        \$13  = \$9 ;
+        \$9  = \$3 ;
       end
     end
     if (cancel) begin
-      \$13  = 1'h0;
+      \$9  = 1'h0;
     end
     if (rst) begin
-      \$13  = 1'h0;
+      \$9  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$14  = o__payload;
+    \$10  = o__payload;
     if (take) begin
-      \$14 [0] = \event ;
-      \$14 [1] = \$11 ;
-      \$14 [20] = i__payload[21];
-    end
-    if (take) begin
-      \$14 [10:2] = i__payload[10:2];
-      \$14 [19:11] = i__payload[19:11];
+      \$10 [0] = \$signal ;
+      \$10 [1] = \$7 ;
+      \$10 [10:2] = i__payload[10:2];
+      \$10 [15:11] = i__payload[15:11];
+      \$10 [16] = i__payload[17];
     end
   end
-  assign more = 1'h0;
   assign \task  = o__payload;
-  assign \event  = pending;
-  assign \$5  = 1'h0;
-  assign \$6  = 1'h1;
-  assign \$7  = pending;
 endmodule
 
 module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
@@ -3765,35 +3827,37 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
   end
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, cancel, settings, i, multiply, bad, bad_parity, full, o__payload, o__ready, clk);
+module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero  = 0;
   wire [10:0] \$1 ;
-  wire \$10 , \$11 , \$12 , \$13 , \$15 , \$16 , \$17 , \$3 , \$4 , \$7 , \$8 , \$9 ;
-  wire [25:0] \$14 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$21 , \$22 ,
+    \$23 , \$24 , \$4 , \$7 , \$8 , \$9 ;
   wire [11:0] \$2 ;
+  wire [25:0] \$3 ;
   wire [12:0] \$5 , \$6 ;
-  reg [36:0] \$18 ;
-  reg [3:0] \$19 ;
-  reg [11:0] \$20 ;
-  reg [12:0] \$21 ;
-  reg [8:0] \$22 ;
-  reg \$23 ;
-  reg [3:0] \$24 ;
-  reg [3:0] \$25 ;
-  reg [3:0] \$26 ;
+  reg [36:0] \$26 ;
   reg [3:0] \$27 ;
-  reg \$28 ;
-  reg \$29 ;
-  reg \$30 ;
+  reg [11:0] \$28 ;
+  reg [12:0] \$29 ;
+  reg [8:0] \$30 ;
   reg \$31 ;
-  reg [11:0] \$32 ;
-  reg [11:0] \$33 ;
-  reg \$34 ;
-  reg \$35 ;
+  reg [3:0] \$32 ;
+  reg [3:0] \$33 ;
+  reg [3:0] \$34 ;
+  reg [3:0] \$35 ;
   reg \$36 ;
-  reg [24:0] \$37 ;
+  reg \$37 ;
   reg \$38 ;
-  reg [27:0] \$39 ;
+  reg \$39 ;
+  reg [11:0] \$40 ;
+  reg [11:0] \$41 ;
+  reg \$42 ;
+  reg \$43 ;
+  reg \$44 ;
+  reg [24:0] \$45 ;
+  reg \$46 ;
+  reg \$47 ;
+  reg [27:0] \$48 ;
   wire [7:0] a;
   wire [7:0] address;
   wire [9:0] \address$16 ;
@@ -3812,12 +3876,15 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   (* init = 28'h0000000 *)
   wire [27:0] done;
   output enable;
-  wire enable;
+  reg enable = 1'h1;
+  (* init = 1'h1 *)
   wire \enable$10 ;
+  (* init = 1'h1 *)
   wire \enable$23 ;
+  (* init = 1'h1 *)
   wire \enable$5 ;
-  output full;
-  reg full = 1'h0;
+  (* init = 1'h0 *)
+  wire full;
   reg [36:0] held = 37'h0000000000;
   input [25:0] i;
   wire [25:0] i;
@@ -3833,21 +3900,25 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   reg [27:0] o__payload = 28'h0000000;
   input o__ready;
   wire o__ready;
-  (* init = 1'h0 *)
-  wire o__valid;
+  output o__valid;
+  reg o__valid = 1'h0;
   wire [15:0] product;
   input rst;
   wire rst;
+  (* init = 1'h1 *)
+  wire running;
   input [36:0] settings;
   wire [36:0] settings;
+  (* init = 25'h0000000 *)
   wire [24:0] sum_0;
-  reg [24:0] sum_0_0 = 25'h0000000;
-  wire [24:0] sums;
+  reg [24:0] sums = 25'h0000000;
   reg [3:0] tag_0 = 4'h0;
   reg [3:0] tag_1 = 4'h0;
   reg [3:0] tag_2 = 4'h0;
   reg [3:0] tag_3 = 4'h0;
   reg [3:0] tag_4 = 4'h0;
+  wire [24:0] total_0;
+  wire turns;
   wire used;
   wire [7:0] value;
   wire [7:0] \value$26 ;
@@ -3864,14 +3935,31 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   reg zigzag_1 = 1'h0;
   reg zigzag_2 = 1'h0;
   always @(posedge clk)
-    full <= \$38 ;
+    bad_slot <= \$38 ;
   always @(posedge clk)
-    o__payload <= \$39 ;
+    bad_parity <= \$39 ;
+  always @(posedge clk)
+    number_0 <= \$40 ;
+  always @(posedge clk)
+    number_1 <= \$41 ;
+  always @(posedge clk)
+    zigzag_0 <= \$42 ;
+  always @(posedge clk)
+    zigzag_1 <= \$43 ;
+  always @(posedge clk)
+    zigzag_2 <= \$44 ;
+  always @(posedge clk)
+    sums <= \$45 ;
+  always @(posedge clk)
+    enable <= \$46 ;
+  always @(posedge clk)
+    o__valid <= \$47 ;
+  always @(posedge clk)
+    o__payload <= \$48 ;
   assign used = tag_0[0] & beyond[12];
   assign \$1  = number_1[11:1] ^ { number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0] };
   assign \$2  = zigzag_2 ? { number_1[0], \$1  } : { 4'h0, value };
-  assign \$3  = tag_4[1] & full;
-  assign enable = ~ \$3 ;
+  assign \$3  = $signed(sums) + $signed(product);
   assign \$4  = enable & i[0];
   assign \$5  = i[15:4] + held[24:13];
   assign \$6  = i[15:4] - held[36:25];
@@ -3881,51 +3969,41 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   assign \$10  = \$8  & \$9 ;
   assign \$11  = | beyond[11:0];
   assign \$12  = \$10  & \$11 ;
-  assign \$13  = enable & tag_4[0];
-  assign \$14  = $signed(sum_0) + $signed(product);
-  assign \$15  = enable & tag_4[1];
-  assign \$16  = ~ full;
-  assign \$17  = tag_4[1] & \$16 ;
+  assign \$13  = ~ tag_1[0];
+  assign \$14  = enable & \$13 ;
+  assign \$15  = tag_4[0] | tag_4[1];
+  assign \$17  = enable & \$16 ;
+  assign \$18  = enable & tag_4[1];
+  assign \$19  = ~ o__ready;
+  assign \$20  = o__valid & \$19 ;
+  assign \$21  = tag_4[1] | \$20 ;
+  assign \$22  = tag_3[1] & \$21 ;
+  assign \$23  = ~ \$22 ;
+  assign \$24  = enable ? \$23  : o__ready;
   always @(posedge clk)
-    held <= \$18 ;
+    held <= \$26 ;
   always @(posedge clk)
-    tag_0 <= \$19 ;
+    tag_0 <= \$27 ;
   always @(posedge clk)
-    number <= \$20 ;
+    number <= \$28 ;
   always @(posedge clk)
-    beyond <= \$21 ;
+    beyond <= \$29 ;
   always @(posedge clk)
-    column <= \$22 ;
+    column <= \$30 ;
   always @(posedge clk)
-    memory <= \$23 ;
+    memory <= \$31 ;
   always @(posedge clk)
-    tag_1 <= \$24 ;
+    tag_1 <= \$32 ;
   always @(posedge clk)
-    tag_2 <= \$25 ;
+    tag_2 <= \$33 ;
   always @(posedge clk)
-    tag_3 <= \$26 ;
+    tag_3 <= \$34 ;
   always @(posedge clk)
-    tag_4 <= \$27 ;
+    tag_4 <= \$35 ;
   always @(posedge clk)
-    multiply <= \$28 ;
+    multiply <= \$36 ;
   always @(posedge clk)
-    bad <= \$29 ;
-  always @(posedge clk)
-    bad_slot <= \$30 ;
-  always @(posedge clk)
-    bad_parity <= \$31 ;
-  always @(posedge clk)
-    number_0 <= \$32 ;
-  always @(posedge clk)
-    number_1 <= \$33 ;
-  always @(posedge clk)
-    zigzag_0 <= \$34 ;
-  always @(posedge clk)
-    zigzag_1 <= \$35 ;
-  always @(posedge clk)
-    zigzag_2 <= \$36 ;
-  always @(posedge clk)
-    sum_0_0 <= \$37 ;
+    bad <= \$37 ;
   egret_xs_ice40_core_lane_0_mac_map  map (
     .cancel(cancel),
     .clk(clk),
@@ -3956,131 +4034,145 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   );
   always @* begin
     if (time_zero ) begin end
-    \$38  = full;
+    \$39  = tag_0[3];
+    if (cancel) begin
+      \$39  = 1'h0;
+    end
+    if (rst) begin
+      \$39  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$40  = number_0;
+    if (enable) begin
+      \$40  = number;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$41  = number_1;
+    if (enable) begin
+      \$41  = number_0;
+    end
+    if (\$14 ) begin
+      \$41  = 12'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$42  = zigzag_0;
+    if (enable) begin
+      \$42  = held[11];
+    end
+    if (cancel) begin
+      \$42  = 1'h0;
+    end
+    if (rst) begin
+      \$42  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$43  = zigzag_1;
+    if (enable) begin
+      \$43  = zigzag_0;
+    end
+    if (cancel) begin
+      \$43  = 1'h0;
+    end
+    if (rst) begin
+      \$43  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = zigzag_2;
+    if (enable) begin
+      \$44  = zigzag_1;
+    end
+    if (\$14 ) begin
+      \$44  = 1'h1;
+    end
+    if (cancel) begin
+      \$44  = 1'h0;
+    end
+    if (rst) begin
+      \$44  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$45  = sums;
     if (\$17 ) begin
-      \$38  = 1'h1;
+      \$45  = \$3 [24:0];
+    end
+    if (\$18 ) begin
+      \$45  = 25'h0000000;
+    end
+    if (cancel) begin
+      \$45  = 25'h0000000;
+    end
+    if (rst) begin
+      \$45  = 25'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$46  = \$24 ;
+    if (cancel) begin
+      \$46  = 1'h1;
+    end
+    if (rst) begin
+      \$46  = 1'h1;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$47  = o__valid;
+    if (\$18 ) begin
+      \$47  = 1'h1;
     end else if (o__ready) begin
-      \$38  = 1'h0;
+      \$47  = 1'h0;
     end
     if (cancel) begin
-      \$38  = 1'h0;
+      \$47  = 1'h0;
     end
     if (rst) begin
-      \$38  = 1'h0;
+      \$47  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = o__payload;
-    if (\$17 ) begin
-      \$39 [27:3] = sum_0;
-      \$39 [1] = 1'h0;
-      \$39 [2] = tag_4[2];
-      \$39 [0] = tag_4[3];
+    \$48  = o__payload;
+    if (\$18 ) begin
+      \$48 [27:3] = sums;
+      \$48 [1] = 1'h0;
+      \$48 [2] = tag_4[2];
+      \$48 [0] = tag_4[3];
     end
     if (cancel) begin
-      \$39  = 28'h0000000;
+      \$48  = 28'h0000000;
     end
     if (rst) begin
-      \$39  = 28'h0000000;
+      \$48  = 28'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$18  = held;
+    \$26  = held;
     if (\$4 ) begin
-      \$18  = settings;
+      \$26  = settings;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$19  = tag_0;
+    \$27  = tag_0;
     if (enable) begin
-      \$19 [0] = i[1];
-      \$19 [1] = i[2];
-      \$19 [2] = i[3];
-      \$19 [3] = i[25];
-    end
-    if (cancel) begin
-      \$19  = 4'h0;
-    end
-    if (rst) begin
-      \$19  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = number;
-    if (enable) begin
-      \$20  = \$5 [11:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$21  = beyond;
-    if (enable) begin
-      \$21  = \$6 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$22  = column;
-    if (enable) begin
-      \$22  = i[24:16];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$23  = memory;
-    if (enable) begin
-      \$23  = held[10];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$24  = tag_1;
-    if (enable) begin
-      \$24 [3:1] = tag_0[3:1];
-      \$24 [0] = used;
-    end
-    if (cancel) begin
-      \$24  = 4'h0;
-    end
-    if (rst) begin
-      \$24  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$25  = tag_2;
-    if (enable) begin
-      \$25  = tag_1;
-    end
-    if (cancel) begin
-      \$25  = 4'h0;
-    end
-    if (rst) begin
-      \$25  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$26  = tag_3;
-    if (enable) begin
-      \$26  = tag_2;
-    end
-    if (cancel) begin
-      \$26  = 4'h0;
-    end
-    if (rst) begin
-      \$26  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$27  = tag_4;
-    if (enable) begin
-      \$27  = tag_3;
+      \$27 [0] = i[1];
+      \$27 [1] = i[2];
+      \$27 [2] = i[3];
+      \$27 [3] = i[25];
     end
     if (cancel) begin
       \$27  = 4'h0;
@@ -4091,90 +4183,88 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   end
   always @* begin
     if (time_zero ) begin end
-    \$28  = \$7 ;
-    if (cancel) begin
-      \$28  = 1'h0;
-    end
-    if (rst) begin
-      \$28  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$29  = \$12 ;
-    if (cancel) begin
-      \$29  = 1'h0;
-    end
-    if (rst) begin
-      \$29  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$30  = 1'h0;
-    if (cancel) begin
-      \$30  = 1'h0;
-    end
-    if (rst) begin
-      \$30  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$31  = tag_0[3];
-    if (cancel) begin
-      \$31  = 1'h0;
-    end
-    if (rst) begin
-      \$31  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$32  = number_0;
+    \$28  = number;
     if (enable) begin
-      \$32  = number;
+      \$28  = \$5 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$33  = number_1;
+    \$29  = beyond;
     if (enable) begin
-      \$33  = number_0;
+      \$29  = \$6 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$34  = zigzag_0;
+    \$30  = column;
     if (enable) begin
-      \$34  = held[11];
+      \$30  = i[24:16];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$31  = memory;
+    if (enable) begin
+      \$31  = held[10];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$32  = tag_1;
+    if (enable) begin
+      \$32 [3:1] = tag_0[3:1];
+      \$32 [0] = used;
     end
     if (cancel) begin
-      \$34  = 1'h0;
+      \$32  = 4'h0;
     end
     if (rst) begin
-      \$34  = 1'h0;
+      \$32  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$35  = zigzag_1;
+    \$33  = tag_2;
     if (enable) begin
-      \$35  = zigzag_0;
+      \$33  = tag_1;
     end
     if (cancel) begin
-      \$35  = 1'h0;
+      \$33  = 4'h0;
     end
     if (rst) begin
-      \$35  = 1'h0;
+      \$33  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$36  = zigzag_2;
+    \$34  = tag_3;
     if (enable) begin
-      \$36  = zigzag_1;
+      \$34  = tag_2;
     end
+    if (cancel) begin
+      \$34  = 4'h0;
+    end
+    if (rst) begin
+      \$34  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$35  = tag_4;
+    if (enable) begin
+      \$35  = tag_3;
+    end
+    if (cancel) begin
+      \$35  = 4'h0;
+    end
+    if (rst) begin
+      \$35  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$36  = \$7 ;
     if (cancel) begin
       \$36  = 1'h0;
     end
@@ -4184,18 +4274,22 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   end
   always @* begin
     if (time_zero ) begin end
-    \$37  = sum_0_0;
-    if (\$13 ) begin
-      \$37  = \$14 [24:0];
-    end
-    if (\$15 ) begin
-      \$37  = 25'h0000000;
-    end
+    \$37  = \$12 ;
     if (cancel) begin
-      \$37  = 25'h0000000;
+      \$37  = 1'h0;
     end
     if (rst) begin
-      \$37  = 25'h0000000;
+      \$37  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$38  = 1'h0;
+    if (cancel) begin
+      \$38  = 1'h0;
+    end
+    if (rst) begin
+      \$38  = 1'h0;
     end
   end
   assign write_enable = map_write[0];
@@ -4212,13 +4306,16 @@ module egret_xs_ice40_core_lane_0_mac (rst, enable, vector_write, map_write, can
   assign \enable$23  = enable;
   assign a = \$2 [7:0];
   assign \value$26  = b;
-  assign sums = sum_0;
-  assign o__valid = full;
+  assign sum_0 = sums;
+  assign total_0 = \$3 [24:0];
+  assign running = enable;
+  assign full = o__valid;
   assign done = o__payload;
-  assign sum_0 = sum_0_0;
+  assign turns = 1'h0;
+  assign \$16  = \$15 ;
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac_map (rst, read__en, port_0 , cancel, read__addr, value, clk);
+module egret_xs_ice40_core_lane_0_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
   reg time_zero  = 0;
   reg [7:0] \$1 ;
   wire [7:0] address;
@@ -4284,7 +4381,7 @@ module egret_xs_ice40_core_lane_0_mac_map (rst, read__en, port_0 , cancel, read_
   assign \value$11  = value;
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , enable, cancel, \b$6 , product, clk);
+module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
   reg time_zero  = 0;
   wire [15:0] \$1 ;
   reg [7:0] \$2 ;
@@ -4339,7 +4436,7 @@ module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , enable, cancel, 
   assign \product$9  = product;
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac_vectors (rst, read__en, port_0 , cancel, port_1 , port_2 , value, clk);
+module egret_xs_ice40_core_lane_0_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero  = 0;
   reg [7:0] \$1 ;
   wire [9:0] address;
@@ -4728,28 +4825,28 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   assign \$57  = 1'h0;
 endmodule
 
-module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, start_write, cancel, go, settings, i__valid, i__payload, o, clk);
+module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero  = 0;
-  wire \$1 , \$11 , \$13 , \$14 , \$16 , \$18 , \$19 , \$2 , \$20 , \$21 , \$24 , \$26 , \$27 , \$28
-    , \$29 , \$3 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$9 ;
-  wire [10:0] \$15 , \$31 , \$4 , \$5 ;
-  wire [1:0] \$22 ;
-  wire [12:0] \$7 ;
-  reg [10:0] \$39 ;
-  reg \$40 ;
-  reg \$41 ;
-  reg \$42 ;
-  reg [3:0] \$43 ;
-  reg [12:0] \$44 ;
-  reg [10:0] \$45 ;
-  reg [10:0] \$46 ;
-  reg [10:0] \$47 ;
-  reg \$48 ;
-  reg [3:0] \$49 ;
-  reg [12:0] \$50 ;
+  wire \$1 , \$10 , \$12 , \$14 , \$15 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$26 , \$28
+    , \$29 , \$3 , \$30 , \$31 , \$36 , \$37 , \$38 , \$39 , \$40 , \$41 , \$42 , \$7 , \$8 ;
+  wire [1:0] \$24 ;
+  wire [10:0] \$4 , \$5 ;
+  wire [12:0] \$6 ;
+  reg [10:0] \$43 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg \$46 ;
+  reg [3:0] \$47 ;
+  reg [12:0] \$48 ;
+  reg [10:0] \$49 ;
+  reg [10:0] \$50 ;
   reg [10:0] \$51 ;
+  reg [3:0] \$52 ;
+  reg [12:0] \$53 ;
+  reg [10:0] \$54 ;
   wire advance;
   reg [12:0] at_work = 13'h0000;
+  wire [10:0] begun;
   input cancel;
   wire cancel;
   wire carry;
@@ -4762,24 +4859,24 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, s
   wire enable;
   input [1:0] go;
   wire [1:0] go;
-  input [20:0] i__payload;
-  wire [20:0] i__payload;
+  input [16:0] i__payload;
+  wire [16:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
   wire [11:0] index;
-  reg \inside  = 1'h1;
   wire [10:0] length;
   wire load;
   reg loading = 1'h1;
   reg [3:0] marks = 4'h0;
+  wire moves;
   output [25:0] o;
   wire [25:0] o;
   reg opened = 1'h0;
   wire [10:0] operand;
   reg placed = 1'h0;
-  reg [10:0] position_0 = 11'h7ff;
+  reg [10:0] position = 11'h7ff;
   input rst;
   wire rst;
   input selected;
@@ -4795,255 +4892,252 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, enable, s
   reg [12:0] tag = 13'h0000;
   wire [10:0] total;
   reg [3:0] working = 4'h0;
+  wire written;
+  assign \$36  = comes | load;
+  assign \$37  = advance & \$36 ;
+  assign \$38  = advance & load;
+  assign \$39  = ~ load;
+  assign \$40  = advance & \$39 ;
+  assign \$41  = enable & moves;
+  assign \$42  = advance & marks[2];
   always @(posedge clk)
-    start_0 <= \$39 ;
+    start_0 <= \$43 ;
   always @(posedge clk)
-    placed <= \$40 ;
+    placed <= \$44 ;
   always @(posedge clk)
-    opened <= \$41 ;
+    opened <= \$45 ;
   always @(posedge clk)
-    loading <= \$42 ;
+    loading <= \$46 ;
   always @(posedge clk)
-    marks <= \$43 ;
+    marks <= \$47 ;
   always @(posedge clk)
-    tag <= \$44 ;
+    tag <= \$48 ;
   always @(posedge clk)
-    step <= \$45 ;
+    step <= \$49 ;
   always @(posedge clk)
-    start <= \$46 ;
+    start <= \$50 ;
   always @(posedge clk)
-    position_0 <= \$47 ;
+    position <= \$51 ;
   always @(posedge clk)
-    \inside  <= \$48 ;
+    working <= \$52 ;
   always @(posedge clk)
-    working <= \$49 ;
+    at_work <= \$53 ;
   always @(posedge clk)
-    at_work <= \$50 ;
-  always @(posedge clk)
-    columns <= \$51 ;
+    columns <= \$54 ;
   assign advance = enable & \$1 ;
   assign load = loading & placed;
   assign comes = i__valid & opened;
   assign i__ready = advance & opened;
-  assign emitting = ~ \inside ;
+  assign written = start_write[0] & selected;
+  assign emitting = ~ position[10];
   assign \$3  = emitting | marks[1];
   assign carry = \$3  | marks[3];
   assign \$4  = step | start;
   assign \$5  = ~ columns;
-  assign operand = \inside  ? \$4  : \$5 ;
-  assign \$7  = { \$15 , 1'h1 } + { operand, carry };
-  assign \$11  = \$9  & \$1 ;
-  assign \$13  = working[1] & \$1 ;
-  assign \$14  = working[2] | emitting;
-  assign \$16  = start_write[0] & selected;
-  assign \$18  = ~ loading;
-  assign \$19  = \$18  & i__valid;
-  assign \$20  = go >> i__payload[20];
-  assign \$21  = \$19  & \$20 ;
-  assign \$24  = comes & i__payload[1];
-  assign \$27  = ~ i__payload[1];
-  assign \$28  = comes & \$27 ;
-  assign \$29  = comes & i__payload[0];
-  assign \$32  = advance & load;
-  assign \$33  = ~ load;
-  assign \$34  = advance & \$33 ;
-  assign \$35  = emitting | marks[0];
-  assign \$36  = \$35  | marks[3];
-  assign \$37  = enable & \$36 ;
-  assign \$38  = advance & marks[2];
+  assign operand = position[10] ? \$4  : \$5 ;
+  assign \$6  = { begun, 1'h1 } + { operand, carry };
+  assign \$8  = emitting | marks[0];
+  assign moves = \$8  | marks[3];
+  assign \$12  = \$10  & \$1 ;
+  assign \$14  = working[1] & \$1 ;
+  assign \$15  = working[2] | emitting;
+  assign \$17  = written | \$38 ;
+  assign \$20  = ~ loading;
+  assign \$21  = \$20  & i__valid;
+  assign \$22  = go >> i__payload[16];
+  assign \$23  = \$21  & \$22 ;
+  assign \$26  = comes & i__payload[1];
+  assign \$29  = ~ i__payload[1];
+  assign \$30  = comes & \$29 ;
+  assign \$31  = comes & i__payload[0];
   always @* begin
     if (time_zero ) begin end
-    \$39  = start_0;
-    if (\$16 ) begin
-      \$39  = start_write[13:3];
+    \$43  = start_0;
+    if (\$17 ) begin
+      \$43  = start_write[13:3];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$40  = placed;
-    if (\$16 ) begin
-      if (\$2 ) begin
-        \$40  = 1'h1;
-      end
+    \$44  = placed;
+    if (\$19 ) begin
+      \$44  = 1'h1;
     end
     if (advance) begin
       if (load) begin
         if (\$2 ) begin
-          \$40  = 1'h0;
+          \$44  = 1'h0;
         end
       end
     end
     if (cancel) begin
-      \$40  = 1'h0;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$40  = 1'h0;
+      \$44  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$41  = opened;
+    \$45  = opened;
     if (advance) begin
-      if (\$21 ) begin
-        \$41  = 1'h1;
+      if (\$23 ) begin
+        \$45  = 1'h1;
       end
-      if (\$26 ) begin
-        \$41  = 1'h0;
+      if (\$28 ) begin
+        \$45  = 1'h0;
       end
     end
     if (cancel) begin
-      \$41  = 1'h0;
+      \$45  = 1'h0;
     end
     if (rst) begin
-      \$41  = 1'h0;
+      \$45  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$42  = loading;
+    \$46  = loading;
     if (advance) begin
       if (load) begin
         if (\$2 ) begin
-          \$42  = 1'h0;
+          \$46  = 1'h0;
         end
       end
-      if (\$26 ) begin
-        \$42  = 1'h1;
+      if (\$28 ) begin
+        \$46  = 1'h1;
       end
     end
     if (cancel) begin
-      \$42  = 1'h1;
+      \$46  = 1'h1;
     end
     if (rst) begin
-      \$42  = 1'h1;
+      \$46  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$43  = marks;
+    \$47  = marks;
     if (advance) begin
-      \$43 [0] = \$28 ;
-      \$43 [1] = \$29 ;
-      \$43 [2] = \$24 ;
-      \$43 [3] = load;
+      \$47 [0] = \$30 ;
+      \$47 [1] = \$31 ;
+      \$47 [2] = \$26 ;
+      \$47 [3] = load;
     end
     if (cancel) begin
-      \$43  = 4'h0;
+      \$47  = 4'h0;
     end
     if (rst) begin
-      \$43  = 4'h0;
+      \$47  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = tag;
+    \$48  = tag;
     if (advance) begin
-      \$44 [11:0] = { 3'h0, i__payload[10:2] };
-      \$44 [12] = i__payload[20];
+      \$48 [11:0] = { 3'h0, i__payload[10:2] };
+      \$48 [12] = i__payload[16];
+    end
+    if (cancel) begin
+      \$48  = 13'h0000;
+    end
+    if (rst) begin
+      \$48  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = step;
+    \$49  = step;
     if (advance) begin
-      \$45  = { 2'h0, i__payload[19:11] };
-    end
-    if (\$32 ) begin
-      \$45  = 11'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$46  = start;
-    if (advance) begin
-      \$46  = \$31 ;
-    end
-    if (\$34 ) begin
-      \$46  = 11'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$47  = position_0;
-    if (\$37 ) begin
-      \$47  = \$7 [11:1];
+      \$49  = { 6'h00, i__payload[15:11] };
     end
     if (\$38 ) begin
-      \$47  = 11'h7ff;
-    end
-    if (cancel) begin
-      \$47  = 11'h7ff;
-    end
-    if (rst) begin
-      \$47  = 11'h7ff;
+      \$49  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = \inside ;
-    if (\$37 ) begin
-      \$48  = \$7 [11];
-    end
-    if (\$38 ) begin
-      \$48  = 1'h1;
-    end
-    if (cancel) begin
-      \$48  = 1'h1;
-    end
-    if (rst) begin
-      \$48  = 1'h1;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$49  = working;
+    \$50  = start;
     if (advance) begin
-      \$49  = marks;
+      \$50  = start_0;
+    end
+    if (\$40 ) begin
+      \$50  = 11'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = position;
+    if (\$41 ) begin
+      \$51  = \$6 [11:1];
+    end
+    if (\$42 ) begin
+      \$51  = 11'h7ff;
     end
     if (cancel) begin
-      \$49  = 4'h0;
+      \$51  = 11'h7ff;
     end
     if (rst) begin
-      \$49  = 4'h0;
+      \$51  = 11'h7ff;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = at_work;
+    \$52  = working;
     if (advance) begin
-      \$50  = tag;
+      \$52  = marks;
+    end
+    if (cancel) begin
+      \$52  = 4'h0;
+    end
+    if (rst) begin
+      \$52  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$51  = columns;
+    \$53  = at_work;
+    if (advance) begin
+      \$53  = tag;
+    end
+    if (cancel) begin
+      \$53  = 13'h0000;
+    end
+    if (rst) begin
+      \$53  = 13'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = columns;
     if (advance) begin
       if (settle) begin
-        \$51  = { 1'h0, settings[9:0] };
+        \$54  = { 1'h0, settings[9:0] };
       end
     end
   end
   assign index = { 3'h0, i__payload[10:2] };
-  assign length = { 2'h0, i__payload[19:11] };
-  assign total = \$7 [11:1];
+  assign length = { 6'h00, i__payload[15:11] };
+  assign total = \$6 [11:1];
   assign o[25] = at_work[12];
-  assign o[24:16] = \$15 [8:0];
+  assign o[24:16] = position[8:0];
   assign o[15:4] = at_work[11:0];
   assign o[3] = working[2];
-  assign o[2] = \$14 ;
-  assign o[1] = \$13 ;
-  assign o[0] = \$11 ;
-  assign \$31  = start_0;
-  assign \$15  = position_0;
-  assign \$1  = \inside ;
+  assign o[2] = \$15 ;
+  assign o[1] = \$14 ;
+  assign o[0] = \$12 ;
+  assign \$1  = position[10];
   assign \$2  = 1'h1;
   assign settle = marks[3];
-  assign \$9  = working[3];
-  assign \$22  = 2'h1;
-  assign \$26  = \$24 ;
+  assign \$7  = 1'h0;
+  assign begun = position;
+  assign \$10  = working[3];
+  assign \$19  = written;
+  assign \$24  = 2'h1;
+  assign \$28  = \$26 ;
 endmodule
 
-module egret_xs_ice40_core_lane_0_settings_97 (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_xs_ice40_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
   reg time_zero  = 0;
   wire [7:0] \$1 ;
   wire [12:0] \$2 , \$3 ;
@@ -9323,12 +9417,6 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     \$183  = \finishing$21 ;
     if (finish) begin
       \$183  = job;
-    end
-    if (cancel) begin
-      \$183  = 49'h0000000000000;
-    end
-    if (rst) begin
-      \$183  = 49'h0000000000000;
     end
   end
   always @* begin
