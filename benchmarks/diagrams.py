@@ -47,7 +47,7 @@ PARAMS = dataclasses.replace(
     activation_depth=16,
     row_depth=16,
 )
-"""The `s` preset with small memories, so that a simulation of it is short, and one substream a lane."""
+"""The `s` preset with small memories, so that a simulation is short, and one substream a lane."""
 COLUMNS = 12
 """Columns of every matrix."""
 ROWS = (8, 12, 10)

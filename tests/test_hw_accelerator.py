@@ -1040,7 +1040,7 @@ def test_clear_while_results_are_kept(params: AcceleratorParams) -> None:
     faults = Faults(params, seed=9)
     x = faults.vector(7)
     indices = faults.rng.integers(-1, 5, (40, 7))
-    fields = {"map_base": 2, "map_entries": 5}
+    fields: dict[str, Any] = {"map_base": 2, "map_entries": 5}
     first = coded_matrix(params, indices[:3], faults.code, **fields)
     keeps = coded_matrix(
         params, indices, faults.code, **fields, keep_activations=1, multiplier=9, shift=9
