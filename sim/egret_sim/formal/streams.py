@@ -135,7 +135,7 @@ def queue_bench(dut: wiring.Component, depth: int) -> Bench:
     bench, token = _fifo_bench(dut, depth + 1, 2)
     bits = depth.bit_length() - 1
     written, taken = bench.tap("written", bits), bench.tap("taken", bits)
-    grew = bench.tap("grew")
+    room, some = bench.tap("room"), bench.tap("some")
     ranks = Array(Const(rank, bits) for rank in _address_ranks(depth))
     entries = Array(bench.tap(f"entries[{n}]", _PAYLOAD_BITS) for n in range(depth))
     # Where the token was written to.
@@ -143,7 +143,9 @@ def queue_bench(dut: wiring.Component, depth: int) -> Bench:
     with bench.m.If(token.marks):
         bench.m.d.sync += place.eq(written)
     held = (ranks[written] - ranks[taken])[:bits]
-    bench.check(token.count == Mux(held.any(), held, Mux(grew, depth, 0)) + dut.o.valid)
+    bench.check(token.count == Mux(held.any(), held, Mux(room, 0, depth)) + dut.o.valid)
+    bench.check(some == (held.any() | ~room))
+    bench.check(room | ~held.any())
     in_memory = token.inside & ((token.ahead != 0) | ~dut.o.valid)
     before = (ranks[place] - ranks[taken])[:bits]
     bench.check(~in_memory | (entries[place] == token.payload))
