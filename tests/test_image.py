@@ -262,16 +262,16 @@ def test_slots_of_a_lane_last_equally_long() -> None:
     assert bits.max() <= 1.03 * bits.mean(), bits
 
 
-def test_a_matrix_takes_eight_words_beside_its_payload() -> None:
+def test_a_matrix_takes_twelve_words_beside_its_payload() -> None:
     params = PRESETS["m-ddr3"]
     rng = np.random.default_rng(6)
     values = np.rint(rng.laplace(size=(64, 172)) * 0.3).astype(np.int32)
     for packet in build_matrices({"m": values, "n": values}, params).matrices:
-        assert len(packet.data) == 8 * (packet.payload_words + 8)
+        assert len(packet.data) == 8 * (packet.payload_words + 12)
     wide = rng.integers(1, 3, (1023, 1023)).astype(np.int32)
     packet = build_matrices({"m": wide}, params).matrices[0]
     assert read_header(packet.data)["wide_starts"] == 1
-    assert len(packet.data) == 8 * (packet.payload_words + 12)
+    assert len(packet.data) == 8 * (packet.payload_words + 20)
 
 
 def cycles(image: HardwareImage) -> float:

