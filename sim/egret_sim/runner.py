@@ -5,6 +5,7 @@ import hashlib
 import logging
 import os
 import pickle
+import sysconfig
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping
