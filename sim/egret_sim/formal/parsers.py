@@ -114,12 +114,12 @@ def parser_bench(
     m = bench.m
     width = len(dut.i_bits)
     tables = CODE_NAMES[2] in codes
+    begun: Value = Const(1, 1)
     if tables:
         code, begun = _table_code(bench, limit)
     else:
         code = _order_code(bench, limit, CODE_NAMES[1] in codes)
         # The machine for several codes keeps what it needs of them in registers.
-        begun: Value = Const(1, 1)
         if CODE_NAMES[1] in codes:
             settled = bench.register(range(_SETTLE + 1), "settled")
             begun = settled == _SETTLE
