@@ -244,8 +244,8 @@ class Lane(wiring.Component):
                     # A register between is as many LUTs less: the flag needs none of its own.
                     here = Signal(name=f"bad_{parity}_{slot}")
                     flag = flags[parity * slots + slot]
-                    mine = found.bad & (found.bad_parity == parity)
-                    m.d.sync += here.eq(mine & (found.bad_slot == slot if slots > 1 else 1))
+                    matches = found.bad & (found.bad_parity == parity)
+                    m.d.sync += here.eq(matches & (found.bad_slot == slot if slots > 1 else 1))
                     with m.If(here):
                         m.d.sync += flag.eq(1)
                     with m.If(self.clear_errors[parity]):

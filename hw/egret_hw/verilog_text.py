@@ -17,6 +17,13 @@ _MODULE_NAME = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
 _TIME_ZERO = re.compile(r"\\\$auto\$verilog_backend\S+ ")
 # A port without a name of its own; its numbers count over the file.
 _NUMBERED_PORT = re.compile(r"\\port\$\d+\$\d+ ")
+# Such a port as it is declared, once it has a number of its module's own.
+_PORT_DECLARATION = re.compile(
+    r"^  (?:in|out)put (?P<width>(?:\[\d+:\d+\] )?)port_(?P<number>\d+) ;\n"
+    r"  wire (?P=width)port_(?P=number) ;\n",
+    re.MULTILINE,
+)
+_PORT_CONNECTION = re.compile(r"^    \.port_(?P<number>\d+) \([^\n]*?\)(?=,?\n)", re.MULTILINE)
 _INSTANCE = re.compile(
     r"^  (\\\S+ |\w+) +[\w\\][^\n]* \(\n(?:    \.[^\n]*\n)+  \);\n", re.MULTILINE
 )
@@ -91,13 +98,22 @@ def _number_ports_locally(verilog: str) -> str:
         }
 
     def connected(found: re.Match[str]) -> str:
-        return _renamed(_CONNECTED_PORT, found[0], names.get(found[1], {}))
+        text = _renamed(_CONNECTED_PORT, found[0], names.get(found[1], {}))
+        return _in_order(_PORT_CONNECTION, text)
 
     def renamed(found: re.Match[str]) -> str:
         text = _INSTANCE.sub(connected, found[0])
-        return _renamed(_NUMBERED_PORT, text, names[_module_names(found[0])[0]])
+        text = _renamed(_NUMBERED_PORT, text, names[_module_names(found[0])[0]])
+        return _in_order(_PORT_DECLARATION, text)
 
     return _MODULE.sub(renamed, verilog)
+
+
+def _in_order(pattern: re.Pattern[str], text: str) -> str:
+    """Sort numbered ports by their numbers: the back end sorts them by those of the file."""
+    found = sorted(pattern.finditer(text), key=lambda port: int(port["number"]))
+    ordered = iter(found)
+    return pattern.sub(lambda _: next(ordered)[0], text)
 
 
 def _shared_once(verilog: str) -> str:

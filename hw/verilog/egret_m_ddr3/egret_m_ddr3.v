@@ -1337,7 +1337,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_10 (
+  egret_m_ddr3_core_lane  lane_10 (
     .bad_index(\bad_index$611 ),
     .bad_prefix(\bad_prefix$594 ),
     .cancel(cancel),
@@ -1364,7 +1364,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_11 (
+  egret_m_ddr3_core_lane  lane_11 (
     .bad_index(\bad_index$612 ),
     .bad_prefix(\bad_prefix$595 ),
     .cancel(cancel),
@@ -1391,7 +1391,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_12 (
+  egret_m_ddr3_core_lane  lane_12 (
     .bad_index(\bad_index$613 ),
     .bad_prefix(\bad_prefix$596 ),
     .cancel(cancel),
@@ -1418,7 +1418,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_13 (
+  egret_m_ddr3_core_lane  lane_13 (
     .bad_index(\bad_index$614 ),
     .bad_prefix(\bad_prefix$597 ),
     .cancel(cancel),
@@ -1445,7 +1445,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_14 (
+  egret_m_ddr3_core_lane  lane_14 (
     .bad_index(\bad_index$615 ),
     .bad_prefix(\bad_prefix$598 ),
     .cancel(cancel),
@@ -1472,7 +1472,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_15 (
+  egret_m_ddr3_core_lane  lane_15 (
     .bad_index(\bad_index$616 ),
     .bad_prefix(\bad_prefix$599 ),
     .cancel(cancel),
@@ -1580,7 +1580,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_5 (
+  egret_m_ddr3_core_lane  lane_5 (
     .bad_index(\bad_index$606 ),
     .bad_prefix(\bad_prefix$589 ),
     .cancel(cancel),
@@ -1607,7 +1607,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_6 (
+  egret_m_ddr3_core_lane  lane_6 (
     .bad_index(\bad_index$607 ),
     .bad_prefix(\bad_prefix$590 ),
     .cancel(cancel),
@@ -1634,7 +1634,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_7 (
+  egret_m_ddr3_core_lane  lane_7 (
     .bad_index(\bad_index$608 ),
     .bad_prefix(\bad_prefix$591 ),
     .cancel(cancel),
@@ -1661,7 +1661,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_8 (
+  egret_m_ddr3_core_lane  lane_8 (
     .bad_index(\bad_index$609 ),
     .bad_prefix(\bad_prefix$592 ),
     .cancel(cancel),
@@ -1688,7 +1688,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .start_write(start_write),
     .vector_write(vector_write)
   );
-  egret_m_ddr3_core_lane_10  lane_9 (
+  egret_m_ddr3_core_lane  lane_9 (
     .bad_index(\bad_index$610 ),
     .bad_prefix(\bad_prefix$593 ),
     .cancel(cancel),
@@ -7007,9 +7007,9 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
   egret_m_ddr3_core_lane_parser_code0  code0 (
     .cancel(cancel),
     .clk(clk),
+    .port_0 (\$11 ),
     .port_1 (microcode_write),
     .port_2 (tag0[6:3]),
-    .port_0 (\$11 ),
     .read__en(step),
     .rst(rst),
     .value(value)
@@ -7243,12 +7243,12 @@ module egret_m_ddr3_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , can
   input clk;
   wire clk;
   wire enable;
+  input [5:0] port_0 ;
+  wire [5:0] port_0 ;
   input [28:0] port_1 ;
   wire [28:0] port_1 ;
   input [3:0] port_2 ;
   wire [3:0] port_2 ;
-  input [5:0] port_0 ;
-  wire [5:0] port_0 ;
   wire [9:0] read__addr;
   wire [17:0] read__data;
   input read__en;
@@ -7756,511 +7756,6 @@ endmodule
 
 
 
-module egret_m_ddr3_core_lane_10 (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
-, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
-  reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
-    \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
-  wire [1:0] \$2 ;
-  reg \$35 ;
-  reg \$36 ;
-  reg [3:0] \$37 ;
-  reg \$38 ;
-  reg \$39 ;
-  reg \$40 ;
-  reg \$41 ;
-  reg [3:0] \$42 ;
-  reg \$43 ;
-  reg \$44 ;
-  reg \$45 ;
-  wire bad;
-  wire \bad$98 ;
-  reg bad_0_0 = 1'h0;
-  reg \bad_0_0$97  = 1'h0;
-  reg bad_0_1 = 1'h0;
-  reg \bad_0_1$102  = 1'h0;
-  reg bad_1_0 = 1'h0;
-  reg \bad_1_0$103  = 1'h0;
-  reg bad_1_1 = 1'h0;
-  reg \bad_1_1$104  = 1'h0;
-  output [3:0] bad_index;
-  reg [3:0] bad_index = 4'h0;
-  wire bad_parity;
-  wire \bad_parity$99 ;
-  output [3:0] bad_prefix;
-  reg [3:0] bad_prefix = 4'h0;
-  wire bad_slot;
-  wire \bad_slot$100 ;
-  wire [1:0] banks;
-  input cancel;
-  wire cancel;
-  input [1:0] clear_errors;
-  wire [1:0] clear_errors;
-  input clk;
-  wire clk;
-  input [22:0] code_write;
-  wire [22:0] code_write;
-  wire [22:0] \code_write$70 ;
-  input [87:0] codes;
-  wire [87:0] codes;
-  wire [87:0] \codes$11 ;
-  input drain;
-  wire drain;
-  wire \drain$9 ;
-  wire enable;
-  wire \enable$21 ;
-  wire \enable$65 ;
-  wire \enable$66 ;
-  input [1:0] go;
-  wire [1:0] go;
-  wire [1:0] \go$76 ;
-  wire [27:0] i;
-  wire [44:0] i__payload;
-  input [6:0] \i__payload$41 ;
-  wire [6:0] \i__payload$41 ;
-  wire [6:0] \i__payload$42 ;
-  wire [44:0] \i__payload$47 ;
-  wire [33:0] \i__payload$53 ;
-  wire i__ready;
-  output \i__ready$43 ;
-  wire \i__ready$43 ;
-  wire \i__ready$44 ;
-  wire \i__ready$50 ;
-  wire \i__ready$56 ;
-  wire i__valid;
-  input \i__valid$45 ;
-  wire \i__valid$45 ;
-  wire \i__valid$46 ;
-  wire \i__valid$51 ;
-  wire \i__valid$57 ;
-  wire i_bank;
-  wire [3:0] i_bits;
-  wire [3:0] \i_bits$31 ;
-  wire [3:0] i_end;
-  wire [3:0] i_event;
-  wire i_first;
-  wire i_last;
-  wire \i_last$26 ;
-  wire i_parity;
-  wire \i_parity$28 ;
-  wire i_run_form;
-  wire i_slot;
-  wire i_valid;
-  wire \i_valid$22 ;
-  input [26:0] map_write;
-  wire [26:0] map_write;
-  wire [26:0] \map_write$79 ;
-  input [28:0] microcode_write;
-  wire [28:0] microcode_write;
-  wire [28:0] \microcode_write$1 ;
-  wire mine;
-  output multiply;
-  wire multiply;
-  wire \multiply$85 ;
-  wire [44:0] o;
-  wire [27:0] \o$83 ;
-  wire [6:0] o__payload;
-  wire [44:0] \o__payload$48 ;
-  wire [33:0] \o__payload$54 ;
-  output [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$60 ;
-  wire o__ready;
-  wire \o__ready$49 ;
-  wire \o__ready$55 ;
-  input \o__ready$61 ;
-  wire \o__ready$61 ;
-  wire \o__ready$62 ;
-  wire o__valid;
-  wire \o__valid$52 ;
-  wire \o__valid$58 ;
-  output \o__valid$63 ;
-  wire \o__valid$63 ;
-  wire \o__valid$64 ;
-  wire [3:0] o_bits;
-  wire [3:0] o_end;
-  wire [3:0] o_event;
-  wire o_last;
-  wire o_parity;
-  wire o_slot;
-  wire o_valid;
-  wire \o_valid$38 ;
-  input port_0 ;
-  wire port_0 ;
-  input port_1 ;
-  wire port_1 ;
-  input rst;
-  wire rst;
-  input selected;
-  wire selected;
-  wire \selected$74 ;
-  input [37:0] settings;
-  wire [37:0] settings;
-  wire [37:0] \settings$68 ;
-  wire [37:0] \settings$77 ;
-  input [15:0] start_write;
-  wire [15:0] start_write;
-  wire [15:0] \start_write$72 ;
-  wire turn;
-  reg \turn$4  = 1'h0;
-  input [79:0] vector_write;
-  wire [79:0] vector_write;
-  wire [79:0] \vector_write$81 ;
-  always @(posedge clk)
-    bad_index <= \$42 ;
-  always @(posedge clk)
-    \bad_0_1$102  <= \$43 ;
-  always @(posedge clk)
-    \bad_1_0$103  <= \$44 ;
-  always @(posedge clk)
-    \bad_1_1$104  <= \$45 ;
-  assign mine = turn == \turn$4 ;
-  assign o__ready = i__ready & mine;
-  assign i_valid = o__valid & mine;
-  assign i_bank = { port_1 , port_0  } >> o__payload[6];
-  assign \$1  = o__valid & o__ready;
-  assign \$2  = \turn$4  + 1'h1;
-  assign \$3  = ! bad_parity;
-  assign \$4  = bad & \$3 ;
-  assign \$5  = ! bad_slot;
-  assign \$6  = \$4  & \$5 ;
-  assign \$10  = \$4  & \$9 ;
-  assign \$12  = bad & \$11 ;
-  assign \$14  = \$12  & \$5 ;
-  assign \$18  = \$12  & \$9 ;
-  assign \$19  = ! \bad_parity$99 ;
-  assign \$20  = \bad$98  & \$19 ;
-  assign \$21  = ! \bad_slot$100 ;
-  assign \$22  = \$20  & \$21 ;
-  assign \$26  = \$20  & \$25 ;
-  assign \$28  = \bad$98  & \$27 ;
-  assign \$30  = \$28  & \$21 ;
-  assign \$34  = \$28  & \$25 ;
-  always @(posedge clk)
-    \turn$4  <= \$35 ;
-  always @(posedge clk)
-    bad_0_0 <= \$36 ;
-  always @(posedge clk)
-    bad_prefix <= \$37 ;
-  always @(posedge clk)
-    bad_0_1 <= \$38 ;
-  always @(posedge clk)
-    bad_1_0 <= \$39 ;
-  always @(posedge clk)
-    bad_1_1 <= \$40 ;
-  always @(posedge clk)
-    \bad_0_0$97  <= \$41 ;
-  egret_m_ddr3_core_lane_blocks  blocks (
-    .cancel(cancel),
-    .clk(clk),
-    .i__payload(i__payload),
-    .i__ready(i__ready),
-    .i__valid(i__valid),
-    .o__payload(\i__payload$47 ),
-    .o__ready(\o__ready$49 ),
-    .rst(rst),
-    .some(\i__valid$51 )
-  );
-  egret_m_ddr3_core_lane_collector  collector (
-    .bad(bad),
-    .bad_parity(bad_parity),
-    .bad_slot(bad_slot),
-    .cancel(cancel),
-    .clk(clk),
-    .enable(i__ready),
-    .i_bits(\i_bits$31 ),
-    .i_end(i_end),
-    .i_event(i_event),
-    .i_last(\i_last$26 ),
-    .i_parity(\i_parity$28 ),
-    .i_run_form(i_run_form),
-    .i_slot(i_slot),
-    .i_valid(\i_valid$22 ),
-    .o(i__payload),
-    .o_valid(i__valid),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_lane_extractor  extractor (
-    .cancel(cancel),
-    .clk(clk),
-    .i__payload(\i__payload$47 ),
-    .i__ready(\o__ready$49 ),
-    .i__valid(\i__valid$51 ),
-    .o__payload(\i__payload$53 ),
-    .o__ready(\o__ready$55 ),
-    .o__valid(\i__valid$57 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_lane_input  \input  (
-    .cancel(cancel),
-    .clk(clk),
-    .i__payload(\i__payload$41 ),
-    .i__ready(\i__ready$43 ),
-    .i__valid(\i__valid$45 ),
-    .o__payload(o__payload),
-    .o__ready(o__ready),
-    .o__valid(o__valid),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_lane_mac  mac (
-    .bad(\bad$98 ),
-    .bad_parity(\bad_parity$99 ),
-    .bad_slot(\bad_slot$100 ),
-    .cancel(cancel),
-    .clk(clk),
-    .enable(\enable$65 ),
-    .i(i),
-    .map_write(map_write),
-    .multiply(multiply),
-    .o__payload(\o__payload$59 ),
-    .o__ready(\o__ready$61 ),
-    .o__valid(\o__valid$63 ),
-    .rst(rst),
-    .settings(settings),
-    .vector_write(vector_write)
-  );
-  egret_m_ddr3_core_lane_10_parser  parser (
-    .cancel(cancel),
-    .clk(clk),
-    .drain(drain),
-    .enable(i__ready),
-    .i_valid(i_valid),
-    .microcode_write(microcode_write),
-    .o_bits(\i_bits$31 ),
-    .o_end(i_end),
-    .o_event(i_event),
-    .o_last(\i_last$26 ),
-    .o_parity(\i_parity$28 ),
-    .o_slot(i_slot),
-    .o_valid(\i_valid$22 ),
-    .port_0 (o__payload),
-    .rst(rst),
-    .turn(turn)
-  );
-  egret_m_ddr3_core_lane_positioner  positioner (
-    .cancel(cancel),
-    .clk(clk),
-    .code_write(code_write),
-    .enable(\enable$65 ),
-    .go(go),
-    .i__payload(\i__payload$53 ),
-    .i__ready(\o__ready$55 ),
-    .i__valid(\i__valid$57 ),
-    .o(i),
-    .rst(rst),
-    .selected(selected),
-    .settings(settings),
-    .start_write(start_write)
-  );
-  always @* begin
-    if (time_zero ) begin end
-    \$43  = \$26 ;
-    if (cancel) begin
-      \$43  = 1'h0;
-    end
-    if (rst) begin
-      \$43  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$44  = \$30 ;
-    if (cancel) begin
-      \$44  = 1'h0;
-    end
-    if (rst) begin
-      \$44  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$45  = \$34 ;
-    if (cancel) begin
-      \$45  = 1'h0;
-    end
-    if (rst) begin
-      \$45  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$35  = \turn$4 ;
-    if (\$1 ) begin
-      \$35  = \$2 [0];
-    end
-    if (cancel) begin
-      \$35  = 1'h0;
-    end
-    if (rst) begin
-      \$35  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$36  = \$6 ;
-    if (cancel) begin
-      \$36  = 1'h0;
-    end
-    if (rst) begin
-      \$36  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$37  = bad_prefix;
-    if (bad_0_0) begin
-      \$37 [0] = 1'h1;
-    end
-    if (clear_errors[0]) begin
-      \$37 [0] = 1'h0;
-    end
-    if (bad_0_1) begin
-      \$37 [1] = 1'h1;
-    end
-    if (clear_errors[0]) begin
-      \$37 [1] = 1'h0;
-    end
-    if (bad_1_0) begin
-      \$37 [2] = 1'h1;
-    end
-    if (clear_errors[1]) begin
-      \$37 [2] = 1'h0;
-    end
-    if (bad_1_1) begin
-      \$37 [3] = 1'h1;
-    end
-    if (clear_errors[1]) begin
-      \$37 [3] = 1'h0;
-    end
-    if (cancel) begin
-      \$37  = 4'h0;
-    end
-    if (rst) begin
-      \$37  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$38  = \$10 ;
-    if (cancel) begin
-      \$38  = 1'h0;
-    end
-    if (rst) begin
-      \$38  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$39  = \$14 ;
-    if (cancel) begin
-      \$39  = 1'h0;
-    end
-    if (rst) begin
-      \$39  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$40  = \$18 ;
-    if (cancel) begin
-      \$40  = 1'h0;
-    end
-    if (rst) begin
-      \$40  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$41  = \$22 ;
-    if (cancel) begin
-      \$41  = 1'h0;
-    end
-    if (rst) begin
-      \$41  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$42  = bad_index;
-    if (\bad_0_0$97 ) begin
-      \$42 [0] = 1'h1;
-    end
-    if (clear_errors[0]) begin
-      \$42 [0] = 1'h0;
-    end
-    if (\bad_0_1$102 ) begin
-      \$42 [1] = 1'h1;
-    end
-    if (clear_errors[0]) begin
-      \$42 [1] = 1'h0;
-    end
-    if (\bad_1_0$103 ) begin
-      \$42 [2] = 1'h1;
-    end
-    if (clear_errors[1]) begin
-      \$42 [2] = 1'h0;
-    end
-    if (\bad_1_1$104 ) begin
-      \$42 [3] = 1'h1;
-    end
-    if (clear_errors[1]) begin
-      \$42 [3] = 1'h0;
-    end
-    if (cancel) begin
-      \$42  = 4'h0;
-    end
-    if (rst) begin
-      \$42  = 4'h0;
-    end
-  end
-  assign \microcode_write$1  = microcode_write;
-  assign enable = i__ready;
-  assign \drain$9  = drain;
-  assign \codes$11  = codes;
-  assign i_first = o__payload[4];
-  assign i_last = o__payload[5];
-  assign i_parity = o__payload[6];
-  assign banks = { port_1 , port_0  };
-  assign i_bits = o__payload[3:0];
-  assign \enable$21  = i__ready;
-  assign o_valid = \i_valid$22 ;
-  assign o_slot = i_slot;
-  assign o_last = \i_last$26 ;
-  assign o_parity = \i_parity$28 ;
-  assign o_bits = \i_bits$31 ;
-  assign o_end = i_end;
-  assign o_event = i_event;
-  assign \o_valid$38  = i__valid;
-  assign o = i__payload;
-  assign \i__payload$42  = \i__payload$41 ;
-  assign \i__ready$44  = \i__ready$43 ;
-  assign \i__valid$46  = \i__valid$45 ;
-  assign \o__payload$48  = \i__payload$47 ;
-  assign \i__ready$50  = \o__ready$49 ;
-  assign \o__valid$52  = \i__valid$51 ;
-  assign \o__payload$54  = \i__payload$53 ;
-  assign \i__ready$56  = \o__ready$55 ;
-  assign \o__valid$58  = \i__valid$57 ;
-  assign \o__payload$60  = \o__payload$59 ;
-  assign \o__ready$62  = \o__ready$61 ;
-  assign \o__valid$64  = \o__valid$63 ;
-  assign \enable$66  = \enable$65 ;
-  assign \settings$68  = settings;
-  assign \code_write$70  = code_write;
-  assign \start_write$72  = start_write;
-  assign \selected$74  = selected;
-  assign \go$76  = go;
-  assign \settings$77  = settings;
-  assign \map_write$79  = map_write;
-  assign \vector_write$81  = vector_write;
-  assign \o$83  = i;
-  assign \multiply$85  = multiply;
-  assign i_run_form = codes[0];
-  assign \$9  = bad_slot;
-  assign \$11  = bad_parity;
-  assign \$25  = \bad_slot$100 ;
-  assign \$27  = \bad_parity$99 ;
-endmodule
 
 
 
@@ -8270,417 +7765,7 @@ endmodule
 
 
 
-module egret_m_ddr3_core_lane_10_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
-  reg time_zero  = 0;
-  wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
-  wire [5:0] \$11 ;
-  wire [1:0] \$4 , \$8 ;
-  reg \$12 ;
-  reg \$13 ;
-  reg \$14 ;
-  reg \$15 ;
-  reg [2:0] \$16 ;
-  reg [6:0] \$17 ;
-  reg [6:0] \$18 ;
-  reg [6:0] \$19 ;
-  reg \$20 ;
-  reg \$21 ;
-  reg \$22 ;
-  reg \$23 ;
-  reg [3:0] \$24 ;
-  reg [3:0] \$25 ;
-  reg [3:0] \$26 ;
-  wire [9:0] address;
-  reg amid = 1'h0;
-  input cancel;
-  wire cancel;
-  input clk;
-  wire clk;
-  input drain;
-  wire drain;
-  input enable;
-  wire enable;
-  wire \enable$31 ;
-  wire [3:0] i_bits;
-  wire i_first;
-  wire i_last;
-  wire i_parity;
-  input i_valid;
-  wire i_valid;
-  input [28:0] microcode_write;
-  wire [28:0] microcode_write;
-  reg moves = 1'h0;
-  output [3:0] o_bits;
-  reg [3:0] o_bits = 4'h0;
-  output [3:0] o_end;
-  reg [3:0] o_end = 4'h0;
-  output [3:0] o_event;
-  reg [3:0] o_event = 4'h0;
-  reg o_first = 1'h0;
-  output o_last;
-  reg o_last = 1'h0;
-  output o_parity;
-  reg o_parity = 1'h0;
-  output o_slot;
-  reg o_slot = 1'h0;
-  output o_valid;
-  reg o_valid = 1'h0;
-  input [6:0] port_0 ;
-  wire [6:0] port_0 ;
-  input rst;
-  wire rst;
-  wire step;
-  reg [6:0] tag0 = 7'h00;
-  reg [6:0] tag1 = 7'h00;
-  reg [6:0] tag2 = 7'h00;
-  output turn;
-  reg turn = 1'h0;
-  reg [2:0] valid = 3'h0;
-  wire [17:0] value;
-  wire [13:0] word0;
-  wire [9:0] write_address;
-  wire write_enable;
-  wire [17:0] write_value;
-  assign \$1  = ~ amid;
-  assign \$2  = i_valid | \$1 ;
-  assign \$3  = \$2  | drain;
-  assign \$4  = turn + 1'h1;
-  assign \$6  = port_0 [5] & \$5 ;
-  assign \$7  = ~ \$6 ;
-  assign \$8  = o_slot + 1'h1;
-  assign \$9  = ~ moves;
-  assign \$10  = enable & \$9 ;
-  assign step = enable & moves;
-  assign \$11  = value[5:0] | { tag0[0], tag0[0], tag0[0], tag0[0], tag0[0], tag0[0] };
-  always @(posedge clk)
-    moves <= \$12 ;
-  always @(posedge clk)
-    turn <= \$13 ;
-  always @(posedge clk)
-    amid <= \$14 ;
-  always @(posedge clk)
-    o_slot <= \$15 ;
-  always @(posedge clk)
-    valid <= \$16 ;
-  always @(posedge clk)
-    tag0 <= \$17 ;
-  always @(posedge clk)
-    tag1 <= \$18 ;
-  always @(posedge clk)
-    tag2 <= \$19 ;
-  always @(posedge clk)
-    o_valid <= \$20 ;
-  always @(posedge clk)
-    o_first <= \$21 ;
-  always @(posedge clk)
-    o_last <= \$22 ;
-  always @(posedge clk)
-    o_parity <= \$23 ;
-  always @(posedge clk)
-    o_bits <= \$24 ;
-  always @(posedge clk)
-    o_end <= \$25 ;
-  always @(posedge clk)
-    o_event <= \$26 ;
-  egret_m_ddr3_core_lane_10_parser_code0  code0 (
-    .cancel(cancel),
-    .clk(clk),
-    .port_0 (\$11 ),
-    .port_1 (microcode_write),
-    .port_2 (tag0[6:3]),
-    .read__en(step),
-    .rst(rst),
-    .value(value)
-  );
-  always @* begin
-    if (time_zero ) begin end
-    \$12  = moves;
-    if (enable) begin
-      \$12  = \$3 ;
-    end
-    if (cancel) begin
-      \$12  = 1'h0;
-    end
-    if (rst) begin
-      \$12  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$13  = turn;
-    if (enable) begin
-      if (i_valid) begin
-        \$13  = \$4 [0];
-      end
-    end
-    if (cancel) begin
-      \$13  = 1'h0;
-    end
-    if (rst) begin
-      \$13  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$14  = amid;
-    if (enable) begin
-      if (i_valid) begin
-        \$14  = \$7 ;
-      end
-    end
-    if (cancel) begin
-      \$14  = 1'h0;
-    end
-    if (rst) begin
-      \$14  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$15  = o_slot;
-    if (enable) begin
-      if (o_valid) begin
-        \$15  = \$8 [0];
-      end
-    end
-    if (cancel) begin
-      \$15  = 1'h0;
-    end
-    if (rst) begin
-      \$15  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$16  = valid;
-    if (enable) begin
-      \$16 [0] = i_valid;
-    end
-    if (step) begin
-      \$16 [2:1] = valid[1:0];
-    end
-    if (\$10 ) begin
-      \$16 [2] = 1'h0;
-    end
-    if (cancel) begin
-      \$16  = 3'h0;
-    end
-    if (rst) begin
-      \$16  = 3'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$17  = tag0;
-    if (enable) begin
-      \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
-    end
-    if (cancel) begin
-      \$17  = 7'h00;
-    end
-    if (rst) begin
-      \$17  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$18  = tag1;
-    if (step) begin
-      \$18  = tag0;
-    end
-    if (cancel) begin
-      \$18  = 7'h00;
-    end
-    if (rst) begin
-      \$18  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$19  = tag2;
-    if (step) begin
-      \$19  = tag1;
-    end
-    if (cancel) begin
-      \$19  = 7'h00;
-    end
-    if (rst) begin
-      \$19  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = o_valid;
-    if (enable) begin
-      \$20  = valid[2];
-    end
-    if (cancel) begin
-      \$20  = 1'h0;
-    end
-    if (rst) begin
-      \$20  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$21  = o_first;
-    if (enable) begin
-      \$21  = tag2[0];
-    end
-    if (cancel) begin
-      \$21  = 1'h0;
-    end
-    if (rst) begin
-      \$21  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$22  = o_last;
-    if (enable) begin
-      \$22  = tag2[1];
-    end
-    if (cancel) begin
-      \$22  = 1'h0;
-    end
-    if (rst) begin
-      \$22  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$23  = o_parity;
-    if (enable) begin
-      \$23  = tag2[2];
-    end
-    if (cancel) begin
-      \$23  = 1'h0;
-    end
-    if (rst) begin
-      \$23  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$24  = o_bits;
-    if (enable) begin
-      \$24  = tag2[6:3];
-    end
-    if (cancel) begin
-      \$24  = 4'h0;
-    end
-    if (rst) begin
-      \$24  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$25  = o_end;
-    if (enable) begin
-      \$25  = value[9:6];
-    end
-    if (cancel) begin
-      \$25  = 4'h0;
-    end
-    if (rst) begin
-      \$25  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$26  = o_event;
-    if (enable) begin
-      \$26  = value[13:10];
-    end
-    if (cancel) begin
-      \$26  = 4'h0;
-    end
-    if (rst) begin
-      \$26  = 4'h0;
-    end
-  end
-  assign i_last = port_0 [5];
-  assign i_first = port_0 [4];
-  assign i_parity = port_0 [6];
-  assign i_bits = port_0 [3:0];
-  assign word0 = value[13:0];
-  assign write_enable = microcode_write[0];
-  assign write_address = microcode_write[10:1];
-  assign write_value = microcode_write[28:11];
-  assign \enable$31  = step;
-  assign address = { \$11 , tag0[3], tag0[4], tag0[5], tag0[6] };
-  assign \$5  = turn;
-endmodule
 
-module egret_m_ddr3_core_lane_10_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
-  reg time_zero  = 0;
-  reg [17:0] \$1 ;
-  wire [9:0] address;
-  input cancel;
-  wire cancel;
-  input clk;
-  wire clk;
-  wire enable;
-  input [5:0] port_0 ;
-  wire [5:0] port_0 ;
-  input [28:0] port_1 ;
-  wire [28:0] port_1 ;
-  input [3:0] port_2 ;
-  wire [3:0] port_2 ;
-  wire [9:0] read__addr;
-  wire [17:0] read__data;
-  input read__en;
-  wire read__en;
-  input rst;
-  wire rst;
-  output [17:0] value;
-  reg [17:0] value = 18'h00000;
-  (* init = 18'h00000 *)
-  wire [17:0] \value$11 ;
-  wire [9:0] write__addr;
-  wire [17:0] write__data;
-  wire write__en;
-  wire [9:0] write_address;
-  wire write_enable;
-  wire [17:0] write_value;
-  (* no_rw_check = 32'd1 *)
-  reg [17:0] entries [1023:0];
-  integer entries_entry;
-  initial begin
-    for (entries_entry = 0; entries_entry < 1024; entries_entry = entries_entry + 1)
-      entries[entries_entry] = 18'h00000;
-  end
-  always @(posedge clk) begin
-    if (port_1 [0])
-      entries[port_1 [10:1]] <= port_1 [28:11];
-  end
-  reg [17:0] _0_;
-  always @(posedge clk) begin
-    if (read__en) begin
-      _0_ <= entries[{ port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] }];
-    end
-  end
-  assign read__data = _0_;
-  always @(posedge clk)
-    value <= \$1 ;
-  always @* begin
-    if (time_zero ) begin end
-    \$1  = value;
-    if (read__en) begin
-      \$1  = read__data;
-    end
-  end
-  assign write__en = port_1 [0];
-  assign write_enable = port_1 [0];
-  assign write__addr = port_1 [10:1];
-  assign write_address = port_1 [10:1];
-  assign write__data = port_1 [28:11];
-  assign write_value = port_1 [28:11];
-  assign enable = read__en;
-  assign read__addr = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
-  assign address = { port_0 , port_2 [0], port_2 [1], port_2 [2], port_2 [3] };
-  assign \value$11  = value;
-endmodule
 
 
 
