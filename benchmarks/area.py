@@ -17,7 +17,7 @@ from amaranth.lib import wiring
 
 from egret.area import FIGURES
 from egret.files import write_text
-from egret.params import CODE_NAMES, PRESETS, AcceleratorParams
+from egret.params import CODE_NAMES, MICROCODE_BITS, PRESETS, AcceleratorParams
 from egret_hw.lane import Lane
 from egret_hw.readout import ReadoutNode
 from egret_hw.rtl import component_verilog, generate_verilog, top_name
@@ -34,19 +34,19 @@ _KINDS = {
 """Parsers by their names in the file: how they are built, codes, bits."""
 _BUSES = (32, 64)
 """What lies beyond takes Yosys far longer, and grows with the bus."""
-_CUT = 4
 
 
 def variant(kind: str, bits: int) -> AcceleratorParams:
     """Return one lane with a parser of `_KINDS`."""
     parser, codes, _ = _KINDS[kind]
+    base = PRESETS["m-ddr3"]
     return replace(
-        PRESETS["m-ddr3"],
+        base,
         lanes=1,
         parser=parser,
         codes=codes,
         parser_bits=bits,
-        parser_cut=min(bits, _CUT),
+        parser_cut=min(bits, base.parser_cut),
     )
 
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-o", "--output", type=Path, default=FIGURES, help="file to write")
     output: Path = parser.parse_args(arguments).output
-    small = variant("microcode", _CUT)
+    small = variant("microcode", MICROCODE_BITS)
     lanes = {
         kind: {
             str(bits): _component(Lane(variant(kind, bits)), f"lane_{kind}_{bits}".replace("-", ""))
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         }
         for kind, (_, _, widths) in _KINDS.items()
     }
-    lane = lanes["microcode"][str(_CUT)]
+    lane = lanes["microcode"][str(MICROCODE_BITS)]
     link = _component(ReadoutNode(small, 1), "link")
     double = replace(small, batch=2)
     both = _component(Lane(double), "lane_batch") + _component(ReadoutNode(double, 1), "link_batch")

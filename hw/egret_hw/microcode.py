@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
-from egret.params import CODE_NAMES, AcceleratorParams
+from egret.params import CODE_NAMES, MICROCODE_BITS, AcceleratorParams
 from egret_hw.layouts import (
     MICROCODE_ADDRESS_BITS,
     MICROCODE_WORD_BITS,
@@ -20,8 +20,7 @@ from egret_hw.table_memory import table_memory
 
 __all__ = ["MicrocodeParser", "MicrocodeWriter"]
 
-_CUT = 4
-_STATE_BITS = MICROCODE_ADDRESS_BITS - _CUT
+_STATE_BITS = MICROCODE_ADDRESS_BITS - MICROCODE_BITS
 """A word's state is the machine's but for `bad`. No suffix is as long as these stand for:"""
 _START = 0b111111
 """The state before the first bit; all bits are set."""
@@ -33,7 +32,7 @@ _DEAD = 0b101110
 
 def _word_layout() -> data.StructLayout:
     """Layout of a word of microcode: what four bits do to a state."""
-    return data.StructLayout({"state": _STATE_BITS, "end": _CUT, "event": _CUT})
+    return data.StructLayout({"state": _STATE_BITS, "end": MICROCODE_BITS, "event": MICROCODE_BITS})
 
 
 class MicrocodeParser(RingParser):
@@ -64,7 +63,7 @@ class MicrocodeParser(RingParser):
     """
 
     def __init__(self, params: AcceleratorParams) -> None:
-        self._registers = _CUT // params.parser_cut
+        self._registers = MICROCODE_BITS // params.parser_cut
         super().__init__(
             params.parser_bits, params.slots, {"microcode_write": In(microcode_write_layout())}
         )
@@ -91,13 +90,17 @@ class MicrocodeParser(RingParser):
             # What leaves is shown once.
             m.d.sync += valid[-1].eq(0)
 
-        words = [Signal(_word_layout(), name=f"word{index}") for index in range(width // _CUT)]
+        words = [
+            Signal(_word_layout(), name=f"word{index}") for index in range(width // MICROCODE_BITS)
+        ]
         ends, events = [], []
         for index, word in enumerate(words):
             before = words[index - 1].state
             if index == 0:
                 before = before | tags[0].first.replicate(_STATE_BITS)
-            bits = tags[index * self._registers].bits[index * _CUT : (index + 1) * _CUT]
+            bits = tags[index * self._registers].bits[
+                index * MICROCODE_BITS : (index + 1) * MICROCODE_BITS
+            ]
             # The first of the four bits is the address's highest one below the state.
             m.d.comb += word.eq(
                 self._read(
@@ -110,12 +113,12 @@ class MicrocodeParser(RingParser):
             # The marks wait for those of the bits behind.
             marks = Cat(word.end, word.event)
             for stage in range((index + 1) * self._registers, slots):
-                held = Signal(2 * _CUT, name=f"marks{index}_{stage}")
+                held = Signal(2 * MICROCODE_BITS, name=f"marks{index}_{stage}")
                 with m.If(step):
                     m.d.sync += held.eq(marks)
                 marks = held
-            ends.append(marks[:_CUT])
-            events.append(marks[_CUT:])
+            ends.append(marks[:MICROCODE_BITS])
+            events.append(marks[MICROCODE_BITS:])
         with m.If(self.enable):
             m.d.sync += [
                 self.o_valid.eq(valid[-1]),
@@ -212,12 +215,12 @@ class MicrocodeWriter(wiring.Component):
                 "valid": 1,
                 "address": MICROCODE_ADDRESS_BITS,
                 "state": machine.state_layout,
-                "end": _CUT,
-                "event": _CUT,
+                "end": MICROCODE_BITS,
+                "event": MICROCODE_BITS,
             }
         )
         entering = Signal(stage_layout)
-        named = address[_CUT:]
+        named = address[MICROCODE_BITS:]
         m.d.sync += [
             entering.valid.eq(running),
             entering.address.eq(address),
@@ -234,7 +237,7 @@ class MicrocodeWriter(wiring.Component):
             m.d.sync += entering.state.bad.eq(named == _TOO_LONG)
         begun = machine.start_layout.const({})
         stages = [entering]
-        for position in range(_CUT):
+        for position in range(MICROCODE_BITS):
             entered = stages[-1]
             before = Signal(stage_layout, name=f"before{position}")
             looked = Signal(machine.looked_layout, name=f"looked{position}")
@@ -242,7 +245,7 @@ class MicrocodeWriter(wiring.Component):
                 before.eq(entered),
                 looked.eq(machine.look(m, settings, entered.state, f"bit{position}")),
             ]
-            bit = before.address[_CUT - 1 - position]
+            bit = before.address[MICROCODE_BITS - 1 - position]
             state, (marks,) = machine.take(
                 m, settings, begun, looked, before.state, Cat(bit), f"bit{position}"
             )

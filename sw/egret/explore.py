@@ -15,7 +15,7 @@ from egret.errors import EgretError
 from egret.estimate import estimate
 from egret.image import build_image, build_matrices
 from egret.network import IntegerNetwork
-from egret.params import AcceleratorParams
+from egret.params import MICROCODE_BITS, AcceleratorParams
 
 __all__ = ["BUSES", "LANES", "PARSER_BITS", "Point", "explore", "plot", "variants"]
 
@@ -25,7 +25,6 @@ PARSER_BITS = (1, 2, 4, 8, 16)
 """Parser bits that a sweep tries."""
 BUSES = (32, 64, 128, 256)
 """Widths of the bus that a sweep tries, where the lanes' bits fit."""
-_MICROCODE_BITS = 4
 _LABEL_STEP = 1.08
 """How much farther than the last label on the drawing's LUTs there is room for the next one."""
 
@@ -84,7 +83,7 @@ def variants(
     for count, bits, bus in product(lanes, parser_bits, buses):
         if count * bits > bus:
             continue
-        microcode = base.parser == "microcode" and bits >= _MICROCODE_BITS
+        microcode = base.parser == "microcode" and bits >= MICROCODE_BITS
         made.append(
             replace(
                 base,

@@ -18,6 +18,7 @@ __all__ = [
     "BIAS_BITS",
     "CODE_NAMES",
     "MAX_ORDER",
+    "MICROCODE_BITS",
     "MULTIPLIER_BITS",
     "PARSERS",
     "PRESETS",
@@ -44,6 +45,8 @@ CODE_NAMES = ("eg-k", "eg-run", "eg-table")
 """Codes that a parser may know; the first one is always among them."""
 PARSERS = ("logic", "microcode")
 """How a parser is built: an unrolled state machine in LUTs, or its table in block RAM."""
+MICROCODE_BITS = 4
+"""Stream bits that a word of microcode stands for, and the narrowest parser of that kind."""
 VENDORS = ("generic", "ecp5", "ice40", "xilinx7")
 """Families that the generated constraints are written for; the Verilog is the same for all."""
 
@@ -162,9 +165,11 @@ class AcceleratorParams:
         )
         require(self.parser in PARSERS, "parser", f"one of {', '.join(PARSERS)}")
         require(
-            self.parser == "logic" or (self.parser_bits >= 4 and self.parser_cut in (2, 4)),
+            self.parser == "logic"
+            or (self.parser_bits >= MICROCODE_BITS and self.parser_cut in (2, MICROCODE_BITS)),
             "parser_cut",
-            "2 or 4, and parser_bits at least 4, where parser is 'microcode'",
+            f"2 or {MICROCODE_BITS}, and parser_bits at least {MICROCODE_BITS}, "
+            "where parser is 'microcode'",
         )
         require(
             set(self.codes) <= set(CODE_NAMES)
