@@ -105,7 +105,8 @@ clear_errors
     def __init__(self, params: AcceleratorParams) -> None:
         self._params = params
         beat = data.StructLayout({"bits": params.beat_bits, "first": 1, "last": 1, "parity": 1})
-        store = RowStore(params).signature.members
+        self._store = RowStore(params)
+        store = self._store.signature.members
         errors = 2 * params.lanes * params.slots
         super().__init__(
             {
@@ -138,7 +139,7 @@ clear_errors
         """Build the gates."""
         m = Module()
         params = self._params
-        m.submodules.store = store = RowStore(params)
+        m.submodules.store = store = self._store
         m.d.comb += [
             store.start.eq(self.start),
             store.rows.eq(self.rows),
