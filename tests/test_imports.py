@@ -23,7 +23,13 @@ HARDWARE_MAY_IMPORT = {
     "egret.params",
 }
 """What the RTL knows of `egret`: the parameters and the format, none of the packer."""
-TORCH_ALLOWED = {"egret.compiler", "egret.pruning", "egret.rate", "egret.training"}
+TORCH_ALLOWED = {
+    "egret.compiler",
+    "egret.pruning",
+    "egret.qat",
+    "egret.rate",
+    "egret.training",
+}
 """Modules of `egret` that may import torch when they are imported; recipes may too."""
 
 

@@ -33,7 +33,7 @@ from egret.planning import (
     sort_state,
     state_order,
 )
-from egret.quantize import MAX_BITS, QuantizedTensor
+from egret.quantize import MAX_BITS, QuantizedTensor, steps_by_name
 from egret.safetensors_file import RawTensor
 from egret.spool import Spool
 
@@ -223,7 +223,7 @@ def pack(
     state: Mapping[str, Any] | str | Path,
     path: str | Path,
     *,
-    step_log2: int | None = None,
+    step_log2: int | Mapping[str, int] | None = None,
     bits: int | None = None,
     codes: str | Sequence[str] | Codes = "auto",
     include: Sequence[str] = (),
@@ -249,9 +249,11 @@ def pack(
         `egret.checkpoint.read_checkpoint` made of it.
     path : str or Path
         The `.egret` file to write.
-    step_log2 : int, optional
-        n of the step 2^-n. When absent and `bits` is given too, each tensor gets the finest step at
-        which it fits `bits`; when both are absent, `egret.quantize.DEFAULT_STEP_LOG2`.
+    step_log2 : int or mapping of str to int, optional
+        n of the step 2^-n. A mapping gives it by the name of a tensor that is coded; those that it
+        lacks take `egret.quantize.DEFAULT_STEP_LOG2`. When absent and `bits` is given too, each
+        tensor gets the finest step at which it fits `bits`; when both are absent,
+        `egret.quantize.DEFAULT_STEP_LOG2`.
     bits : int, optional
         Range of the quantised weights, in bits of a signed integer;
         `egret.quantize.DEFAULT_BITS` when absent.
@@ -286,6 +288,8 @@ def pack(
     if isinstance(state, str | Path):
         state = read_checkpoint(state)
     coded, raw = sort_state(state, include, exclude)
+    if isinstance(step_log2, Mapping):
+        steps_by_name(step_log2, tuple(coded))
     fingerprint = None
     if isinstance(state, Checkpoint):
         for file in state.files:
@@ -294,7 +298,7 @@ def pack(
             "egret": version("egret"),
             "container": CONTAINER_VERSION,
             "files": [(str(file.path), file.size, file.modified) for file in state.files],
-            "step": settings.step_log2,
+            "step": dict(step_log2) if isinstance(step_log2, Mapping) else settings.step_log2,
             "bits": settings.bits,
             "codes": repr(settings.codes),
             "include": list(include),

@@ -34,6 +34,7 @@ from egret.quantize import (
     extremes,
     finest_step,
     quantize_words,
+    steps_by_name,
 )
 
 __all__ = [
@@ -84,26 +85,29 @@ class Settings:
 
     Parameters
     ----------
-    step_log2 : int or None
-        n of the step 2^-n; None for the finest step at which each tensor fits `bits`.
+    step_log2 : int, mapping of str to int, or None
+        n of the step 2^-n, for all tensors or by name; None for the finest step at which each
+        tensor fits `bits`.
     bits : int
         Range, in bits of a signed integer.
     codes : Codes
         Codes to choose from.
     """
 
-    step_log2: int | None
+    step_log2: int | Mapping[str, int] | None
     bits: int
     codes: Codes
 
     @classmethod
-    def of(cls, step_log2: int | None, bits: int | None, codes: Any) -> "Settings":
+    def of(
+        cls, step_log2: int | Mapping[str, int] | None, bits: int | None, codes: Any
+    ) -> "Settings":
         """Check what a user asks for.
 
         Parameters
         ----------
-        step_log2, bits : int or None
-            As in `egret.packing.pack`.
+        step_log2, bits
+            As in `egret.packing.pack`. The names of a mapping are not checked.
         codes : Codes, str or sequence of str
             As `egret.code_search.parse_codes` takes them.
 
@@ -114,7 +118,9 @@ class Settings:
         EgretError
             There is no such code.
         """
-        if step_log2 is not None:
+        if isinstance(step_log2, Mapping):
+            steps_by_name(step_log2, tuple(step_log2))
+        elif step_log2 is not None:
             check_step(step_log2, "step")
         if bits is not None:
             check_bits(bits, "range")
@@ -597,6 +603,8 @@ def _grown(table: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.in
 def _step(weights: Weights, settings: Settings, workers: Workers) -> int:
     if weights.step_log2 is not None:
         return weights.step_log2
+    if isinstance(settings.step_log2, Mapping):
+        return settings.step_log2.get(weights.name, DEFAULT_STEP_LOG2)
     if settings.step_log2 is not None:
         return settings.step_log2
 
