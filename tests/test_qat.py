@@ -2,6 +2,7 @@ import contextlib
 import copy
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 import egret
 from egret.errors import EgretError, QuantizationError
-from egret.qat import StraightThrough, round_to_step
+from egret.qat import StraightThrough, round_to_step, suitable_step
 from egret.quantize import quantize
 from egret.rate import RateRegularizer
 
@@ -151,7 +152,7 @@ def test_bad_steps_are_named() -> None:
     with pytest.raises(QuantizationError, match=r"step_log2 of '3\.weight': found steps of 2\^70"):
         StraightThrough(_model(), {"3.weight": -70})
     with pytest.raises(EgretError, match="no trainable parameter"):
-        StraightThrough(_model(), include=["nothing"])
+        StraightThrough(_model(), 4, include=["nothing"])
 
 
 def test_rate_term_measures_the_bits_at_each_tensors_step() -> None:
@@ -231,3 +232,25 @@ def test_packing_names_a_step_for_no_tensor(tmp_path: Path) -> None:
         egret.pack(_model().state_dict(), tmp_path / "model.egret", step_log2={"head": 3})
     with pytest.raises(QuantizationError, match=r"step_log2 of '0\.weight': found steps of"):
         egret.pack(_model().state_dict(), tmp_path / "model.egret", step_log2={"0.weight": 70})
+
+
+def test_steps_suit_the_weights_and_the_bits() -> None:
+    assert [suitable_step(scale, 0.6) for scale in (1.0, 0.0722, 0.0361, 3e-5)] == [0, 4, 5, 15]
+    assert [suitable_step(0.0722, bits) for bits in (0.1, 1.0, 2.0, 4.0)] == [4, 4, 5, 7]
+    assert suitable_step(0.0, 1.0) == 8
+    assert suitable_step(1e-30, 1.0) == 64
+    model = _model()
+    with torch.no_grad():
+        model.get_parameter("0.weight").fill_(-0.25)
+        model.get_parameter("3.weight").zero_()
+    quantizer = StraightThrough(model, target_bits=3.0)
+    assert quantizer.step_log2 == {"0.weight": 4, "3.weight": 8}
+    wrong: list[dict[str, Any]] = [{}, {"step_log2": 3, "target_bits": 1.0}]
+    for arguments in wrong:
+        with pytest.raises(EgretError, match="give one of step_log2 and target_bits"):
+            StraightThrough(model, **arguments)
+    for bits in (0.0, math.inf):
+        with pytest.raises(EgretError, match="target_bits: found"):
+            suitable_step(1.0, bits)
+    with pytest.raises(EgretError, match="scale: found nan"):
+        suitable_step(math.nan, 1.0)

@@ -25,7 +25,8 @@ def _lengths(book: Codebook) -> tuple[dict[int, int], list[int]]:
     longest = int(book.level.class_lengths[-1])
     known = book.level.lengths(np.maximum(indices, 0))
     bits = np.where(indices < 0, longest + 1, known)
-    runs = [] if book.run is None else book.run.lengths(np.arange(min(400, book.run.symbols)))
+    none = np.empty(0, np.int64)
+    runs = none if book.run is None else book.run.lengths(np.arange(min(400, book.run.symbols)))
     return dict(zip(values.tolist(), bits.tolist(), strict=True)), [int(length) for length in runs]
 
 
@@ -168,7 +169,7 @@ def test_integers_and_what_is_quantised_already_stay(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_every_floating_dtype(dtype: type) -> None:
-    weights = (0.05 * _example(6, 4000, 0.2)).astype(dtype).reshape(40, 100)
+    weights: np.ndarray = (0.05 * _example(6, 4000, 0.2)).astype(dtype).reshape(40, 100)
     wide = quantize_state({"w": weights.astype(np.float64)}, step_log2=4, rdo=0.2)["w"]
     found = quantize_state({"w": weights}, step_log2=4, rdo=0.2)["w"]
     np.testing.assert_array_equal(found.values, wide.values)

@@ -1,5 +1,6 @@
 """Quantisation-aware training: the network learns with the weights that will be packed."""
 
+import math
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -7,10 +8,10 @@ import torch
 from torch import nn
 
 from egret.errors import EgretError
-from egret.quantize import DEFAULT_STEP_LOG2, steps_by_name
-from egret.rate import choose_parameters, local_part, widened
+from egret.quantize import DEFAULT_STEP_LOG2, STEP_LOG2_RANGE, steps_by_name
+from egret.rate import choose_parameters, local_part, root_mean_square, widened
 
-__all__ = ["StraightThrough", "round_to_step"]
+__all__ = ["StraightThrough", "round_to_step", "suitable_step"]
 
 
 class StraightThrough:
@@ -35,9 +36,12 @@ class StraightThrough:
     ----------
     model : torch.nn.Module
         The model in training.
-    step_log2 : int or mapping of str to int
+    step_log2 : int or mapping of str to int, optional
         n of the step 2^-n: one for all tensors, or by parameter name. Names that a mapping lacks
         take `egret.quantize.DEFAULT_STEP_LOG2`.
+    target_bits : float, optional
+        In place of steps, the bits per weight that the rate term is asked for: each tensor gets
+        the `suitable_step` for its weights as they are now, initial or trained.
     include, exclude : sequence of str
         As for `egret.rate.RateRegularizer`: matrices and kernels when absent.
 
@@ -52,8 +56,8 @@ class StraightThrough:
     Raises
     ------
     EgretError
-        A step is out of range, a name in the mapping is none of the chosen parameters', or no
-        parameter is chosen.
+        A step is out of range, a name in the mapping is none of the chosen parameters', no
+        parameter is chosen, or not exactly one of `step_log2` and `target_bits` is given.
 
     Notes
     -----
@@ -64,12 +68,21 @@ class StraightThrough:
     def __init__(
         self,
         model: nn.Module,
-        step_log2: int | Mapping[str, int] = DEFAULT_STEP_LOG2,
+        step_log2: int | Mapping[str, int] | None = None,
         *,
+        target_bits: float | None = None,
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
     ) -> None:
+        if (step_log2 is None) == (target_bits is None):
+            raise EgretError("straight-through rounding: give one of step_log2 and target_bits")
         chosen = choose_parameters(model, include, exclude)
+        if step_log2 is None and target_bits is not None:
+            step_log2 = {
+                name: suitable_step(root_mean_square(parameter), target_bits)
+                for name, parameter in chosen.items()
+            }
+        assert step_log2 is not None
         self.names = tuple(chosen)
         self._parameters = tuple(chosen.values())
         tied: dict[int, list[str]] = {id(parameter): [] for parameter in self._parameters}
@@ -121,6 +134,41 @@ class StraightThrough:
         for name, parameter in zip(self.names, self._parameters, strict=True):
             part = local_part(parameter)
             part.copy_(round_to_step(part, self.step_log2[name]))
+
+
+def suitable_step(scale: float, target_bits: float) -> int:
+    """Return the step for weights that are to be trained to a number of bits.
+
+    Up to one bit per weight the power of two nearest to the weights' scale, half of it for two
+    bits, and so on. Gaussian weights would take 2.1 bits at the first, 3.1 at the second: a bit or
+    two more than asked for, which the rate term then takes away where it hurts least.
+
+    Parameters
+    ----------
+    scale : float
+        Root mean square of the weights, 0 or more.
+    target_bits : float
+        Bits per weight, above 0.
+
+    Returns
+    -------
+    int
+        n of the step 2^-n, in `egret.quantize.STEP_LOG2_RANGE`; `DEFAULT_STEP_LOG2` where all
+        weights are 0.
+
+    Raises
+    ------
+    EgretError
+        A number out of its range.
+    """
+    if not (math.isfinite(target_bits) and target_bits > 0):
+        raise EgretError(f"target_bits: found {target_bits!r}, expected a finite number above 0")
+    if not (math.isfinite(scale) and scale >= 0):
+        raise EgretError(f"scale: found {scale!r}, expected a finite number of 0 or more")
+    if scale == 0:
+        return DEFAULT_STEP_LOG2
+    low, high = STEP_LOG2_RANGE
+    return max(low, min(high, round(max(0.0, target_bits - 1) - math.log2(scale))))
 
 
 def round_to_step(weights: torch.Tensor, step_log2: int) -> torch.Tensor:

@@ -22,6 +22,7 @@ __all__ = [
     "choose_parameters",
     "entropy_per_weight",
     "local_part",
+    "root_mean_square",
     "widened",
 ]
 
@@ -423,6 +424,12 @@ def _moments(parameter: torch.Tensor) -> Moments:
     sums = [part.sum(dtype=torch.float64) for part in (wide.abs(), wide.square())]
     absolutes, squares = _reduce(torch.stack(sums), parameter, dist.ReduceOp.SUM).tolist()
     return Moments(parameter.numel(), absolutes, squares)
+
+
+@torch.no_grad()
+def root_mean_square(parameter: torch.Tensor) -> float:
+    """Return the root mean square of a parameter, of all its shards; 0 without elements."""
+    return _moments(parameter).scale
 
 
 def _adam_size(group: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
