@@ -1,19 +1,22 @@
 """The rate term: what a network pays in training for the bits of its weights."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from egret.errors import EgretError
 from egret.ggd import SHAPE_MAX, Moments
 from egret.quantize import DEFAULT_STEP_LOG2, steps_by_name
 from egret.rate_control import RateController
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "DEFAULT_EPS",
@@ -406,8 +409,10 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def _is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    return isinstance(tensor, DTensor)
+def _is_sharded(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
+    # Imported by whoever shards: the import takes a second or two, which all others are spared.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _reduce(part: torch.Tensor, over: torch.Tensor, operation: Any) -> torch.Tensor:
