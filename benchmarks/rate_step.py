@@ -40,7 +40,8 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the block's output; `x` has shape (sequences, tokens, width)."""
         parts = self.attend(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(*parts, is_causal=True)
+        query, key, value = parts
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         x = x + self.join(mixed.transpose(1, 2).flatten(2))
         return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
 
@@ -90,9 +91,8 @@ def measure(model: nn.Module, vocabulary: int, tokens: int, rounds: int) -> dict
     """
     generator = torch.Generator().manual_seed(_SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    settings = {"target_bits": 1.0, "steps": 1_000_000}
-    each = RateRegularizer(model, every=1, **settings)
-    tenth = RateRegularizer(model, **settings)
+    each = RateRegularizer(model, target_bits=1.0, steps=1_000_000, every=1)
+    tenth = RateRegularizer(model, target_bits=1.0, steps=1_000_000)
 
     def train() -> None:
         batch = torch.randint(vocabulary, (SEQUENCES, tokens + 1), generator=generator)
