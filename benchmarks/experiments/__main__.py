@@ -18,11 +18,12 @@ from pathlib import Path
 
 from benchmarks.experiments import data
 from benchmarks.experiments.lab import SEEDS, Lab
+from benchmarks.experiments.measure import Measured
 from benchmarks.experiments.report import draw, format_study, write_page
 from benchmarks.experiments.results import Result, read_results, versions, write_result
 from benchmarks.experiments.studies import STUDIES
 from benchmarks.experiments.tasks import TASKS, Task
-from benchmarks.experiments.training import sources_digest
+from benchmarks.experiments.training import Settings, fingerprint
 
 from egret.errors import EgretError
 from egret.training import Splits
@@ -31,6 +32,8 @@ __all__ = ["main"]
 
 FOLDER = Path("build/experiments")
 """Where networks and results are kept."""
+
+Memory = dict[tuple[Settings, int], Measured]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,7 +82,7 @@ def _samples(splits: Splits) -> dict[str, object]:
     return {"digest": data.digest(splits), "samples": counts}
 
 
-def _run(name: str, task: Task, parsed: argparse.Namespace) -> Result:
+def _run(name: str, task: Task, parsed: argparse.Namespace, memory: Memory) -> Result:
     study = STUDIES[name]
     lab = Lab(
         parsed.data,
@@ -88,6 +91,7 @@ def _run(name: str, task: Task, parsed: argparse.Namespace) -> Result:
         quick=parsed.quick,
         jobs=parsed.jobs,
         threads=parsed.threads,
+        memory=memory,
     )
     print(
         f"{name}: {study.title}; {task.title}, seeds {', '.join(map(str, lab.seeds))}",
@@ -109,8 +113,11 @@ def _run(name: str, task: Task, parsed: argparse.Namespace) -> Result:
             "weights": architecture.weights,
         },
         data=_samples(lab.splits(task)),
-        settings=[dataclasses.asdict(settings) for settings in lab.used],
-        versions={**versions(), "sources": sources_digest()},
+        settings=[
+            {**dataclasses.asdict(settings), "fingerprint": fingerprint(settings, parsed.data)}
+            for settings in lab.used
+        ],
+        versions=versions(),
         threads=parsed.threads,
         seconds=round(time.monotonic() - began, 1),
         figures=figures,
@@ -129,10 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = parsed.results or (FOLDER / "quick" if parsed.quick else FOLDER)
     names = [] if parsed.name == "page" else [parsed.name]
     tasks = parsed.tasks or (["digits"] if parsed.data is None else list(TASKS))
+    memory: Memory = {}
     try:
         for name in list(STUDIES) if parsed.name == "all" else names:
             for task in tasks:
-                path = write_result(_run(name, TASKS[task], parsed), folder)
+                path = write_result(_run(name, TASKS[task], parsed, memory), folder)
                 print(f"kept: {path}", file=sys.stderr)
             print(format_study(name, read_results(folder)[name]), flush=True)
         results = read_results(folder)

@@ -8,12 +8,14 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import TypeVar
 
 import torch
 from benchmarks.experiments import data
 from benchmarks.experiments.measure import Measured, measure
+from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.tasks import Task
-from benchmarks.experiments.training import METHODS, Settings, Trained, build, train
+from benchmarks.experiments.training import Settings, Trained, build, train
 from torch import nn
 
 from egret.quantize import DEFAULT_STEP_LOG2
@@ -39,7 +41,9 @@ AIMS = (1.0, 1.5, 2.5, 4.0)
 """Further targets, in multiples of the first."""
 _BASE_BITS = 0.9
 # Of a quick run: it shows that the programs work, not what the methods are worth.
-QUICK_EPOCHS, QUICK_SAMPLES, QUICK_SEEDS, QUICK_VALUES = 2, 256, 2, 2
+QUICK_EPOCHS, QUICK_SAMPLES, QUICK_SEEDS = 2, 256, 2
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,8 @@ class Lab:
         Very short trainings on few samples.
     jobs, threads : int
         Trainings at once, and threads of each.
+    memory : dict, optional
+        Keeps what was measured, for several labs.
     say : Callable, optional
         Takes lines about the progress; standard error when absent.
 
@@ -124,6 +130,7 @@ class Lab:
         quick: bool = False,
         jobs: int = 1,
         threads: int = 1,
+        memory: dict[tuple[Settings, int], Measured] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
         self.folder, self.cache = folder, cache
@@ -131,6 +138,7 @@ class Lab:
         self.quick = quick
         self.threads = threads
         self._jobs = jobs
+        self._memory = {} if memory is None else memory
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
         self.used: dict[Settings, None] = {}
         self._tuned: dict[tuple[str, str], tuple[int, float]] = {}
@@ -141,10 +149,11 @@ class Lab:
 
     def values(self, task: Task, method: str) -> tuple[float, ...]:
         """Return the values of a method's knob; two of them in a quick run."""
-        values = knob_values(task, method)
-        if not self.quick:
-            return values
-        return values[:: max(1, len(values) // QUICK_VALUES)][:QUICK_VALUES]
+        return self.some(knob_values(task, method))
+
+    def some(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        """Return all of them; the first and the last in a quick run."""
+        return (values[0], values[-1]) if self.quick else values
 
     # --- settings ------------------------------------------------------------------------------
 
@@ -205,7 +214,7 @@ class Lab:
         self.train_all(settings for group in wanted.values() for settings in group)
         found = []
         for (each, rate), group in wanted.items():
-            measured = [self._measure(task, self.trained(s), DEFAULT_STEP_LOG2) for s in group]
+            measured = [self._measure(task, settings, DEFAULT_STEP_LOG2) for settings in group]
             quality = fmean(m.validation for m in measured)
             payload = fmean(m.payload for m in measured)
             found.append((each, rate, task.shortfall(quality, 0.0), payload))
@@ -256,21 +265,29 @@ class Lab:
     def _measure(
         self,
         task: Task,
-        trained: Trained,
+        settings: Settings,
         step_log2: int,
         change: Callable[[nn.Module], None] | None = None,
     ) -> Measured:
+        """Pack one network and measure it, unless that was done before."""
+        key = settings, step_log2
+        if change is None and key in self._memory:
+            return self._memory[key]
+        trained = self.trained(settings)
         model = build(task, trained)
         if change is not None:
             change(model)
-        return measure(
+        measured = measure(
             task,
             model,
             trained.weight_names,
             self.splits(task),
-            seed=trained.settings.seed,
+            seed=settings.seed,
             step_log2=step_log2,
         )
+        if change is None:
+            self._memory[key] = measured
+        return measured
 
     def point(
         self,
@@ -291,7 +308,7 @@ class Lab:
         method : str
             Of `METHODS`.
         value : float, optional
-            The knob's value; of a method that is only packed, n of the step 2^-n.
+            The knob's value; n of the step 2^-n replaces `step_log2`.
         step_log2 : int
             n of the step 2^-n that is packed in.
         pruned : float
@@ -299,13 +316,13 @@ class Lab:
         change : Callable, optional
             Changes the network before it is packed.
         """
-        if METHODS[method].is_packing and value is not None:
-            step_log2, value = int(value), None
+        if METHODS[method].knob == "step" and value is not None:
+            step_log2 = int(value)
+        if METHODS[method].is_packing:
+            value = None
         wanted = [self.settings(task, method, seed, value) for seed in self.seeds]
         self.train_all(wanted)
-        measured = tuple(
-            self._measure(task, self.trained(settings), step_log2, change) for settings in wanted
-        )
+        measured = tuple(self._measure(task, settings, step_log2, change) for settings in wanted)
         return Point(method, value, step_log2, pruned, measured)
 
     def curve(self, task: Task, method: str) -> list[Point]:
@@ -346,6 +363,7 @@ class Lab:
             quick=self.quick,
             jobs=self._jobs,
             threads=self.threads,
+            memory=self._memory,
             say=self._say,
         )
         other._tuned = self._tuned

@@ -8,10 +8,10 @@ from typing import Any
 
 from benchmarks.codec_report import Check, format_table
 from benchmarks.experiments.measure import ORDERS
+from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.results import Result
-from benchmarks.experiments.studies import OURS, REACH, STUDIES
+from benchmarks.experiments.studies import OURS, REACH, SHARES, STEPS, STUDIES
 from benchmarks.experiments.tasks import TASKS
-from benchmarks.experiments.training import METHODS
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def _difference(result: Result, point: Point, plain: Point) -> str:
 def _setting(point: Point) -> str:
     """Return the value of a point's knob."""
     method = METHODS[point["method"]]
-    if method.is_packing:
+    if method.knob == "step":
         return f"2^-{point['step_log2']}"
     value = point["value"]
     return {
@@ -118,9 +118,15 @@ def _orders(result: Result) -> Iterable[Row]:
         yield [_title(point), *(_spread(_golomb(point, order)) for order in ORDERS)]
 
 
-def _steps(result: Result) -> Iterable[Row]:
-    for method, group in _by_method(result).items():
-        yield [METHODS[method].title, *(_number(result, point) for point in group)]
+def _over(values: Sequence[float], name: str) -> Callable[[Result], Iterable[Row]]:
+    """Return what makes a row for each method, with a column for each value of a field."""
+
+    def rows(result: Result) -> Iterable[Row]:
+        for method, points in _by_method(result).items():
+            found = {point[name]: _number(result, point) for point in points}
+            yield [METHODS[method].title, *(found.get(value, "") for value in values)]
+
+    return rows
 
 
 def _number(result: Result, point: Point) -> str:
@@ -234,11 +240,8 @@ _TABLES: dict[str, tuple[tuple[str, ...], Callable[[Result], Iterable[Row]]]] = 
         (*_SETTINGS, "payload", "file bytes", "zeros", "EG-0", "test", "difference"),
         _sized,
     ),
-    "steps": (("training", *(f"2^-{step}" for step in range(4, 11))), _steps),
-    "pruning": (
-        ("training", *(f"{share:.0%}" for share in (*(n / 10 for n in range(10)), 0.95))),
-        _steps,
-    ),
+    "steps": (("training", *(f"2^-{step}" for step in STEPS)), _over(STEPS, "step_log2")),
+    "pruning": (("training", *(f"{share:.0%}" for share in SHARES)), _over(SHARES, "pruned")),
     "fits": (("training", "ν", "σ", "GG loses", "Gaussian loses"), _fits),
     "course": (("training", "epoch", "D", "λR", "ν", "entropy"), _course),
     "lambdas": (("λ", "FL", "EG-0", "Huffman", "zeros", "test", "difference"), _lambdas),

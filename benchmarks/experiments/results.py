@@ -34,9 +34,9 @@ class Result:
     data : dict
         Fingerprint, and number of samples of each split.
     settings : list of dict
-        Those of every training.
+        Those of every training, with the fingerprint of settings, data and programs.
     versions : dict of str to str
-        Of Python and of packages; `sources` is the fingerprint of the programs that train.
+        Of Python and of packages.
     threads : int
         Threads of a training.
     seconds : float

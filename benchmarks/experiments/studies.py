@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.experiments.lab import Lab, Point, knob_values
+from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.tasks import Task
-from benchmarks.experiments.training import METHODS, Trained, build
+from benchmarks.experiments.training import Trained, build
 from numpy.typing import NDArray
 from torch import nn
 
@@ -101,7 +102,7 @@ def _steps(lab: Lab, task: Task) -> Figures:
             *(
                 lab.point(task, method, value, step_log2=step)
                 for method, value in _pair(lab, task)
-                for step in STEPS
+                for step in lab.some(STEPS)
             )
         )
     }
@@ -116,7 +117,7 @@ def _pruning(lab: Lab, task: Task) -> Figures:
             *(
                 lab.point(task, method, value, pruned=share, change=pruner(share))
                 for method, value in _pair(lab, task)
-                for share in SHARES
+                for share in lab.some(SHARES)
             )
         )
     }

@@ -1,18 +1,16 @@
-"""Trainings: the methods that are compared, one loop for all of them, and a cache on the disk."""
+"""Trainings: one loop for all methods, and a cache on the disk."""
 
-import ast
 import dataclasses
 import functools
 import hashlib
-import importlib
+import inspect
 import json
 import math
 import pickle
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,44 +18,22 @@ from typing import Any
 
 import torch
 from benchmarks.experiments import data
+from benchmarks.experiments.methods import METHODS, code_digest, plain_code
 from benchmarks.experiments.tasks import TASKS, Task
 from torch import nn
 
 from egret.errors import EgretError
 from egret.files import atomic_path
-from egret.pruning import MagnitudePruner
 from egret.rate import RateRegularizer, entropy_per_weight
 from egret.training import Split, Splits
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "Record",
-    "Rule",
-    "Settings",
-    "Trained",
-    "build",
-    "quality",
-    "sources_digest",
-    "train",
-]
+__all__ = ["Record", "Settings", "Trained", "build", "fingerprint", "quality", "train"]
 
-FINAL_SHARE = 0.1
-"""Share of the steps, at the end, that a rate in the loss is left out for (arXiv 2506.00486)."""
 RECORDS = 40
 """States of a training that are kept, evenly over its epochs, or one for each epoch."""
 _EVALUATION_BATCH = 500
-# What decides the weights that come out, by module.
-_SOURCES = (
-    "benchmarks.experiments.data",
-    "benchmarks.experiments.models",
-    "benchmarks.experiments.training",
-    "egret.ggd",
-    "egret.pruning",
-    "egret.rate",
-    "egret.rate_control",
-    "egret.recipes.digits",
-)
+# Samples by which networks and distortions are told apart.
+_PROBES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,106 +69,6 @@ class Settings:
     weight_decay: float
     value: float | None = None
     samples: int | None = None
-
-
-class Rule:
-    """What a method does in each step of a training; this one trains an ordinary network."""
-
-    lam = 0.0
-
-    def forward(self) -> AbstractContextManager[Any]:
-        """Return the context of the forward and the backward pass."""
-        return nullcontext()
-
-    def loss(self) -> torch.Tensor | None:
-        """Return what is added to the loss."""
-        return None
-
-    def after(self, optimizer: torch.optim.Optimizer) -> None:
-        """Do what comes after the optimiser's step."""
-
-
-class _InLoss(Rule):
-    """A rate, or a norm, in the loss, but for the final steps."""
-
-    def __init__(self, model: nn.Module, lam: float, nu: float | str, steps: int) -> None:
-        self._regularizer = RateRegularizer(model, lam, nu=nu, every=1)
-        self._left = round((1 - FINAL_SHARE) * steps)
-        self.lam = lam
-
-    def loss(self) -> torch.Tensor | None:
-        self._left -= 1
-        return self._regularizer.loss() if self._left >= 0 else None
-
-
-class _Proximal(Rule):
-    """The proximal step and the controller that leads to a target."""
-
-    def __init__(self, model: nn.Module, target_bits: float, steps: int) -> None:
-        self._regularizer = RateRegularizer(model, target_bits=target_bits, steps=steps)
-
-    def after(self, optimizer: torch.optim.Optimizer) -> None:
-        self._regularizer.step(optimizer)
-        self.lam = self._regularizer.lam
-
-
-class _Pruning(Rule):
-    """Gradual magnitude pruning in the first half, fine-tuning with masks in the second."""
-
-    def __init__(self, model: nn.Module, share: float, steps: int) -> None:
-        self._pruner = MagnitudePruner(model, share, steps=max(1, steps // 2))
-
-    def after(self, optimizer: torch.optim.Optimizer) -> None:
-        self._pruner.step()
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to a smaller network.
-
-    Parameters
-    ----------
-    title : str
-        Name in tables.
-    knob : str
-        What trades size for quality: "step" (n of the quantisation step 2^-n), "λ", "pruned" (a
-        share) or "target" (bits per weight).
-    trained_as : str
-        The method whose trainings it uses.
-    rule : Callable
-        Makes its `Rule` from the model, the knob's value and the number of steps.
-    """
-
-    title: str
-    knob: str
-    trained_as: str
-    rule: Callable[[nn.Module, float, int], Rule]
-
-    @property
-    def is_packing(self) -> bool:
-        """Whether the knob turns only when the network is packed."""
-        return self.knob == "step"
-
-
-def _plain(model: nn.Module, value: float, steps: int) -> Rule:
-    return Rule()
-
-
-def _norm(nu: float | str) -> Callable[[nn.Module, float, int], Rule]:
-    return lambda model, lam, steps: _InLoss(model, lam, nu, steps)
-
-
-METHODS = {
-    "plain": Method("plain", "step", "plain", _plain),
-    "coarse": Method("plain, coarser steps", "step", "plain", _plain),
-    "prune": Method("pruning, fine-tuned", "pruned", "prune", _Pruning),
-    "l2": Method("L2", "λ", "l2", _norm(2.0)),
-    "l1": Method("L1", "λ", "l1", _norm(1.0)),
-    "l0.5": Method("L0.5", "λ", "l0.5", _norm(0.5)),
-    "backslash": Method("BackSlash (DGGR in the loss)", "λ", "backslash", _norm("adaptive")),
-    "proximal": Method("Egret (proximal step, target)", "target", "proximal", _Proximal),
-}
-"""The methods, by name. One that rounds in training, say, is a `Rule` whose `forward` does it."""
 
 
 @dataclass(frozen=True)
@@ -291,7 +167,7 @@ def _run(task: Task, settings: Settings, splits: Splits) -> Trained:
         model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    rule = METHODS[settings.method].rule(model, settings.value or 0.0, steps)
+    rule = METHODS[settings.method].start(model, settings.value or 0.0, steps)
     gauge = RateRegularizer(model, 0.0)
     parameters = [model.get_parameter(name) for name in gauge.names]
     every = math.ceil(settings.epochs / RECORDS)
@@ -334,36 +210,47 @@ def _run(task: Task, settings: Settings, splits: Splits) -> Trained:
 # --- the cache ---------------------------------------------------------------------------------
 
 
-@functools.cache
-def sources_digest() -> str:
-    """Return a fingerprint of the programs that decide the weights: comments do not count."""
-    found = hashlib.sha256(version("torch").encode())
-    for name in _SOURCES:
-        file = importlib.import_module(name).__file__
-        assert file is not None
-        tree = _WithoutDocstrings().visit(ast.parse(Path(file).read_text(encoding="utf-8")))
-        found.update(ast.dump(tree).encode())
+@functools.lru_cache(maxsize=2)
+def _start_digest(task: Task, folder: Path | None) -> str:
+    """Return a fingerprint of what a training starts from: samples, distortion, network, loop.
+
+    The network and the distortion are known by what they do: weights drawn from one seed, and
+    outputs for a few samples.
+    """
+    splits = data.load(task.data, folder)
+    x = splits.train.x[:_PROBES]
+    found = hashlib.sha256(data.digest(splits).encode())
+    found.update(plain_code(inspect.getsource(_run)).encode())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if task.augment is not None:
+            x = task.augment(x, torch.Generator().manual_seed(0))
+        model = task.architecture.make()
+        with torch.no_grad():
+            tensors = {**model.state_dict(), "input": x, "output": model.train()(x)}
+    for name, tensor in tensors.items():
+        found.update(name.encode())
+        found.update(tensor.contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
 
 
-class _WithoutDocstrings(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
-        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        return None if is_text else node
+def fingerprint(settings: Settings, folder: Path | None) -> str:
+    """Return a name for a training: another one for other settings, data or programs.
 
-
-def cache_path(folder: Path, settings: Settings, data_digest: str) -> Path:
-    """Return the file of a training."""
-    augment = TASKS[settings.task].augment
+    Parameters
+    ----------
+    settings : Settings
+        How it is trained.
+    folder : Path or None
+        Where the data lie.
+    """
     key = {
         "settings": dataclasses.asdict(settings),
-        "network": TASKS[settings.task].network,
-        "augment": None if augment is None else augment.__qualname__,
-        "data": data_digest,
-        "sources": sources_digest(),
+        "start": _start_digest(TASKS[settings.task], folder),
+        "method": code_digest(METHODS[settings.method]),
+        "torch": version("torch"),
     }
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
-    return folder / f"{settings.task}-{settings.method}-{name}.pt"
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _read(path: Path, settings: Settings) -> Trained | None:
@@ -409,7 +296,8 @@ def train(settings: Settings, folder: Path | None, cache: Path) -> tuple[Trained
     """
     task = TASKS[settings.task]
     splits = data.load(task.data, folder)
-    path = cache_path(cache, settings, data.digest(splits))
+    name = f"{settings.task}-{settings.method}-{fingerprint(settings, folder)}.pt"
+    path = cache / name
     trained = _read(path, settings)
     if trained is not None:
         return trained, False
