@@ -6,6 +6,7 @@ import json
 import math
 import struct
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -602,7 +603,13 @@ def test_command_refuses(options: list[str]) -> None:
     assert caught.value.code == 2
 
 
-def test_trainings_in_processes(tmp_path: Path) -> None:
+def test_trainings_in_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # One process is enough to see that what a training needs gets there and back.
+    monkeypatch.setattr(
+        lab,
+        "ProcessPoolExecutor",
+        lambda jobs, mp_context: ProcessPoolExecutor(1, mp_context=mp_context),
+    )
     alone = Lab(None, tmp_path / "a", seeds=(0, 1), quick=True, say=lambda line: None)
     several = Lab(None, tmp_path / "b", seeds=(0, 1), quick=True, jobs=2, say=lambda line: None)
     task = TASKS["digits"]

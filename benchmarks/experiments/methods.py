@@ -1,6 +1,7 @@
 """The methods that are compared: what each does in a training step."""
 
 import ast
+import functools
 import hashlib
 import importlib
 import inspect
@@ -148,6 +149,7 @@ def code_digest(method: Method) -> str:
     return found.hexdigest()[:16]
 
 
+@functools.lru_cache(maxsize=64)
 def plain_code(text: str) -> str:
     """Return what Python reads in a program, without comments, docstrings and layout."""
     return ast.dump(_WithoutDocstrings().visit(ast.parse(text)))
