@@ -13,6 +13,8 @@ JOBS ?= auto
 # Checkpoints that `make bench-codec` and `bench-hw` measure besides what ships, and more options.
 WEIGHTS ?=
 BENCH_OPTIONS ?=
+# Folder of the data sets of `make experiments`, see docs/experiments.md. Empty: the digits alone.
+DATA ?=
 # DeepCABAC's package. It asks for an older NumPy, so that it stays out of .venv.
 NNCODEC := 2.1.3
 
@@ -37,7 +39,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test formal lint format rtl diagrams fuzz bench-digits bench-codec bench-hw clean distclean
+.PHONY: help venv compiler demo test formal lint format rtl diagrams fuzz bench-digits bench-codec bench-hw experiments clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -53,6 +55,7 @@ help:
 	@echo '  bench-digits  the digits figures over five seeds'
 	@echo '  bench-codec   sizes and speeds of the codec beside other codecs'
 	@echo '  bench-hw      area, clock and cycles of the accelerator'
+	@echo '  experiments   the tables and figures of the paper in our networks, and beyond'
 	@echo '  venv          only make the environment .venv'
 	@echo '  clean         remove build/ and caches;  distclean: .venv too'
 	@echo
@@ -62,6 +65,7 @@ help:
 	@echo '           TORCH_INDEX=default    the build pip would choose (CUDA on Linux)'
 	@echo '           JOBS=2                 worker processes of the tests'
 	@echo '           WEIGHTS="a.th b.bin"   checkpoints for bench-codec and bench-hw, besides what ships'
+	@echo '           DATA=folder            data sets for experiments; the digits alone if empty'
 
 venv: $(READY)
 	@echo 'egret: $(VENV) is up to date'
@@ -150,6 +154,11 @@ bench-codec: $(READY) $(NNCODEC_READY)
 bench-hw: compiler $(READY)
 	@echo 'egret: placing, routing and simulating the accelerator: an hour or two the first time'
 	@$(PY) -m benchmarks.hardware $(WEIGHTS) $(BENCH_OPTIONS)
+
+# One thread for each training: --jobs in BENCH_OPTIONS trains several networks at once.
+experiments: $(READY)
+	@echo 'egret: training for the experiments: hours for digits alone; what is trained is kept'
+	@$(PY) -m benchmarks.experiments all $(if $(DATA),--data '$(DATA)') $(BENCH_OPTIONS)
 
 clean:
 	rm -rf build .mypy_cache .ruff_cache .pytest_cache .hypothesis sim_build results.xml

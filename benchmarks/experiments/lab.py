@@ -1,0 +1,370 @@
+"""Where experiments get their networks: settings chosen on the validation split, trained once."""
+
+import multiprocessing
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TypeVar
+
+import torch
+from benchmarks.experiments import data
+from benchmarks.experiments.measure import Measured, measure
+from benchmarks.experiments.methods import METHODS
+from benchmarks.experiments.tasks import Task
+from benchmarks.experiments.training import Settings, Trained, build, train
+from torch import nn
+
+from egret.quantize import DEFAULT_STEP_LOG2
+from egret.training import Splits
+
+__all__ = ["SEEDS", "TUNING_SEEDS", "Lab", "Point", "knob_values"]
+
+SEEDS = (0, 1, 2, 3, 4)
+"""Seeds of the networks that are shown."""
+CHOICE_SEEDS = 3
+"""λ is chosen by so many of them, on the validation split."""
+TUNING_SEEDS = (20, 21)
+"""Seeds of the networks by which epochs and step sizes are chosen; none is shown."""
+PULLS = (0.5e-4, 1e-4, 2e-4, 4e-4, 8e-4)
+"""λ over the number of weights, which makes a λ that carries from one network to another."""
+SHARES = (0.8, 0.9, 0.95, 0.98)
+"""Shares that pruning goes to."""
+COARSE_STEPS = (8, 7, 6, 5, 4, 3, 2)
+"""n of the steps 2^-n of the plain network."""
+AIM = 0.95
+"""Share of a limit that the controller is asked for: maps and tables come on top."""
+AIMS = (1.0, 1.5, 2.5, 4.0)
+"""Further targets, in multiples of the first."""
+_BASE_BITS = 0.9
+# Of a quick run: it shows that the programs work, not what the methods are worth.
+QUICK_EPOCHS, QUICK_SAMPLES, QUICK_SEEDS = 2, 256, 2
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one method, over several seeds.
+
+    Parameters
+    ----------
+    method : str
+        Of `METHODS`.
+    value : float or None
+        λ, share or target that it was trained with.
+    step_log2 : int
+        n of the step 2^-n that it was packed in.
+    pruned : float
+        Share of the weights that were set to 0 after the training.
+    measured : tuple of Measured
+        One for each seed.
+    """
+
+    method: str
+    value: float | None
+    step_log2: int
+    pruned: float
+    measured: tuple[Measured, ...]
+
+
+def knob_values(task: Task, method: str) -> tuple[float, ...]:
+    """Return the values of a method's knob that are trained: smaller networks come last."""
+    knob = METHODS[method].knob
+    if knob == "λ":
+        return tuple(float(f"{pull * task.architecture.weights:.2g}") for pull in PULLS)
+    if knob == "pruned":
+        return SHARES
+    if knob == "target":
+        base = AIM * (task.most_bits or _BASE_BITS)
+        return tuple(round(base * aim, 3) for aim in reversed(AIMS))
+    return tuple(float(step) for step in COARSE_STEPS)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _train(settings: Settings, folder: Path | None, cache: Path, threads: int) -> float:
+    """Train in a process of its own, or in this one; return the seconds it took, 0 if none."""
+    torch.set_num_threads(threads)
+    trained, is_new = train(settings, folder, cache)
+    return trained.seconds if is_new else 0.0
+
+
+class Lab:
+    """Trains what experiments ask for, and keeps it.
+
+    Parameters
+    ----------
+    folder : Path or None
+        Where the data lie.
+    cache : Path
+        Where trained networks are kept.
+    seeds : sequence of int
+        Seeds of the networks that are shown.
+    quick : bool
+        Very short trainings on few samples.
+    jobs, threads : int
+        Trainings at once, and threads of each.
+    memory : dict, optional
+        Keeps what was measured, for several labs.
+    say : Callable, optional
+        Takes lines about the progress; standard error when absent.
+
+    Attributes
+    ----------
+    used : dict of Settings to None
+        Every training that was asked for since it was last cleared, in order.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        cache: Path,
+        *,
+        seeds: Sequence[int] = SEEDS,
+        quick: bool = False,
+        jobs: int = 1,
+        threads: int = 1,
+        memory: dict[tuple[Settings, int], Measured] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.cache = folder, cache
+        self.seeds = tuple(seeds)[: QUICK_SEEDS if quick else None]
+        self.quick = quick
+        self.threads = threads
+        self._jobs = jobs
+        self._memory = {} if memory is None else memory
+        self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
+        self.used: dict[Settings, None] = {}
+        self._tuned: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def splits(self, task: Task) -> Splits:
+        """Return a task's samples."""
+        return data.load(task.data, self.folder)
+
+    def values(self, task: Task, method: str) -> tuple[float, ...]:
+        """Return the values of a method's knob; two of them in a quick run."""
+        return self.some(knob_values(task, method))
+
+    def some(self, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        """Return all of them; the first and the last in a quick run."""
+        return (values[0], values[-1]) if self.quick else values
+
+    # --- settings ------------------------------------------------------------------------------
+
+    def settings(self, task: Task, method: str, seed: int, value: float | None) -> Settings:
+        """Return the settings of a training, epochs and step size as chosen by `tuned`."""
+        epochs, learning_rate = self.tuned(task, METHODS[method].trained_as)
+        return self._settings(task, method, seed, value, epochs, learning_rate)
+
+    def _settings(
+        self,
+        task: Task,
+        method: str,
+        seed: int,
+        value: float | None,
+        epochs: int,
+        learning_rate: float,
+    ) -> Settings:
+        return Settings(
+            task=task.name,
+            method=METHODS[method].trained_as,
+            seed=seed,
+            epochs=epochs,
+            batch_size=task.batch_size,
+            learning_rate=learning_rate,
+            weight_decay=task.weight_decay,
+            value=None if METHODS[method].is_packing else value,
+            samples=QUICK_SAMPLES if self.quick else None,
+        )
+
+    def tuned(self, task: Task, method: str) -> tuple[int, float]:
+        """Return epochs and step size with the best quality on the validation split.
+
+        The plain network's epochs hold for all methods: equal steps. Each has a step size of its
+        own, chosen at the middle of its knob's values. Of equally good ones the first is taken.
+        """
+        if self.quick:
+            return QUICK_EPOCHS, task.learning_rates[len(task.learning_rates) // 2]
+        if (task.name, method) not in self._tuned:
+            self._tuned[task.name, method] = min(
+                self.tuning(task, method), key=lambda found: found[2]
+            )[:2]
+        return self._tuned[task.name, method]
+
+    def tuning(self, task: Task, method: str) -> list[tuple[int, float, float, float]]:
+        """Return epochs, step size, shortfall and bits of each setting that is tried.
+
+        The shortfall is the mean quality on the validation split, negated where more is better.
+        """
+        is_plain = METHODS[method].is_packing
+        epochs = task.epochs if is_plain else (self.tuned(task, "plain")[0],)
+        values = knob_values(task, method)
+        value = None if is_plain else values[len(values) // 2]
+        grid = [(each, rate) for each in epochs for rate in task.learning_rates]
+        wanted = {
+            pair: [self._settings(task, method, seed, value, *pair) for seed in TUNING_SEEDS]
+            for pair in grid
+        }
+        self.train_all(settings for group in wanted.values() for settings in group)
+        found = []
+        for (each, rate), group in wanted.items():
+            measured = [self._measure(task, settings, DEFAULT_STEP_LOG2) for settings in group]
+            quality = fmean(m.validation for m in measured)
+            payload = fmean(m.payload for m in measured)
+            found.append((each, rate, task.shortfall(quality, 0.0), payload))
+        return found
+
+    # --- networks ------------------------------------------------------------------------------
+
+    def train_all(self, wanted: Iterable[Settings]) -> None:
+        """Train what the cache lacks, several at once if the lab has several jobs."""
+        todo = list(dict.fromkeys(wanted))
+        if not todo:
+            return
+        began = time.monotonic()
+        runs = zip(todo, self._trainings(todo), strict=True)
+        for done, (settings, seconds) in enumerate(runs, 1):
+            self.used[settings] = None
+            if seconds:
+                left = (time.monotonic() - began) / done * (len(todo) - done)
+                knob = METHODS[settings.method].knob
+                value = "" if settings.value is None else f" {knob} {settings.value:g}"
+                self._say(
+                    f"{settings.task}: {settings.method}{value}, seed {settings.seed}, "
+                    f"{settings.epochs} epochs, step size {settings.learning_rate:g}: "
+                    f"{_minutes(seconds)}; {done} of {len(todo)}, "
+                    f"at most {_minutes(left)} left"
+                )
+
+    def _trainings(self, todo: Sequence[Settings]) -> Iterator[float]:
+        def run(settings: Settings) -> float:
+            return _train(settings, self.folder, self.cache, self.threads)
+
+        if self._jobs == 1 or len(todo) == 1:
+            yield from map(run, todo)
+            return
+        # Forked processes would inherit torch's threads in a state that hangs.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(self._jobs, len(todo)), mp_context=context) as pool:
+            count = len(todo)
+            yield from pool.map(
+                _train, todo, [self.folder] * count, [self.cache] * count, [self.threads] * count
+            )
+
+    def trained(self, settings: Settings) -> Trained:
+        """Return one network."""
+        self.train_all([settings])
+        return train(settings, self.folder, self.cache)[0]
+
+    def _measure(
+        self,
+        task: Task,
+        settings: Settings,
+        step_log2: int,
+        change: Callable[[nn.Module], None] | None = None,
+    ) -> Measured:
+        """Pack one network and measure it, unless that was done before."""
+        key = settings, step_log2
+        if change is None and key in self._memory:
+            return self._memory[key]
+        trained = self.trained(settings)
+        model = build(task, trained)
+        if change is not None:
+            change(model)
+        measured = measure(
+            task,
+            model,
+            trained.weight_names,
+            self.splits(task),
+            seed=settings.seed,
+            step_log2=step_log2,
+        )
+        if change is None:
+            self._memory[key] = measured
+        return measured
+
+    def point(
+        self,
+        task: Task,
+        method: str,
+        value: float | None = None,
+        *,
+        step_log2: int = DEFAULT_STEP_LOG2,
+        pruned: float = 0.0,
+        change: Callable[[nn.Module], None] | None = None,
+    ) -> Point:
+        """Train, pack and measure one setting for every seed.
+
+        Parameters
+        ----------
+        task : Task
+            What is trained.
+        method : str
+            Of `METHODS`.
+        value : float, optional
+            The knob's value; n of the step 2^-n replaces `step_log2`.
+        step_log2 : int
+            n of the step 2^-n that is packed in.
+        pruned : float
+            Kept with the figures, where `change` prunes.
+        change : Callable, optional
+            Changes the network before it is packed.
+        """
+        if METHODS[method].knob == "step" and value is not None:
+            step_log2 = int(value)
+        if METHODS[method].is_packing:
+            value = None
+        wanted = [self.settings(task, method, seed, value) for seed in self.seeds]
+        self.train_all(wanted)
+        measured = tuple(self._measure(task, settings, step_log2, change) for settings in wanted)
+        return Point(method, value, step_log2, pruned, measured)
+
+    def curve(self, task: Task, method: str) -> list[Point]:
+        """Return a point for every value of a method's knob."""
+        values = self.values(task, method)
+        if not METHODS[method].is_packing:
+            self.train_all(
+                self.settings(task, method, seed, value) for value in values for seed in self.seeds
+            )
+        return [self.point(task, method, value) for value in values]
+
+    def chosen(self, task: Task, method: str) -> float:
+        """Return the largest λ that the validation split lets pass.
+
+        Of λ with a mean shortfall within the task's tolerance, over the first three seeds, the
+        largest; where there is none, the one with the smallest shortfall. What is compared are
+        unpacked networks in steps of 2^-8.
+        """
+        lab = self._for_choice()
+        plain = lab.point(task, "plain")
+        points = lab.curve(task, method)
+        self.used |= lab.used
+
+        def shortfall(point: Point) -> float:
+            pairs = zip(point.measured, plain.measured, strict=True)
+            return fmean(task.shortfall(a.validation, b.validation) for a, b in pairs)
+
+        passing = [p for p in points if shortfall(p) <= task.tolerance]
+        best = passing[-1] if passing else min(points, key=shortfall)
+        assert best.value is not None
+        return best.value
+
+    def _for_choice(self) -> "Lab":
+        other = Lab(
+            self.folder,
+            self.cache,
+            seeds=self.seeds[:CHOICE_SEEDS],
+            quick=self.quick,
+            jobs=self._jobs,
+            threads=self.threads,
+            memory=self._memory,
+            say=self._say,
+        )
+        other._tuned = self._tuned
+        return other
