@@ -144,7 +144,7 @@ class _Chains:
         """Return whether something reads one of the nets."""
         return any(self.readers[bit] for bit in bits)
 
-    def begin(self, chain: Sequence[str], places: list[_Place]) -> int:
+    def begin(self, chain: list[str], places: list[_Place]) -> int:
         """Free the chain of the constant carried in; return LUTs that this adds, or -1."""
         carried = self.cells[chain[0]]["connections"]["CIN"][0]
         if carried not in ("0", "1"):
@@ -152,71 +152,88 @@ class _Chains:
         constant = int(carried)
         inner = [self.readers[self._carried(name)] for name in chain]
         only_carried = all(len(readers) == 1 for readers in inner[:-1]) and not inner[-1]
-        if only_carried and not self.is_read(places[-1].sum):
-            # There is room for one more place. It does not look at what comes in.
-            places.pop()
-            places.insert(0, _Place(["1"] * 4, [0, 0, 0, constant] + [0] * (_ROWS - 4), []))
-            return 0
         first = places[0]
-        nets = _nets(first.pins)
+        is_seen = self.is_read(first.sum)
+        is_full = self.is_read(places[-1].sum)
+        # Two places more cost no more than LUTs for the first sum and for what is drawn in there.
+        draws = is_seen and any(self._absorbed(first, net) for net in _nets(first.pins))
+        if only_carried and (draws or not is_full):
+            # The place before the first does not look at what comes in.
+            places.insert(0, _Place(["1"] * 4, [0, 0, 0, constant] + [0] * (_ROWS - 4), []))
+            if not is_full:
+                places.pop()
+                return 0
+            places.append(_Place(["1"] * 4, [0] * _ROWS, []))
+            self._lengthen(chain)
+            return 2
         found = _fit(
-            nets,
+            _nets(first.pins),
             lambda values: 0,
             lambda values: constant if first.passes(values) else first.gives(values),
         )
         if found is None:
             return -1
-        added = 0
-        if self.is_read(first.sum):
-            table = [row ^ constant for row in first.table]
-            name = f"{chain[0]}_first"
-            self.cells[name] = {
+        if is_seen:
+            self.cells[f"{chain[0]}_first"] = {
                 "hide_name": 0,
                 "type": "LUT4",
-                "parameters": {"INIT": _text(table)},
+                "parameters": {"INIT": _text([row ^ constant for row in first.table])},
                 "attributes": {},
                 "port_directions": dict.fromkeys(_PINS, "input") | {"Z": "output"},
                 "connections": {pin: [net] for pin, net in zip(_PINS, first.pins, strict=True)}
                 | {"Z": first.sum},
             }
-            added = 1
         places[0] = _Place(*found, [])
-        return added
+        return int(is_seen)
+
+    def _lengthen(self, chain: list[str]) -> None:
+        """Add a cell behind a chain's last one."""
+        last = self.cells[chain[-1]]
+        name = f"{chain[0]}_last"
+        self.cells[name] = {
+            **last,
+            "parameters": dict(last["parameters"]),
+            "port_directions": dict(last["port_directions"]),
+            "connections": {**last["connections"], "CIN": last["connections"]["COUT"]},
+        }
+        self.cells[name]["connections"]["COUT"] = ["x"]
+        chain.append(name)
 
     def absorb(self, place: _Place) -> int:
         """Draw LUTs that nothing else reads into a place; return how many."""
-        count = 0
-        while any(self._absorb(place, net) for net in _nets(place.pins)):
-            count += 1
-        return count
+        for net in _nets(place.pins):
+            found = self._absorbed(place, net)
+            if found is None:
+                continue
+            lut = self.driver[net]
+            # What has moved is not read by a LUT of its own any more, but by this place.
+            for pin in _nets([self.cells[lut]["connections"][pin][0] for pin in _PINS]):
+                self.readers[pin] = [at for at in self.readers[pin] if at[0] != lut]
+                self.readers[pin].append(("", ""))
+            del self.cells[lut]
+            place.pins, place.table = found
+            return 1 + self.absorb(place)
+        return 0
 
-    def _absorb(self, place: _Place, net: _Bit) -> bool:
+    def _absorbed(self, place: _Place, net: _Bit) -> tuple[list[_Bit], list[int]] | None:
+        """Return pins and table of a place with the LUT before it, if that can move."""
         if self._kind(net) != "LUT4" or len(self.readers[net]) != 1:
-            return False
+            return None
         lut = self.cells[self.driver[net]]
         table = _table(lut["parameters"]["INIT"])
         pins: list[_Bit] = [lut["connections"][pin][0] for pin in _PINS]
         nets = _nets([pin for pin in place.pins if pin != net] + pins)
         if len(nets) > len(_PINS):
-            return False
+            return None
 
         def with_net(values: dict[_Bit, int]) -> dict[_Bit, int]:
             return values | {net: table[_row([values[pin] for pin in pins])]}
 
-        found = _fit(
+        return _fit(
             nets,
             lambda values: place.passes(with_net(values)),
             lambda values: place.gives(with_net(values)),
         )
-        if found is None:
-            return False
-        del self.cells[self.driver[net]]
-        # What has moved is not read by a LUT of its own any more, but by this place.
-        for pin in _nets(pins):
-            self.readers[pin] = [at for at in self.readers[pin] if at[0] != self.driver[net]]
-            self.readers[pin].append(("", ""))
-        place.pins, place.table = found
-        return True
 
     def write(self, chain: Sequence[str], places: Sequence[_Place], *, alone: bool) -> None:
         """Write a chain's places; `alone`, nothing is carried into it."""
@@ -230,7 +247,8 @@ class _Chains:
                 cell["parameters"][f"INIT{half}"] = _text(place.table)
         if alone:
             self.cells[chain[0]]["connections"]["CIN"] = ["x"]
-        if not self.readers[self._carried(chain[-1])]:
+        carried = self._carried(chain[-1])
+        if carried == "x" or not self.readers[carried]:
             self.cells[chain[-1]]["connections"]["COUT"] = ["x"]
 
 
