@@ -150,17 +150,11 @@ class Collector(wiring.Component):
         run_form = self.i_run_form if runs else Const(0, 1)
         places = range(width)
 
-        # First stage: what depends on this block alone.
+        # First stage: what the open codeword needs of this block.
         bits, end = self.i_bits, self.i_end
-        event = Signal(width)
-        m.d.comb += event.eq(self.i_event & end)
         first = [end[at] & ~end[:at].any() for at in places]
-        final = [end[at] & ~end[at + 1 :].any() for at in places]
         behind_final = [~end[at:].any() for at in range(1, width)]
-        counted = [end[at] & ~event[: at + 1].any() for at in places]
-        behind_event = [event[:at].any() & ~event[at:].any() for at in range(1, width)]
-        inside = [inside_number(bits, end, at) for at in range(1, width)]
-        local_layout = data.StructLayout(
+        kept_layout = data.StructLayout(
             {
                 "last": 1,
                 "parity": 1,
@@ -169,24 +163,21 @@ class Collector(wiring.Component):
                 "bits": width,
                 "end": width,
                 "event": width,
+            }
+        )
+        local_layout = data.StructLayout(
+            {
+                **kept_layout.members,
                 "shift": (width - 1).bit_length(),
                 "closes": 1,
                 "tail": width - 1,
-                "hit": 1,
-                "run_first": 1,
-                "passes": 1,
-                "before": width.bit_length(),
-                "after": max(width - 1 if runs else 0, (width - 1).bit_length()),
                 "lead": width.bit_length() if tables else 0,
                 "led": 1,
                 "tail_lead": (width - 1).bit_length() if tables else 0,
                 "tail_led": 1,
-                "after_class": (width - 1).bit_length() if tables and runs else 0,
             }
         )
         entering = Signal(local_layout)
-        any_event = event.any()
-        hit = pick(first, [event[at] for at in places])
         m.d.comb += [
             entering.last.eq(self.i_last),
             entering.parity.eq(self.i_parity),
@@ -194,49 +185,24 @@ class Collector(wiring.Component):
             entering.slot.eq(self.i_slot),
             entering.bits.eq(bits),
             entering.end.eq(end),
-            entering.event.eq(event),
+            entering.event.eq(self.i_event & end),
             entering.shift.eq(pick(first, [Const(width - 1 - at, 5) for at in places])),
             entering.closes.eq(end.any() | self.i_last),
-            entering.passes.eq(any_event | self.i_last),
-            entering.hit.eq(hit),
-            entering.run_first.eq(run_form & end.any() & ~hit),
-            entering.before.eq(Mux(run_form, 0, sum(counted))),
-        ]
-        if width > 1:
             # What stays open, the latest bit lowest.
-            tail = Cat(bits[at] & behind_final[at - 1] for at in reversed(range(1, width)))
-            after: Value = sum(
-                (end[at] & behind_event[at - 1] for at in range(1, width)), Const(0, 1)
-            )
-            if runs:
-                final_run = [final[at] & behind_event[at - 1] for at in range(1, width)]
-                after = Mux(run_form, pick(final_run, inside), after)
-            m.d.comb += [
-                entering.tail.eq(tail),
-                entering.after.eq(after),
-            ]
+            entering.tail.eq(
+                Cat(bits[at] & behind_final[at - 1] for at in reversed(range(1, width)))
+            ),
+        ]
         if tables:
             to_first = [~end[:at].any() for at in places]
             m.d.comb += [
                 entering.lead.eq(leading_zeros([bits[at] for at in places], to_first)),
                 entering.led.eq(Cat(bits[at] & to_first[at] for at in places).any()),
-            ]
-        if tables and width > 1:
-            m.d.comb += [
                 entering.tail_lead.eq(
                     leading_zeros([bits[at] for at in range(1, width)], behind_final)
                 ),
                 entering.tail_led.eq(entering.tail.any()),
             ]
-            if runs:
-                zeros = [
-                    leading_zeros(
-                        [bits[back] for back in range(1, at + 1)],
-                        [~end[back:at].any() for back in range(1, at)] + [Const(1, 1)],
-                    )
-                    for at in range(1, width)
-                ]
-                m.d.comb += entering.after_class.eq(pick(final_run, zeros))
         local = Signal(local_layout, reset_less=True)
         valid = Signal(3)
         m.d.sync += self.bad.eq(0)
@@ -279,31 +245,86 @@ class Collector(wiring.Component):
                 ]
             with m.If(turn & local.last):
                 m.d.sync += [ring[0].zeros.eq(0), ring[0].led.eq(0)]
+        # Weights that are 0 before the first event; those, or the run, behind the last one.
+        event = local.event
+        hit = Cat(event[at] & ~local.end[:at].any() for at in places).any()
+        counted = [local.end[at] & ~event[: at + 1].any() for at in places]
+        behind_event = [event[:at].any() & ~event[at:].any() for at in range(1, width)]
         aligned = Signal(
-            data.StructLayout({**local_layout.members, "number": number_bits + 1}),
+            data.StructLayout(
+                {
+                    **kept_layout.members,
+                    "fine": 1,
+                    "number": number_bits + 1,
+                    "hit": 1,
+                    "run_first": 1,
+                    "passes": 1,
+                    "before": width.bit_length(),
+                    "after": width - 1,
+                }
+            ),
             reset_less=True,
         )
         zeros = Signal(_ZEROS_BITS, reset_less=True)
         coarse = Cat(Const(0, 1), local.shift[1:])
         with m.If(self.enable):
-            m.d.sync += [aligned[name].eq(local[name]) for name in local_layout.members]
-            m.d.sync += [aligned.number.eq(joined >> coarse), zeros.eq(zeros_now)]
-        fine = aligned.shift[0] if width > 1 else Const(0, 1)
-
+            m.d.sync += [aligned[name].eq(local[name]) for name in kept_layout.members]
+            m.d.sync += [
+                aligned.fine.eq(local.shift[:1]),
+                aligned.number.eq(joined >> coarse),
+                zeros.eq(zeros_now),
+                aligned.hit.eq(hit),
+                aligned.run_first.eq(local.run_form & local.end.any() & ~hit),
+                aligned.passes.eq(event.any() | local.last),
+                aligned.before.eq(Mux(local.run_form, 0, sum(counted))),
+                aligned.after.eq(
+                    Cat(local.end[at] & behind_event[at - 1] for at in range(1, width))
+                ),
+            ]
         # Third stage: the first codeword's number, and what it or the block's zeros add.
+        after: Value = sum(aligned.after, Const(0, 1))
+        if runs:
+            final = [aligned.after[at - 1] & ~aligned.after[at:].any() for at in range(1, width)]
+            inside = [inside_number(aligned.bits, aligned.end, at) for at in range(1, width)]
+            after = Mux(aligned.run_form, pick(final, inside), after)
         ready = Signal(
-            data.StructLayout({**local_layout.members, "number": number_bits}), reset_less=True
+            data.StructLayout(
+                {
+                    **kept_layout.members,
+                    "number": number_bits,
+                    "hit": 1,
+                    "run_first": 1,
+                    "passes": 1,
+                    "after": max(width - 1 if runs else 0, (width - 1).bit_length()),
+                    "after_class": (width - 1).bit_length() if tables and runs else 0,
+                }
+            ),
+            reset_less=True,
         )
         number = Signal(number_bits)
-        m.d.comb += number.eq(Mux(fine, aligned.number[1:], aligned.number[:number_bits]))
+        m.d.comb += number.eq(Mux(aligned.fine, aligned.number[1:], aligned.number[:number_bits]))
+        if tables and runs:
+            between = [
+                leading_zeros(
+                    [aligned.bits[back] for back in range(1, at + 1)],
+                    [~aligned.end[back:at].any() for back in range(1, at)] + [Const(1, 1)],
+                )
+                for at in range(1, width)
+            ]
+            with m.If(self.enable):
+                m.d.sync += ready.after_class.eq(pick(final, between))
         counted_bits = len(aligned.before)
         low_step = Signal(counted_bits, reset_less=True)
         high_step = Signal(params.skip_bits - counted_bits, reset_less=True)
         zeros_class = Signal(CLASS_BITS, reset_less=True)
         with m.If(self.enable):
-            m.d.sync += [ready[name].eq(aligned[name]) for name in local_layout.members]
+            m.d.sync += [
+                ready[name].eq(aligned[name])
+                for name in (*kept_layout.members, "hit", "run_first", "passes")
+            ]
             m.d.sync += [
                 ready.number.eq(number),
+                ready.after.eq(after),
                 low_step.eq(Mux(aligned.run_first, number, aligned.before)),
                 high_step.eq(number[counted_bits:] if runs else 0),
                 zeros_class.eq(zeros[:CLASS_BITS] | zeros[CLASS_BITS].replicate(CLASS_BITS)),

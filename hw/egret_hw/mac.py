@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -160,16 +160,17 @@ class Mac(wiring.Component):
         weight = Signal(signed(params.weight_bits))
         m.d.comb += weight.eq(Mux(zigzags[-1], folded.as_signed(), value_map.value))
 
-        # Sums. The one at work is at hand; it goes to those that rest when the next operation is
-        # another slot's.
+        # Sums. The one at work is at hand; where an operation is another slot's, it goes to those
+        # that rest. The choice lies before the adder, in whose LUTs there is room for it.
         ends = tags[-1]
         turns = Signal()
+        left = Signal((params.slots - 1).bit_length())
         if params.slots > 1:
             with m.If(enable):
-                m.d.sync += turns.eq(tags[-3].slot != tags[-2].slot)
+                m.d.sync += [turns.eq(tags[-2].slot != ends.slot), left.eq(ends.slot)]
         done = Signal(lane_result_layout(params))
         full = Signal()
-        sums = Signal(done.sums.shape())
+        totals = Signal(done.sums.shape())
         for vector in range(params.batch):
             multiplier = Multiplier(params.weight_bits, ACTIVATION_BITS)
             m.submodules[f"multiplier_{vector}"] = multiplier
@@ -183,26 +184,21 @@ class Mac(wiring.Component):
                 Signal.like(held_sum, name=f"resting_{vector}_{number}")
                 for number in range(params.slots if params.slots > 2 else params.slots - 1)
             ]
+            before: Value = held_sum
+            if resting:
+                rested = Array(resting)[ends.slot if params.slots > 2 else 0]
+                before = Mux(turns, rested, held_sum).as_signed()
             total = Signal.like(held_sum, name=f"total_{vector}")
-            m.d.comb += [
-                sums[vector].eq(held_sum),
-                total.eq(held_sum + multiplier.product),
-            ]
+            # The product of what only emits is 0.
+            m.d.comb += [total.eq(before + multiplier.product), totals[vector].eq(total)]
             # Not in any other cycle: a reset leaves the multiplier as it was.
             with m.If(enable & (ends.multiply | ends.emit | turns)):
                 m.d.sync += held_sum.eq(total)
             with m.If(enable & ends.emit):
                 m.d.sync += held_sum.eq(0)
-            if resting:
-                with m.If(enable & turns):
-                    index = tags[-2].slot if params.slots > 2 else 0
-                    m.d.sync += held_sum.eq(Array(resting)[index])
             for number, rest in enumerate(resting):
-                here = enable & turns & (ends.slot == number if params.slots > 2 else 1)
-                with m.If(here):
-                    m.d.sync += rest.eq(total)
-                with m.If(here & ends.emit):
-                    m.d.sync += rest.eq(0)
+                with m.If(enable & turns & (left == number if params.slots > 2 else 1)):
+                    m.d.sync += rest.eq(held_sum)
         # The enable has a long way to go and so comes from a register: it is known one cycle ahead
         # whether there will be a sum to send while another one waits. It falls only in that case.
         running = Signal(init=1)
@@ -216,7 +212,7 @@ class Mac(wiring.Component):
         with m.If(enable & ends.emit):
             m.d.sync += [
                 full.eq(1),
-                done.sums.eq(sums),
+                done.sums.eq(totals),
                 done.slot.eq(ends.slot),
                 done.last.eq(ends.last),
                 done.parity.eq(ends.parity),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from egret.errors import EgretError
+from egret_hw.ecp5_carries import pack_carries
 from egret_hw.ecp5_registers import pack_registers
 from egret_hw.yowasp import run_yowasp, tool_version
 
@@ -98,8 +99,8 @@ class PlacedDesign:
     part : str
         Name of the part or board.
     luts : int
-        ECP5: LUT4 places, those of carry chains and LUT memories among them. iCE40: logic cells,
-        a LUT4 and a flip-flop each, either of which may be unused.
+        ECP5: LUT4 places, those of carry chains and of LUT memories with their write ports among
+        them. iCE40: logic cells, a LUT4 and a flip-flop each, either of which may be unused.
     flip_flops : int
         Registers' bits; on ECP5 without those that moved into block RAMs and multipliers.
     block_rams : int
@@ -107,8 +108,7 @@ class PlacedDesign:
     multipliers : int
         ECP5: 18 × 18. iCE40 has none here.
     memory_slices : int
-        ECP5: pairs of LUT places that LUT memories take besides those in `luts`, for their write
-        ports.
+        ECP5: pairs of LUT places, among those in `luts`, that are LUT memories' write ports.
     mhz : tuple of float
         Fastest clock, for each seed.
     slowest : str
@@ -242,11 +242,8 @@ def _harness(ports: Sequence[_Port], top: str, clock: str, tool: str, *, pads: b
 class _Flow:
     """A folder with a design, in which the tools run."""
 
-    def __init__(
-        self, folder: Path, verilog: str, top: str, part: Part, once: Sequence[str]
-    ) -> None:
+    def __init__(self, folder: Path, verilog: str, top: str, part: Part) -> None:
         self._folder = folder
-        self._once = once
         self.top = top
         self._part = part
         (folder / "design.v").write_text(verilog, encoding="utf-8")
@@ -255,12 +252,11 @@ class _Flow:
         """Run Yosys."""
         run_yowasp("yosys", ["-q", "-p", script], self._folder, self.top)
 
-    def pack_registers(self, name: str) -> None:
-        """Move registers of a netlist that Yosys wrote."""
+    def change(self, name: str, top: str, change: Callable[[dict[str, Any]], object]) -> None:
+        """Change a module of a netlist that Yosys wrote."""
         path = self._folder / name
         netlist = json.loads(path.read_text(encoding="utf-8"))
-        for module in (self.top, *self._once):
-            pack_registers(netlist["modules"][module])
+        change(netlist["modules"][top])
         path.write_text(json.dumps(netlist), encoding="utf-8")
 
     def cells(self, name: str) -> dict[str, int]:
@@ -347,7 +343,7 @@ def place(
         _ports(verilog, module)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        flow = _Flow(folder, verilog, top, part, once)
+        flow = _Flow(folder, verilog, top, part)
         is_ecp5 = part.tool == "nextpnr_ecp5"
         pads = bool(part.pads) or not is_ecp5
         text = _harness(ports, top, clock, part.tool, pads=pads)
@@ -358,13 +354,16 @@ def place(
         flow.yosys(f"read_verilog design.v; {_keep(once)}{command} -top {top} -json alone.json")
         if is_ecp5:
             # Before the harness is there: only the design's own registers may move.
-            flow.pack_registers("alone.json")
+            for module in (top, *once):
+                flow.change("alone.json", module, pack_registers)
         flow.yosys(
             "read_json alone.json; setattr -mod -unset keep_hierarchy *; "
             f"hierarchy -top {top}; flatten; tee -q -o stat.json stat -json; "
             f"read_verilog harness.v; hierarchy -top {_HARNESS}; proc; flatten; "
             "opt_clean; write_json routed.json"
         )
+        if is_ecp5:
+            flow.change("routed.json", _HARNESS, pack_carries)
         cells = flow.cells("stat.json")
         options = ["--json", "routed.json", "--freq", f"{target_mhz:g}", "--timing-allow-fail"]
         if not pads:

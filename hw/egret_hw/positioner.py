@@ -258,7 +258,13 @@ class Positioner(wiring.Component):
             total.eq((Cat(1, begun) + Cat(carry, operand))[1:]),
         ]
         rested = Array(resting)[tag.slot if slots > 2 else 0] if resting else position
-        m.d.comb += begun.eq(Mux(inside & marks.turns, rested, position))
+        # Kept, so that the choice between two is all that lies before the adder: there is room for
+        # it in the adder's LUTs.
+        turning = Signal(attrs={"keep": 1})
+        m.d.comb += [
+            turning.eq(inside & marks.turns),
+            begun.eq(Mux(turning, rested, position)),
+        ]
         moves = Signal()
         m.d.comb += moves.eq(emitting | marks.passes | marks.load)
         with m.If(self.enable & moves):

@@ -358,7 +358,7 @@ PRESETS: dict[str, AcceleratorParams] = {
             parser_cut=4,
             bus_bits=256,
             parser="microcode",
-            activation_columns=16,
+            activation_columns=8,
             vendor="ecp5",
         ),
     )

@@ -5034,45 +5034,46 @@ endmodule
 
 module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
-  wire \$1 , \$115 , \$116 , \$117 , \$118 , \$119 , \$121 , \$122 , \$123 , \$126 , \$127 , \$130 ,
-    \$131 , \$134 , \$135 , \$136 , \$137 , \$138 , \$139 , \$140 , \$141 , \$142 , \$145 , \$147 ,
-    \$148 , \$149 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$158 , \$160 , \$161 , \$162 ,
-    \$163 , \$174 , \$175 , \$176 , \$177 , \$178 , \$179 , \$184 , \$19 , \$2 , \$20 , \$210 ,
-    \$216 , \$222 , \$227 , \$228 , \$229 , \$241 , \$242 , \$243 , \$246 , \$260 , \$261 , \$262 ,
-    \$265 , \$284 , \$285 , \$286 , \$289 , \$3 , \$303 , \$307 , \$308 , \$311 , \$321 , \$322 ,
-    \$325 , \$340 , \$341 , \$344 , \$346 , \$347 , \$348 , \$349 , \$35 , \$36 , \$37 , \$373 ,
-    \$374 , \$377 , \$384 , \$385 , \$386 , \$387 , \$418 , \$419 , \$422 , \$432 , \$433 , \$436 ,
-    \$448 , \$449 , \$450 , \$451 , \$472 , \$474 , \$475 , \$476 , \$490 , \$491 , \$495 , \$496 ,
-    \$497 , \$498 , \$500 , \$501 , \$506 , \$507 , \$509 , \$510 , \$512 , \$52 , \$53 , \$54 ,
-    \$69 , \$70 , \$71 , \$72 , \$76 , \$77 , \$81 , \$82 , \$86 , \$87 , \$91 , \$92 , \$94 ;
-  wire [1:0] \$120 , \$172 , \$173 , \$211 , \$233 , \$312 , \$351 , \$368 , \$369 , \$378 , \$423 ;
-  wire [2:0] \$124 , \$204 , \$205 , \$217 , \$247 , \$326 , \$388 , \$413 , \$414 , \$437 , \$487 ,
-    \$508 ;
-  wire [3:0] \$128 , \$223 , \$224 , \$266 , \$345 , \$452 , \$485 , \$486 , \$492 , \$493 , \$494 ,
-    \$505 , \$511 ;
-  wire [4:0] \$132 , \$133 , \$16 , \$17 , \$290 , \$33 , \$34 , \$499 , \$50 , \$51 , \$67 , \$68 ;
-  wire [5:0] \$488 ;
-  wire [11:0] \$489 ;
-  wire [14:0] \$503 ;
-  wire [10:0] \$504 ;
-  reg \$513 ;
-  reg [39:0] \$514 ;
-  reg [2:0] \$515 ;
-  reg \$516 ;
-  reg \$517 ;
-  reg [16:0] \$518 ;
-  reg [16:0] \$519 ;
-  reg [51:0] \$520 ;
-  reg [4:0] \$521 ;
-  reg [50:0] \$522 ;
-  reg [2:0] \$523 ;
-  reg [7:0] \$524 ;
-  reg [3:0] \$525 ;
-  reg [14:0] \$526 ;
-  reg [14:0] \$527 ;
-  reg \$528 ;
-  reg [44:0] \$529 ;
-  reg [51:0] aligned = 52'h0000000000000;
+  wire [3:0] \$1 , \$122 , \$201 , \$208 , \$209 , \$210 , \$263 , \$364 , \$377 , \$378 , \$414 ,
+    \$415 , \$417 , \$423 ;
+  wire \$102 , \$116 , \$117 , \$118 , \$121 , \$140 , \$141 , \$142 , \$145 , \$159 , \$163 , \$164
+    , \$167 , \$177 , \$178 , \$181 , \$196 , \$197 , \$2 , \$20 , \$200 , \$202 , \$206 , \$207 ,
+    \$21 , \$211 , \$212 , \$213 , \$214 , \$216 , \$217 , \$222 , \$223 , \$224 , \$225 , \$226 ,
+    \$227 , \$228 , \$229 , \$230 , \$231 , \$232 , \$233 , \$234 , \$248 , \$249 , \$250 , \$251 ,
+    \$253 , \$254 , \$256 , \$257 , \$258 , \$260 , \$261 , \$262 , \$265 , \$266 , \$270 , \$271 ,
+    \$272 , \$273 , \$275 , \$276 , \$277 , \$278 , \$280 , \$281 , \$282 , \$283 , \$284 , \$285 ,
+    \$286 , \$289 , \$290 , \$291 , \$297 , \$298 , \$299 , \$3 , \$300 , \$301 , \$304 , \$311 ,
+    \$312 , \$313 , \$314 , \$316 , \$317 , \$318 , \$327 , \$328 , \$329 , \$330 , \$331 , \$334 ,
+    \$341 , \$342 , \$343 , \$344 , \$345 , \$348 , \$36 , \$360 , \$361 , \$362 , \$363 , \$37 ,
+    \$38 , \$382 , \$383 , \$4 , \$418 , \$419 , \$421 , \$422 , \$424 , \$53 , \$54 , \$55 , \$70 ,
+    \$71 , \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 , \$80 , \$83 , \$84 , \$85 , \$97
+    , \$98 , \$99 ;
+  wire [2:0] \$103 , \$182 , \$203 , \$259 , \$315 , \$325 , \$326 , \$349 , \$410 , \$411 , \$413 ,
+    \$420 ;
+  wire [4:0] \$146 , \$17 , \$18 , \$215 , \$267 , \$268 , \$34 , \$35 , \$51 , \$52 , \$68 , \$69 ;
+  wire [1:0] \$168 , \$255 , \$288 , \$295 , \$296 , \$305 , \$335 , \$393 , \$394 , \$412 , \$89 ;
+  wire [5:0] \$204 ;
+  wire [11:0] \$205 ;
+  wire [14:0] \$219 ;
+  wire [10:0] \$416 ;
+  reg \$425 ;
+  reg [28:0] \$426 ;
+  reg [2:0] \$427 ;
+  reg \$428 ;
+  reg \$429 ;
+  reg [16:0] \$430 ;
+  reg [16:0] \$431 ;
+  reg [37:0] \$432 ;
+  reg [4:0] \$433 ;
+  reg [34:0] \$434 ;
+  reg [2:0] \$435 ;
+  reg [7:0] \$436 ;
+  reg [3:0] \$437 ;
+  reg [14:0] \$438 ;
+  reg [14:0] \$439 ;
+  reg \$440 ;
+  reg [44:0] \$441 ;
+  reg [37:0] aligned = 38'h0000000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
@@ -5087,8 +5088,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
   wire clk;
   input enable;
   wire enable;
-  wire [39:0] entering;
-  wire [3:0] \event ;
+  wire [28:0] entering;
   reg [7:0] high_step = 8'h00;
   input [3:0] i_bits;
   wire [3:0] i_bits;
@@ -5106,7 +5106,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
   wire i_slot;
   input i_valid;
   wire i_valid;
-  reg [39:0] \local  = 40'h0000000000;
+  reg [28:0] \local  = 29'h00000000;
   reg [2:0] low_step = 3'h0;
   wire [10:0] number;
   output [44:0] o;
@@ -5116,7 +5116,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
   reg [16:0] open_0 = 17'h00000;
   reg [16:0] open_1 = 17'h00000;
   wire passes;
-  reg [50:0] ready = 51'h0000000000000;
+  reg [34:0] ready = 35'h000000000;
   input rst;
   wire rst;
   reg [14:0] skip_0 = 15'h0000;
@@ -5128,507 +5128,492 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
   reg [4:0] zeros = 5'h00;
   reg [3:0] zeros_class = 4'h0;
   wire [4:0] zeros_now;
-  assign \$472  = | \event [2:0];
-  assign \$474  = ~ \$184 ;
-  assign \$475  = \$472  & \$474 ;
-  assign \$476  = \$134  & \$475 ;
-  assign \$485  = \$452  & { \$476 , \$476 , \$476 , \$476  };
-  assign \$486  = { 1'h0, \$414  } | \$485 ;
-  assign turn = enable & valid[0];
-  assign \$487  = open_1[16] ? 3'h0 : \local [33:31];
-  assign \$488  = open_1[15:11] + \$487 ;
-  assign number = aligned[16] ? aligned[51:41] : aligned[50:40];
-  assign \$489  = skip_1[10:0] + { high_step, low_step };
-  assign \$490  = ~ ready[2];
-  assign \$491  = skip_1[10] & \$490 ;
-  assign passes = ready[24] | \$491 ;
-  assign turn_skips = enable & valid[2];
-  assign \$492  = ready[23] ? zeros_class : skip_1[14:11];
-  assign \$493  = ~ i_end;
-  assign \$494  = i_event & \$493 ;
-  assign \$495  = | \$494 ;
-  assign \$496  = i_valid & \$495 ;
-  assign \$497  = turn & \local [18];
-  assign \$498  = turn & \local [0];
-  assign \$499  = \local [18] ? { 3'h0, \local [36:35] } : \$488 [4:0];
-  assign \$500  = open_1[16] | \local [34];
-  assign \$501  = \local [18] ? \local [37] : \$500 ;
-  assign \$503  = { open_1[10:0], \local [4], \local [5], \local [6], \local [7] } >> { \local [17], 1'h0 };
-  assign \$504  = aligned[23] ? number : { 8'h00, aligned[27:25] };
-  assign \$505  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
-  assign \$506  = ~ aligned[23];
-  assign \$507  = enable & \$506 ;
-  assign \$508  = passes ? ready[30:28] : total[2:0];
-  assign \$509  = turn_skips & passes;
-  assign \$510  = turn_skips & ready[0];
-  assign \$511  = passes ? { 2'h0, ready[39:38] } : total[14:11];
-  assign \$512  = valid[2] & passes;
-  always @(posedge clk)
-    bad <= \$513 ;
-  always @(posedge clk)
-    \local  <= \$514 ;
-  always @(posedge clk)
-    valid <= \$515 ;
-  always @(posedge clk)
-    bad_slot <= \$516 ;
-  always @(posedge clk)
-    bad_parity <= \$517 ;
-  always @(posedge clk)
-    open_1 <= \$518 ;
-  always @(posedge clk)
-    open_0 <= \$519 ;
-  always @(posedge clk)
-    aligned <= \$520 ;
-  always @(posedge clk)
-    zeros <= \$521 ;
-  always @(posedge clk)
-    ready <= \$522 ;
-  always @(posedge clk)
-    low_step <= \$523 ;
-  always @(posedge clk)
-    high_step <= \$524 ;
-  always @(posedge clk)
-    zeros_class <= \$525 ;
-  always @(posedge clk)
-    skip_1 <= \$526 ;
-  always @(posedge clk)
-    skip_0 <= \$527 ;
-  always @(posedge clk)
-    o_valid <= \$528 ;
-  always @(posedge clk)
-    o <= \$529 ;
-  assign \event  = i_event & i_end;
-  assign \$19  = ~ \$3 ;
-  assign \$20  = i_end[1] & \$19 ;
-  assign \$34  = \$17  | \$33 ;
-  assign \$35  = | i_end[1:0];
-  assign \$36  = ~ \$35 ;
-  assign \$37  = i_end[2] & \$36 ;
-  assign \$51  = \$34  | \$50 ;
-  assign \$52  = | i_end[2:0];
-  assign \$53  = ~ \$52 ;
-  assign \$54  = i_end[3] & \$53 ;
-  assign \$69  = | i_end;
-  assign \$70  = \$69  | i_last;
-  assign \$71  = | \event ;
-  assign \$72  = \$71  | i_last;
-  assign \$76  = \event [0] & \$3 ;
-  assign \$81  = \event [1] & \$20 ;
-  assign \$82  = \$77  | \$81 ;
-  assign \$86  = \event [2] & \$37 ;
-  assign \$87  = \$82  | \$86 ;
-  assign \$91  = \event [3] & \$54 ;
-  assign \$92  = \$87  | \$91 ;
-  assign \$94  = i_run_form & \$69 ;
-  assign \$115  = ~ \$92 ;
-  assign \$116  = \$94  & \$115 ;
-  assign \$118  = ~ \$117 ;
-  assign \$119  = i_end[0] & \$118 ;
-  assign \$120  = 1'h0 + \$119 ;
-  assign \$121  = | \event [1:0];
-  assign \$122  = ~ \$121 ;
-  assign \$123  = i_end[1] & \$122 ;
-  assign \$124  = \$120  + \$123 ;
-  assign \$126  = ~ \$472 ;
-  assign \$127  = i_end[2] & \$126 ;
-  assign \$128  = \$124  + \$127 ;
-  assign \$130  = ~ \$71 ;
-  assign \$131  = i_end[3] & \$130 ;
-  assign \$132  = \$128  + \$131 ;
-  assign \$133  = i_run_form ? 5'h00 : \$132 ;
-  assign \$135  = ~ \$134 ;
-  assign \$136  = i_bits[3] & \$135 ;
-  assign \$137  = | i_end[3:2];
-  assign \$138  = ~ \$137 ;
-  assign \$139  = i_bits[2] & \$138 ;
-  assign \$140  = | i_end[3:1];
+  assign \$1  = i_event & i_end;
+  assign \$20  = ~ \$4 ;
+  assign \$21  = i_end[1] & \$20 ;
+  assign \$35  = \$18  | \$34 ;
+  assign \$36  = | i_end[1:0];
+  assign \$37  = ~ \$36 ;
+  assign \$38  = i_end[2] & \$37 ;
+  assign \$52  = \$35  | \$51 ;
+  assign \$53  = | i_end[2:0];
+  assign \$54  = ~ \$53 ;
+  assign \$55  = i_end[3] & \$54 ;
+  assign \$70  = | i_end;
+  assign \$71  = \$70  | i_last;
+  assign \$73  = ~ \$72 ;
+  assign \$74  = i_bits[3] & \$73 ;
+  assign \$75  = | i_end[3:2];
+  assign \$76  = ~ \$75 ;
+  assign \$77  = i_bits[2] & \$76 ;
+  assign \$78  = | i_end[3:1];
+  assign \$79  = ~ \$78 ;
+  assign \$80  = i_bits[1] & \$79 ;
+  assign \$84  = ~ \$83 ;
+  assign \$89  = 1'h0 + \$85 ;
+  assign \$97  = i_bits[1] & \$20 ;
+  assign \$98  = ~ \$97 ;
+  assign \$99  = \$85  & \$98 ;
+  assign \$102  = \$99  & \$20 ;
+  assign \$103  = \$89  + \$102 ;
+  assign \$116  = i_bits[2] & \$37 ;
+  assign \$117  = ~ \$116 ;
+  assign \$118  = \$99  & \$117 ;
+  assign \$121  = \$118  & \$37 ;
+  assign \$122  = \$103  + \$121 ;
+  assign \$140  = i_bits[3] & \$54 ;
   assign \$141  = ~ \$140 ;
-  assign \$142  = i_bits[1] & \$141 ;
-  assign \$145  = i_end[1] & \$138 ;
-  assign \$147  = | \event [3:1];
-  assign \$148  = ~ \$147 ;
-  assign \$149  = \$117  & \$148 ;
-  assign \$150  = \$145  & \$149 ;
-  assign \$151  = i_bits[1] & \$150 ;
-  assign \$154  = ~ \$153 ;
-  assign \$155  = i_bits[1] & \$154 ;
-  assign \$158  = i_end[2] & \$135 ;
-  assign \$160  = | \event [3:2];
-  assign \$161  = ~ \$160 ;
-  assign \$162  = \$121  & \$161 ;
-  assign \$163  = \$158  & \$162 ;
-  assign \$172  = { \$155 , i_bits[2] } & { \$163 , \$163  };
-  assign \$173  = { 1'h0, \$152  } | \$172 ;
-  assign \$175  = ~ \$174 ;
-  assign \$176  = i_bits[2] & \$175 ;
-  assign \$177  = | i_end[2:1];
-  assign \$178  = ~ \$177 ;
-  assign \$179  = i_bits[1] & \$178 ;
-  assign \$204  = { \$179 , \$176 , i_bits[3] } & { \$476 , \$476 , \$476  };
-  assign \$205  = { 1'h0, \$173  } | \$204 ;
-  assign \$210  = i_end[1] & \$149 ;
-  assign \$211  = 1'h0 + \$210 ;
-  assign \$216  = i_end[2] & \$162 ;
-  assign \$217  = \$211  + \$216 ;
-  assign \$222  = i_end[3] & \$475 ;
-  assign \$223  = \$217  + \$222 ;
-  assign \$224  = i_run_form ? { 1'h0, \$205  } : \$223 ;
-  assign \$228  = ~ \$227 ;
-  assign \$233  = 1'h0 + \$229 ;
-  assign \$241  = i_bits[1] & \$19 ;
-  assign \$242  = ~ \$241 ;
-  assign \$243  = \$229  & \$242 ;
-  assign \$246  = \$243  & \$19 ;
-  assign \$247  = \$233  + \$246 ;
-  assign \$260  = i_bits[2] & \$36 ;
+  assign \$142  = \$118  & \$141 ;
+  assign \$145  = \$142  & \$54 ;
+  assign \$146  = \$122  + \$145 ;
+  assign \$159  = | { \$140 , \$116 , \$97 , \$83  };
+  assign \$163  = ~ \$80 ;
+  assign \$167  = \$164  & \$79 ;
+  assign \$168  = 1'h0 + \$167 ;
+  assign \$177  = ~ \$77 ;
+  assign \$178  = \$164  & \$177 ;
+  assign \$181  = \$178  & \$76 ;
+  assign \$182  = \$168  + \$181 ;
+  assign \$196  = ~ \$74 ;
+  assign \$197  = \$178  & \$196 ;
+  assign \$200  = \$197  & \$73 ;
+  assign \$201  = \$182  + \$200 ;
+  assign \$202  = | entering[21:19];
+  assign turn = enable & valid[0];
+  assign \$203  = open_1[16] ? 3'h0 : \local [24:22];
+  assign \$204  = open_1[15:11] + \$203 ;
+  assign number = aligned[16] ? aligned[28:18] : aligned[27:17];
+  assign \$205  = skip_1[10:0] + { high_step, low_step };
+  assign \$206  = ~ ready[2];
+  assign \$207  = skip_1[10] & \$206 ;
+  assign passes = ready[29] | \$207 ;
+  assign turn_skips = enable & valid[2];
+  assign \$208  = ready[28] ? zeros_class : skip_1[14:11];
+  assign \$209  = ~ i_end;
+  assign \$210  = i_event & \$209 ;
+  assign \$211  = | \$210 ;
+  assign \$212  = i_valid & \$211 ;
+  assign \$213  = turn & \local [18];
+  assign \$214  = turn & \local [0];
+  assign \$215  = \local [18] ? { 3'h0, \local [27:26] } : \$204 [4:0];
+  assign \$216  = open_1[16] | \local [25];
+  assign \$217  = \local [18] ? \local [28] : \$216 ;
+  assign \$219  = { open_1[10:0], \local [4], \local [5], \local [6], \local [7] } >> { \local [17], 1'h0 };
+  assign \$224  = ~ \$223 ;
+  assign \$225  = \local [13] & \$224 ;
+  assign \$226  = | \local [9:8];
+  assign \$227  = ~ \$226 ;
+  assign \$228  = \local [14] & \$227 ;
+  assign \$229  = | \local [10:8];
+  assign \$230  = ~ \$229 ;
+  assign \$231  = \local [15] & \$230 ;
+  assign \$232  = | { \$231 , \$228 , \$225 , \$222  };
+  assign \$233  = | \local [11:8];
+  assign \$234  = \local [2] & \$233 ;
+  assign \$248  = ~ \$232 ;
+  assign \$249  = \$234  & \$248 ;
+  assign \$250  = | \local [15:12];
+  assign \$251  = \$250  | \local [0];
+  assign \$253  = ~ \$222 ;
+  assign \$254  = \local [8] & \$253 ;
+  assign \$255  = 1'h0 + \$254 ;
+  assign \$256  = | \local [13:12];
+  assign \$257  = ~ \$256 ;
+  assign \$258  = \local [9] & \$257 ;
+  assign \$259  = \$255  + \$258 ;
+  assign \$260  = | \local [14:12];
   assign \$261  = ~ \$260 ;
-  assign \$262  = \$243  & \$261 ;
-  assign \$265  = \$262  & \$36 ;
-  assign \$266  = \$247  + \$265 ;
-  assign \$284  = i_bits[3] & \$53 ;
+  assign \$262  = \local [10] & \$261 ;
+  assign \$263  = \$259  + \$262 ;
+  assign \$265  = ~ \$250 ;
+  assign \$266  = \local [11] & \$265 ;
+  assign \$267  = \$263  + \$266 ;
+  assign \$268  = \local [2] ? 5'h00 : \$267 ;
+  assign \$270  = | \local [15:13];
+  assign \$271  = ~ \$270 ;
+  assign \$272  = \$222  & \$271 ;
+  assign \$273  = \local [9] & \$272 ;
+  assign \$275  = | \local [15:14];
+  assign \$276  = ~ \$275 ;
+  assign \$277  = \$256  & \$276 ;
+  assign \$278  = \local [10] & \$277 ;
+  assign \$281  = ~ \$280 ;
+  assign \$282  = \$260  & \$281 ;
+  assign \$283  = \local [11] & \$282 ;
   assign \$285  = ~ \$284 ;
-  assign \$286  = \$262  & \$285 ;
-  assign \$289  = \$286  & \$53 ;
-  assign \$290  = \$266  + \$289 ;
-  assign \$303  = | { \$284 , \$260 , \$241 , \$227  };
-  assign \$307  = ~ \$142 ;
-  assign \$311  = \$308  & \$141 ;
-  assign \$312  = 1'h0 + \$311 ;
-  assign \$321  = ~ \$139 ;
-  assign \$322  = \$308  & \$321 ;
-  assign \$325  = \$322  & \$138 ;
-  assign \$326  = \$312  + \$325 ;
-  assign \$340  = ~ \$136 ;
-  assign \$341  = \$322  & \$340 ;
-  assign \$344  = \$341  & \$135 ;
-  assign \$345  = \$326  + \$344 ;
-  assign \$346  = | entering[21:19];
-  assign \$348  = ~ \$347 ;
-  assign \$351  = 1'h0 + \$349 ;
-  assign \$368  = \$351  & { \$150 , \$150  };
-  assign \$373  = ~ \$155 ;
-  assign \$377  = \$374  & \$154 ;
-  assign \$378  = 1'h0 + \$377 ;
-  assign \$385  = ~ \$384 ;
-  assign \$386  = \$374  & \$385 ;
-  assign \$388  = \$378  + \$387 ;
-  assign \$413  = \$388  & { \$163 , \$163 , \$163  };
-  assign \$414  = { 1'h0, \$369  } | \$413 ;
-  assign \$418  = ~ \$179 ;
-  assign \$422  = \$419  & \$178 ;
-  assign \$423  = 1'h0 + \$422 ;
-  assign \$432  = ~ \$176 ;
-  assign \$433  = \$419  & \$432 ;
-  assign \$436  = \$433  & \$175 ;
-  assign \$437  = \$423  + \$436 ;
-  assign \$449  = ~ \$448 ;
-  assign \$450  = \$433  & \$449 ;
-  assign \$452  = \$437  + \$451 ;
+  assign \$288  = 1'h0 + \$286 ;
+  assign \$289  = | aligned[37:36];
+  assign \$290  = ~ \$289 ;
+  assign \$291  = aligned[35] & \$290 ;
+  assign \$295  = \$288  & { \$291 , \$291  };
+  assign \$298  = ~ \$297 ;
+  assign \$299  = aligned[5] & \$298 ;
+  assign \$300  = ~ \$299 ;
+  assign \$304  = \$301  & \$298 ;
+  assign \$305  = 1'h0 + \$304 ;
+  assign \$312  = ~ \$311 ;
+  assign \$313  = \$301  & \$312 ;
+  assign \$315  = \$305  + \$314 ;
+  assign \$317  = ~ \$316 ;
+  assign \$318  = aligned[36] & \$317 ;
+  assign \$325  = \$315  & { \$318 , \$318 , \$318  };
+  assign \$326  = { 1'h0, \$296  } | \$325 ;
+  assign \$327  = | aligned[10:9];
+  assign \$328  = ~ \$327 ;
+  assign \$329  = aligned[5] & \$328 ;
+  assign \$330  = ~ \$329 ;
+  assign \$334  = \$331  & \$328 ;
+  assign \$335  = 1'h0 + \$334 ;
+  assign \$342  = ~ \$341 ;
+  assign \$343  = aligned[6] & \$342 ;
+  assign \$344  = ~ \$343 ;
+  assign \$345  = \$331  & \$344 ;
+  assign \$348  = \$345  & \$342 ;
+  assign \$349  = \$335  + \$348 ;
+  assign \$361  = ~ \$360 ;
+  assign \$362  = \$345  & \$361 ;
+  assign \$364  = \$349  + \$363 ;
+  assign \$377  = \$364  & { \$316 , \$316 , \$316 , \$316  };
+  assign \$378  = { 1'h0, \$326  } | \$377 ;
+  assign \$382  = aligned[5] & \$291 ;
+  assign \$393  = { \$299 , aligned[6] } & { \$318 , \$318  };
+  assign \$394  = { 1'h0, \$383  } | \$393 ;
+  assign \$410  = { \$329 , \$343 , aligned[7] } & { \$316 , \$316 , \$316  };
+  assign \$411  = { 1'h0, \$394  } | \$410 ;
+  assign \$412  = 1'h0 + aligned[35];
+  assign \$413  = \$412  + aligned[36];
+  assign \$414  = \$413  + aligned[37];
+  assign \$415  = aligned[2] ? { 1'h0, \$411  } : \$414 ;
+  assign \$416  = aligned[30] ? number : { 8'h00, aligned[34:32] };
+  assign \$417  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
+  assign \$418  = ~ aligned[30];
+  assign \$419  = enable & \$418 ;
+  assign \$420  = passes ? ready[32:30] : total[2:0];
+  assign \$421  = turn_skips & passes;
+  assign \$422  = turn_skips & ready[0];
+  assign \$423  = passes ? { 2'h0, ready[34:33] } : total[14:11];
+  assign \$424  = valid[2] & passes;
+  always @(posedge clk)
+    bad <= \$425 ;
+  always @(posedge clk)
+    \local  <= \$426 ;
+  always @(posedge clk)
+    valid <= \$427 ;
+  always @(posedge clk)
+    bad_slot <= \$428 ;
+  always @(posedge clk)
+    bad_parity <= \$429 ;
+  always @(posedge clk)
+    open_1 <= \$430 ;
+  always @(posedge clk)
+    open_0 <= \$431 ;
+  always @(posedge clk)
+    aligned <= \$432 ;
+  always @(posedge clk)
+    zeros <= \$433 ;
+  always @(posedge clk)
+    ready <= \$434 ;
+  always @(posedge clk)
+    low_step <= \$435 ;
+  always @(posedge clk)
+    high_step <= \$436 ;
+  always @(posedge clk)
+    zeros_class <= \$437 ;
+  always @(posedge clk)
+    skip_1 <= \$438 ;
+  always @(posedge clk)
+    skip_0 <= \$439 ;
+  always @(posedge clk)
+    o_valid <= \$440 ;
+  always @(posedge clk)
+    o <= \$441 ;
   always @* begin
     if (time_zero ) begin end
-    \$513  = 1'h0;
+    \$425  = 1'h0;
     if (enable) begin
-      \$513  = \$496 ;
+      \$425  = \$212 ;
     end
     if (cancel) begin
-      \$513  = 1'h0;
+      \$425  = 1'h0;
     end
     if (rst) begin
-      \$513  = 1'h0;
+      \$425  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$514  = \local ;
+    \$426  = \local ;
     if (enable) begin
-      \$514  = entering;
+      \$426  = entering;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$515  = valid;
+    \$427  = valid;
     if (enable) begin
-      \$515  = { valid[1:0], i_valid };
+      \$427  = { valid[1:0], i_valid };
     end
     if (cancel) begin
-      \$515  = 3'h0;
+      \$427  = 3'h0;
     end
     if (rst) begin
-      \$515  = 3'h0;
+      \$427  = 3'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$516  = bad_slot;
+    \$428  = bad_slot;
     if (enable) begin
-      \$516  = i_slot;
+      \$428  = i_slot;
     end
     if (cancel) begin
-      \$516  = 1'h0;
+      \$428  = 1'h0;
     end
     if (rst) begin
-      \$516  = 1'h0;
+      \$428  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$517  = bad_parity;
+    \$429  = bad_parity;
     if (enable) begin
-      \$517  = i_parity;
+      \$429  = i_parity;
     end
     if (cancel) begin
-      \$517  = 1'h0;
+      \$429  = 1'h0;
     end
     if (rst) begin
-      \$517  = 1'h0;
+      \$429  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$518  = open_1;
+    \$430  = open_1;
     if (turn) begin
-      \$518  = open_0;
+      \$430  = open_0;
     end
     if (cancel) begin
-      \$518  = 17'h00000;
+      \$430  = 17'h00000;
     end
     if (rst) begin
-      \$518  = 17'h00000;
+      \$430  = 17'h00000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$519  = open_0;
+    \$431  = open_0;
     if (turn) begin
-      \$519 [10:0] = { open_1[6:0], \local [4], \local [21:19] };
+      \$431 [10:0] = { open_1[6:0], \local [4], \local [21:19] };
     end
-    if (\$497 ) begin
-      \$519 [10:3] = 8'h00;
+    if (\$213 ) begin
+      \$431 [10:3] = 8'h00;
     end
-    if (\$498 ) begin
-      \$519 [2:0] = 3'h0;
+    if (\$214 ) begin
+      \$431 [2:0] = 3'h0;
     end
     if (turn) begin
-      \$519 [15:11] = \$499 ;
-      \$519 [16] = \$501 ;
+      \$431 [15:11] = \$215 ;
+      \$431 [16] = \$217 ;
     end
-    if (\$498 ) begin
-      \$519 [15:11] = 5'h00;
-      \$519 [16] = 1'h0;
-    end
-    if (cancel) begin
-      \$519  = 17'h00000;
-    end
-    if (rst) begin
-      \$519  = 17'h00000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$520  = aligned;
-    if (enable) begin
-      \$520 [0] = \local [0];
-      \$520 [1] = \local [1];
-      \$520 [2] = \local [2];
-      \$520 [3] = \local [3];
-      \$520 [7:4] = \local [7:4];
-      \$520 [11:8] = \local [11:8];
-      \$520 [15:12] = \local [15:12];
-      \$520 [17:16] = \local [17:16];
-      \$520 [18] = \local [18];
-      \$520 [21:19] = \local [21:19];
-      \$520 [22] = \local [22];
-      \$520 [23] = \local [23];
-      \$520 [24] = \local [24];
-      \$520 [27:25] = \local [27:25];
-      \$520 [30:28] = \local [30:28];
-      \$520 [33:31] = \local [33:31];
-      \$520 [34] = \local [34];
-      \$520 [36:35] = \local [36:35];
-      \$520 [37] = \local [37];
-      \$520 [39:38] = \local [39:38];
-      \$520 [51:40] = \$503 [11:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$521  = zeros;
-    if (enable) begin
-      \$521  = \$488 [4:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$522  = ready;
-    if (enable) begin
-      \$522 [0] = aligned[0];
-      \$522 [1] = aligned[1];
-      \$522 [2] = aligned[2];
-      \$522 [3] = aligned[3];
-      \$522 [7:4] = aligned[7:4];
-      \$522 [11:8] = aligned[11:8];
-      \$522 [15:12] = aligned[15:12];
-      \$522 [17:16] = aligned[17:16];
-      \$522 [18] = aligned[18];
-      \$522 [21:19] = aligned[21:19];
-      \$522 [22] = aligned[22];
-      \$522 [23] = aligned[23];
-      \$522 [24] = aligned[24];
-      \$522 [27:25] = aligned[27:25];
-      \$522 [30:28] = aligned[30:28];
-      \$522 [33:31] = aligned[33:31];
-      \$522 [34] = aligned[34];
-      \$522 [36:35] = aligned[36:35];
-      \$522 [37] = aligned[37];
-      \$522 [39:38] = aligned[39:38];
-      \$522 [50:40] = number;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$523  = low_step;
-    if (enable) begin
-      \$523  = \$504 [2:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$524  = high_step;
-    if (enable) begin
-      \$524  = number[10:3];
-    end
-    if (\$507 ) begin
-      \$524  = 8'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$525  = zeros_class;
-    if (enable) begin
-      \$525  = \$505 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$526  = skip_1;
-    if (turn_skips) begin
-      \$526  = skip_0;
+    if (\$214 ) begin
+      \$431 [15:11] = 5'h00;
+      \$431 [16] = 1'h0;
     end
     if (cancel) begin
-      \$526  = 15'h0000;
+      \$431  = 17'h00000;
     end
     if (rst) begin
-      \$526  = 15'h0000;
+      \$431  = 17'h00000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$527  = skip_0;
+    \$432  = aligned;
+    if (enable) begin
+      \$432 [0] = \local [0];
+      \$432 [1] = \local [1];
+      \$432 [2] = \local [2];
+      \$432 [3] = \local [3];
+      \$432 [7:4] = \local [7:4];
+      \$432 [11:8] = \local [11:8];
+      \$432 [15:12] = \local [15:12];
+      \$432 [16] = \local [16];
+      \$432 [28:17] = \$219 [11:0];
+      \$432 [29] = \$232 ;
+      \$432 [30] = \$249 ;
+      \$432 [31] = \$251 ;
+      \$432 [34:32] = \$268 [2:0];
+      \$432 [37:35] = { \$283 , \$278 , \$273  };
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$433  = zeros;
+    if (enable) begin
+      \$433  = \$204 [4:0];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$434  = ready;
+    if (enable) begin
+      \$434 [34:33] = \$378 [1:0];
+    end
+    if (enable) begin
+      \$434 [0] = aligned[0];
+      \$434 [1] = aligned[1];
+      \$434 [2] = aligned[2];
+      \$434 [3] = aligned[3];
+      \$434 [7:4] = aligned[7:4];
+      \$434 [11:8] = aligned[11:8];
+      \$434 [15:12] = aligned[15:12];
+      \$434 [27] = aligned[29];
+      \$434 [28] = aligned[30];
+      \$434 [29] = aligned[31];
+      \$434 [26:16] = number;
+      \$434 [32:30] = \$415 [2:0];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$435  = low_step;
+    if (enable) begin
+      \$435  = \$416 [2:0];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$436  = high_step;
+    if (enable) begin
+      \$436  = number[10:3];
+    end
+    if (\$419 ) begin
+      \$436  = 8'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$437  = zeros_class;
+    if (enable) begin
+      \$437  = \$417 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$438  = skip_1;
     if (turn_skips) begin
-      \$527 [10:0] = { total[10:3], \$508  };
+      \$438  = skip_0;
     end
-    if (\$509 ) begin
-      \$527 [10:3] = 8'h00;
+    if (cancel) begin
+      \$438  = 15'h0000;
     end
-    if (\$510 ) begin
-      \$527 [2:0] = 3'h0;
+    if (rst) begin
+      \$438  = 15'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$439  = skip_0;
+    if (turn_skips) begin
+      \$439 [10:0] = { total[10:3], \$420  };
+    end
+    if (\$421 ) begin
+      \$439 [10:3] = 8'h00;
+    end
+    if (\$422 ) begin
+      \$439 [2:0] = 3'h0;
     end
     if (turn_skips) begin
-      \$527 [14:11] = \$511 ;
+      \$439 [14:11] = \$423 ;
     end
     if (cancel) begin
-      \$527  = 15'h0000;
+      \$439  = 15'h0000;
     end
     if (rst) begin
-      \$527  = 15'h0000;
+      \$439  = 15'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$528  = o_valid;
+    \$440  = o_valid;
     if (enable) begin
-      \$528  = \$512 ;
+      \$440  = \$424 ;
     end
     if (cancel) begin
-      \$528  = 1'h0;
+      \$440  = 1'h0;
     end
     if (rst) begin
-      \$528  = 1'h0;
+      \$440  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$529  = o;
+    \$441  = o;
     if (enable) begin
-      \$529 [2:0] = ready[7:5];
-      \$529 [5:3] = ready[10:8];
-      \$529 [9:6] = ready[15:12];
-      \$529 [10] = ready[22];
-      \$529 [21:11] = ready[50:40];
-      \$529 [32:22] = total[10:0];
-      \$529 [36:33] = zeros_class;
-      \$529 [40:37] = total[14:11];
-      \$529 [41] = ready[0];
-      \$529 [42] = ready[1];
-      \$529 [43] = ready[2];
-      \$529 [44] = ready[3];
+      \$441 [2:0] = ready[7:5];
+      \$441 [5:3] = ready[10:8];
+      \$441 [9:6] = ready[15:12];
+      \$441 [10] = ready[27];
+      \$441 [21:11] = ready[26:16];
+      \$441 [32:22] = total[10:0];
+      \$441 [36:33] = zeros_class;
+      \$441 [40:37] = total[14:11];
+      \$441 [41] = ready[0];
+      \$441 [42] = ready[1];
+      \$441 [43] = ready[2];
+      \$441 [44] = ready[3];
     end
   end
-  assign zeros_now = \$488 [4:0];
+  assign zeros_now = \$204 [4:0];
   assign block = o;
-  assign total[14:11] = \$492 ;
-  assign total[10:0] = \$489 [10:0];
-  assign entering[39:38] = \$486 [1:0];
-  assign entering[37] = \$346 ;
-  assign entering[36:35] = \$345 [1:0];
-  assign entering[34] = \$303 ;
-  assign entering[33:31] = \$290 [2:0];
-  assign entering[30:28] = \$224 [2:0];
-  assign entering[21:19] = { \$142 , \$139 , \$136  };
-  assign entering[27:25] = \$133 [2:0];
-  assign entering[23] = \$116 ;
-  assign entering[22] = \$92 ;
-  assign entering[24] = \$72 ;
-  assign entering[18] = \$70 ;
-  assign entering[17:16] = \$68 [1:0];
-  assign entering[15:12] = \event ;
+  assign total[14:11] = \$208 ;
+  assign total[10:0] = \$205 [10:0];
+  assign entering[28] = \$202 ;
+  assign entering[27:26] = \$201 [1:0];
+  assign entering[25] = \$159 ;
+  assign entering[24:22] = \$146 [2:0];
+  assign entering[21:19] = { \$80 , \$77 , \$74  };
+  assign entering[18] = \$71 ;
+  assign entering[17:16] = \$69 [1:0];
+  assign entering[15:12] = \$1 ;
   assign entering[11:8] = i_end;
   assign entering[7:4] = i_bits;
   assign entering[3] = i_slot;
   assign entering[2] = i_run_form;
   assign entering[1] = i_parity;
   assign entering[0] = i_last;
-  assign \$1  = 1'h0;
-  assign \$2  = 1'h1;
-  assign \$3  = i_end[0];
-  assign \$16 [4:2] = 3'h0;
-  assign \$16 [1:0] = { i_end[0], i_end[0] };
-  assign \$17  = { 3'h0, i_end[0], i_end[0] };
-  assign { \$33 [4:2], \$33 [0] } = 4'h0;
-  assign \$33 [1] = \$20 ;
-  assign \$50 [4:1] = 4'h0;
-  assign \$50 [0] = \$37 ;
-  assign \$67  = 5'h00;
-  assign \$68  = \$51 ;
-  assign \$77  = \$76 ;
-  assign \$117  = \event [0];
-  assign \$134  = i_end[3];
-  assign \$152  = \$151 ;
-  assign \$153  = i_end[1];
-  assign \$174  = i_end[2];
-  assign \$184  = \event [3];
-  assign \$227  = i_bits[0];
-  assign \$229  = \$228 ;
-  assign \$308  = \$307 ;
-  assign \$347  = i_bits[1];
-  assign \$349  = \$348 ;
-  assign \$369  = \$368 ;
-  assign \$374  = \$373 ;
-  assign \$384  = i_bits[2];
-  assign \$387  = \$386 ;
-  assign \$419  = \$418 ;
-  assign \$448  = i_bits[3];
-  assign \$451  = \$450 ;
+  assign \$2  = 1'h0;
+  assign \$3  = 1'h1;
+  assign \$4  = i_end[0];
+  assign \$17 [4:2] = 3'h0;
+  assign \$17 [1:0] = { i_end[0], i_end[0] };
+  assign \$18  = { 3'h0, i_end[0], i_end[0] };
+  assign { \$34 [4:2], \$34 [0] } = 4'h0;
+  assign \$34 [1] = \$21 ;
+  assign \$51 [4:1] = 4'h0;
+  assign \$51 [0] = \$38 ;
+  assign \$68  = 5'h00;
+  assign \$69  = \$52 ;
+  assign \$72  = i_end[3];
+  assign \$83  = i_bits[0];
+  assign \$85  = \$84 ;
+  assign \$164  = \$163 ;
+  assign \$222  = \local [12];
+  assign \$223  = \local [8];
+  assign \$280  = \local [15];
+  assign \$284  = aligned[5];
+  assign \$286  = \$285 ;
+  assign \$296  = \$295 ;
+  assign \$297  = aligned[9];
+  assign \$301  = \$300 ;
+  assign \$311  = aligned[6];
+  assign \$314  = \$313 ;
+  assign \$316  = aligned[37];
+  assign \$331  = \$330 ;
+  assign \$341  = aligned[10];
+  assign \$360  = aligned[7];
+  assign \$363  = \$362 ;
+  assign \$383  = \$382 ;
 endmodule
 
 module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
@@ -6103,35 +6088,37 @@ endmodule
 module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero  = 0;
   wire [10:0] \$1 ;
-  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$22 , \$25 ,
-    \$26 , \$27 , \$28 , \$29 , \$30 , \$31 , \$4 , \$7 , \$8 , \$9 ;
-  wire [12:0] \$2 , \$5 , \$6 ;
-  wire [30:0] \$3 ;
-  reg [37:0] \$33 ;
-  reg [4:0] \$34 ;
-  reg [11:0] \$35 ;
-  reg [12:0] \$36 ;
-  reg [9:0] \$37 ;
-  reg \$38 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$21 , \$22 ,
+    \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$5 , \$8 , \$9 ;
+  wire [12:0] \$2 , \$6 , \$7 ;
+  wire [29:0] \$3 ;
+  wire [30:0] \$4 ;
+  reg [37:0] \$30 ;
+  reg [4:0] \$31 ;
+  reg [11:0] \$32 ;
+  reg [12:0] \$33 ;
+  reg [9:0] \$34 ;
+  reg \$35 ;
+  reg [4:0] \$36 ;
+  reg [4:0] \$37 ;
+  reg [4:0] \$38 ;
   reg [4:0] \$39 ;
-  reg [4:0] \$40 ;
-  reg [4:0] \$41 ;
-  reg [4:0] \$42 ;
+  reg \$40 ;
+  reg \$41 ;
+  reg \$42 ;
   reg \$43 ;
-  reg \$44 ;
-  reg \$45 ;
+  reg [11:0] \$44 ;
+  reg [11:0] \$45 ;
   reg \$46 ;
-  reg [11:0] \$47 ;
-  reg [11:0] \$48 ;
+  reg \$47 ;
+  reg \$48 ;
   reg \$49 ;
   reg \$50 ;
-  reg \$51 ;
-  reg \$52 ;
-  reg [29:0] \$53 ;
-  reg [29:0] \$54 ;
-  reg \$55 ;
-  reg \$56 ;
-  reg [32:0] \$57 ;
+  reg [29:0] \$51 ;
+  reg [29:0] \$52 ;
+  reg \$53 ;
+  reg \$54 ;
+  reg [32:0] \$55 ;
   wire [11:0] a;
   wire [9:0] address;
   wire [10:0] \address$16 ;
@@ -6163,6 +6150,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   reg [37:0] held = 38'h0000000000;
   input [27:0] i;
   wire [27:0] i;
+  reg left = 1'h0;
   input [26:0] map_write;
   wire [26:0] map_write;
   reg memory = 1'h0;
@@ -6185,15 +6173,14 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   wire running;
   input [37:0] settings;
   wire [37:0] settings;
-  (* init = 30'h00000000 *)
-  wire [29:0] sum_0;
-  reg [29:0] sums = 30'h00000000;
+  reg [29:0] sum_0 = 30'h00000000;
   reg [4:0] tag_0 = 5'h00;
   reg [4:0] tag_1 = 5'h00;
   reg [4:0] tag_2 = 5'h00;
   reg [4:0] tag_3 = 5'h00;
   reg [4:0] tag_4 = 5'h00;
   wire [29:0] total_0;
+  wire [29:0] totals;
   reg turns = 1'h0;
   wire used;
   wire [11:0] value;
@@ -6211,83 +6198,85 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   reg zigzag_1 = 1'h0;
   reg zigzag_2 = 1'h0;
   always @(posedge clk)
-    column <= \$37 ;
+    tag_2 <= \$37 ;
   always @(posedge clk)
-    memory <= \$38 ;
+    tag_3 <= \$38 ;
   always @(posedge clk)
-    tag_1 <= \$39 ;
+    tag_4 <= \$39 ;
   always @(posedge clk)
-    tag_2 <= \$40 ;
+    multiply <= \$40 ;
   always @(posedge clk)
-    tag_3 <= \$41 ;
+    bad <= \$41 ;
   always @(posedge clk)
-    tag_4 <= \$42 ;
+    bad_slot <= \$42 ;
   always @(posedge clk)
-    multiply <= \$43 ;
+    bad_parity <= \$43 ;
   always @(posedge clk)
-    bad <= \$44 ;
+    number_0 <= \$44 ;
   always @(posedge clk)
-    bad_slot <= \$45 ;
+    number_1 <= \$45 ;
   always @(posedge clk)
-    bad_parity <= \$46 ;
+    zigzag_0 <= \$46 ;
   always @(posedge clk)
-    number_0 <= \$47 ;
+    zigzag_1 <= \$47 ;
   always @(posedge clk)
-    number_1 <= \$48 ;
+    zigzag_2 <= \$48 ;
   always @(posedge clk)
-    zigzag_0 <= \$49 ;
+    turns <= \$49 ;
   always @(posedge clk)
-    zigzag_1 <= \$50 ;
+    left <= \$50 ;
   always @(posedge clk)
-    zigzag_2 <= \$51 ;
+    sum_0 <= \$51 ;
   always @(posedge clk)
-    turns <= \$52 ;
+    resting_0_0 <= \$52 ;
   always @(posedge clk)
-    sums <= \$53 ;
+    enable <= \$53 ;
   always @(posedge clk)
-    resting_0_0 <= \$54 ;
+    o__valid <= \$54 ;
   always @(posedge clk)
-    enable <= \$55 ;
-  always @(posedge clk)
-    o__valid <= \$56 ;
-  always @(posedge clk)
-    o__payload <= \$57 ;
+    o__payload <= \$55 ;
   assign used = tag_0[0] & beyond[12];
   assign \$1  = number_1[11:1] ^ { number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0] };
   assign \$2  = zigzag_2 ? { number_1[0], number_1[0], \$1  } : { 1'h0, value };
-  assign \$3  = $signed(sums) + $signed(product);
-  assign \$4  = enable & i[0];
-  assign \$5  = i[15:4] + held[25:14];
-  assign \$6  = i[15:4] - held[37:26];
-  assign \$7  = enable & used;
-  assign \$8  = enable & tag_0[0];
-  assign \$9  = ~ beyond[12];
-  assign \$10  = \$8  & \$9 ;
-  assign \$11  = | beyond[11:0];
-  assign \$12  = \$10  & \$11 ;
-  assign \$13  = ~ tag_1[0];
-  assign \$14  = enable & \$13 ;
-  assign \$15  = tag_2[4] != tag_3[4];
-  assign \$16  = tag_4[0] | tag_4[1];
-  assign \$17  = \$16  | turns;
-  assign \$18  = enable & \$17 ;
-  assign \$19  = enable & tag_4[1];
-  assign \$20  = enable & turns;
-  assign \$25  = \$22  & tag_4[1];
-  assign \$26  = ~ o__ready;
-  assign \$27  = o__valid & \$26 ;
-  assign \$28  = tag_4[1] | \$27 ;
-  assign \$29  = tag_3[1] & \$28 ;
-  assign \$30  = ~ \$29 ;
-  assign \$31  = enable ? \$30  : o__ready;
+  assign \$3  = turns ? resting_0_0 : sum_0;
+  assign \$4  = $signed(\$3 ) + $signed(product);
+  assign \$5  = enable & i[0];
+  assign \$6  = i[15:4] + held[25:14];
+  assign \$7  = i[15:4] - held[37:26];
+  assign \$8  = enable & used;
+  assign \$9  = enable & tag_0[0];
+  assign \$10  = ~ beyond[12];
+  assign \$11  = \$9  & \$10 ;
+  assign \$12  = | beyond[11:0];
+  assign \$13  = \$11  & \$12 ;
+  assign \$14  = ~ tag_1[0];
+  assign \$15  = enable & \$14 ;
+  assign \$16  = tag_3[4] != tag_4[4];
+  assign \$17  = tag_4[0] | tag_4[1];
+  assign \$18  = \$17  | turns;
+  assign \$19  = enable & \$18 ;
+  assign \$20  = enable & tag_4[1];
+  assign \$21  = enable & turns;
+  assign \$23  = ~ o__ready;
+  assign \$24  = o__valid & \$23 ;
+  assign \$25  = tag_4[1] | \$24 ;
+  assign \$26  = tag_3[1] & \$25 ;
+  assign \$27  = ~ \$26 ;
+  assign \$28  = enable ? \$27  : o__ready;
   always @(posedge clk)
-    held <= \$33 ;
+    held <= \$30 ;
   always @(posedge clk)
-    tag_0 <= \$34 ;
+    tag_0 <= \$31 ;
   always @(posedge clk)
-    number <= \$35 ;
+    number <= \$32 ;
   always @(posedge clk)
-    beyond <= \$36 ;
+    beyond <= \$33 ;
+  always @(posedge clk)
+    column <= \$34 ;
+  always @(posedge clk)
+    memory <= \$35 ;
+  always @(posedge clk)
+    tag_1 <= \$36 ;
   egret_m_ddr3_core_lane_mac_map  map (
     .cancel(cancel),
     .clk(clk),
@@ -6318,17 +6307,35 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   );
   always @* begin
     if (time_zero ) begin end
-    \$38  = memory;
+    \$37  = tag_2;
     if (enable) begin
-      \$38  = held[11];
+      \$37  = tag_1;
+    end
+    if (cancel) begin
+      \$37  = 5'h00;
+    end
+    if (rst) begin
+      \$37  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = tag_1;
+    \$38  = tag_3;
     if (enable) begin
-      \$39 [4:1] = tag_0[4:1];
-      \$39 [0] = used;
+      \$38  = tag_2;
+    end
+    if (cancel) begin
+      \$38  = 5'h00;
+    end
+    if (rst) begin
+      \$38  = 5'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$39  = tag_4;
+    if (enable) begin
+      \$39  = tag_3;
     end
     if (cancel) begin
       \$39  = 5'h00;
@@ -6339,46 +6346,37 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   end
   always @* begin
     if (time_zero ) begin end
-    \$40  = tag_2;
-    if (enable) begin
-      \$40  = tag_1;
-    end
+    \$40  = \$8 ;
     if (cancel) begin
-      \$40  = 5'h00;
+      \$40  = 1'h0;
     end
     if (rst) begin
-      \$40  = 5'h00;
+      \$40  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$41  = tag_3;
-    if (enable) begin
-      \$41  = tag_2;
-    end
+    \$41  = \$13 ;
     if (cancel) begin
-      \$41  = 5'h00;
+      \$41  = 1'h0;
     end
     if (rst) begin
-      \$41  = 5'h00;
+      \$41  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$42  = tag_4;
-    if (enable) begin
-      \$42  = tag_3;
-    end
+    \$42  = tag_0[4];
     if (cancel) begin
-      \$42  = 5'h00;
+      \$42  = 1'h0;
     end
     if (rst) begin
-      \$42  = 5'h00;
+      \$42  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$43  = \$7 ;
+    \$43  = tag_0[3];
     if (cancel) begin
       \$43  = 1'h0;
     end
@@ -6388,27 +6386,27 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = \$12 ;
-    if (cancel) begin
-      \$44  = 1'h0;
-    end
-    if (rst) begin
-      \$44  = 1'h0;
+    \$44  = number_0;
+    if (enable) begin
+      \$44  = number;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = tag_0[4];
-    if (cancel) begin
-      \$45  = 1'h0;
+    \$45  = number_1;
+    if (enable) begin
+      \$45  = number_0;
     end
-    if (rst) begin
-      \$45  = 1'h0;
+    if (\$15 ) begin
+      \$45  = 12'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = tag_0[3];
+    \$46  = zigzag_0;
+    if (enable) begin
+      \$46  = held[12];
+    end
     if (cancel) begin
       \$46  = 1'h0;
     end
@@ -6418,26 +6416,38 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = number_0;
+    \$47  = zigzag_1;
     if (enable) begin
-      \$47  = number;
+      \$47  = zigzag_0;
+    end
+    if (cancel) begin
+      \$47  = 1'h0;
+    end
+    if (rst) begin
+      \$47  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = number_1;
+    \$48  = zigzag_2;
     if (enable) begin
-      \$48  = number_0;
+      \$48  = zigzag_1;
     end
-    if (\$14 ) begin
-      \$48  = 12'h000;
+    if (\$15 ) begin
+      \$48  = 1'h1;
+    end
+    if (cancel) begin
+      \$48  = 1'h0;
+    end
+    if (rst) begin
+      \$48  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = zigzag_0;
+    \$49  = turns;
     if (enable) begin
-      \$49  = held[12];
+      \$49  = \$16 ;
     end
     if (cancel) begin
       \$49  = 1'h0;
@@ -6448,9 +6458,9 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = zigzag_1;
+    \$50  = left;
     if (enable) begin
-      \$50  = zigzag_0;
+      \$50  = tag_4[4];
     end
     if (cancel) begin
       \$50  = 1'h0;
@@ -6461,152 +6471,138 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   end
   always @* begin
     if (time_zero ) begin end
-    \$51  = zigzag_2;
-    if (enable) begin
-      \$51  = zigzag_1;
-    end
-    if (\$14 ) begin
-      \$51  = 1'h1;
-    end
-    if (cancel) begin
-      \$51  = 1'h0;
-    end
-    if (rst) begin
-      \$51  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52  = turns;
-    if (enable) begin
-      \$52  = \$15 ;
-    end
-    if (cancel) begin
-      \$52  = 1'h0;
-    end
-    if (rst) begin
-      \$52  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$53  = sums;
-    if (\$18 ) begin
-      \$53  = \$3 [29:0];
-    end
+    \$51  = sum_0;
     if (\$19 ) begin
-      \$53  = 30'h00000000;
+      \$51  = \$4 [29:0];
     end
     if (\$20 ) begin
-      \$53  = resting_0_0;
+      \$51  = 30'h00000000;
     end
     if (cancel) begin
-      \$53  = 30'h00000000;
+      \$51  = 30'h00000000;
     end
     if (rst) begin
-      \$53  = 30'h00000000;
+      \$51  = 30'h00000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$54  = resting_0_0;
+    \$52  = resting_0_0;
     if (\$22 ) begin
-      \$54  = \$3 [29:0];
-    end
-    if (\$25 ) begin
-      \$54  = 30'h00000000;
+      \$52  = sum_0;
     end
     if (cancel) begin
-      \$54  = 30'h00000000;
+      \$52  = 30'h00000000;
     end
     if (rst) begin
-      \$54  = 30'h00000000;
+      \$52  = 30'h00000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = \$31 ;
+    \$53  = \$28 ;
     if (cancel) begin
-      \$55  = 1'h1;
+      \$53  = 1'h1;
     end
     if (rst) begin
-      \$55  = 1'h1;
+      \$53  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$56  = o__valid;
-    if (\$19 ) begin
-      \$56  = 1'h1;
+    \$54  = o__valid;
+    if (\$20 ) begin
+      \$54  = 1'h1;
     end else if (o__ready) begin
-      \$56  = 1'h0;
+      \$54  = 1'h0;
     end
     if (cancel) begin
-      \$56  = 1'h0;
+      \$54  = 1'h0;
     end
     if (rst) begin
-      \$56  = 1'h0;
+      \$54  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$57  = o__payload;
-    if (\$19 ) begin
-      \$57 [32:3] = sums;
-      \$57 [1] = tag_4[4];
-      \$57 [2] = tag_4[2];
-      \$57 [0] = tag_4[3];
+    \$55  = o__payload;
+    if (\$20 ) begin
+      \$55 [32:3] = \$4 [29:0];
+      \$55 [1] = tag_4[4];
+      \$55 [2] = tag_4[2];
+      \$55 [0] = tag_4[3];
     end
     if (cancel) begin
-      \$57  = 33'h000000000;
+      \$55  = 33'h000000000;
     end
     if (rst) begin
-      \$57  = 33'h000000000;
+      \$55  = 33'h000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$33  = held;
-    if (\$4 ) begin
-      \$33  = settings;
+    \$30  = held;
+    if (\$5 ) begin
+      \$30  = settings;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$34  = tag_0;
+    \$31  = tag_0;
     if (enable) begin
-      \$34 [0] = i[1];
-      \$34 [1] = i[2];
-      \$34 [2] = i[3];
-      \$34 [3] = i[26];
-      \$34 [4] = i[27];
+      \$31 [0] = i[1];
+      \$31 [1] = i[2];
+      \$31 [2] = i[3];
+      \$31 [3] = i[26];
+      \$31 [4] = i[27];
     end
     if (cancel) begin
-      \$34  = 5'h00;
+      \$31  = 5'h00;
     end
     if (rst) begin
-      \$34  = 5'h00;
+      \$31  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$35  = number;
+    \$32  = number;
     if (enable) begin
-      \$35  = \$5 [11:0];
+      \$32  = \$6 [11:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$36  = beyond;
+    \$33  = beyond;
     if (enable) begin
-      \$36  = \$6 ;
+      \$33  = \$7 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$37  = column;
+    \$34  = column;
     if (enable) begin
-      \$37  = i[25:16];
+      \$34  = i[25:16];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$35  = memory;
+    if (enable) begin
+      \$35  = held[11];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$36  = tag_1;
+    if (enable) begin
+      \$36 [4:1] = tag_0[4:1];
+      \$36 [0] = used;
+    end
+    if (cancel) begin
+      \$36  = 5'h00;
+    end
+    if (rst) begin
+      \$36  = 5'h00;
     end
   end
   assign write_enable = map_write[0];
@@ -6623,12 +6619,12 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   assign \enable$23  = enable;
   assign a = \$2 [11:0];
   assign \value$26  = b;
-  assign sum_0 = sums;
-  assign total_0 = \$3 [29:0];
+  assign total_0 = \$4 [29:0];
+  assign totals = \$4 [29:0];
   assign running = enable;
   assign full = o__valid;
   assign done = o__payload;
-  assign \$22  = \$20 ;
+  assign \$22  = \$21 ;
 endmodule
 
 module egret_m_ddr3_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
@@ -7306,28 +7302,28 @@ endmodule
 
 module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$15 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
-    , \$25 , \$26 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39
-    , \$4 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$6 ;
-  wire [1:0] \$27 ;
+  wire \$1 , \$10 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
+    , \$25 , \$27 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$36 , \$37 , \$38 , \$4
+    , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$6 ;
+  wire [1:0] \$26 ;
   wire [12:0] \$5 , \$7 , \$8 ;
   wire [14:0] \$9 ;
+  reg [12:0] \$48 ;
   reg [12:0] \$49 ;
-  reg [12:0] \$50 ;
+  reg \$50 ;
   reg \$51 ;
   reg \$52 ;
   reg \$53 ;
   reg \$54 ;
-  reg \$55 ;
-  reg [4:0] \$56 ;
-  reg [13:0] \$57 ;
+  reg [4:0] \$55 ;
+  reg [13:0] \$56 ;
+  reg [12:0] \$57 ;
   reg [12:0] \$58 ;
   reg [12:0] \$59 ;
   reg [12:0] \$60 ;
-  reg [12:0] \$61 ;
-  reg [4:0] \$62 ;
-  reg [13:0] \$63 ;
-  reg [12:0] \$64 ;
+  reg [4:0] \$61 ;
+  reg [13:0] \$62 ;
+  reg [12:0] \$63 ;
   wire [3:0] \$signature__addr ;
   wire [3:0] \$signature__addr$28 ;
   wire [11:0] \$signature__data ;
@@ -7392,6 +7388,8 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   reg [12:0] step = 13'h0000;
   reg [13:0] tag = 14'h0000;
   wire [12:0] total;
+  (* keep = 32'd1 *)
+  wire turning;
   reg [4:0] working = 5'h00;
   wire written;
   (* no_rw_check = 32'd1 *)
@@ -7418,60 +7416,60 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
       run_offsets[code_write[6:3]] <= code_write[22:11];
   end
   assign \read__data$32  = run_offsets[i__payload[31:28]];
-  assign \$22  = written & \$21 ;
-  assign \$23  = ~ loading;
-  assign \$24  = \$23  & i__valid;
-  assign \$25  = go >> i__payload[32];
-  assign \$26  = \$24  & \$25 ;
-  assign \$27  = load_slot + 1'h1;
-  assign \$29  = comes & i__payload[1];
-  assign \$31  = \$29  & \$30 ;
-  assign \$32  = advance & settle;
-  assign \$33  = ~ i__payload[1];
-  assign \$34  = comes & \$33 ;
-  assign \$35  = comes & i__payload[0];
-  assign \$37  = comes | load;
-  assign \$38  = slot != tag[13];
-  assign \$39  = \$37  & \$38 ;
-  assign \$41  = advance & \$37 ;
-  assign \$42  = advance & load;
-  assign \$43  = ~ load;
-  assign \$44  = advance & \$43 ;
-  assign \$45  = enable & moves;
-  assign \$46  = advance & marks[2];
-  assign \$47  = advance & marks[4];
+  assign \$21  = written & \$20 ;
+  assign \$22  = ~ loading;
+  assign \$23  = \$22  & i__valid;
+  assign \$24  = go >> i__payload[32];
+  assign \$25  = \$23  & \$24 ;
+  assign \$26  = load_slot + 1'h1;
+  assign \$28  = comes & i__payload[1];
+  assign \$30  = \$28  & \$29 ;
+  assign \$31  = advance & settle;
+  assign \$32  = ~ i__payload[1];
+  assign \$33  = comes & \$32 ;
+  assign \$34  = comes & i__payload[0];
+  assign \$36  = comes | load;
+  assign \$37  = slot != tag[13];
+  assign \$38  = \$36  & \$37 ;
+  assign \$40  = advance & \$36 ;
+  assign \$41  = advance & load;
+  assign \$42  = ~ load;
+  assign \$43  = advance & \$42 ;
+  assign \$44  = enable & moves;
+  assign \$45  = advance & marks[2];
+  assign \$46  = advance & marks[4];
   always @(posedge clk)
-    start_0 <= \$49 ;
+    start_0 <= \$48 ;
   always @(posedge clk)
-    start_1 <= \$50 ;
+    start_1 <= \$49 ;
   always @(posedge clk)
-    placed <= \$51 ;
+    placed <= \$50 ;
   always @(posedge clk)
-    opened <= \$52 ;
+    opened <= \$51 ;
   always @(posedge clk)
-    load_slot <= \$53 ;
+    load_slot <= \$52 ;
   always @(posedge clk)
-    loading <= \$54 ;
+    loading <= \$53 ;
   always @(posedge clk)
-    bank <= \$55 ;
+    bank <= \$54 ;
   always @(posedge clk)
-    marks <= \$56 ;
+    marks <= \$55 ;
   always @(posedge clk)
-    tag <= \$57 ;
+    tag <= \$56 ;
   always @(posedge clk)
-    step <= \$58 ;
+    step <= \$57 ;
   always @(posedge clk)
-    start <= \$59 ;
+    start <= \$58 ;
   always @(posedge clk)
-    position <= \$60 ;
+    position <= \$59 ;
   always @(posedge clk)
-    resting_0 <= \$61 ;
+    resting_0 <= \$60 ;
   always @(posedge clk)
-    working <= \$62 ;
+    working <= \$61 ;
   always @(posedge clk)
-    at_work <= \$63 ;
+    at_work <= \$62 ;
   always @(posedge clk)
-    columns <= \$64 ;
+    columns <= \$63 ;
   assign advance = enable & \$1 ;
   assign load = loading & placed;
   assign comes = i__valid & opened;
@@ -7492,41 +7490,59 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   assign \$8  = ~ columns;
   assign operand = position[12] ? \$7  : \$8 ;
   assign \$9  = { begun, 1'h1 } + { operand, carry };
-  assign \$10  = position[12] & marks[4];
-  assign begun = \$10  ? resting_0 : position;
-  assign \$11  = emitting | marks[0];
-  assign moves = \$11  | marks[3];
-  assign \$12  = ! at_work[13];
-  assign \$13  = working[3] & \$12 ;
-  assign \$15  = \$13  & \$1 ;
-  assign \$17  = working[1] & \$1 ;
-  assign \$18  = working[2] | emitting;
-  assign \$20  = written | \$42 ;
+  assign turning = position[12] & marks[4];
+  assign begun = turning ? resting_0 : position;
+  assign \$10  = emitting | marks[0];
+  assign moves = \$10  | marks[3];
+  assign \$11  = ! at_work[13];
+  assign \$12  = working[3] & \$11 ;
+  assign \$14  = \$12  & \$1 ;
+  assign \$16  = working[1] & \$1 ;
+  assign \$17  = working[2] | emitting;
+  assign \$19  = written | \$41 ;
   always @* begin
     if (time_zero ) begin end
-    \$49  = start_0;
-    if (\$20 ) begin
-      \$49  = start_1;
+    \$48  = start_0;
+    if (\$19 ) begin
+      \$48  = start_1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = start_1;
-    if (\$20 ) begin
-      \$50  = start_write[15:3];
+    \$49  = start_1;
+    if (\$19 ) begin
+      \$49  = start_write[15:3];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$51  = placed;
-    if (\$22 ) begin
-      \$51  = 1'h1;
+    \$50  = placed;
+    if (\$21 ) begin
+      \$50  = 1'h1;
     end
     if (advance) begin
       if (load) begin
-        if (\$28 ) begin
-          \$51  = 1'h0;
+        if (\$27 ) begin
+          \$50  = 1'h0;
         end
+      end
+    end
+    if (cancel) begin
+      \$50  = 1'h0;
+    end
+    if (rst) begin
+      \$50  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51  = opened;
+    if (advance) begin
+      if (\$25 ) begin
+        \$51  = 1'h1;
+      end
+      if (\$30 ) begin
+        \$51  = 1'h0;
       end
     end
     if (cancel) begin
@@ -7538,13 +7554,10 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   end
   always @* begin
     if (time_zero ) begin end
-    \$52  = opened;
+    \$52  = load_slot;
     if (advance) begin
-      if (\$26 ) begin
-        \$52  = 1'h1;
-      end
-      if (\$31 ) begin
-        \$52  = 1'h0;
+      if (load) begin
+        \$52  = \$26 [0];
       end
     end
     if (cancel) begin
@@ -7556,114 +7569,112 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   end
   always @* begin
     if (time_zero ) begin end
-    \$53  = load_slot;
+    \$53  = loading;
     if (advance) begin
       if (load) begin
-        \$53  = \$27 [0];
-      end
-    end
-    if (cancel) begin
-      \$53  = 1'h0;
-    end
-    if (rst) begin
-      \$53  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = loading;
-    if (advance) begin
-      if (load) begin
-        if (\$28 ) begin
-          \$54  = 1'h0;
+        if (\$27 ) begin
+          \$53  = 1'h0;
         end
       end
-      if (\$31 ) begin
-        \$54  = 1'h1;
+      if (\$30 ) begin
+        \$53  = 1'h1;
       end
     end
     if (cancel) begin
-      \$54  = 1'h1;
+      \$53  = 1'h1;
     end
     if (rst) begin
-      \$54  = 1'h1;
+      \$53  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = bank;
-    if (\$32 ) begin
-      \$55  = settings[13];
+    \$54  = bank;
+    if (\$31 ) begin
+      \$54  = settings[13];
     end
     if (cancel) begin
-      \$55  = 1'h0;
+      \$54  = 1'h0;
     end
     if (rst) begin
-      \$55  = 1'h0;
+      \$54  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$56  = marks;
+    \$55  = marks;
     if (advance) begin
-      \$56 [0] = \$34 ;
-      \$56 [1] = \$35 ;
-      \$56 [2] = \$29 ;
-      \$56 [3] = load;
-      \$56 [4] = \$39 ;
+      \$55 [0] = \$33 ;
+      \$55 [1] = \$34 ;
+      \$55 [2] = \$28 ;
+      \$55 [3] = load;
+      \$55 [4] = \$38 ;
     end
     if (cancel) begin
-      \$56  = 5'h00;
+      \$55  = 5'h00;
     end
     if (rst) begin
-      \$56  = 5'h00;
+      \$55  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$57  = tag;
+    \$56  = tag;
     if (advance) begin
-      \$57 [11:0] = \$5 [11:0];
-      \$57 [12] = i__payload[32];
+      \$56 [11:0] = \$5 [11:0];
+      \$56 [12] = i__payload[32];
+    end
+    if (\$40 ) begin
+      \$56 [13] = slot;
+    end
+    if (cancel) begin
+      \$56  = 14'h0000;
+    end
+    if (rst) begin
+      \$56  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$57  = step;
+    if (advance) begin
+      \$57  = length;
     end
     if (\$41 ) begin
-      \$57 [13] = slot;
-    end
-    if (cancel) begin
-      \$57  = 14'h0000;
-    end
-    if (rst) begin
-      \$57  = 14'h0000;
+      \$57  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$58  = step;
+    \$58  = start;
     if (advance) begin
-      \$58  = length;
+      \$58  = start_0;
     end
-    if (\$42 ) begin
+    if (\$43 ) begin
       \$58  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$59  = start;
-    if (advance) begin
-      \$59  = start_0;
-    end
+    \$59  = position;
     if (\$44 ) begin
-      \$59  = 13'h0000;
+      \$59  = \$9 [13:1];
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$60  = position;
     if (\$45 ) begin
-      \$60  = \$9 [13:1];
+      \$59  = 13'h1fff;
     end
-    if (\$46 ) begin
-      \$60  = 13'h1fff;
+    if (cancel) begin
+      \$59  = 13'h1fff;
+    end
+    if (rst) begin
+      \$59  = 13'h1fff;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$60  = resting_0;
+    if (\$47 ) begin
+      \$60  = position;
     end
     if (cancel) begin
       \$60  = 13'h1fff;
@@ -7674,49 +7685,36 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   end
   always @* begin
     if (time_zero ) begin end
-    \$61  = resting_0;
-    if (\$48 ) begin
-      \$61  = position;
-    end
-    if (cancel) begin
-      \$61  = 13'h1fff;
-    end
-    if (rst) begin
-      \$61  = 13'h1fff;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$62  = working;
+    \$61  = working;
     if (advance) begin
-      \$62  = marks;
+      \$61  = marks;
     end
     if (cancel) begin
-      \$62  = 5'h00;
+      \$61  = 5'h00;
     end
     if (rst) begin
-      \$62  = 5'h00;
+      \$61  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$63  = at_work;
+    \$62  = at_work;
     if (advance) begin
-      \$63  = tag;
+      \$62  = tag;
     end
     if (cancel) begin
-      \$63  = 14'h0000;
+      \$62  = 14'h0000;
     end
     if (rst) begin
-      \$63  = 14'h0000;
+      \$62  = 14'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$64  = columns;
+    \$63  = columns;
     if (advance) begin
       if (settle) begin
-        \$64  = { 2'h0, settings[10:0] };
+        \$63  = { 2'h0, settings[10:0] };
       end
     end
   end
@@ -7733,15 +7731,15 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   assign o[25:16] = position[9:0];
   assign o[15:4] = at_work[11:0];
   assign o[3] = working[2];
-  assign o[2] = \$18 ;
-  assign o[1] = \$17 ;
-  assign o[0] = \$15 ;
+  assign o[2] = \$17 ;
+  assign o[1] = \$16 ;
+  assign o[0] = \$14 ;
   assign \$1  = position[12];
   assign \$4  = code_write[2];
-  assign \$21  = start_write[2];
-  assign \$28  = load_slot;
-  assign \$30  = i__payload[33];
-  assign \$48  = \$47 ;
+  assign \$20  = start_write[2];
+  assign \$27  = load_slot;
+  assign \$29  = i__payload[33];
+  assign \$47  = \$46 ;
 endmodule
 
 

@@ -3252,30 +3252,30 @@ endmodule
 
 module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero  = 0;
-  wire \$1 , \$19 , \$2 , \$20 , \$21 , \$26 , \$3 , \$32 , \$34 , \$37 , \$38 , \$42 , \$43 , \$44
-    , \$45 , \$46 , \$47 , \$48 , \$49 , \$53 , \$54 , \$56 , \$57 , \$58 ;
-  wire [4:0] \$16 ;
-  wire [1:0] \$39 , \$40 ;
-  wire [5:0] \$41 ;
-  wire [9:0] \$50 ;
-  wire [8:0] \$51 ;
-  wire [3:0] \$52 ;
-  reg \$59 ;
-  reg [12:0] \$60 ;
-  reg [2:0] \$61 ;
+  wire \$1 , \$2 , \$20 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 , \$33 , \$35
+    , \$36 , \$4 , \$41 , \$42 , \$44 , \$47 , \$52 , \$53 , \$55 , \$56 , \$57 ;
+  wire [4:0] \$17 ;
+  wire [5:0] \$21 ;
+  wire [9:0] \$30 ;
+  wire [1:0] \$48 , \$49 ;
+  wire [8:0] \$50 ;
+  wire [3:0] \$51 ;
+  reg \$58 ;
+  reg [8:0] \$59 ;
+  reg [2:0] \$60 ;
+  reg \$61 ;
   reg \$62 ;
-  reg \$63 ;
-  reg [8:0] \$64 ;
-  reg [22:0] \$65 ;
-  reg [4:0] \$66 ;
-  reg [21:0] \$67 ;
-  reg \$68 ;
+  reg [8:0] \$63 ;
+  reg [20:0] \$64 ;
+  reg [4:0] \$65 ;
+  reg [17:0] \$66 ;
+  reg \$67 ;
+  reg [3:0] \$68 ;
   reg [3:0] \$69 ;
-  reg [3:0] \$70 ;
-  reg [4:0] \$71 ;
-  reg \$72 ;
-  reg [17:0] \$73 ;
-  reg [22:0] aligned = 23'h000000;
+  reg [4:0] \$70 ;
+  reg \$71 ;
+  reg [17:0] \$72 ;
+  reg [20:0] aligned = 21'h000000;
   output bad;
   reg bad = 1'h0;
   output bad_parity;
@@ -3289,8 +3289,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   wire clk;
   input enable;
   wire enable;
-  wire [12:0] entering;
-  wire \event ;
+  wire [8:0] entering;
   reg [3:0] high_step = 4'h0;
   input i_bits;
   wire i_bits;
@@ -3305,7 +3304,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   wire i_slot;
   input i_valid;
   wire i_valid;
-  reg [12:0] \local  = 13'h0000;
+  reg [8:0] \local  = 9'h000;
   reg low_step = 1'h0;
   wire [8:0] number;
   output [17:0] o;
@@ -3314,7 +3313,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   reg o_valid = 1'h0;
   reg [8:0] open_0 = 9'h000;
   wire passes;
-  reg [21:0] ready = 22'h000000;
+  reg [17:0] ready = 18'h00000;
   input rst;
   wire rst;
   reg [4:0] skip_0 = 5'h00;
@@ -3325,100 +3324,115 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   reg [4:0] zeros = 5'h00;
   reg [3:0] zeros_class = 4'h0;
   wire [4:0] zeros_now;
-  assign \$32  = \event  & \$3 ;
-  assign \$34  = ~ \$26 ;
-  assign \$37  = ~ \$20 ;
-  assign \$38  = i_end & \$37 ;
-  assign \$39  = 1'h0 + \$38 ;
+  assign \$24  = ~ i_end;
+  assign \$25  = i_event & \$24 ;
+  assign \$27  = i_valid & \$26 ;
+  assign \$28  = turn & \local [6];
+  assign \$29  = turn & \local [0];
+  assign \$36  = \local [2] & \$35 ;
+  assign \$41  = ~ \$33 ;
+  assign \$42  = \$36  & \$41 ;
+  assign \$44  = \$33  | \local [0];
+  assign \$47  = \local [4] & \$41 ;
+  assign \$48  = 1'h0 + \$47 ;
+  assign \$49  = \local [2] ? 2'h0 : \$48 ;
+  assign \$50  = aligned[18] ? number : { 8'h00, aligned[20] };
+  assign \$51  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
+  assign \$52  = ~ aligned[18];
+  assign \$53  = enable & \$52 ;
+  assign \$55  = turn_skips & passes;
+  assign \$56  = turn_skips & ready[0];
+  assign \$57  = valid[2] & passes;
+  always @(posedge clk)
+    bad <= \$58 ;
+  always @(posedge clk)
+    \local  <= \$59 ;
+  always @(posedge clk)
+    valid <= \$60 ;
+  always @(posedge clk)
+    bad_slot <= \$61 ;
+  always @(posedge clk)
+    bad_parity <= \$62 ;
+  always @(posedge clk)
+    open_0 <= \$63 ;
+  always @(posedge clk)
+    aligned <= \$64 ;
+  always @(posedge clk)
+    zeros <= \$65 ;
+  always @(posedge clk)
+    ready <= \$66 ;
+  always @(posedge clk)
+    low_step <= \$67 ;
+  always @(posedge clk)
+    high_step <= \$68 ;
+  always @(posedge clk)
+    zeros_class <= \$69 ;
+  always @(posedge clk)
+    skip_0 <= \$70 ;
+  always @(posedge clk)
+    o_valid <= \$71 ;
+  always @(posedge clk)
+    o <= \$72 ;
+  assign \$1  = i_event & i_end;
+  assign \$20  = \$4  | i_last;
   assign turn = enable & valid[0];
-  assign \$41  = skip_0 + { high_step, low_step };
-  assign \$42  = ~ ready[2];
-  assign \$43  = skip_0[4] & \$42 ;
-  assign passes = ready[9] | \$43 ;
+  assign number = aligned[6] ? aligned[16:8] : aligned[15:7];
+  assign \$21  = skip_0 + { high_step, low_step };
+  assign \$22  = ~ ready[2];
+  assign \$23  = skip_0[4] & \$22 ;
+  assign passes = ready[17] | \$23 ;
   assign turn_skips = enable & valid[2];
-  assign \$44  = ~ i_end;
-  assign \$45  = i_event & \$44 ;
-  assign \$47  = i_valid & \$46 ;
-  assign \$48  = turn & \local [6];
-  assign \$49  = turn & \local [0];
-  assign \$51  = aligned[8] ? number : { 8'h00, aligned[10] };
-  assign \$52  = zeros[3:0] | { zeros[4], zeros[4], zeros[4], zeros[4] };
-  assign \$53  = ~ aligned[8];
-  assign \$54  = enable & \$53 ;
-  assign \$56  = turn_skips & passes;
-  assign \$57  = turn_skips & ready[0];
-  assign \$58  = valid[2] & passes;
-  always @(posedge clk)
-    bad <= \$59 ;
-  always @(posedge clk)
-    \local  <= \$60 ;
-  always @(posedge clk)
-    valid <= \$61 ;
-  always @(posedge clk)
-    bad_slot <= \$62 ;
-  always @(posedge clk)
-    bad_parity <= \$63 ;
-  always @(posedge clk)
-    open_0 <= \$64 ;
-  always @(posedge clk)
-    aligned <= \$65 ;
-  always @(posedge clk)
-    zeros <= \$66 ;
-  always @(posedge clk)
-    ready <= \$67 ;
-  always @(posedge clk)
-    low_step <= \$68 ;
-  always @(posedge clk)
-    high_step <= \$69 ;
-  always @(posedge clk)
-    zeros_class <= \$70 ;
-  always @(posedge clk)
-    skip_0 <= \$71 ;
-  always @(posedge clk)
-    o_valid <= \$72 ;
-  always @(posedge clk)
-    o <= \$73 ;
-  assign \event  = i_event & i_end;
-  assign \$19  = \$3  | i_last;
-  assign \$21  = \$20  | i_last;
   always @* begin
     if (time_zero ) begin end
-    \$59  = 1'h0;
+    \$58  = 1'h0;
     if (enable) begin
-      \$59  = \$47 ;
+      \$58  = \$27 ;
     end
     if (cancel) begin
-      \$59  = 1'h0;
+      \$58  = 1'h0;
     end
     if (rst) begin
-      \$59  = 1'h0;
+      \$58  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = \local ;
+    \$59  = \local ;
     if (enable) begin
-      \$60  = entering;
+      \$59  = entering;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$61  = valid;
+    \$60  = valid;
     if (enable) begin
-      \$61  = { valid[1:0], i_valid };
+      \$60  = { valid[1:0], i_valid };
     end
     if (cancel) begin
-      \$61  = 3'h0;
+      \$60  = 3'h0;
     end
     if (rst) begin
-      \$61  = 3'h0;
+      \$60  = 3'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$62  = bad_slot;
+    \$61  = bad_slot;
     if (enable) begin
-      \$62  = 1'h0;
+      \$61  = 1'h0;
+    end
+    if (cancel) begin
+      \$61  = 1'h0;
+    end
+    if (rst) begin
+      \$61  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$62  = bad_parity;
+    if (enable) begin
+      \$62  = i_parity;
     end
     if (cancel) begin
       \$62  = 1'h0;
@@ -3429,171 +3443,146 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   end
   always @* begin
     if (time_zero ) begin end
-    \$63  = bad_parity;
-    if (enable) begin
-      \$63  = i_parity;
-    end
-    if (cancel) begin
-      \$63  = 1'h0;
-    end
-    if (rst) begin
-      \$63  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$64  = open_0;
+    \$63  = open_0;
     if (turn) begin
-      \$64  = { open_0[7:0], \local [3] };
+      \$63  = { open_0[7:0], \local [3] };
     end
-    if (\$48 ) begin
-      \$64  = 9'h000;
+    if (\$28 ) begin
+      \$63  = 9'h000;
     end
     if (cancel) begin
-      \$64  = 9'h000;
+      \$63  = 9'h000;
     end
     if (rst) begin
-      \$64  = 9'h000;
+      \$63  = 9'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$65  = aligned;
+    \$64  = aligned;
     if (enable) begin
-      \$65 [0] = \local [0];
-      \$65 [1] = \local [1];
-      \$65 [2] = \local [2];
-      \$65 [3] = \local [3];
-      \$65 [4] = \local [4];
-      \$65 [5] = \local [5];
-      \$65 [6] = \local [6];
-      \$65 [7] = \local [7];
-      \$65 [8] = \local [8];
-      \$65 [9] = \local [9];
-      \$65 [10] = \local [10];
-      \$65 [11] = \local [11];
-      \$65 [12] = \local [12];
-      \$65 [22:13] = \$50 ;
+      \$64 [0] = \local [0];
+      \$64 [1] = \local [1];
+      \$64 [2] = \local [2];
+      \$64 [3] = \local [3];
+      \$64 [4] = \local [4];
+      \$64 [5] = \local [5];
+      \$64 [6] = 1'h0;
+      \$64 [16:7] = \$30 ;
+      \$64 [17] = \$33 ;
+      \$64 [18] = \$42 ;
+      \$64 [19] = \$44 ;
+      \$64 [20] = \$49 [0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$66  = zeros;
+    \$65  = zeros;
     if (enable) begin
-      \$66  = 5'h00;
+      \$65  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$67  = ready;
+    \$66  = ready;
     if (enable) begin
-      \$67 [0] = aligned[0];
-      \$67 [1] = aligned[1];
-      \$67 [2] = aligned[2];
-      \$67 [3] = aligned[3];
-      \$67 [4] = aligned[4];
-      \$67 [5] = aligned[5];
-      \$67 [6] = aligned[6];
-      \$67 [7] = aligned[7];
-      \$67 [8] = aligned[8];
-      \$67 [9] = aligned[9];
-      \$67 [10] = aligned[10];
-      \$67 [11] = aligned[11];
-      \$67 [12] = aligned[12];
-      \$67 [21:13] = number;
+      \$66 [0] = aligned[0];
+      \$66 [1] = aligned[1];
+      \$66 [2] = aligned[2];
+      \$66 [3] = aligned[3];
+      \$66 [4] = aligned[4];
+      \$66 [5] = aligned[5];
+      \$66 [15] = aligned[17];
+      \$66 [16] = aligned[18];
+      \$66 [17] = aligned[19];
+      \$66 [14:6] = number;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$68  = low_step;
+    \$67  = low_step;
     if (enable) begin
-      \$68  = \$51 [0];
+      \$67  = \$50 [0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$69  = high_step;
+    \$68  = high_step;
     if (enable) begin
-      \$69  = 4'h0;
+      \$68  = 4'h0;
     end
-    if (\$54 ) begin
-      \$69  = 4'h0;
+    if (\$53 ) begin
+      \$68  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$70  = zeros_class;
+    \$69  = zeros_class;
     if (enable) begin
-      \$70  = \$52 ;
+      \$69  = \$51 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$71  = skip_0;
+    \$70  = skip_0;
     if (turn_skips) begin
-      \$71  = \$41 [4:0];
+      \$70  = \$21 [4:0];
     end
-    if (\$56 ) begin
-      \$71  = 5'h00;
+    if (\$55 ) begin
+      \$70  = 5'h00;
     end
     if (cancel) begin
-      \$71  = 5'h00;
+      \$70  = 5'h00;
     end
     if (rst) begin
-      \$71  = 5'h00;
+      \$70  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$72  = o_valid;
+    \$71  = o_valid;
     if (enable) begin
-      \$72  = \$58 ;
+      \$71  = \$57 ;
     end
     if (cancel) begin
-      \$72  = 1'h0;
+      \$71  = 1'h0;
     end
     if (rst) begin
-      \$72  = 1'h0;
+      \$71  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$73  = o;
+    \$72  = o;
     if (enable) begin
-      \$73 [0] = ready[5];
-      \$73 [1] = ready[7];
-      \$73 [10:2] = ready[21:13];
-      \$73 [15:11] = \$41 [4:0];
-      \$73 [16] = ready[0];
-      \$73 [17] = ready[1];
+      \$72 [0] = ready[5];
+      \$72 [1] = ready[15];
+      \$72 [10:2] = ready[14:6];
+      \$72 [15:11] = \$21 [4:0];
+      \$72 [16] = ready[0];
+      \$72 [17] = ready[1];
     end
   end
   assign i_slot = 1'h0;
-  assign total = \$41 [4:0];
+  assign total = \$21 [4:0];
   assign block = o;
   assign zeros_now = 5'h00;
-  assign entering[10] = \$40 [0];
-  assign entering[8] = \$1 ;
-  assign entering[7] = \$26 ;
-  assign entering[9] = \$21 ;
-  assign entering[6] = \$19 ;
-  assign entering[5] = \event ;
+  assign entering[6] = \$20 ;
+  assign entering[5] = \$1 ;
   assign entering[4] = i_end;
   assign entering[3] = i_bits;
   assign entering[2] = 1'h0;
   assign entering[1] = i_parity;
   assign entering[0] = i_last;
-  assign entering[12:11] = 2'h0;
-  assign \$1  = 1'h0;
-  assign \$2  = 1'h1;
-  assign \$3  = i_end;
-  assign \$16  = 5'h00;
-  assign \$20  = \event ;
-  assign \$26  = \$32 ;
-  assign \$40  = \$39 ;
-  assign number = aligned[21:13];
-  assign \$46  = \$45 ;
-  assign \$50  = { open_0, \local [3] };
+  assign entering[8:7] = 2'h0;
+  assign \$2  = 1'h0;
+  assign \$3  = 1'h1;
+  assign \$4  = i_end;
+  assign \$17  = 5'h00;
+  assign \$26  = \$25 ;
+  assign \$30  = { open_0, \local [3] };
+  assign \$33  = \local [5];
+  assign \$35  = \local [4];
 endmodule
 
 module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
@@ -3909,15 +3898,14 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   wire running;
   input [36:0] settings;
   wire [36:0] settings;
-  (* init = 25'h0000000 *)
-  wire [24:0] sum_0;
-  reg [24:0] sums = 25'h0000000;
+  reg [24:0] sum_0 = 25'h0000000;
   reg [3:0] tag_0 = 4'h0;
   reg [3:0] tag_1 = 4'h0;
   reg [3:0] tag_2 = 4'h0;
   reg [3:0] tag_3 = 4'h0;
   reg [3:0] tag_4 = 4'h0;
   wire [24:0] total_0;
+  wire [24:0] totals;
   wire turns;
   wire used;
   wire [7:0] value;
@@ -3949,7 +3937,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   always @(posedge clk)
     zigzag_2 <= \$44 ;
   always @(posedge clk)
-    sums <= \$45 ;
+    sum_0 <= \$45 ;
   always @(posedge clk)
     enable <= \$46 ;
   always @(posedge clk)
@@ -3959,7 +3947,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   assign used = tag_0[0] & beyond[12];
   assign \$1  = number_1[11:1] ^ { number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0], number_1[0] };
   assign \$2  = zigzag_2 ? { number_1[0], \$1  } : { 4'h0, value };
-  assign \$3  = $signed(sums) + $signed(product);
+  assign \$3  = $signed(sum_0) + $signed(product);
   assign \$4  = enable & i[0];
   assign \$5  = i[15:4] + held[24:13];
   assign \$6  = i[15:4] - held[36:25];
@@ -4103,7 +4091,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = sums;
+    \$45  = sum_0;
     if (\$17 ) begin
       \$45  = \$3 [24:0];
     end
@@ -4146,7 +4134,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (time_zero ) begin end
     \$48  = o__payload;
     if (\$18 ) begin
-      \$48 [27:3] = sums;
+      \$48 [27:3] = \$3 [24:0];
       \$48 [1] = 1'h0;
       \$48 [2] = tag_4[2];
       \$48 [0] = tag_4[3];
@@ -4306,8 +4294,8 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   assign \enable$23  = enable;
   assign a = \$2 [7:0];
   assign \value$26  = b;
-  assign sum_0 = sums;
   assign total_0 = \$3 [24:0];
+  assign totals = \$3 [24:0];
   assign running = enable;
   assign full = o__valid;
   assign done = o__payload;
@@ -4827,23 +4815,23 @@ endmodule
 
 module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero  = 0;
-  wire \$1 , \$10 , \$12 , \$14 , \$15 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$26 , \$28
-    , \$29 , \$3 , \$30 , \$31 , \$36 , \$37 , \$38 , \$39 , \$40 , \$41 , \$42 , \$7 , \$8 ;
-  wire [1:0] \$24 ;
+  wire \$1 , \$11 , \$13 , \$14 , \$16 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$25 , \$27 , \$28
+    , \$29 , \$3 , \$30 , \$33 , \$35 , \$36 , \$37 , \$38 , \$39 , \$40 , \$41 , \$7 , \$9 ;
+  wire [1:0] \$23 ;
   wire [10:0] \$4 , \$5 ;
   wire [12:0] \$6 ;
-  reg [10:0] \$43 ;
+  reg [10:0] \$42 ;
+  reg \$43 ;
   reg \$44 ;
   reg \$45 ;
-  reg \$46 ;
-  reg [3:0] \$47 ;
-  reg [12:0] \$48 ;
+  reg [3:0] \$46 ;
+  reg [12:0] \$47 ;
+  reg [10:0] \$48 ;
   reg [10:0] \$49 ;
   reg [10:0] \$50 ;
-  reg [10:0] \$51 ;
-  reg [3:0] \$52 ;
-  reg [12:0] \$53 ;
-  reg [10:0] \$54 ;
+  reg [3:0] \$51 ;
+  reg [12:0] \$52 ;
+  reg [10:0] \$53 ;
   wire advance;
   reg [12:0] at_work = 13'h0000;
   wire [10:0] begun;
@@ -4891,39 +4879,41 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
   reg [10:0] step = 11'h000;
   reg [12:0] tag = 13'h0000;
   wire [10:0] total;
+  (* keep = 32'd1 *)
+  wire turning;
   reg [3:0] working = 4'h0;
   wire written;
-  assign \$36  = comes | load;
-  assign \$37  = advance & \$36 ;
-  assign \$38  = advance & load;
-  assign \$39  = ~ load;
-  assign \$40  = advance & \$39 ;
-  assign \$41  = enable & moves;
-  assign \$42  = advance & marks[2];
+  assign \$35  = comes | load;
+  assign \$36  = advance & \$35 ;
+  assign \$37  = advance & load;
+  assign \$38  = ~ load;
+  assign \$39  = advance & \$38 ;
+  assign \$40  = enable & moves;
+  assign \$41  = advance & marks[2];
   always @(posedge clk)
-    start_0 <= \$43 ;
+    start_0 <= \$42 ;
   always @(posedge clk)
-    placed <= \$44 ;
+    placed <= \$43 ;
   always @(posedge clk)
-    opened <= \$45 ;
+    opened <= \$44 ;
   always @(posedge clk)
-    loading <= \$46 ;
+    loading <= \$45 ;
   always @(posedge clk)
-    marks <= \$47 ;
+    marks <= \$46 ;
   always @(posedge clk)
-    tag <= \$48 ;
+    tag <= \$47 ;
   always @(posedge clk)
-    step <= \$49 ;
+    step <= \$48 ;
   always @(posedge clk)
-    start <= \$50 ;
+    start <= \$49 ;
   always @(posedge clk)
-    position <= \$51 ;
+    position <= \$50 ;
   always @(posedge clk)
-    working <= \$52 ;
+    working <= \$51 ;
   always @(posedge clk)
-    at_work <= \$53 ;
+    at_work <= \$52 ;
   always @(posedge clk)
-    columns <= \$54 ;
+    columns <= \$53 ;
   assign advance = enable & \$1 ;
   assign load = loading & placed;
   assign comes = i__valid & opened;
@@ -4936,38 +4926,56 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
   assign \$5  = ~ columns;
   assign operand = position[10] ? \$4  : \$5 ;
   assign \$6  = { begun, 1'h1 } + { operand, carry };
-  assign \$8  = emitting | marks[0];
-  assign moves = \$8  | marks[3];
-  assign \$12  = \$10  & \$1 ;
-  assign \$14  = working[1] & \$1 ;
-  assign \$15  = working[2] | emitting;
-  assign \$17  = written | \$38 ;
-  assign \$20  = ~ loading;
-  assign \$21  = \$20  & i__valid;
-  assign \$22  = go >> i__payload[16];
-  assign \$23  = \$21  & \$22 ;
-  assign \$26  = comes & i__payload[1];
-  assign \$29  = ~ i__payload[1];
-  assign \$30  = comes & \$29 ;
-  assign \$31  = comes & i__payload[0];
+  assign \$7  = emitting | marks[0];
+  assign moves = \$7  | marks[3];
+  assign \$11  = \$9  & \$1 ;
+  assign \$13  = working[1] & \$1 ;
+  assign \$14  = working[2] | emitting;
+  assign \$16  = written | \$37 ;
+  assign \$19  = ~ loading;
+  assign \$20  = \$19  & i__valid;
+  assign \$21  = go >> i__payload[16];
+  assign \$22  = \$20  & \$21 ;
+  assign \$25  = comes & i__payload[1];
+  assign \$28  = ~ i__payload[1];
+  assign \$29  = comes & \$28 ;
+  assign \$30  = comes & i__payload[0];
   always @* begin
     if (time_zero ) begin end
-    \$43  = start_0;
-    if (\$17 ) begin
-      \$43  = start_write[13:3];
+    \$42  = start_0;
+    if (\$16 ) begin
+      \$42  = start_write[13:3];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = placed;
-    if (\$19 ) begin
-      \$44  = 1'h1;
+    \$43  = placed;
+    if (\$18 ) begin
+      \$43  = 1'h1;
     end
     if (advance) begin
       if (load) begin
         if (\$2 ) begin
-          \$44  = 1'h0;
+          \$43  = 1'h0;
         end
+      end
+    end
+    if (cancel) begin
+      \$43  = 1'h0;
+    end
+    if (rst) begin
+      \$43  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$44  = opened;
+    if (advance) begin
+      if (\$22 ) begin
+        \$44  = 1'h1;
+      end
+      if (\$27 ) begin
+        \$44  = 1'h0;
       end
     end
     if (cancel) begin
@@ -4979,140 +4987,122 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = opened;
+    \$45  = loading;
     if (advance) begin
-      if (\$23 ) begin
+      if (load) begin
+        if (\$2 ) begin
+          \$45  = 1'h0;
+        end
+      end
+      if (\$27 ) begin
         \$45  = 1'h1;
       end
-      if (\$28 ) begin
-        \$45  = 1'h0;
-      end
     end
     if (cancel) begin
-      \$45  = 1'h0;
+      \$45  = 1'h1;
     end
     if (rst) begin
-      \$45  = 1'h0;
+      \$45  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = loading;
+    \$46  = marks;
     if (advance) begin
-      if (load) begin
-        if (\$2 ) begin
-          \$46  = 1'h0;
-        end
-      end
-      if (\$28 ) begin
-        \$46  = 1'h1;
-      end
+      \$46 [0] = \$29 ;
+      \$46 [1] = \$30 ;
+      \$46 [2] = \$25 ;
+      \$46 [3] = load;
     end
     if (cancel) begin
-      \$46  = 1'h1;
+      \$46  = 4'h0;
     end
     if (rst) begin
-      \$46  = 1'h1;
+      \$46  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = marks;
+    \$47  = tag;
     if (advance) begin
-      \$47 [0] = \$30 ;
-      \$47 [1] = \$31 ;
-      \$47 [2] = \$26 ;
-      \$47 [3] = load;
+      \$47 [11:0] = { 3'h0, i__payload[10:2] };
+      \$47 [12] = i__payload[16];
     end
     if (cancel) begin
-      \$47  = 4'h0;
+      \$47  = 13'h0000;
     end
     if (rst) begin
-      \$47  = 4'h0;
+      \$47  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = tag;
+    \$48  = step;
     if (advance) begin
-      \$48 [11:0] = { 3'h0, i__payload[10:2] };
-      \$48 [12] = i__payload[16];
+      \$48  = { 6'h00, i__payload[15:11] };
     end
-    if (cancel) begin
-      \$48  = 13'h0000;
-    end
-    if (rst) begin
-      \$48  = 13'h0000;
+    if (\$37 ) begin
+      \$48  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = step;
+    \$49  = start;
     if (advance) begin
-      \$49  = { 6'h00, i__payload[15:11] };
+      \$49  = start_0;
     end
-    if (\$38 ) begin
+    if (\$39 ) begin
       \$49  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = start;
-    if (advance) begin
-      \$50  = start_0;
-    end
+    \$50  = position;
     if (\$40 ) begin
-      \$50  = 11'h000;
+      \$50  = \$6 [11:1];
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51  = position;
     if (\$41 ) begin
-      \$51  = \$6 [11:1];
-    end
-    if (\$42 ) begin
-      \$51  = 11'h7ff;
+      \$50  = 11'h7ff;
     end
     if (cancel) begin
-      \$51  = 11'h7ff;
+      \$50  = 11'h7ff;
     end
     if (rst) begin
-      \$51  = 11'h7ff;
+      \$50  = 11'h7ff;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$52  = working;
+    \$51  = working;
     if (advance) begin
-      \$52  = marks;
+      \$51  = marks;
     end
     if (cancel) begin
-      \$52  = 4'h0;
+      \$51  = 4'h0;
     end
     if (rst) begin
-      \$52  = 4'h0;
+      \$51  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$53  = at_work;
+    \$52  = at_work;
     if (advance) begin
-      \$53  = tag;
+      \$52  = tag;
     end
     if (cancel) begin
-      \$53  = 13'h0000;
+      \$52  = 13'h0000;
     end
     if (rst) begin
-      \$53  = 13'h0000;
+      \$52  = 13'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$54  = columns;
+    \$53  = columns;
     if (advance) begin
       if (settle) begin
-        \$54  = { 1'h0, settings[9:0] };
+        \$53  = { 1'h0, settings[9:0] };
       end
     end
   end
@@ -5123,18 +5113,19 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
   assign o[24:16] = position[8:0];
   assign o[15:4] = at_work[11:0];
   assign o[3] = working[2];
-  assign o[2] = \$15 ;
-  assign o[1] = \$14 ;
-  assign o[0] = \$12 ;
+  assign o[2] = \$14 ;
+  assign o[1] = \$13 ;
+  assign o[0] = \$11 ;
   assign \$1  = position[10];
   assign \$2  = 1'h1;
   assign settle = marks[3];
-  assign \$7  = 1'h0;
+  assign turning = 1'h0;
   assign begun = position;
-  assign \$10  = working[3];
-  assign \$19  = written;
-  assign \$24  = 2'h1;
-  assign \$28  = \$26 ;
+  assign \$9  = working[3];
+  assign \$18  = written;
+  assign \$23  = 2'h1;
+  assign \$27  = \$25 ;
+  assign \$33  = 1'h0;
 endmodule
 
 module egret_xs_ice40_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
