@@ -39,7 +39,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv compiler demo test formal lint format rtl diagrams fuzz bench-digits bench-codec bench-hw experiments clean distclean
+.PHONY: help venv compiler demo test formal lint format rtl diagrams fuzz bench-digits bench-training bench-codec bench-hw \
+    experiments clean distclean
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -53,6 +54,7 @@ help:
 	@echo '  diagrams      redraw the timing diagrams in docs/images from a simulation'
 	@echo '  fuzz          feed the reader of containers with damaged files, for SECONDS=60'
 	@echo '  bench-digits  the digits figures over five seeds'
+	@echo '  bench-training  the figures of docs/training.md'
 	@echo '  bench-codec   sizes and speeds of the codec beside other codecs'
 	@echo '  bench-hw      area, clock and cycles of the accelerator'
 	@echo '  experiments   the tables and figures of the paper in our networks, and beyond'
@@ -135,6 +137,12 @@ fuzz: $(READY)
 bench-digits: $(READY)
 	@echo 'egret: training the digits network for five seeds: several minutes'
 	@$(PY) benchmarks/digits_seeds.py
+
+bench-training: $(READY)
+	@echo 'egret: training to targets, timing the rate step: half an hour on two cores'
+	@$(PY) -m benchmarks.rate_targets --json docs/results/rate-targets.json
+	@$(PY) -m benchmarks.rate_step --json docs/results/rate-step.json
+	@$(PY) -m benchmarks.digits_target --json docs/results/digits-target.json
 
 # Of nncodec only the compiled coder is used, not what it depends on. Without it the bench goes on,
 # and says that it is missing.

@@ -2,8 +2,8 @@
 
 A training step is forward, backward and AdamW on 8 sequences of 256 tokens, in float32 on the CPU.
 `every=1` estimates the shape and counts the bits after every step, the default after every tenth.
-Both are timed in one run, in turn with the training steps, so that what else the machine does
-changes the ratio little.
+Both are timed in one run, in turn with the training steps, in CPU seconds of all threads, so that
+what else the machine does changes the ratio little.
 
     python -m benchmarks.rate_step --json docs/results/rate-step.json
 """
@@ -63,9 +63,9 @@ class GPT(nn.Module):
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
+    began = time.process_time()
     work()
-    return time.perf_counter() - began
+    return time.process_time() - began
 
 
 def measure(model: nn.Module, vocabulary: int, tokens: int, rounds: int) -> dict[str, float]:
@@ -86,8 +86,8 @@ def measure(model: nn.Module, vocabulary: int, tokens: int, rounds: int) -> dict
     Returns
     -------
     dict of str to float
-        Medians in seconds of a training step, of the rate step with `every=1`, and of the mean of
-        `DEFAULT_EVERY` rate steps with the default; and the two ratios.
+        Medians in CPU seconds of a training step, of the rate step with `every=1`, and of the mean
+        of `DEFAULT_EVERY` rate steps with the default; and the two ratios.
     """
     generator = torch.Generator().manual_seed(_SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
