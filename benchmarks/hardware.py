@@ -140,12 +140,13 @@ def measure_area(
             clock=design.clock,
             seeds=seeds,
             wide_luts=design.wide_luts,
+            once=design.once,
             progress=_say,
         )
         _say(f"{design.top}: 7 series")
         result = {
             "placed": dataclasses.asdict(placed),
-            "xilinx": dataclasses.asdict(count_xilinx7(verilog, design.top)),
+            "xilinx": dataclasses.asdict(count_xilinx7(verilog, design.top, once=design.once)),
         }
         kept.keep(design, verilog, seeds, result)
     else:

@@ -61,6 +61,8 @@ class Design:
         Port of the clock.
     wide_luts : bool
         See `egret_hw.place.place`.
+    once : tuple of str
+        See there.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Design:
     part: Part = ECP5
     clock: str = "clk"
     wide_luts: bool = False
+    once: tuple[str, ...] = ()
 
 
 class LaneArray(wiring.Component):
@@ -205,10 +208,18 @@ def _component(
     most_luts: float | None = None,
     least_mhz: float | None = None,
     part: Part = ECP5,
+    once: str = "",
 ) -> Design:
     top = "".join(letter if letter.isalnum() else "_" for letter in name.lower())
     return Design(
-        name, lambda: component_verilog(build(), top), top, bits, most_luts, least_mhz, part
+        name,
+        lambda: component_verilog(build(), top),
+        top,
+        bits,
+        most_luts,
+        least_mhz,
+        part,
+        once=(f"{top}_{once}",) if once else (),
     )
 
 
@@ -285,6 +296,7 @@ def _arrays() -> Iterator[Design]:
         "M, 16 lanes of W = 4, microcode",
         lambda: LaneArray(medium),
         64,
+        once="lane",
         most_luts=7000,
         least_mhz=190,
     )
@@ -292,6 +304,7 @@ def _arrays() -> Iterator[Design]:
         "M, 16 lanes of W = 4, all codes in LUTs",
         lambda: LaneArray(_logic(medium, CODE_NAMES)),
         64,
+        once="lane",
         most_luts=9500,
         least_mhz=175,
     )
@@ -299,6 +312,7 @@ def _arrays() -> Iterator[Design]:
         "L, 32 lanes of W = 8, microcode",
         lambda: LaneArray(large),
         256,
+        once="lane",
         most_luts=27000,
         least_mhz=140,
     )
@@ -313,6 +327,7 @@ def _top(preset: str, part: Part, name: str) -> Design:
         params.beat_bits,
         part=part,
         clock="aclk",
+        once=(f"{top_name(params)}_core_lane",) if params.lanes > 1 else (),
     )
 
 

@@ -2,16 +2,21 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import gennorm
 
 from egret.errors import EgretError
 from egret.ggd import (
     SHAPE_MAX,
     SHAPE_MIN,
     Moments,
+    cumulative,
     density,
     estimate_scale,
     estimate_shape,
+    fit_likelihood,
+    magnitude_quantile,
     moment_ratio,
+    quantised_entropy,
     sample,
     shape_from_ratio,
 )
@@ -161,3 +166,119 @@ def test_bad_values_are_named() -> None:
         density(0.0, 0.0, 1.0)
     with pytest.raises(EgretError, match="scale: found -1"):
         sample(3, 1.0, -1.0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("shape", [0.1, 0.3, 0.5, 1.0, 1.36, 2.0, 3.0, 8.0])
+def test_probabilities_and_quantiles_are_those_of_scipy(shape: float) -> None:
+    scale = 0.7
+    reference = gennorm(shape, scale=scale / gennorm(shape).std())
+    x = np.concatenate([[0.0], np.geomspace(1e-8, 30, 200)])
+    x = np.concatenate([-x[::-1], x]).reshape(2, -1)
+    np.testing.assert_allclose(cumulative(x, shape, scale), reference.cdf(x), atol=1e-12)
+    assert float(cumulative(0.0, shape, scale)) == 0.5
+    p = np.array([0.0, 1e-15, 1e-9, 1e-4, 0.2, 0.4999, 0.5, 0.8, 0.999, 1 - 1e-9])
+    found = magnitude_quantile(p, shape, scale)
+    # By isf where ppf would lose the small ones in 0.5 + p / 2.
+    np.testing.assert_allclose(found[3:], reference.isf(0.5 - p[3:] / 2), rtol=1e-5)
+    assert found[0] == 0
+    assert (np.diff(found) > 0).all()
+
+
+def test_quantile_inverts_probability() -> None:
+    p = np.linspace(0, 0.9999, 5000)
+    for shape in (0.2, 0.7, 1.5):
+        back = 2 * cumulative(magnitude_quantile(p, shape, 2.0), shape, 2.0) - 1
+        np.testing.assert_allclose(back, p, atol=2e-6)
+    for wrong in (-0.1, 1.0, math.nan):
+        with pytest.raises(EgretError, match="shares: found one out of range"):
+            magnitude_quantile([0.5, wrong], 1.0, 1.0)
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.6, 1.0, 2.0, 3.0])
+@pytest.mark.parametrize("step", [1e-3, 0.1, 0.5, 3.0])
+def test_entropy_of_the_rounded_values(shape: float, step: float) -> None:
+    reference = gennorm(shape, scale=1 / gennorm(shape).std())
+    # Where the probability ends, beyond which 1e-12 of the values are left.
+    last = math.ceil(reference.isf(1e-12) / step)
+    edges = (np.arange(last + 1) + 0.5) * step
+    upper = reference.sf(edges)
+    parts = np.concatenate([[1 - 2 * upper[0]], *[upper[:-1] - upper[1:]] * 2])
+    parts = parts[parts > 0]
+    expected = float(-(parts * np.log2(parts)).sum())
+    assert quantised_entropy(shape, 1.0, step) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert quantised_entropy(shape, 8.0, 8 * step) == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+def test_entropy_at_the_limits() -> None:
+    # Of fine steps the differential entropy: of a Gaussian log2(σ sqrt(2πe)), of a Laplacian
+    # log2(e sqrt(2) σ).
+    fine = 2.0**-14
+    gaussian, laplacian = 0.5 * math.log2(2 * math.pi * math.e), math.log2(math.e * math.sqrt(2))
+    assert quantised_entropy(2.0, 1.0, fine) == pytest.approx(gaussian + 14, abs=1e-4)
+    assert quantised_entropy(1.0, 1.0, fine) == pytest.approx(laplacian + 14, abs=1e-4)
+    assert quantised_entropy(0.1, 1.0, 1e-2) > 0
+    assert quantised_entropy(1.0, 0.0, 0.1) == 0
+    assert quantised_entropy(2.0, 1e-6, 1.0) == pytest.approx(0, abs=1e-9)
+    for arguments in ((0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 0.0), (1.0, math.nan, 1.0)):
+        with pytest.raises(EgretError, match="expected a finite number above 0"):
+            quantised_entropy(*arguments)
+
+
+def test_entropy_foretells_that_of_drawn_values() -> None:
+    seed = 14
+    values = sample(400_000, 0.8, 0.05, np.random.default_rng(seed))
+    counts = np.unique(np.rint(values * 64), return_counts=True)[1] / values.size
+    found = float(-(counts * np.log2(counts)).sum())
+    assert quantised_entropy(0.8, 0.05, 1 / 64) == pytest.approx(found, rel=0.01), f"seed {seed}"
+
+
+@pytest.mark.parametrize("shape", [0.3, 0.6, 1.0, 1.4, 2.0, 2.7])
+def test_likelihood_finds_shape_and_scale(shape: float) -> None:
+    seed = 15
+    values = sample(60_000, shape, 0.04, np.random.default_rng(seed))
+    found = fit_likelihood(values)
+    assert found == pytest.approx((shape, 0.04), rel=0.04), f"seed {seed}"
+
+    # No neighbour is likelier.
+    def likelihood(nu: float, sigma: float) -> float:
+        return float(gennorm(nu, scale=sigma / gennorm(nu).std()).logpdf(values).sum())
+
+    best = likelihood(*found)
+    for change in (0.995, 1.005):
+        assert likelihood(found[0] * change, found[1]) <= best
+        assert likelihood(found[0], found[1] * change) <= best
+
+
+def test_likelihood_varies_less_than_moments() -> None:
+    seeds = range(30)
+    draws = [sample(2000, 0.5, 1.0, np.random.default_rng(seed)) for seed in seeds]
+    likely = np.std([fit_likelihood(values)[0] for values in draws])
+    moments = np.std([estimate_shape(values) for values in draws])
+    print(f"seeds 0 to 29: ν varies by {likely:.4f}, by moments {moments:.4f}")
+    assert likely < 0.7 * moments
+
+
+def test_likelihood_survives_every_weight() -> None:
+    assert fit_likelihood(np.zeros(50)) == (SHAPE_MIN, 0.0)
+    shape, scale = fit_likelihood(np.full(50, -0.3))
+    assert shape == SHAPE_MAX
+    assert math.isfinite(scale)
+    rng = np.random.default_rng(16)
+    assert fit_likelihood(rng.uniform(-1, 1, 5000))[0] == SHAPE_MAX
+    sparse = np.zeros(100_000)
+    sparse[:10] = rng.normal(size=10)
+    shape, scale = fit_likelihood(sparse)
+    assert shape == SHAPE_MIN
+    assert math.isfinite(scale)
+    assert scale > 0
+    for unit in (1e-300, 1e-30, 1e30, 1e300):
+        shape, scale = fit_likelihood(unit * np.array([-2.0, 1.0, 0.5, 3.0]))
+        assert shape == pytest.approx(fit_likelihood([-2.0, 1.0, 0.5, 3.0])[0])
+        assert scale / unit == pytest.approx(fit_likelihood([-2.0, 1.0, 0.5, 3.0])[1])
+    half = rng.normal(size=500).astype(np.float16)
+    assert fit_likelihood(half) == pytest.approx(fit_likelihood(half.astype(np.float64)))
+    values, counts = np.array([0.0, 1.0, 2.0, -3.0]), np.array([5, 3, 2, 1])
+    assert fit_likelihood(values, counts) == pytest.approx(fit_likelihood(values.repeat(counts)))
+    for wrong in ([], [1.0, math.nan]):
+        with pytest.raises(EgretError, match="weights: "):
+            fit_likelihood(wrong)

@@ -23,7 +23,15 @@ HARDWARE_MAY_IMPORT = {
     "egret.params",
 }
 """What the RTL knows of `egret`: the parameters and the format, none of the packer."""
-TORCH_ALLOWED = {"egret.compiler", "egret.pruning", "egret.rate", "egret.training"}
+TORCH_ALLOWED = {
+    "egret.compiler",
+    "egret.integrations.session",
+    "egret.pruning",
+    "egret.qat",
+    "egret.rate",
+    "egret.shaping",
+    "egret.training",
+}
 """Modules of `egret` that may import torch when they are imported; recipes may too."""
 
 
@@ -138,3 +146,22 @@ print(*sorted(extras & set(sys.modules)))
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == "", f"loaded: {result.stdout}"
+
+
+def test_training_loads_no_sharded_tensors() -> None:
+    """Their import takes longer than that of everything else in `egret.rate`."""
+    code = """
+import sys
+import torch
+before = "torch.distributed.tensor" in sys.modules
+import egret.training
+from egret import RateRegularizer
+rate = RateRegularizer(torch.nn.Linear(3, 3), target_bits=1.0, steps=2)
+rate.bits_per_weight()
+print(before, "torch.distributed.tensor" in sys.modules)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["False", "False"]

@@ -68,6 +68,19 @@ module read(write, at, value, clk, y);
   end
 endmodule
 """
+# Two of that memory.
+PAIR = """
+module pair(write, at, value, clk, y, z);
+  input [1:0] write;
+  input [9:0] at;
+  input [17:0] value;
+  input clk;
+  output [17:0] y;
+  output [17:0] z;
+  read one (.write(write[0]), .at(at), .value(value), .clk(clk), .y(y));
+  read other (.write(write[1]), .at(at), .value(value), .clk(clk), .y(z));
+endmodule
+"""
 # Sixteen words of four bits, read at once: a LUT memory.
 SMALL = """
 module small(write, to, value, at, clk, y);
@@ -118,6 +131,16 @@ def test_only_registers_of_the_design_move_into_a_block_ram() -> None:
     found, slower = (place(text, "read", seeds=(1,)) for text in (READ, bare))
     assert found.flip_flops == slower.flip_flops == 0
     assert found.mhz[0] > 250 > 180 > slower.mhz[0]
+
+
+def test_modules_synthesised_once_count_as_often_as_they_are_there() -> None:
+    found, whole = (place(READ + PAIR, "pair", seeds=(1,), once=once) for once in (["read"], []))
+    assert (found.block_rams, found.flip_flops) == (whole.block_rams, whole.flip_flops) == (2, 0)
+    # Their registers have moved too.
+    assert found.mhz[0] > 250
+    assert count_xilinx7(READ + PAIR, "pair", once=["read"]).block_rams == 1
+    with pytest.raises(EgretError, match=r"^write: found no such module"):
+        place(READ + PAIR, "pair", once=["write"])
 
 
 def test_lut_memories_take_four_luts_and_a_write_port() -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import egret
 from egret.cli import main
 from egret.errors import EgretError
 from egret.network import IntegerNetwork
@@ -162,7 +163,70 @@ def test_target_takes_the_place_of_lambda() -> None:
         bits -= float((counts * torch.log2(counts / weight.numel())).sum())
     assert bits / trained.weights == pytest.approx(1.5, rel=0.15)
     assert sum(int((weight == 0).sum()) for weight in weights) > trained.weights // 4
+    assert all(torch.equal(weight, torch.round(weight * 64) / 64) for weight in weights)
+    assert trained.step_log2 == dict.fromkeys(trained.weight_names, 6)
     assert trained.validation_accuracy > 0.9
+
+
+def test_with_a_target_the_steps_suit_the_initial_weights_and_packing_loses_nothing(
+    tmp_path: Path,
+) -> None:
+    def make() -> nn.Module:
+        model = _model()
+        with torch.no_grad():
+            model.get_parameter("3.weight").mul_(1 / 64)
+        return model
+
+    options = TrainingOptions(epochs=20, learning_rate=0.02, target_bits=1.0, rdo=0.05)
+    trained = train(make, _splits(), options)
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        model = make()
+    assert trained.step_log2 is not None
+    for name, step in trained.step_log2.items():
+        scale = model.get_parameter(name).detach().square().mean().sqrt().item()
+        assert 0.7 < scale * 2.0**step < 1.42, name
+    assert trained.step_log2["3.weight"] >= trained.step_log2["0.weight"] + 5
+    (tmp_path / "out").mkdir()
+    saved = save_training(trained, _splits(), tmp_path / "out")
+    packed = egret.load(tmp_path / "out" / "weights.egret").state_dict()
+    for name, tensor in trained.model.state_dict().items():
+        assert torch.equal(packed[name], tensor), name
+    assert saved.accuracy["test"] == accuracy(trained.model, _splits().test)
+    assert saved.accuracy["test"] > 0.9
+    assert saved.network is not None
+    for layer in saved.network.layers:
+        weight = torch.from_numpy(layer.weight.dequantize())
+        assert torch.equal(weight, trained.model.get_parameter(layer.weight_name))
+    written = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert written["step_log2"] == trained.step_log2
+    assert written["payload_bits_per_weight"] == pytest.approx(saved.payload_bits)
+    assert written["accuracy_packed"] == saved.accuracy
+
+
+def test_rounding_for_the_bits_at_the_end_moves_weights_and_saves_bits() -> None:
+    options = TrainingOptions(epochs=5, learning_rate=0.01, target_bits=3.0)
+    nearest = train(_model, _splits(), options)
+    chosen = train(_model, _splits(), dataclasses.replace(options, rdo=0.3))
+    assert nearest.history[:-1] == chosen.history[:-1]
+    assert nearest.step_log2 == chosen.step_log2
+    zeros = [
+        sum(int((t.model.get_parameter(name) == 0).sum()) for name in t.weight_names)
+        for t in (nearest, chosen)
+    ]
+    assert zeros[1] > zeros[0]
+    assert chosen.bits_per_weight < nearest.bits_per_weight
+
+
+def test_folded_batch_norm_is_compiled_at_a_finer_step(tmp_path: Path) -> None:
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+
+    options = TrainingOptions(epochs=20, learning_rate=0.02, target_bits=1.0)
+    saved = save_training(train(make, _splits(), options), _splits(), tmp_path)
+    assert saved.network is not None
+    assert {layer.weight.step_log2 for layer in saved.network.layers} == {8}
+    assert saved.payload_bits < 3
 
 
 def test_augmentation_sees_every_training_batch() -> None:
@@ -195,6 +259,9 @@ def test_divergence_is_reported() -> None:
         ({"learning_rate": 0.0}, "learning_rate: found 0.0"),
         ({"weight_decay": -0.1}, "weight_decay: found -0.1"),
         ({"target_bits": 1.0, "lam": 2.0}, "target_bits: found λ 2 and 0 final epochs with it"),
+        ({"rdo": 0.1}, "target_bits: found none with step_log2 None and rdo 0.1"),
+        ({"step_log2": 6}, "target_bits: found none with step_log2 6 and rdo 0"),
+        ({"target_bits": 1.0, "rdo": -1.0}, "rdo: found -1"),
         ({"target_bits": 1.0, "final_epochs": 3}, "target_bits: found λ 0 and 3 final epochs"),
     ],
 )
@@ -257,9 +324,9 @@ def test_bad_model_factories_are_named(factories: str, factory: str, message: st
 def test_results_are_saved(tmp_path: Path) -> None:
     splits = _splits()
     trained = train(_model, splits, TrainingOptions(epochs=2, lam=0.5))
-    network, reason = save_training(trained, splits, tmp_path, step_log2=6)
-    assert reason is None
-    assert network is not None
+    saved = save_training(trained, splits, tmp_path, step_log2=6)
+    assert saved.reason is None
+    assert saved.network is not None
     for name, tensor in load_file(tmp_path / "model.safetensors").items():
         assert torch.equal(tensor, trained.model.state_dict()[name])
     loaded = IntegerNetwork.load(tmp_path / "model.egret")
@@ -297,13 +364,13 @@ def test_command_trains_the_users_model(
     assert "code bits per weight" in printed.out
     assert "epoch    3/3" in printed.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["model.egret", "model.safetensors", "training.json"]
+    assert names == ["model.egret", "model.safetensors", "training.json", "weights.egret"]
     # A model that is no chain still trains, and no stale packed file is left.
     arguments[2] = f"{factories}:make_sigmoid"
     assert main([*arguments, "--epochs", "1", "-o", "out"]) == 0
     assert "No model.egret: module '1': found Sigmoid" in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["model.safetensors", "training.json"]
+    assert names == ["model.safetensors", "training.json", "weights.egret"]
 
 
 def test_command_trains_to_a_target(
@@ -318,6 +385,7 @@ def test_command_trains_to_a_target(
         printed.out.partition("Asked for 2 bits of entropy per weight, reached ")[2][:5]
     )
     assert reached == pytest.approx(2, rel=0.15)
+    assert "weights.egret: " in printed.out
     written = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (written["options"]["target_bits"], written["options"]["lam"]) == (2.0, 0.0)
 
@@ -332,7 +400,8 @@ def test_command_trains_to_a_target(
         (["digits", "--epochs", "0"], "epochs: found 0"),
         (["digits", "--lam", "-1", "--epochs", "1"], "lam: found -1"),
         (["digits", "--lam", "1", "--target-bits", "1"], "--target-bits and --lam: give one"),
-        (["digits", "--target-bits", "0", "--epochs", "1"], "target: found 0.0 bits"),
+        (["digits", "--target-bits", "0", "--epochs", "1"], "target_bits: found 0.0"),
+        (["digits", "--rdo", "0.1"], "--rdo: belongs to --target-bits"),
     ],
 )
 def test_command_refuses_in_one_line(

@@ -242,8 +242,11 @@ def _harness(ports: Sequence[_Port], top: str, clock: str, tool: str, *, pads: b
 class _Flow:
     """A folder with a design, in which the tools run."""
 
-    def __init__(self, folder: Path, verilog: str, top: str, part: Part) -> None:
+    def __init__(
+        self, folder: Path, verilog: str, top: str, part: Part, once: Sequence[str]
+    ) -> None:
         self._folder = folder
+        self._once = once
         self.top = top
         self._part = part
         (folder / "design.v").write_text(verilog, encoding="utf-8")
@@ -256,7 +259,8 @@ class _Flow:
         """Move registers of a netlist that Yosys wrote."""
         path = self._folder / name
         netlist = json.loads(path.read_text(encoding="utf-8"))
-        pack_registers(netlist["modules"][self.top])
+        for module in (self.top, *self._once):
+            pack_registers(netlist["modules"][module])
         path.write_text(json.dumps(netlist), encoding="utf-8")
 
     def cells(self, name: str) -> dict[str, int]:
@@ -285,6 +289,11 @@ def _slowest(report: Any) -> str:
     return f"{first} to {last}: {delay:.2f} ns, {levels} cells between"
 
 
+def _keep(modules: Sequence[str]) -> str:
+    """Return Yosys commands that hold modules apart from what is around them."""
+    return "".join(f"setattr -mod -set keep_hierarchy 1 {module}; " for module in modules)
+
+
 def place(
     verilog: str,
     top: str,
@@ -293,6 +302,7 @@ def place(
     clock: str = "clk",
     seeds: Sequence[int] = SEEDS,
     wide_luts: bool = False,
+    once: Sequence[str] = (),
     target_mhz: float = _TARGET_MHZ,
     progress: Callable[[str], None] | None = None,
 ) -> PlacedDesign:
@@ -312,6 +322,9 @@ def place(
         nextpnr's seeds, one run each.
     wide_luts : bool
         Let Yosys join LUT4s by multiplexers (ECP5). Without, components are smaller.
+    once : sequence of str
+        Modules that are synthesised once, apart from what is around them, where a design has many
+        of them.
     target_mhz : float
         Clock that nextpnr aims at.
     progress : callable, optional
@@ -330,9 +343,11 @@ def place(
     ports = _ports(verilog, top)
     if clock not in {port.name for port in ports}:
         raise EgretError(f"{top}: found no port {clock!r}, expected the clock")
+    for module in once:
+        _ports(verilog, module)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        flow = _Flow(folder, verilog, top, part)
+        flow = _Flow(folder, verilog, top, part, once)
         is_ecp5 = part.tool == "nextpnr_ecp5"
         pads = bool(part.pads) or not is_ecp5
         text = _harness(ports, top, clock, part.tool, pads=pads)
@@ -340,12 +355,13 @@ def place(
         say(f"{top}: Yosys")
         command = "synth_ecp5" if is_ecp5 else "synth_ice40"
         command += " -nowidelut" if is_ecp5 and not wide_luts else ""
-        flow.yosys(f"read_verilog design.v; {command} -top {top} -json alone.json")
+        flow.yosys(f"read_verilog design.v; {_keep(once)}{command} -top {top} -json alone.json")
         if is_ecp5:
             # Before the harness is there: only the design's own registers may move.
             flow.pack_registers("alone.json")
         flow.yosys(
-            f"read_json alone.json; hierarchy -top {top}; tee -q -o stat.json stat -json; "
+            "read_json alone.json; setattr -mod -unset keep_hierarchy *; "
+            f"hierarchy -top {top}; flatten; tee -q -o stat.json stat -json; "
             f"read_verilog harness.v; hierarchy -top {_HARNESS}; proc; flatten; "
             "opt_clean; write_json routed.json"
         )
@@ -421,7 +437,7 @@ def _xilinx_memory_luts(cells: Mapping[str, int], top: str) -> int:
     return sum(_XILINX_MEMORY_LUTS[kind] * cells[kind] for kind in kinds)
 
 
-def count_xilinx7(verilog: str, top: str) -> XilinxCells:
+def count_xilinx7(verilog: str, top: str, *, once: Sequence[str] = ()) -> XilinxCells:
     """Synthesise a design for Xilinx' 7 series and count its cells.
 
     Parameters
@@ -430,6 +446,8 @@ def count_xilinx7(verilog: str, top: str) -> XilinxCells:
         Text of the design.
     top : str
         Top module.
+    once : sequence of str
+        See `place`.
 
     Raises
     ------
@@ -440,8 +458,9 @@ def count_xilinx7(verilog: str, top: str) -> XilinxCells:
         folder = Path(name)
         (folder / "design.v").write_text(verilog, encoding="utf-8")
         script = (
-            f"read_verilog design.v; synth_xilinx -family xc7 -flatten -noiopad -noclkbuf "
-            f"-top {top}; tee -q -o stat.json stat -json"
+            f"read_verilog design.v; {_keep(once)}"
+            f"synth_xilinx -family xc7 -flatten -noiopad -noclkbuf -top {top}; "
+            "tee -q -o stat.json stat -json"
         )
         run_yowasp("yosys", ["-q", "-p", script], folder, top)
         stat = json.loads((folder / "stat.json").read_text(encoding="utf-8"))

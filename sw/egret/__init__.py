@@ -2,8 +2,8 @@
 
 `pack` writes a network's weights to a packed file and `load` reads them back; `compile` turns a
 PyTorch model into the integer network that the accelerator runs; `RateRegularizer` trains weights
-that compress. They are imported when first used, so that `import egret` is quick and needs no
-PyTorch.
+that compress, and `StraightThrough` rounds them while they are trained. They are imported when
+first used, so that `import egret` is quick and needs no PyTorch.
 """
 
 from importlib import import_module
@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from egret.compiler import compile_network as compile
     from egret.packing import load, pack
+    from egret.qat import StraightThrough
     from egret.rate import RateRegularizer
 
     __version__: str
 
-__all__ = ["RateRegularizer", "__version__", "compile", "load", "pack"]
+__all__ = ["RateRegularizer", "StraightThrough", "__version__", "compile", "load", "pack"]
 
 _HOMES = {
     "RateRegularizer": ("egret.rate", "RateRegularizer"),
+    "StraightThrough": ("egret.qat", "StraightThrough"),
     "compile": ("egret.compiler", "compile_network"),
     "load": ("egret.packing", "load"),
     "pack": ("egret.packing", "pack"),

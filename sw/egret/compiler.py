@@ -20,7 +20,7 @@ from egret.network import (
     IntegerNetwork,
 )
 from egret.params import MULTIPLIER_BITS
-from egret.quantize import DEFAULT_STEP_LOG2, quantize
+from egret.quantize import DEFAULT_STEP_LOG2, quantize, steps_by_name
 
 __all__ = ["compile_network", "fixed_point"]
 
@@ -86,7 +86,7 @@ def compile_network(
     """
     float_layers = _trace(model)
     inputs = _calibration_inputs(calibration, float_layers[0])
-    steps = _steps(step_log2, [f"{layer.name}.weight" for layer in float_layers])
+    steps = steps_by_name(step_log2, [f"{layer.name}.weight" for layer in float_layers])
 
     input_scale = _positive(float(np.abs(inputs).max())) / ACTIVATION_MAX
     activations = inputs
@@ -187,17 +187,6 @@ def _float32_bias(bias: Matrix, name: str) -> npt.NDArray[np.float32]:
             f"tensor {name!r}: element {int(bad[0])} is {bias[bad[0]]}, expected a finite number"
         )
     return bias.astype(np.float32)
-
-
-def _steps(step_log2: int | Mapping[str, int], names: list[str]) -> dict[str, int]:
-    if not isinstance(step_log2, Mapping):
-        return dict.fromkeys(names, step_log2)
-    unknown = sorted(set(step_log2) - set(names))
-    if unknown:
-        raise EgretError(
-            f"step_log2: no tensor is named {unknown[0]!r}, expected one of {', '.join(names)}"
-        )
-    return {name: step_log2.get(name, DEFAULT_STEP_LOG2) for name in names}
 
 
 def _calibration_inputs(calibration: torch.Tensor, first: _FloatLayer) -> Matrix:

@@ -33,11 +33,11 @@ from egret.planning import (
     sort_state,
     state_order,
 )
-from egret.quantize import MAX_BITS, QuantizedTensor
+from egret.quantize import MAX_BITS, QuantizedTensor, steps_by_name
 from egret.safetensors_file import RawTensor
 from egret.spool import Spool
 
-__all__ = ["PackedWeights", "load", "pack", "select_tensors", "write_packed"]
+__all__ = ["PackedWeights", "load", "pack", "quantize_state", "select_tensors", "write_packed"]
 
 _COPY_BYTES = 1 << 20
 
@@ -65,11 +65,7 @@ def _encode(planned: Planned, bits: int, workers: Workers, spool: Spool, report:
     def code(
         block: tuple[int, int],
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint32], list[int]]:
-        if planned.values is None:
-            values = weights.values(*block, planned.step_log2, bits)
-        else:
-            values = planned.values[block[0] : block[0] + block[1]]
-        data, lengths = encode(values, book, planned.chunk)
+        data, lengths = encode(planned.read(*block, bits), book, planned.chunk)
         ends = [0, *np.cumsum((lengths.astype(np.int64) + 7) // 8).tolist()]
         return data, lengths, [crc32c(data[a:b]) for a, b in itertools.pairwise(ends)]
 
@@ -223,11 +219,12 @@ def pack(
     state: Mapping[str, Any] | str | Path,
     path: str | Path,
     *,
-    step_log2: int | None = None,
+    step_log2: int | Mapping[str, int] | None = None,
     bits: int | None = None,
     codes: str | Sequence[str] | Codes = "auto",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    rdo: float = 0.0,
     threads: int = 1,
     memory: int = DEFAULT_MEMORY,
     progress: Callable[[str, int, int], None] | None = None,
@@ -249,9 +246,11 @@ def pack(
         `egret.checkpoint.read_checkpoint` made of it.
     path : str or Path
         The `.egret` file to write.
-    step_log2 : int, optional
-        n of the step 2^-n. When absent and `bits` is given too, each tensor gets the finest step at
-        which it fits `bits`; when both are absent, `egret.quantize.DEFAULT_STEP_LOG2`.
+    step_log2 : int or mapping of str to int, optional
+        n of the step 2^-n. A mapping gives it by the name of a tensor that is coded; those that it
+        lacks take `egret.quantize.DEFAULT_STEP_LOG2`. When absent and `bits` is given too, each
+        tensor gets the finest step at which it fits `bits`; when both are absent,
+        `egret.quantize.DEFAULT_STEP_LOG2`.
     bits : int, optional
         Range of the quantised weights, in bits of a signed integer;
         `egret.quantize.DEFAULT_BITS` when absent.
@@ -259,6 +258,10 @@ def pack(
         Codes to choose from: "auto", or names as in `egret.code_search.parse_codes`.
     include, exclude : sequence of str
         Patterns over names; see `select_tensors`. Tensors not chosen are stored as they are.
+    rdo : float
+        λ of rate-distortion-optimised rounding of floating tensors, in squared steps per bit: some
+        weights are rounded to the next multiple towards 0, or to 0, where that saves bits; see
+        `egret.rdo.Rounder`. 0 rounds each to the nearest multiple.
     threads : int
         Threads that share the work. The result does not depend on them.
     memory : int
@@ -282,10 +285,12 @@ def pack(
         An argument is not as described here, a pattern matches nothing, or a file cannot be read or
         written.
     """
-    settings = Settings.of(step_log2, bits, codes)
+    settings = Settings.of(step_log2, bits, codes, rdo)
     if isinstance(state, str | Path):
         state = read_checkpoint(state)
     coded, raw = sort_state(state, include, exclude)
+    if isinstance(step_log2, Mapping):
+        steps_by_name(step_log2, tuple(coded))
     fingerprint = None
     if isinstance(state, Checkpoint):
         for file in state.files:
@@ -294,11 +299,12 @@ def pack(
             "egret": version("egret"),
             "container": CONTAINER_VERSION,
             "files": [(str(file.path), file.size, file.modified) for file in state.files],
-            "step": settings.step_log2,
+            "step": dict(step_log2) if isinstance(step_log2, Mapping) else settings.step_log2,
             "bits": settings.bits,
             "codes": repr(settings.codes),
             "include": list(include),
             "exclude": list(exclude),
+            "rdo": settings.rdo,
         }
     with Workers(threads, memory) as workers:
         _write(
@@ -311,6 +317,51 @@ def pack(
             progress=progress,
             notice=notice,
         )
+
+
+def quantize_state(
+    state: Mapping[str, Any],
+    *,
+    step_log2: int | Mapping[str, int] | None = None,
+    bits: int | None = None,
+    codes: str | Sequence[str] | Codes = "auto",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    rdo: float = 0.0,
+) -> dict[str, QuantizedTensor]:
+    """Return the integers that `pack` would store, without packing them.
+
+    Parameters
+    ----------
+    state, step_log2, bits, codes, include, exclude, rdo
+        As in `pack`.
+
+    Returns
+    -------
+    dict of str to QuantizedTensor
+        Those of each tensor that is to be coded. `pack` takes them in place of the tensors.
+
+    Raises
+    ------
+    QuantizationError, FormatError, EgretError
+        As from `pack`.
+    """
+    settings = Settings.of(step_log2, bits, codes, rdo)
+    coded, raw = sort_state(state, include, exclude)
+    if isinstance(step_log2, Mapping):
+        steps_by_name(step_log2, tuple(coded))
+    twins = find_twins(coded, raw)
+    found = {}
+    with Workers() as workers:
+        for group in plan_work(weights for name, weights in coded.items() if name not in twins):
+            for planned in plan_group(group, settings, workers):
+                parts = [planned.read(*block, settings.bits).copy() for block in planned.blocks()]
+                values = np.concatenate([np.empty(0, np.int32), *parts])
+                weights = planned.weights
+                found[weights.name] = QuantizedTensor(
+                    values.reshape(weights.shape), planned.step_log2, weights.dtype
+                )
+    return {name: found[twins.get(name, name)] for name in coded}
 
 
 def write_packed(

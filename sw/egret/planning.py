@@ -31,10 +31,13 @@ from egret.quantize import (
     QuantizedTensor,
     check_bits,
     check_step,
+    exact_numbers,
     extremes,
     finest_step,
     quantize_words,
+    steps_by_name,
 )
+from egret.rdo import Rounder, check_lam
 
 __all__ = [
     "CHUNK_INDEX_BYTES",
@@ -73,6 +76,8 @@ _BLOCK_WEIGHTS = 1 << 19
 _BLOCK_MEMORY = 64 * _BLOCK_WEIGHTS
 # Memory of the interpreter and its libraries.
 _BASE_MEMORY = 224 << 20
+# Roundings for the bits of a codebook, which then change it; further ones hardly change anything.
+_RDO_ROUNDS = 3
 # Bytes of a tensor that are compared first in the search for equal ones.
 _SAMPLE_BYTES = 4096
 _COMPARE_BYTES = 1 << 20
@@ -84,43 +89,58 @@ class Settings:
 
     Parameters
     ----------
-    step_log2 : int or None
-        n of the step 2^-n; None for the finest step at which each tensor fits `bits`.
+    step_log2 : int, mapping of str to int, or None
+        n of the step 2^-n, for all tensors or by name; None for the finest step at which each
+        tensor fits `bits`.
     bits : int
         Range, in bits of a signed integer.
     codes : Codes
         Codes to choose from.
+    rdo : float
+        λ of rate-distortion-optimised rounding, see `egret.rdo.Rounder`; 0 rounds to the nearest.
     """
 
-    step_log2: int | None
+    step_log2: int | Mapping[str, int] | None
     bits: int
     codes: Codes
+    rdo: float = 0.0
 
     @classmethod
-    def of(cls, step_log2: int | None, bits: int | None, codes: Any) -> "Settings":
+    def of(
+        cls,
+        step_log2: int | Mapping[str, int] | None,
+        bits: int | None,
+        codes: Any,
+        rdo: float = 0.0,
+    ) -> "Settings":
         """Check what a user asks for.
 
         Parameters
         ----------
-        step_log2, bits : int or None
-            As in `egret.packing.pack`.
+        step_log2, bits
+            As in `egret.packing.pack`. The names of a mapping are not checked.
         codes : Codes, str or sequence of str
             As `egret.code_search.parse_codes` takes them.
+        rdo : float
+            As in `egret.packing.pack`.
 
         Raises
         ------
         QuantizationError
             The step or the number of bits is out of range.
         EgretError
-            There is no such code.
+            There is no such code, or `rdo` is out of range.
         """
-        if step_log2 is not None:
+        check_lam(rdo, "rdo")
+        if isinstance(step_log2, Mapping):
+            steps_by_name(step_log2, tuple(step_log2))
+        elif step_log2 is not None:
             check_step(step_log2, "step")
         if bits is not None:
             check_bits(bits, "range")
         if step_log2 is None and bits is None:
             step_log2 = DEFAULT_STEP_LOG2
-        return cls(step_log2, DEFAULT_BITS if bits is None else bits, parse_codes(codes))
+        return cls(step_log2, DEFAULT_BITS if bits is None else bits, parse_codes(codes), rdo)
 
 
 @dataclass(frozen=True)
@@ -157,13 +177,23 @@ class Weights:
         """Number of weights."""
         return self.source.size
 
-    def values(self, start: int, count: int, step_log2: int, bits: int) -> NDArray[np.int32]:
+    def values(
+        self,
+        start: int,
+        count: int,
+        step_log2: int,
+        bits: int,
+        rounder: Rounder | None = None,
+        chunk: int = MAX_CHUNK,
+    ) -> NDArray[np.int32]:
         """Read and round weights, at most a block; errors as of `egret.quantize.quantize_words`.
 
-        The result is good until the same thread calls this again.
+        With a rounder, the block is a whole number of chunks. The result is good until the same
+        thread calls this again.
         """
-        return quantize_words(
-            self.source.read(start, count, _SCRATCH.words),
+        words = self.source.read(start, count, _SCRATCH.words)
+        values = quantize_words(
+            words,
             self.dtype,
             step_log2,
             bits=bits if self.step_log2 is None else MAX_BITS,
@@ -172,6 +202,10 @@ class Weights:
             start=start,
             out=_SCRATCH.values[:count],
         )
+        if rounder is not None:
+            numbers = exact_numbers(words, self.dtype).astype(np.float64)
+            rounder.improve(np.ldexp(numbers, step_log2), values, chunk)
+        return values
 
 
 class _Scratch(threading.local):
@@ -205,6 +239,8 @@ class Planned:
         Bits of its codewords.
     values : ndarray of int32 or None
         All its values, where they are few.
+    rounder : Rounder or None
+        Chooses the values, where they are not the nearest.
     """
 
     weights: Weights
@@ -214,6 +250,13 @@ class Planned:
     book: Codebook | None = None
     code_bits: int = 0
     values: NDArray[np.int32] | None = field(default=None, repr=False)
+    rounder: Rounder | None = None
+
+    def read(self, start: int, count: int, bits: int) -> NDArray[np.int32]:
+        """Return the values of one of `blocks`; good until the same thread calls this again."""
+        if self.values is not None:
+            return self.values[start : start + count]
+        return self.weights.values(start, count, self.step_log2, bits, self.rounder, self.chunk)
 
     @property
     def chunks(self) -> int:
@@ -526,15 +569,43 @@ def plan_group(
         small = weights.size <= _SMALL_WEIGHTS
         survey = _survey_small if small else _survey_large
         surveyed.append(survey(weights, settings, workers, progress))
-    can = [item for item in surveyed if item.statistics is not None]
-    statistics = [item.statistics for item in can if item.statistics is not None]
-    books, numbers, bits = plan_shared(statistics, settings.codes)
-    chosen = [
-        replace(item, book=books[number], code_bits=count)
-        for item, number, count in zip(can, numbers, bits, strict=True)
-    ]
+    chosen = _with_books([item for item in surveyed if item.statistics is not None], settings)
+    if settings.rdo > 0:
+        for _ in range(_RDO_ROUNDS):
+            chosen = _with_books([_round(item, settings, workers) for item in chosen], settings)
     done = {item.weights.name: item for item in _those_that_gain(chosen)}
     return [done.get(item.weights.name, item) for item in surveyed]
+
+
+def _with_books(items: Sequence[Planned], settings: Settings) -> list[Planned]:
+    statistics = [item.statistics for item in items if item.statistics is not None]
+    books, numbers, bits = plan_shared(statistics, settings.codes)
+    return [
+        replace(item, book=books[number], code_bits=count)
+        for item, number, count in zip(items, numbers, bits, strict=True)
+    ]
+
+
+def _round(item: Planned, settings: Settings, workers: Workers) -> Planned:
+    """Round again, for the lengths of the codebook that was chosen."""
+    assert item.book is not None
+    if item.weights.step_log2 is not None:
+        return item
+    rounder = Rounder(item.book, settings.rdo)
+    if item.values is not None:
+        values = item.weights.values(
+            0, item.weights.size, item.step_log2, settings.bits, rounder, item.chunk
+        ).copy()
+        return replace(item, statistics=Statistics.of(values, item.chunk), values=values)
+    item = replace(item, rounder=rounder)
+
+    def survey(block: tuple[int, int]) -> Statistics:
+        return Statistics.of(item.read(*block, settings.bits), item.chunk)
+
+    tally = Tally()
+    for part in workers.map(survey, item.blocks()):
+        tally.add(part)
+    return replace(item, statistics=tally.total())
 
 
 def _those_that_gain(chosen: Sequence[Planned]) -> list[Planned]:
@@ -597,6 +668,8 @@ def _grown(table: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.in
 def _step(weights: Weights, settings: Settings, workers: Workers) -> int:
     if weights.step_log2 is not None:
         return weights.step_log2
+    if isinstance(settings.step_log2, Mapping):
+        return settings.step_log2.get(weights.name, DEFAULT_STEP_LOG2)
     if settings.step_log2 is not None:
         return settings.step_log2
 

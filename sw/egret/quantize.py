@@ -1,6 +1,7 @@
 """Rounding weights to integers: Q = round(2^n · θ) (arXiv 2504.16968, section on quantisation)."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from egret.errors import QuantizationError
+from egret.errors import EgretError, QuantizationError
 
 __all__ = [
     "CODED_DTYPES",
@@ -28,6 +29,7 @@ __all__ = [
     "finest_step",
     "quantize",
     "quantize_words",
+    "steps_by_name",
     "value_limits",
 ]
 
@@ -127,6 +129,42 @@ def check_step(step_log2: int, where: str) -> None:
         raise QuantizationError(
             f"{where}: found steps of 2^{-step_log2}, expected 2^-n with n from {low} to {high}"
         )
+
+
+def steps_by_name(step_log2: int | Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """Return the step of each tensor.
+
+    Parameters
+    ----------
+    step_log2 : int or mapping of str to int
+        n of the steps 2^-n: one for all, or by name; names that a mapping lacks take
+        `DEFAULT_STEP_LOG2`.
+    names : sequence of str
+        Names of the tensors.
+
+    Returns
+    -------
+    dict of str to int
+        n by name, in the order of `names`.
+
+    Raises
+    ------
+    EgretError
+        A name in the mapping is none of `names`.
+    QuantizationError
+        A step is out of range.
+    """
+    if not isinstance(step_log2, Mapping):
+        check_step(step_log2, "step_log2")
+        return dict.fromkeys(names, step_log2)
+    unknown = sorted(set(step_log2) - set(names))
+    if unknown:
+        raise EgretError(
+            f"step_log2: no tensor is named {unknown[0]!r}, expected one of {', '.join(names)}"
+        )
+    for name, step in step_log2.items():
+        check_step(step, f"step_log2 of {name!r}")
+    return {name: step_log2.get(name, DEFAULT_STEP_LOG2) for name in names}
 
 
 def check_bits(bits: int, where: str) -> None:

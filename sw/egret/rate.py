@@ -1,19 +1,22 @@
 """The rate term: what a network pays in training for the bits of its weights."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from egret.errors import EgretError
 from egret.ggd import SHAPE_MAX, Moments
-from egret.quantize import DEFAULT_STEP_LOG2, check_step
+from egret.quantize import DEFAULT_STEP_LOG2, steps_by_name
 from egret.rate_control import RateController
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "DEFAULT_EPS",
@@ -21,6 +24,9 @@ __all__ = [
     "RateRegularizer",
     "choose_parameters",
     "entropy_per_weight",
+    "local_part",
+    "root_mean_square",
+    "widened",
 ]
 
 DEFAULT_EPS = 0.1
@@ -68,8 +74,10 @@ class RateRegularizer:
         given.
     steps : int, optional
         Steps that the training will take; needed with a target, and only there.
-    step_log2 : int
-        The weights will be packed in steps of 2^-step_log2; used with a target only.
+    step_log2 : int or mapping of str to int
+        The weights will be packed in steps of 2^-step_log2; used with a target only. A mapping
+        gives it by parameter name, and may change while the training goes on; names that it lacks
+        take `egret.quantize.DEFAULT_STEP_LOG2`.
     eps : float
         ε, above 0: keeps the gradient finite at 0 where ν < 1. The larger it is, the weaker the
         pull on weights that are already small.
@@ -119,7 +127,7 @@ class RateRegularizer:
         target_bits: float | None = None,
         target_mb: float | None = None,
         steps: int | None = None,
-        step_log2: int = DEFAULT_STEP_LOG2,
+        step_log2: int | Mapping[str, int] = DEFAULT_STEP_LOG2,
         eps: float = DEFAULT_EPS,
         nu: float | str = "adaptive",
         every: int = DEFAULT_EVERY,
@@ -144,9 +152,10 @@ class RateRegularizer:
             raise EgretError(f"per: found {per!r}, expected 'model' or 'tensor'")
         if (steps is None) != (lam is not None):
             raise EgretError("steps: belongs to a target, which needs it")
-        check_step(step_log2, "step_log2")
         chosen = choose_parameters(model, include, exclude)
         self.names = tuple(chosen)
+        self._all_names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False))
+        steps_by_name(step_log2, self._all_names)
         self._parameters = tuple(chosen.values())
         self.weights = sum(parameter.numel() for parameter in self._parameters)
         self.eps = eps
@@ -219,7 +228,7 @@ class RateRegularizer:
         force = math.sqrt(square * self.weights)
         pull = 0.0
         for parameter, nu in zip(self._parameters, self.nus, strict=True):
-            pulls = nu * (_widened(_local(parameter)).abs() + self.eps) ** (nu - 1)
+            pulls = nu * (widened(local_part(parameter)).abs() + self.eps) ** (nu - 1)
             pull += float(_reduce(pulls.sum(dtype=torch.float64), parameter, dist.ReduceOp.SUM))
         first = _FIRST_FORCE * force / (pull / self.weights)
         return first if math.isfinite(first) else 1.0
@@ -232,7 +241,8 @@ class RateRegularizer:
         float
             `entropy_per_weight` at the step of `step_log2`.
         """
-        return entropy_per_weight(self._parameters, self.step_log2)
+        by_name = steps_by_name(self.step_log2, self._all_names)
+        return entropy_per_weight(self._parameters, [by_name[name] for name in self.names])
 
     def rate(self) -> torch.Tensor:
         """Return R of the current weights, a scalar that carries gradients.
@@ -246,7 +256,7 @@ class RateRegularizer:
         device = self._parameters[0].device
         total = torch.zeros((), device=device)
         for parameter, nu in zip(self._parameters, self.nus, strict=True):
-            mine = (_widened(_local(parameter)).abs() + self.eps).pow(nu).sum()
+            mine = (widened(local_part(parameter)).abs() + self.eps).pow(nu).sum()
             # The gradient is that of the machine's own part.
             all_parts = _reduce(mine.detach().clone(), parameter, dist.ReduceOp.SUM)
             total = total + (mine + (all_parts - mine.detach())).to(device)
@@ -301,8 +311,8 @@ class RateRegularizer:
             group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
             if "betas" in group and "exp_avg_sq" not in state:
                 continue
-            weights = _local(parameter)
-            wide = _widened(weights)
+            weights = local_part(parameter)
+            wide = widened(weights)
             pull = (wide.abs() + self.eps).pow_(nu - 1)
             pull *= float(group["lr"]) * self.lam * nu / self.weights
             if "exp_avg_sq" in state:
@@ -388,18 +398,21 @@ def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    # float32 or wider: a sum of many bfloat16 terms would stop growing.
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32, or as it is where it is wider."""
+    # A sum of many bfloat16 terms would stop growing.
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """Return the part of a sharded tensor that is on this machine; else the tensor itself."""
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def _is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    return isinstance(tensor, DTensor)
+def _is_sharded(tensor: torch.Tensor) -> "TypeGuard[DTensor]":
+    # Imported by whoever shards: the import takes a second or two, which all others are spared.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def _reduce(part: torch.Tensor, over: torch.Tensor, operation: Any) -> torch.Tensor:
@@ -412,10 +425,16 @@ def _reduce(part: torch.Tensor, over: torch.Tensor, operation: Any) -> torch.Ten
 
 
 def _moments(parameter: torch.Tensor) -> Moments:
-    wide = _widened(_local(parameter))
+    wide = widened(local_part(parameter))
     sums = [part.sum(dtype=torch.float64) for part in (wide.abs(), wide.square())]
     absolutes, squares = _reduce(torch.stack(sums), parameter, dist.ReduceOp.SUM).tolist()
     return Moments(parameter.numel(), absolutes, squares)
+
+
+@torch.no_grad()
+def root_mean_square(parameter: torch.Tensor) -> float:
+    """Return the root mean square of a parameter, of all its shards; 0 without elements."""
+    return _moments(parameter).scale
 
 
 def _adam_size(group: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
@@ -423,11 +442,11 @@ def _adam_size(group: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
     # AMSGrad divides by the largest so far.
     second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
     correction = 1 - group["betas"][1] ** float(state["step"])
-    return _widened(_local(second)).div(correction).sqrt_().add_(group["eps"])
+    return widened(local_part(second)).div(correction).sqrt_().add_(group["eps"])
 
 
 @torch.no_grad()
-def entropy_per_weight(tensors: Sequence[torch.Tensor], step_log2: int) -> float:
+def entropy_per_weight(tensors: Sequence[torch.Tensor], step_log2: int | Sequence[int]) -> float:
     """Return the entropy of weights rounded to a grid.
 
     This is what the rate controller goes by. The packed file, tables included, takes 1.00 to 1.03
@@ -438,8 +457,8 @@ def entropy_per_weight(tensors: Sequence[torch.Tensor], step_log2: int) -> float
     ----------
     tensors : sequence of torch.Tensor
         Weights. Each tensor has its own histogram, as each may have its own code.
-    step_log2 : int
-        n of the step 2^-n.
+    step_log2 : int or sequence of int
+        n of the step 2^-n, one for all or each tensor's.
 
     Returns
     -------
@@ -447,16 +466,18 @@ def entropy_per_weight(tensors: Sequence[torch.Tensor], step_log2: int) -> float
         Bits per weight, the mean over all weights; NaN where a weight is not finite.
     """
     count = sum(tensor.numel() for tensor in tensors)
-    return sum(_entropy(tensor, step_log2) for tensor in tensors if tensor.numel()) / count
+    steps = [step_log2] * len(tensors) if isinstance(step_log2, int) else step_log2
+    pairs = zip(tensors, steps, strict=True)
+    return sum(_entropy(tensor, step) for tensor, step in pairs if tensor.numel()) / count
 
 
 def _entropy(tensor: torch.Tensor, step_log2: int) -> float:
     """Return the bits of a tensor's weights together; those of a sharded one of all its parts."""
 
     def rounded(part: torch.Tensor) -> torch.Tensor:
-        return torch.round(_widened(part.detach()).ldexp(torch.tensor(step_log2))).flatten()
+        return torch.round(widened(part.detach()).ldexp(torch.tensor(step_log2))).flatten()
 
-    values = rounded(_local(tensor))
+    values = rounded(local_part(tensor))
     # A machine may have no part of a small tensor.
     ends = (
         torch.stack([values.min(), -values.max()])

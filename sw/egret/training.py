@@ -1,11 +1,13 @@
 """A plain training loop with the rate term, and what `egret train` does around it."""
 
+import contextlib
+import copy
 import dataclasses
 import importlib
 import json
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +21,20 @@ from egret.compiler import compile_network
 from egret.errors import EgretError
 from egret.files import atomic_path, write_text
 from egret.golomb import golomb_bits
+from egret.inspection import inspect_file
 from egret.network import IntegerNetwork
+from egret.packing import load, pack, quantize_state
+from egret.qat import StraightThrough
 from egret.quantize import DEFAULT_STEP_LOG2, MAX_BITS, quantize
 from egret.rate import DEFAULT_EPS, RateRegularizer
+from egret.rdo import check_lam
 from egret.value_map import count_values
 
 __all__ = [
     "Augment",
     "EpochRecord",
     "Progress",
+    "SavedTraining",
     "Split",
     "Splits",
     "TrainedModel",
@@ -78,9 +85,13 @@ class TrainingOptions:
         λ, the weight of the rate term in the loss; 0 trains an ordinary network.
     target_bits : float, optional
         Bits per weight to come to, in place of λ: proximal steps and a controller, see
-        `egret.rate.RateRegularizer`. There are no final epochs then, which would undo them.
-    step_log2 : int
-        The target is of weights in steps of 2^-step_log2.
+        `egret.rate.RateRegularizer`, on weights that are rounded while they are trained, see
+        `egret.qat.StraightThrough`. There are no final epochs then, which would undo them.
+    step_log2 : int or mapping of str to int, optional
+        With a target, steps 2^-n of the weights, for all or by parameter name;
+        `egret.qat.suitable_step` chooses each tensor's when absent.
+    rdo : float
+        With a target, λ of the rounding at the end; see `egret.rdo.Rounder`.
     eps : float
         ε of the rate term.
     nu : float or "adaptive"
@@ -101,7 +112,8 @@ class TrainingOptions:
     weight_decay: float = 0.0
     lam: float = 0.0
     target_bits: float | None = None
-    step_log2: int = DEFAULT_STEP_LOG2
+    step_log2: int | Mapping[str, int] | None = None
+    rdo: float = 0.0
     eps: float = DEFAULT_EPS
     nu: float | str = "adaptive"
     seed: int = 0
@@ -118,6 +130,12 @@ class TrainingOptions:
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise EgretError(
                 f"weight_decay: found {self.weight_decay}, expected a finite number of 0 or more"
+            )
+        check_lam(self.rdo, "rdo")
+        if self.target_bits is None and (self.step_log2 is not None or self.rdo != 0):
+            raise EgretError(
+                f"target_bits: found none with step_log2 {self.step_log2} and rdo {self.rdo:g}, "
+                "which belong to a target"
             )
         if self.target_bits is not None and (self.lam != 0 or self.final_epochs != 0):
             raise EgretError(
@@ -141,10 +159,11 @@ class EpochRecord:
     nu : float
         ν of the weights.
     bits_per_weight : float
-        Code bits per weight if quantised now: step 2^-8, one value map per tensor,
-        exp-Golomb order 0.
+        Code bits per weight if quantised now: step 2^-8, or with a target the tensor's, one value
+        map per tensor, exp-Golomb order 0.
     validation_accuracy : float
-        Share of the validation samples classified correctly, 0 to 1.
+        Share of the validation samples classified correctly, 0 to 1; with a target, by the rounded
+        weights.
     """
 
     epoch: int
@@ -162,7 +181,7 @@ class TrainedModel:
     Parameters
     ----------
     model : torch.nn.Module
-        The model after the last epoch, in evaluation mode.
+        The model after the last epoch, in evaluation mode; with a target, its weights are rounded.
     options : TrainingOptions
         The settings.
     history : tuple of EpochRecord
@@ -171,6 +190,8 @@ class TrainedModel:
         Names of the parameters that the rate term charges (or would, with λ = 0).
     weights : int
         Number of those weights.
+    step_log2 : dict of str to int, or None
+        With a target, n of each tensor's step: what `egret.pack` takes to lose nothing more.
     """
 
     model: nn.Module
@@ -178,6 +199,7 @@ class TrainedModel:
     history: tuple[EpochRecord, ...]
     weight_names: tuple[str, ...]
     weights: int
+    step_log2: dict[str, int] | None = None
 
     @property
     def validation_accuracy(self) -> float:
@@ -259,16 +281,21 @@ def _train(
     _check_fit(model, x, y)
     epochs = options.epochs + options.final_epochs
     steps = epochs * math.ceil(len(x) / options.batch_size)
-    regularizer = RateRegularizer(
-        model,
-        options.lam if options.target_bits is None else None,
-        target_bits=options.target_bits,
-        steps=None if options.target_bits is None else steps,
-        step_log2=options.step_log2,
-        eps=options.eps,
-        nu=options.nu,
-        every=1,
-    )
+    rounding: StraightThrough | contextlib.nullcontext[None] = contextlib.nullcontext()
+    if options.target_bits is None:
+        regularizer = RateRegularizer(model, options.lam, eps=options.eps, nu=options.nu, every=1)
+    else:
+        bits = options.target_bits if options.step_log2 is None else None
+        rounding = StraightThrough(model, options.step_log2, target_bits=bits)
+        regularizer = RateRegularizer(
+            model,
+            target_bits=options.target_bits,
+            steps=steps,
+            step_log2=rounding.step_log2,
+            eps=options.eps,
+            nu=options.nu,
+        )
+    step_log2 = rounding.step_log2 if isinstance(rounding, StraightThrough) else None
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     history = []
     for epoch in range(1, epochs + 1):
@@ -277,10 +304,11 @@ def _train(
         total = 0.0
         for batch in torch.randperm(len(x), generator=generator).split(options.batch_size):
             inputs = x[batch] if augment is None else augment(x[batch], generator)
-            loss = nn.functional.cross_entropy(model(inputs), y[batch])
-            total += loss.item() * len(batch)
             optimizer.zero_grad()
-            (loss + regularizer.loss() if charged else loss).backward()
+            with rounding:
+                loss = nn.functional.cross_entropy(model(inputs), y[batch])
+                (loss + regularizer.loss() if charged else loss).backward()
+            total += loss.item() * len(batch)
             optimizer.step()
             if options.target_bits is not None:
                 regularizer.step(optimizer)
@@ -290,22 +318,34 @@ def _train(
                 f"training diverged in epoch {epoch}: the loss is {total / len(x)}; "
                 "try a smaller learning rate or λ"
             )
+        if epoch == epochs and step_log2 is not None:
+            _round_for_good(model, step_log2, options.rdo)
         with torch.no_grad():
             rate = regularizer.rate().item()
+        with rounding:
+            right = accuracy(model, splits.validation)
         record = EpochRecord(
             epoch=epoch,
             loss=total / len(x),
             rate=rate,
             nu=regularizer.nu,
-            bits_per_weight=_bits_per_weight(model, regularizer.names),
-            validation_accuracy=accuracy(model, splits.validation),
+            bits_per_weight=_bits_per_weight(model, regularizer.names, step_log2 or {}),
+            validation_accuracy=right,
         )
         history.append(record)
         if progress is not None:
             progress(record, options)
     return TrainedModel(
-        model.eval(), options, tuple(history), regularizer.names, regularizer.weights
+        model.eval(), options, tuple(history), regularizer.names, regularizer.weights, step_log2
     )
+
+
+@torch.no_grad()
+def _round_for_good(model: nn.Module, step_log2: Mapping[str, int], rdo: float) -> None:
+    state = {name: model.get_parameter(name).detach().cpu() for name in step_log2}
+    chosen = quantize_state(state, step_log2=step_log2, bits=MAX_BITS, rdo=rdo)
+    for name, tensor in chosen.items():
+        model.get_parameter(name).copy_(torch.from_numpy(tensor.dequantize()))
 
 
 def _check_fit(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
@@ -332,11 +372,14 @@ def _check_fit(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
         )
 
 
-def _bits_per_weight(model: nn.Module, names: tuple[str, ...]) -> float:
+def _bits_per_weight(
+    model: nn.Module, names: tuple[str, ...], step_log2: Mapping[str, int]
+) -> float:
     bits = count = 0
     for name in names:
         weight = model.get_parameter(name).detach().to("cpu", torch.float64).numpy()
-        values = quantize(weight, DEFAULT_STEP_LOG2, name=name, bits=MAX_BITS).values
+        step = step_log2.get(name, DEFAULT_STEP_LOG2)
+        values = quantize(weight, step, name=name, bits=MAX_BITS).values
         # The map lists the most frequent value first, so its counts are the indices' histogram.
         bits += golomb_bits(count_values(values)[1], 0)
         count += values.size
@@ -502,14 +545,42 @@ def _call(make: Callable[[], object], factory: str, option: str) -> object:
         ) from error
 
 
+@dataclass(frozen=True)
+class SavedTraining:
+    """What `save_training` wrote.
+
+    Parameters
+    ----------
+    network : IntegerNetwork or None
+        What `model.egret` holds; None where the model cannot be compiled.
+    reason : str or None
+        Why it cannot.
+    payload_bits : float
+        Codewords, codes and maps in `weights.egret`, in bits per weight that is coded.
+    file_bytes : int
+        Size of `weights.egret`.
+    accuracy : dict of str to float
+        Accuracy on each split, 0 to 1, of the model as `weights.egret` gives it back.
+    """
+
+    network: IntegerNetwork | None
+    reason: str | None
+    payload_bits: float
+    file_bytes: int
+    accuracy: dict[str, float]
+
+
 def save_training(
     trained: TrainedModel,
     splits: Splits,
     folder: str | Path,
     *,
-    step_log2: int = DEFAULT_STEP_LOG2,
-) -> tuple[IntegerNetwork | None, str | None]:
-    """Write `model.safetensors`, `model.egret` and `training.json`.
+    step_log2: int | None = None,
+) -> SavedTraining:
+    """Write `model.safetensors`, `weights.egret`, `model.egret` and `training.json`.
+
+    `weights.egret` is the packed state dict, of any model; `model.egret` the integer network, of
+    a model that can be compiled.
 
     Parameters
     ----------
@@ -519,34 +590,51 @@ def save_training(
         The training inputs calibrate the activations; accuracies are taken on all three.
     folder : str or Path
         Where to write; created when missing.
-    step_log2 : int
-        `model.egret` keeps the weights in steps of 2^-step_log2.
+    step_log2 : int, optional
+        The packed files keep the weights in steps of 2^-step_log2. When absent, of the steps that
+        they were trained with, or 2^-8 if with none.
 
     Returns
     -------
-    network : IntegerNetwork or None
-        What `model.egret` holds; None where the model cannot be compiled, in which case an older
-        `model.egret` in the folder is removed.
-    reason : str or None
-        Why it cannot.
+    SavedTraining
+        What was written. An older `model.egret` is removed where none is.
 
     Raises
     ------
     EgretError
-        A file cannot be written.
+        A file cannot be written, or a weight does not fit the packed file.
     """
     folder = Path(folder)
     with atomic_path(folder / "model.safetensors") as temporary:
         safetensors.torch.save_file(trained.state(), temporary)
+    steps = step_log2 if step_log2 is not None else trained.step_log2 or DEFAULT_STEP_LOG2
+    packed = folder / "weights.egret"
+    pack(trained.state(), packed, step_log2=steps)
+    unpacked = copy.deepcopy(trained.model)
+    unpacked.load_state_dict(load(packed).state_dict())
+    right = {
+        name: accuracy(unpacked, split) for name, split in zip(Splits._fields, splits, strict=True)
+    }
+    report = inspect_file(packed)
     network: IntegerNetwork | None = None
     reason: str | None = None
+    if any(isinstance(module, nn.BatchNorm1d) for module in trained.model.modules()):
+        # Folded batch norm scales the weights, which then lie on no coarse grid any more.
+        steps = DEFAULT_STEP_LOG2 if step_log2 is None else step_log2
     try:
-        network = compile_network(trained.model, splits.train.x, step_log2=step_log2)
+        network = compile_network(trained.model, splits.train.x, step_log2=steps)
     except EgretError as error:
         reason = str(error)
         (folder / "model.egret").unlink(missing_ok=True)
     else:
         network.save(folder / "model.egret")
+    saved = SavedTraining(
+        network,
+        reason,
+        report.payload_bits / report.total("weights"),
+        packed.stat().st_size,
+        right,
+    )
     result = {
         "options": dataclasses.asdict(trained.options),
         "samples": {name: len(split.x) for name, split in zip(Splits._fields, splits, strict=True)},
@@ -554,11 +642,15 @@ def save_training(
             name: accuracy(trained.model, split)
             for name, split in zip(Splits._fields, splits, strict=True)
         },
+        "accuracy_packed": right,
         "weights": trained.weights,
         "weight_tensors": trained.weight_names,
+        "step_log2": trained.step_log2,
         "bits_per_weight": trained.bits_per_weight,
+        "payload_bits_per_weight": saved.payload_bits,
+        "file_bytes": saved.file_bytes,
         "not_compiled": reason,
         "history": [dataclasses.asdict(record) for record in trained.history],
     }
     write_text(folder / "training.json", json.dumps(result, indent=2) + "\n")
-    return network, reason
+    return saved

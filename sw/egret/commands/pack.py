@@ -101,6 +101,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="keep tensors whose names match as they are; may be repeated",
     )
+    parser.add_argument(
+        "--rdo",
+        metavar="LAMBDA",
+        type=float,
+        default=0.0,
+        help="round weights for their bits too: to the next multiple towards 0, or to 0, where "
+        "that adds less than LAMBDA squared steps of error for each bit saved, such as 0.1 "
+        "(0: to the nearest)",
+    )
     add_work_arguments(parser)
 
 
@@ -127,6 +136,7 @@ def _run(arguments: argparse.Namespace) -> None:
                 codes=arguments.codes,
                 include=arguments.include,
                 exclude=arguments.exclude,
+                rdo=arguments.rdo,
                 threads=arguments.threads,
                 memory=arguments.memory,
                 progress=progress,

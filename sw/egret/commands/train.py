@@ -29,12 +29,14 @@ Train your own network on your own data:
 Written to the output folder:
 
   model.safetensors  the float weights
-  model.egret        the weights quantised and packed, ready for `egret image`
+  weights.egret      the weights quantised and packed, as `egret pack` writes them
+  model.egret        the whole network in integers, ready for `egret image`
                      (only for a chain of Linear, ReLU, BatchNorm1d, Flatten and Dropout)
   training.json      settings, accuracies and the history of every epoch
 
 --target-bits says how many bits a weight may take at the end; a controller finds the strength of
-the rate term that this needs:
+the rate term that this needs, and the network learns with its weights rounded, in steps that are
+chosen for each tensor:
 
     egret train --model mymodule:make_model --data mymodule:make_data --target-bits 1 -o build/mine
 
@@ -73,9 +75,15 @@ def _configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--step-log2",
         type=int,
-        default=8,
         metavar="N",
-        help="model.egret keeps the weights in steps of 2^-N (8)",
+        help="the packed files keep the weights in steps of 2^-N (each tensor's own with "
+        "--target-bits, else 8)",
+    )
+    parser.add_argument(
+        "--rdo",
+        type=float,
+        metavar="LAMBDA",
+        help="with --target-bits, round for the bits too at the end; as of `egret pack` (0)",
     )
 
 
@@ -97,7 +105,8 @@ def _run(arguments: argparse.Namespace) -> None:
         train,
     )
 
-    check_step(arguments.step_log2, "--step-log2")
+    if arguments.step_log2 is not None:
+        check_step(arguments.step_log2, "--step-log2")
     if arguments.output.exists() and not arguments.output.is_dir():
         raise EgretError(f"{arguments.output}: found a file, expected a folder to write to")
     chosen = {
@@ -109,13 +118,17 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.lam is not None:
             raise EgretError("--target-bits and --lam: give one of them")
         chosen |= {"target_bits": arguments.target_bits, "lam": 0.0}
-        chosen["step_log2"] = arguments.step_log2
+        chosen |= {"step_log2": arguments.step_log2, "rdo": arguments.rdo or 0.0}
+    elif arguments.rdo is not None:
+        raise EgretError("--rdo: belongs to --target-bits")
     if arguments.recipe is not None:
         chosen.setdefault("seed", digits.DEFAULT_SEED)
-        # With a target, the ordinary network's settings, which have no final epochs.
-        options = dataclasses.replace(
-            digits.digits_options(chosen.get("lam", digits.OPTIONS.lam)), **chosen
+        recipe = (
+            digits.digits_options(chosen.get("lam", digits.OPTIONS.lam))
+            if arguments.target_bits is None
+            else digits.TARGET_OPTIONS
         )
+        options = dataclasses.replace(recipe, **chosen)
         splits = digits.load_digits_split()
     else:
         options = TrainingOptions(**{"lam": 1.0} | chosen)
@@ -134,20 +147,25 @@ def _run(arguments: argparse.Namespace) -> None:
         trained = digits.train_digits(options.seed, options=options, progress=print_progress)
     else:
         trained = train(load_model(arguments.model), splits, options, progress=print_progress)
-    _, reason = save_training(trained, splits, arguments.output, step_log2=arguments.step_log2)
+    saved = save_training(trained, splits, arguments.output, step_log2=arguments.step_log2)
     print(
         f"{trained.weights} weights, {trained.bits_per_weight:.2f} code bits per weight, "
-        f"test accuracy {100 * accuracy(trained.model, splits.test):.2f} % (float)"
+        f"test accuracy {100 * accuracy(trained.model, splits.test):.2f} %"
     )
     if options.target_bits is not None:
         weights = [trained.model.get_parameter(name) for name in trained.weight_names]
-        reached = entropy_per_weight(weights, options.step_log2)
+        steps = trained.step_log2 or {}
+        reached = entropy_per_weight(weights, [steps[name] for name in trained.weight_names])
         print(
             f"Asked for {options.target_bits:g} bits of entropy per weight, reached {reached:.3f}"
         )
+    print(
+        f"weights.egret: {saved.payload_bits:.3f} bits per weight with codes and maps, "
+        f"{saved.file_bytes:,} bytes; unpacked, test accuracy {100 * saved.accuracy['test']:.2f} %"
+    )
     print(f"Wrote {arguments.output}")
-    if reason is not None:
-        print(f"No model.egret: {reason}", file=sys.stderr)
+    if saved.reason is not None:
+        print(f"No model.egret: {saved.reason}", file=sys.stderr)
 
 
 command = Command(

@@ -1,0 +1,97 @@
+"""A callback for `transformers.Trainer`."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from egret.errors import EgretError
+from egret.files import write_text
+from egret.integrations.session import RateSession
+
+__all__ = ["RateCallback"]
+
+_STATE = "egret_rate.json"
+
+
+class RateCallback(TrainerCallback):
+    """Trains towards a number of bits per weight, with rounded weights.
+
+    Give it to the trainer, and after `train()` pack what `step_log2` says:
+
+        callback = RateCallback(target_bits=1.0)
+        Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
+        egret.pack(model.state_dict(), "model.egret", step_log2=callback.step_log2)
+
+    Its state is saved in every checkpoint, and taken up again from the one that the training is
+    resumed from. After the training the model's weights are rounded. Evaluations on the way see
+    them unrounded.
+
+    Parameters
+    ----------
+    target_bits : float
+        Bits per weight to come to.
+    step_log2 : int, mapping of str to int, or None
+        Steps 2^-n of the weights; chosen for each tensor when None.
+    **settings
+        Further arguments of `egret.rate.RateRegularizer`.
+
+    Attributes
+    ----------
+    session : RateSession
+        The regulariser and the quantiser, once the training has begun.
+    """
+
+    def __init__(
+        self,
+        target_bits: float,
+        step_log2: int | Mapping[str, int] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.session = RateSession(target_bits, step_log2, settings)
+
+    @property
+    def step_log2(self) -> dict[str, int]:
+        """Step of each tensor, for `egret.pack`."""
+        return self.session.step_log2
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Begin, or go on from the checkpoint that the trainer goes on from."""
+        if state.global_step > 0:
+            path = _folder(args, state) / _STATE
+            if not path.is_file():
+                raise EgretError(
+                    f"{path}: not found; this checkpoint was not trained with the rate term"
+                )
+            self.session.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
+        self.session.start(kwargs["model"], state.max_steps)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Round the weights."""
+        self.session.before_gradients()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give them back."""
+        self.session.after_gradients()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the proximal step, unless a loss scaler has skipped the optimiser's."""
+        optimizer = kwargs["optimizer"]
+        if not getattr(optimizer, "step_was_skipped", False):
+            self.session.after_step(optimizer)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save the state in the checkpoint."""
+        if state.is_world_process_zero:
+            text = json.dumps(self.session.state_dict()) + "\n"
+            write_text(_folder(args, state) / _STATE, text)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Round the weights for good."""
+        self.session.finish()
+
+
+def _folder(args: Any, state: Any) -> Path:
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"

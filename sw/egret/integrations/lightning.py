@@ -1,0 +1,88 @@
+"""A callback for Lightning."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import lightning
+
+from egret.integrations.session import RateSession
+
+__all__ = ["RateCallback"]
+
+
+class RateCallback(lightning.Callback):
+    """Trains towards a number of bits per weight, with rounded weights.
+
+    Give it to the trainer, and after `fit()` pack what `step_log2` says:
+
+        callback = RateCallback(target_bits=1.0)
+        lightning.Trainer(max_epochs=20, callbacks=[callback]).fit(module, loader)
+        egret.pack(module.state_dict(), "model.egret", step_log2=callback.step_log2)
+
+    For modules with one optimiser that Lightning steps itself (automatic optimisation). Its state
+    is in Lightning's checkpoints. After the training the module's weights are rounded. Validation
+    on the way sees them unrounded.
+
+    Parameters
+    ----------
+    target_bits : float
+        Bits per weight to come to.
+    step_log2 : int, mapping of str to int, or None
+        Steps 2^-n of the weights; chosen for each tensor when None.
+    **settings
+        Further arguments of `egret.rate.RateRegularizer`.
+
+    Attributes
+    ----------
+    session : RateSession
+        The regulariser and the quantiser, once the training has begun.
+    """
+
+    def __init__(
+        self,
+        target_bits: float,
+        step_log2: int | Mapping[str, int] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.session = RateSession(target_bits, step_log2, settings)
+        self._steps = 0
+
+    @property
+    def step_log2(self) -> dict[str, int]:
+        """Step of each tensor, for `egret.pack`."""
+        return self.session.step_log2
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin, or go on from a checkpoint."""
+        self._steps = trainer.global_step
+        self.session.start(pl_module, int(trainer.estimated_stepping_batches))
+
+    def on_train_batch_start(
+        self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Round the weights."""
+        self.session.before_gradients()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Give them back."""
+        self.session.after_gradients()
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the proximal step, if the optimiser has stepped."""
+        if trainer.global_step > self._steps:
+            self._steps = trainer.global_step
+            self.session.after_step(trainer.optimizers[0])
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Round the weights for good."""
+        self.session.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+        return self.session.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
+        self.session.load_state_dict(state_dict)

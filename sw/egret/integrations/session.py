@@ -1,0 +1,104 @@
+"""What every callback does: rounding before the gradients, the rate step after the optimiser's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from egret.errors import EgretError
+from egret.qat import StraightThrough
+from egret.rate import RateRegularizer
+
+__all__ = ["RateSession"]
+
+
+class RateSession:
+    """One training with the rate term, in the order in which a framework's hooks come.
+
+    Parameters
+    ----------
+    target_bits : float
+        Bits per weight to come to, as of `egret.rate.RateRegularizer`.
+    step_log2 : int, mapping of str to int, or None
+        Steps of the weights; as of `egret.qat.StraightThrough`, chosen for each tensor when None.
+    settings : Mapping
+        Further arguments of `egret.rate.RateRegularizer`: `include`, `exclude`, `eps`, `every`,
+        `nu` and `per`.
+    """
+
+    def __init__(
+        self,
+        target_bits: float,
+        step_log2: int | Mapping[str, int] | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self._target_bits = target_bits
+        self._given = step_log2
+        self._settings = dict(settings)
+        self._waiting: Mapping[str, Any] | None = None
+        self._rounding = False
+        self.rate: RateRegularizer | None = None
+        self.quantizer: StraightThrough | None = None
+
+    def start(self, model: nn.Module, steps: int) -> None:
+        """Begin, before the first step of `steps`, or go on from `load_state_dict`."""
+        chosen = {
+            key: self._settings[key] for key in ("include", "exclude") if key in self._settings
+        }
+        state, self._waiting = self._waiting, None
+        step_log2 = self._given if state is None else state["step_log2"]
+        bits = self._target_bits if step_log2 is None else None
+        self.quantizer = StraightThrough(model, step_log2, target_bits=bits, **chosen)
+        self.rate = RateRegularizer(
+            model,
+            target_bits=self._target_bits,
+            steps=steps,
+            step_log2=self.quantizer.step_log2,
+            **self._settings,
+        )
+        if state is not None:
+            self.rate.load_state_dict(state["rate"])
+
+    def _parts(self) -> tuple[RateRegularizer, StraightThrough]:
+        if self.rate is None or self.quantizer is None:
+            raise EgretError("rate term: the training has not begun")
+        return self.rate, self.quantizer
+
+    def before_gradients(self) -> None:
+        """Round the weights, unless they are already: gradients may be summed over batches."""
+        _, quantizer = self._parts()
+        if not self._rounding:
+            quantizer.__enter__()
+            self._rounding = True
+
+    def after_gradients(self) -> None:
+        """Give the weights back as they were, for the optimiser to step."""
+        _, quantizer = self._parts()
+        if self._rounding:
+            self._rounding = False
+            quantizer.__exit__(None, None, None)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Take the proximal step, after the optimiser's."""
+        rate, _ = self._parts()
+        rate.step(optimizer)
+
+    def finish(self) -> None:
+        """Round the weights for good."""
+        self.after_gradients()
+        self._parts()[1].apply()
+
+    @property
+    def step_log2(self) -> dict[str, int]:
+        """Step of each tensor, for `egret.pack`; after the training has begun."""
+        return self._parts()[1].step_log2
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` takes: plain numbers and strings."""
+        rate, quantizer = self._parts()
+        return {"rate": rate.state_dict(), "step_log2": dict(quantizer.step_log2)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state when the training begins."""
+        self._waiting = state

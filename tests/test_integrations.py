@@ -1,0 +1,204 @@
+"""The rate term in other training loops, on small models."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import lightning
+import numpy as np
+import pytest
+import torch
+import transformers
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import egret
+from egret.errors import EgretError
+from egret.integrations import huggingface
+from egret.integrations import lightning as egret_lightning
+from egret.qat import StraightThrough, round_to_step
+from egret.rate import RateRegularizer, entropy_per_weight
+
+SEED = 4
+
+
+def _data() -> TensorDataset:
+    generator = torch.Generator().manual_seed(SEED)
+    x = torch.randn(320, 12, generator=generator)
+    return TensorDataset(x, (x[:, :6].sum(1) > x[:, 6:].sum(1)).long())
+
+
+class Classifier(nn.Module):
+    """Takes and returns what `transformers.Trainer` gives and wants."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 2))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        logits = self.layers(x)
+        return {"loss": nn.functional.cross_entropy(logits, labels), "logits": logits}
+
+
+def _classifier() -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(SEED)
+        return Classifier()
+
+
+def _check(model: nn.Module, step_log2: dict[str, int], target: float, path: Path) -> None:
+    """The weights have the bits, lie on their grids, and pack without loss."""
+    weights = [model.get_parameter(name) for name in step_log2]
+    steps = list(step_log2.values())
+    assert entropy_per_weight(weights, steps) == pytest.approx(target, rel=0.15), f"seed {SEED}"
+    for weight, step in zip(weights, steps, strict=True):
+        assert torch.equal(weight, round_to_step(weight, step))
+    egret.pack(model.state_dict(), path, step_log2=step_log2)
+    for name, tensor in egret.load(path).state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def _arguments(folder: Path, **changes: Any) -> transformers.TrainingArguments:
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "num_train_epochs": 30,
+        "per_device_train_batch_size": 16,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 0.01,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "seed": SEED,
+        "use_cpu": True,
+        "logging_strategy": "no",
+    }
+    return transformers.TrainingArguments(**(settings | changes))
+
+
+def _trainer(folder: Path, **changes: Any) -> tuple[Any, Any, Classifier]:
+    model = _classifier()
+    callback = huggingface.RateCallback(target_bits=0.8, every=2)
+    rows = [{"x": x, "labels": y} for x, y in zip(*_data().tensors, strict=True)]
+    trainer = transformers.Trainer(
+        model, _arguments(folder, **changes), train_dataset=rows, callbacks=[callback]
+    )
+    return trainer, callback, model
+
+
+def test_transformers_trainer_comes_to_the_target(tmp_path: Path) -> None:
+    trainer, callback, model = _trainer(tmp_path)
+    trainer.train()
+    assert trainer.state.global_step == 300
+    _check(model, callback.step_log2, 0.8, tmp_path / "model.egret")
+    x, y = _data().tensors
+    with torch.no_grad():
+        assert (model.layers(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    changes = {"num_train_epochs": 4, "save_strategy": "steps", "save_steps": 20}
+    trainer, callback, whole = _trainer(tmp_path / "whole", **changes)
+    trainer.train()
+    again, other, resumed = _trainer(tmp_path / "whole", **changes)
+    again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
+    assert other.session.state_dict() == callback.session.state_dict()
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two)
+    (tmp_path / "whole" / "checkpoint-20" / "egret_rate.json").unlink()
+    third, _, _ = _trainer(tmp_path / "whole", **changes)
+    with pytest.raises(EgretError, match=r"egret_rate\.json: not found; this checkpoint was not"):
+        third.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
+
+
+class Module(lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _classifier()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.model(*batch)["loss"]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+def _fit(folder: Path, epochs: int, accumulate: int, resume: Path | None = None) -> Any:
+    module, callback = Module(), egret_lightning.RateCallback(target_bits=0.8, every=2)
+    trainer = lightning.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[
+            callback,
+            lightning.pytorch.callbacks.ModelCheckpoint(folder, save_top_k=-1, filename="{epoch}"),
+        ],
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(_data(), batch_size=16)
+    trainer.fit(module, loader, ckpt_path=None if resume is None else str(resume))
+    return module, callback, trainer
+
+
+def test_lightning_comes_to_the_target(tmp_path: Path) -> None:
+    module, callback, trainer = _fit(tmp_path, 30, 2)
+    assert trainer.global_step == 300
+    assert callback.session.state_dict()["rate"]["calls"] == 300
+    _check(module, callback.step_log2, 0.8, tmp_path / "model.egret")
+    x, y = _data().tensors
+    with torch.no_grad():
+        assert (module.model.layers(x).argmax(1) == y).float().mean() > 0.9
+
+
+def test_lightning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
+    whole, callback, _ = _fit(tmp_path / "a", 4, 1)
+    resumed, other, _ = _fit(tmp_path / "b", 4, 1, tmp_path / "a" / "epoch=1.ckpt")
+    assert other.session.state_dict() == callback.session.state_dict()
+    for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_lightning_does_what_a_loop_of_ones_own_does(tmp_path: Path) -> None:
+    module, _, _ = _fit(tmp_path, 3, 1)
+    own = Module()
+    optimizer = torch.optim.Adam(own.parameters(), lr=0.01)
+    quantizer = StraightThrough(own, target_bits=0.8)
+    rate = RateRegularizer(own, target_bits=0.8, steps=60, step_log2=quantizer.step_log2, every=2)
+    for _ in range(3):
+        for batch in DataLoader(_data(), batch_size=16):
+            optimizer.zero_grad()
+            with quantizer:
+                own.training_step(batch, 0).backward()
+            optimizer.step()
+            rate.step(optimizer)
+    quantizer.apply()
+    for one, two in zip(module.parameters(), own.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_accelerate_needs_two_lines(tmp_path: Path) -> None:
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = _classifier()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    loader = DataLoader(_data(), batch_size=16)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    quantizer = StraightThrough(accelerator.unwrap_model(model), target_bits=0.8)
+    rate = RateRegularizer(model, target_bits=0.8, steps=300, step_log2=quantizer.step_log2)
+    for _ in range(30):
+        for x, y in loader:
+            with accelerator.accumulate(model):
+                with quantizer:
+                    accelerator.backward(model(x, y)["loss"])
+                optimizer.step()
+                if accelerator.sync_gradients:
+                    rate.step(optimizer)
+                optimizer.zero_grad()
+    quantizer.apply()
+    assert rate.state_dict()["calls"] == 300
+    unwrapped = copy.deepcopy(accelerator.unwrap_model(model))
+    _check(unwrapped, quantizer.step_log2, 0.8, tmp_path / "model.egret")
+    zeros = [np.mean(p.detach().numpy() == 0) for p in unwrapped.parameters() if p.dim() == 2]
+    assert max(zeros) > 0.3
