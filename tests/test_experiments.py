@@ -339,12 +339,27 @@ def test_a_method_may_round_in_the_forward_pass(
 
             return block()
 
+        def steps(self) -> dict[str, int]:
+            return {"hidden1.weight": 3}
+
+        def finish(self) -> None:
+            entered.append(0)
+
     monkeypatch.setitem(METHODS, "rounds", Method("rounds", "step", "rounds", Rounds))
     monkeypatch.setattr("benchmarks.experiments.training.code_digest", lambda method: "rounds")
     laboratory = Lab(None, cache, seeds=(0,), quick=True, say=lambda line: None)
     found = laboratory.point(TASKS["digits"], "rounds", 5.0)
     assert (found.value, found.step_log2) == (5.0, 5)
-    assert entered == [1, -1] * 8
+    # Four steps and an evaluation in each epoch.
+    assert entered == [*[1, -1] * 9, 0, 1, -1]
+    # The first layer in steps of 2^-3, the others in steps of 2^-5.
+    state = laboratory.trained(laboratory.settings(TASKS["digits"], "rounds", 0, 5.0)).state
+    names = [name for name in state if name.endswith("weight")]
+    zeros = sum(
+        int((torch.round(state[name] * (8 if name == "hidden1.weight" else 32)) == 0).sum())
+        for name in names
+    )
+    assert found.measured[0].zeros == pytest.approx(100 * zeros / 50_432, abs=1e-9)
 
 
 # --- measuring ---------------------------------------------------------------------------------

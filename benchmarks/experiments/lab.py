@@ -284,6 +284,7 @@ class Lab:
             self.splits(task),
             seed=settings.seed,
             step_log2=step_log2,
+            steps=trained.steps,
         )
         if change is None:
             self._memory[key] = measured

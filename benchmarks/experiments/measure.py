@@ -1,8 +1,11 @@
 """What a trained network is, once it is quantised, packed, and unpacked again."""
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from benchmarks.experiments.tasks import Task
@@ -13,12 +16,13 @@ from torch import nn
 import egret
 from egret.container import CodedRecord
 from egret.golomb import golomb_bits
+from egret.packed import PackedWeights
 from egret.quantize import MAX_BITS, quantize
 from egret.statistics import entropy_bits, fixed_length_bits, huffman_bits
 from egret.training import Splits
 from egret.value_map import count_values
 
-__all__ = ["ORDERS", "Measured", "integers", "measure"]
+__all__ = ["ORDERS", "Measured", "measure"]
 
 ORDERS = (0, 1, 2, 3)
 """Orders of the exp-Golomb codes that are counted."""
@@ -58,7 +62,7 @@ class Measured:
     test: float
 
 
-def integers(packed: "egret.packing.PackedWeights", name: str, step_log2: int) -> NDArray[np.int32]:
+def _integers(packed: PackedWeights, name: str, step_log2: int) -> NDArray[np.int32]:
     """Return a tensor's integers, also of one that was not worth coding."""
     if isinstance(packed.container.record(name), CodedRecord):
         return packed.quantized(name).values
@@ -73,6 +77,7 @@ def measure(
     *,
     seed: int,
     step_log2: int,
+    steps: Mapping[str, int] = MappingProxyType({}),
 ) -> Measured:
     """Pack a network, unpack it and measure both.
 
@@ -90,10 +95,16 @@ def measure(
         Kept with the figures.
     step_log2 : int
         Weights are rounded to steps of 2^-step_log2.
+    steps : mapping of str to int
+        Other n for single tensors.
     """
+    state: dict[str, Any] = model.state_dict()
+    for name, step in steps.items():
+        weight = state[name].numpy()
+        state[name] = quantize(weight, step, name=name, bits=MAX_BITS)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.egret"
-        egret.pack(model.state_dict(), path, step_log2=step_log2)
+        egret.pack(state, path, step_log2=step_log2)
         file_bytes = path.stat().st_size
         with egret.load(path) as packed:
             container = packed.container
@@ -108,7 +119,7 @@ def measure(
                 if not isinstance(container.record(name), CodedRecord)
             )
             payload = sum(record.code_bits for record in coded) + 8 * (container.books_bytes + kept)
-            values = [integers(packed, name, step_log2) for name in weight_names]
+            values = [_integers(packed, name, steps.get(name, step_log2)) for name in weight_names]
             model.load_state_dict(packed.state_dict())
     counts = [count_values(each)[1] for each in values]
     weights = sum(each.size for each in values)

@@ -32,8 +32,12 @@ class Rule:
     def __init__(self, model: nn.Module, value: float, steps: int) -> None:
         """Prepare for a training of so many steps; `value` is that of the method's knob."""
 
+    def steps(self) -> dict[str, int]:
+        """Return n of the steps 2^-n that weights are trained for, by parameter; else 2^-8."""
+        return {}
+
     def forward(self) -> AbstractContextManager[Any]:
-        """Return the context of the forward and the backward pass."""
+        """Return the context of the forward and the backward pass, and of evaluation."""
         return nullcontext()
 
     def loss(self) -> torch.Tensor | None:
@@ -42,6 +46,9 @@ class Rule:
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:
         """Do what comes after the optimiser's step."""
+
+    def finish(self) -> None:
+        """Do what comes after the last step."""
 
 
 class _InLoss(Rule):

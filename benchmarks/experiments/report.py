@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from egret.errors import EgretError
 from egret.files import atomic_path, write_text
+from egret.ggd import density
 from egret_sim.report import FIGURE_STYLE
 
 __all__ = ["draw", "format_study", "table", "write_page"]
@@ -427,7 +428,7 @@ def _legend(figure: Figure, grid: Sequence[Sequence[Axes]], columns: int) -> Non
     )
 
 
-def _draw_over(name: str, x: Callable[[Point], float], label: str) -> Callable[..., Figure]:
+def _draw_over(x: Callable[[Point], float], label: str) -> Callable[..., Figure]:
     def drawing(results: Sequence[Result]) -> Figure:
         figure, grid = _panels(results)
         for axes, result in zip(grid[0], results, strict=True):
@@ -438,14 +439,10 @@ def _draw_over(name: str, x: Callable[[Point], float], label: str) -> Callable[.
         _legend(figure, grid, 2)
         return figure
 
-    drawing.__name__ = name
     return drawing
 
 
 def _draw_fits(results: Sequence[Result]) -> Figure:
-    # Imported here for the densities alone.
-    from egret.ggd import density
-
     figure, grid = _panels(results, 2)
     reach = [n / 2**8 for n in range(-REACH + 1, REACH)]
     for column, result in enumerate(results):
@@ -551,8 +548,8 @@ def _draw_curves(results: Sequence[Result]) -> Figure:
 
 
 _CHARTS: dict[str, Callable[[Sequence[Result]], Figure]] = {
-    "steps": _draw_over("steps", lambda point: -point["step_log2"], "log2 of the step"),
-    "pruning": _draw_over("pruning", lambda point: 100 * point["pruned"], "pruned, %"),
+    "steps": _draw_over(lambda point: -point["step_log2"], "log2 of the step"),
+    "pruning": _draw_over(lambda point: 100 * point["pruned"], "pruned, %"),
     "fits": _draw_fits,
     "course": _draw_course,
     "lambdas": _draw_lambdas,

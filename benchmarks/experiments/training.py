@@ -10,7 +10,7 @@ import pickle
 import sys
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import nn
 
 from egret.errors import EgretError
 from egret.files import atomic_path
+from egret.quantize import DEFAULT_STEP_LOG2
 from egret.rate import RateRegularizer, entropy_per_weight
 from egret.training import Split, Splits
 
@@ -88,7 +89,7 @@ class Record:
     lam : float
         λ.
     bits : float
-        Entropy of the weights in steps of 2^-8, bits per weight.
+        Entropy of the rounded weights, in bits per weight.
     validation : float
         Quality on the validation split: accuracy in per cent, or nats.
     """
@@ -116,6 +117,8 @@ class Trained:
         At most `RECORDS` states.
     weight_names : tuple of str
         Parameters that a rate term charges.
+    steps : dict of str to int
+        n of the step 2^-n that a tensor was trained for; absent where it may be any.
     seconds : float
         Time that the training took.
     """
@@ -124,6 +127,7 @@ class Trained:
     state: dict[str, torch.Tensor]
     history: tuple[Record, ...]
     weight_names: tuple[str, ...]
+    steps: dict[str, int]
     seconds: float
 
 
@@ -169,7 +173,6 @@ def _run(task: Task, settings: Settings, splits: Splits) -> Trained:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     rule = METHODS[settings.method].start(model, settings.value or 0.0, steps)
     gauge = RateRegularizer(model, 0.0)
-    parameters = [model.get_parameter(name) for name in gauge.names]
     every = math.ceil(settings.epochs / RECORDS)
     history = []
     for epoch in range(1, settings.epochs + 1):
@@ -189,9 +192,13 @@ def _run(task: Task, settings: Settings, splits: Splits) -> Trained:
             schedule.step()
         if not math.isfinite(total):
             raise EgretError(f"training diverged in epoch {epoch}: {settings}")
+        if epoch == settings.epochs:
+            rule.finish()
         if epoch % every == 0 or epoch == settings.epochs:
             with torch.no_grad():
                 rate = gauge.rate().item()
+            with rule.forward():
+                validation = quality(task, model, splits.validation)
             history.append(
                 Record(
                     epoch=epoch,
@@ -199,12 +206,23 @@ def _run(task: Task, settings: Settings, splits: Splits) -> Trained:
                     rate=rate,
                     nu=gauge.nu,
                     lam=rule.lam,
-                    bits=entropy_per_weight(parameters, gauge.step_log2),
-                    validation=quality(task, model, splits.validation),
+                    bits=_entropy(model, gauge.names, rule.steps()),
+                    validation=validation,
                 )
             )
     state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    return Trained(settings, state, tuple(history), gauge.names, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    return Trained(settings, state, tuple(history), gauge.names, rule.steps(), seconds)
+
+
+def _entropy(model: nn.Module, names: Sequence[str], steps: Mapping[str, int]) -> float:
+    """Return the bits per weight of the rounded weights, each tensor in its own steps."""
+    parameters = {name: model.get_parameter(name) for name in names}
+    bits = sum(
+        parameter.numel() * entropy_per_weight([parameter], steps.get(name, DEFAULT_STEP_LOG2))
+        for name, parameter in parameters.items()
+    )
+    return bits / sum(parameter.numel() for parameter in parameters.values())
 
 
 # --- the cache ---------------------------------------------------------------------------------
@@ -263,6 +281,7 @@ def _read(path: Path, settings: Settings) -> Trained | None:
             found["state"],
             tuple(Record(**record) for record in found["history"]),
             tuple(found["weight_names"]),
+            dict(found["steps"]),
             found["seconds"],
         )
     except (OSError, EOFError, KeyError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile):
@@ -310,6 +329,7 @@ def train(settings: Settings, folder: Path | None, cache: Path) -> tuple[Trained
                 "state": trained.state,
                 "history": [dataclasses.asdict(record) for record in trained.history],
                 "weight_names": list(trained.weight_names),
+                "steps": trained.steps,
                 "seconds": trained.seconds,
             },
             temporary,
