@@ -26,7 +26,8 @@
 
 module egret_l_onchip(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_weight_tlast, s_axis_act_tvalid, s_axis_act_tdata, s_axis_act_tlast, m_axis_out_tready, s_axil_awvalid, s_axil_awaddr, s_axil_awprot, s_axil_wvalid, s_axil_wdata, s_axil_wstrb, s_axil_bready, s_axil_arvalid, s_axil_araddr, s_axil_arprot, s_axil_rready, s_axis_weight_tready, s_axis_act_tready
 , m_axis_out_tvalid, m_axis_out_tdata, m_axis_out_tlast, m_axis_out_tuser, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_bresp, s_axil_arready, s_axil_rvalid, s_axil_rdata, s_axil_rresp, matrix_done, irq, aclk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$3 , \$4 ;
   reg \$5 ;
   input aclk;
@@ -245,7 +246,8 @@ module egret_l_onchip(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis
 endmodule
 
 module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$125 , \$128 , \$129 , \$130 , \$132 , \$133 , \$2 , \$3 , \$4 , \$5 , \$7 , \$71 ,
     \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$8 , \$80 , \$85 , \$90 ;
   wire [1:0] \$10 , \$86 , \$91 ;
@@ -4572,7 +4574,8 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
 endmodule
 
 module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [16:0] \$1 , \$10 , \$7 , \$8 ;
   wire [1:0] \$11 ;
   wire [4:0] \$12 , \$13 , \$36 ;
@@ -4905,7 +4908,8 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w
 endmodule
 
 module egret_l_onchip_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__data, cancel, w_en, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$3 , \$7 , \$8 ;
   wire [3:0] \$14 , \$9 ;
   wire [2:0] \$2 , \$4 ;
@@ -5025,7 +5029,8 @@ module egret_l_onchip_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_p
 endmodule
 
 module egret_l_onchip_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w_port__data, r_rdy, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$17 , \$18 , \$2 , \$24 , \$25 , \$3 , \$4 , \$9 ;
   wire [6:0] \$11 , \$12 , \$19 , \$26 , \$5 , \$6 ;
   reg [5:0] \$30 ;
@@ -5177,7 +5182,8 @@ module egret_l_onchip_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en,
 endmodule
 
 module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$104 , \$105 , \$107 , \$11 , \$111 , \$112 , \$114 , \$118 , \$119 ,
     \$12 , \$121 , \$125 , \$126 , \$128 , \$132 , \$133 , \$135 , \$139 , \$14 , \$140 , \$142 ,
     \$146 , \$147 , \$149 , \$15 , \$153 , \$154 , \$156 , \$16 , \$160 , \$161 , \$163 , \$18 , \$2
@@ -5752,7 +5758,8 @@ module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
 endmodule
 
 module egret_l_onchip_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [33:0] \$4 ;
   reg [33:0] \$6 ;
@@ -5839,7 +5846,8 @@ module egret_l_onchip_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
 endmodule
 
 module egret_l_onchip_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$16 ;
   wire [49:0] \$10 , \$11 , \$14 , \$15 , \$17 ;
   wire [5:0] \$2 ;
@@ -6094,7 +6102,8 @@ module egret_l_onchip_core_finisher_requantizer (rst, i_sum, enable, port_0 , po
 endmodule
 
 module egret_l_onchip_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$10 ;
   wire [255:0] \$9 ;
@@ -6174,7 +6183,8 @@ endmodule
 
 module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
 , \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
     \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
   wire [1:0] \$2 ;
@@ -6679,7 +6689,8 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
 endmodule
 
 module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   reg [3:0] \$21 ;
   reg [3:0] \$22 ;
@@ -6816,7 +6827,8 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
 endmodule
 
 module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$1022 , \$1023 , \$1026 , \$1028 , \$1029 , \$103 , \$1030 , \$1031 , \$104 , \$105 ,
     \$1055 , \$1056 , \$1059 , \$1066 , \$1067 , \$1068 , \$1069 , \$1100 , \$1101 , \$1104 , \$1114
     , \$1115 , \$1118 , \$1130 , \$1131 , \$1132 , \$1133 , \$1172 , \$1173 , \$1176 , \$1186 ,
@@ -7729,7 +7741,8 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
 endmodule
 
 module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$1003 , \$1004 , \$1007 , \$1017 , \$1018 , \$1021 , \$1036 , \$1037 , \$1040 ,
     \$1060 , \$1061 , \$1064 , \$1089 , \$109 , \$1090 , \$1093 , \$11 , \$110 , \$1123 , \$1124 ,
     \$1127 , \$1159 , \$1160 , \$1161 , \$1162 , \$12 , \$13 , \$139 , \$14 , \$140 , \$15 , \$16 ,
@@ -8296,7 +8309,8 @@ module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, 
 endmodule
 
 module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
   reg \$23 ;
   reg [10:0] \$24 ;
@@ -8463,7 +8477,8 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, canc
 endmodule
 
 module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
   wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$22 , \$25 ,
     \$26 , \$27 , \$28 , \$29 , \$30 , \$31 , \$4 , \$7 , \$8 , \$9 ;
@@ -8994,7 +9009,8 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
 endmodule
 
 module egret_l_onchip_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [11:0] \$1 ;
   wire [9:0] address;
   input cancel;
@@ -9060,7 +9076,8 @@ module egret_l_onchip_core_lane_mac_map (rst, port_0 , cancel, read__addr, read_
 endmodule
 
 module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [19:0] \$1 ;
   reg [11:0] \$2 ;
   reg [7:0] \$3 ;
@@ -9115,7 +9132,8 @@ module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b
 endmodule
 
 module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [10:0] address;
   input cancel;
@@ -9335,7 +9353,8 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
 endmodule
 
 module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
   wire [5:0] \$11 ;
   wire [1:0] \$4 , \$8 ;
@@ -9733,7 +9752,8 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
 endmodule
 
 module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$13 , \$15 , \$17 , \$18 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
     , \$25 , \$26 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39
     , \$4 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$6 ;
@@ -10514,7 +10534,8 @@ endmodule
 
 
 module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
   wire [11:0] \$3 ;
@@ -10577,7 +10598,8 @@ module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matri
 endmodule
 
 module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$11 , \$12 , \$13 , \$2 , \$3 , \$4 , \$5 , \$6 , \$8 , \$9 ;
   wire [7:0] \$10 ;
   wire [6:0] \$7 ;
@@ -10858,7 +10880,8 @@ endmodule
 
 module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
 , words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
     \$125 , \$126 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 ,
@@ -12432,7 +12455,8 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
 endmodule
 
 module egret_l_onchip_core_reader_crc_65 (rst, valid, start, crc, data, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
     , \$1009 , \$101 , \$1010 , \$1011 , \$1012 , \$1013 , \$1014 , \$1015 , \$1016 , \$1017 ,
     \$1018 , \$1019 , \$102 , \$1020 , \$1021 , \$1022 , \$1023 , \$1024 , \$1028 , \$103 , \$1030 ,
@@ -17573,7 +17597,8 @@ module egret_l_onchip_core_reader_crc_65 (rst, valid, start, crc, data, clk);
 endmodule
 
 module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -17685,7 +17710,8 @@ module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
 endmodule
 
 module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [37:0] \$4 ;
   reg [37:0] \$6 ;
@@ -17786,7 +17812,8 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
 endmodule
 
 module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -17898,7 +17925,8 @@ module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [37:0] \$4 ;
   reg [37:0] \$6 ;
@@ -17999,7 +18027,8 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
 endmodule
 
 module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18112,7 +18141,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18225,7 +18255,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18338,7 +18369,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18451,7 +18483,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18564,7 +18597,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18677,7 +18711,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -18790,7 +18825,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -18903,7 +18939,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19016,7 +19053,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19129,7 +19167,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -19242,7 +19281,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19355,7 +19395,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19468,7 +19509,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19581,7 +19623,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19694,7 +19737,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -19807,7 +19851,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -19920,7 +19965,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -20033,7 +20079,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -20146,7 +20193,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -20259,7 +20307,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -20372,7 +20421,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -20485,7 +20535,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$9 ;
   reg \$10 ;
@@ -20598,7 +20649,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_31 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
   wire [1:0] \$9 ;
   wire [37:0] behind__payload;
@@ -20687,7 +20739,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -20800,7 +20853,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -20913,7 +20967,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21026,7 +21081,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21139,7 +21195,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21252,7 +21309,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21365,7 +21423,8 @@ endmodule
 
 
 module egret_l_onchip_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [7:0] \$1 , \$17 , \$18 , \$2 , \$76 , \$89 ;
   wire \$10 , \$12 , \$13 , \$14 , \$15 , \$16 , \$19 , \$22 , \$23 , \$24 , \$28 , \$29 , \$3 ,
     \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$48 ,
@@ -21880,7 +21939,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
 , port_9 , port_10 , port_11 , port_12 , port_13 , port_14 , port_15 , port_16 , port_17 , port_18 , port_19 , port_20 , port_21 , port_22 , port_23 , port_24 , port_25 , port_26 , port_27 , port_28 , port_29 
 , port_30 , port_31 , port_32 , port_33 , port_34 , port_35 , port_36 , port_37 , port_38 , port_39 , port_40 , port_41 , port_42 , port_43 , port_44 , port_45 , port_46 , port_47 , port_48 , port_49 , port_50 
 , port_51 , port_52 , port_53 , port_54 , port_55 , port_56 , port_57 , port_58 , port_59 , port_60 , port_61 , port_62 , port_63 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$103 , \$106 , \$108 , \$11 , \$110 , \$111 , \$112 , \$113 , \$114 , \$115 ,
     \$116 , \$117 , \$118 , \$12 , \$127 , \$13 , \$137 , \$14 , \$140 , \$142 , \$144 , \$145 ,
     \$146 , \$147 , \$148 , \$149 , \$15 , \$150 , \$152 , \$153 , \$154 , \$155 , \$156 , \$157 ,
@@ -23033,7 +23093,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
 endmodule
 
 module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [256:0] \$4 ;
   reg [256:0] \$6 ;
@@ -23120,7 +23181,8 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
 endmodule
 
 module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
     \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
     \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
@@ -24194,7 +24256,8 @@ endmodule
 
 module egret_l_onchip_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid
 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$27
     , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40
     , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53
