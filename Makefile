@@ -114,8 +114,8 @@ test: compiler $(READY)
 
 # --- Verification beyond `make test` ---
 
-# Icarus runs a hundredth of Verilator's cycles in a second, so that of the accelerator's benches it
-# plays those on the kept Verilog, on the codes and on the inputs' errors; all components' benches.
+# Icarus simulates far fewer cycles in a second, so that of the accelerator's benches it plays
+# those on the kept Verilog, on the codes and on the inputs' errors; all components' benches.
 ICARUS_ACCELERATOR := repository or strobe or every_kind_of_code or numbers_of_activations
 SIM_BENCHES := $(filter-out tests/test_hw_accelerator.py,$(wildcard tests/test_hw_*.py))
 

@@ -169,9 +169,11 @@ def _read_results(results: Path) -> tuple[int, list[str]]:
     results.unlink(missing_ok=True)
     if not text:
         return 0, []
-    tests = list(ElementTree.fromstring(text).iter("testcase"))
-    # Every bench's clock is the same.
-    count_cycles(sum(round(float(test.get("sim_time_ns", 0)) / CLOCK_NS) for test in tests))
+    root = ElementTree.fromstring(text)
+    tests = list(root.iter("testcase"))
+    times = [entry for entry in root.iter("property") if entry.get("name") == "sim_time_duration"]
+    # In ns; every bench's clock is the same.
+    count_cycles(sum(round(float(entry.get("value", 0)) / CLOCK_NS) for entry in times))
     failures = [
         f"{test.get('name')}: {' '.join(failure.get('message', '').split())}"
         for test in tests
