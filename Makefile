@@ -20,6 +20,15 @@ NNCODEC := 2.1.3
 
 # How long `make fuzz` goes on.
 SECONDS ?= 60
+# Simulator of `make sim`: verilator or icarus; and its seed, by default another one every time.
+SIM ?= verilator
+ifndef SEED
+SEED := $(shell date +%s)
+endif
+# More options of `make sim-long`: --preset, --weights, --seed.
+SIM_LONG_OPTIONS ?=
+# What `make test-full` runs: names of benchmarks/full_run.py.
+FULL_STEPS := lint test sim sim-icarus faults formal sim-long
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -41,12 +50,17 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 .PHONY: help venv compiler demo test formal lint format rtl diagrams fuzz bench-digits bench-training bench-codec bench-hw \
     experiments clean distclean
+.PHONY: sim faults sim-long test-full
 
 help:
 	@echo 'Egret: make COMMAND'
 	@echo
 	@echo '  demo          train, pack, generate Verilog, simulate it, report into build/demo'
 	@echo '  test          the whole test suite'
+	@echo '  sim           the hardware benches alone, on SIM=verilator or SIM=icarus, with SEED=n'
+	@echo '  faults        every fault of the lists in tests/test_faults.py'
+	@echo '  sim-long      20 million weights through the accelerator, compared with NumPy'
+	@echo '  test-full     everything, on both simulators; needs the Debian package iverilog'
 	@echo '  formal        prove what docs/verification.md lists, with Yosys and Z3'
 	@echo '  lint          ruff (format and rules) and mypy'
 	@echo '  format        let ruff rewrite the sources'
@@ -66,6 +80,7 @@ help:
 	@echo '                                  https://download.pytorch.org/whl/cpu'
 	@echo '           TORCH_INDEX=default    the build pip would choose (CUDA on Linux)'
 	@echo '           JOBS=2                 worker processes of the tests'
+	@echo '           WAVES=1                keep the waves of every run in build/waves'
 	@echo '           WEIGHTS="a.th b.bin"   checkpoints for bench-codec and bench-hw, besides what ships'
 	@echo '           DATA=folder            data sets for experiments; the digits alone if empty'
 
@@ -102,6 +117,33 @@ test: compiler $(READY)
 	@echo 'egret: running the tests, a few minutes on two cores (Verilator builds included)'
 	@# The workers share the cores, so that each has one thread.
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile tests
+
+# --- Verification beyond `make test` ---
+
+# Icarus simulates far fewer cycles in a second, so that of the accelerator's benches it plays
+# those on the kept Verilog, on the codes and on the inputs' errors; all components' benches.
+ICARUS_ACCELERATOR := repository or strobe or every_kind_of_code or numbers_of_activations
+SIM_BENCHES := $(filter-out tests/test_hw_accelerator.py,$(wildcard tests/test_hw_*.py))
+
+sim: compiler $(READY)
+	@echo 'egret: simulating with $(SIM), seed $(SEED); again: make sim SIM=$(SIM) SEED=$(SEED)'
+	@export OMP_NUM_THREADS=1 EGRET_FULL=1 EGRET_SIMULATOR=$(SIM) EGRET_SEED=$(SEED); \
+	    $(PY) -c 'from egret_sim.runner import check_simulator; check_simulator()' && \
+	    $(PY) -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile $(SIM_BENCHES) && \
+	    $(PY) -m pytest -n $(JOBS) --maxprocesses 8 \
+	    $(if $(filter icarus,$(SIM)),-k '$(ICARUS_ACCELERATOR)') tests/test_hw_accelerator.py
+
+faults: compiler $(READY)
+	@echo 'egret: playing every fault of the lists: several minutes'
+	@EGRET_FULL=1 $(PY) -m pytest -q -s tests/test_faults.py
+
+sim-long: compiler $(READY)
+	@$(PY) -m benchmarks.sim_long $(SIM_LONG_OPTIONS)
+
+test-full: $(READY)
+	@MAKE='$(MAKE)' $(PY) -m benchmarks.full_run --steps $(FULL_STEPS)
+
+# ---
 
 formal: $(READY)
 	@echo 'egret: proving: a few minutes on two cores; logs and traces go to build/formal'

@@ -53,7 +53,7 @@ from egret_hw.yowasp import tool_version
 from egret_sim.fast import FastModel, Phase, PhaseRecord
 from egret_sim.report import csc_cost, dense_int8_cost
 
-__all__ = ["main", "measure_area", "measure_run"]
+__all__ = ["check_results", "expected_results", "main", "measure_area", "measure_run"]
 
 FOLDER = Path("build/bench-hw")
 """Where figures are kept and charts go."""
@@ -183,7 +183,7 @@ def _read(packet: Packet, name: str) -> int:
     return header >> place.offset & ((1 << place.width) - 1)
 
 
-def _expected(
+def expected_results(
     image: HardwareImage, matrices: Mapping[str, NDArray[np.int32]], rng: np.random.Generator
 ) -> tuple[list[bytes], list[NDArray[np.int32]]]:
     """Draw activations; return their packets, and the packets of results."""
@@ -208,9 +208,16 @@ def _expected(
     return activations, results
 
 
-def _check_results(
+def check_results(
     record: PhaseRecord, results: Sequence[NDArray[np.int32]], names: Sequence[str]
 ) -> None:
+    """Compare packets of results, each with its name for messages.
+
+    Raises
+    ------
+    EgretError
+        One is missing, is an error, or differs.
+    """
     if not record.is_complete or len(record.packets) != len(results):
         raise EgretError(
             f"{names[min(len(record.packets), len(names) - 1)]}: the accelerator sent "
@@ -265,7 +272,7 @@ def measure_run(
     params = model.params
     image = build_matrices(matrices, params, codes=codes)
     packets = image.matrices
-    activations, results = _expected(image, matrices, np.random.default_rng(_SEED))
+    activations, results = expected_results(image, matrices, np.random.default_rng(_SEED))
     reads = list(_COUNTERS.values())
     setup = Phase([p.data for p in image.setup], settle=_SETUP_CYCLES, reads=reads)
 
@@ -281,8 +288,8 @@ def measure_run(
     # Alone, the first matrix's fill and the last one's drain show; between two passes they do not.
     records = model.run([setup, passes(1), passes(1 + _PASSES)])
     names = [p.name for p in packets if not _read(p, "more")]
-    _check_results(records[1], results, names)
-    _check_results(records[2], results * (1 + _PASSES), names * (1 + _PASSES))
+    check_results(records[1], results, names)
+    check_results(records[2], results * (1 + _PASSES), names * (1 + _PASSES))
     alone, several = (
         {name: after.registers[at] - before.registers[at] for name, at in _COUNTERS.items()}
         for before, after in pairwise(records)

@@ -23,12 +23,13 @@ from tests.image_builder import (
     matrix_packet,
     random_cut,
 )
+from tests.run_options import IS_FULL, KEPT, generator, pause_seed
 
 from egret.errors import CapacityError
 from egret.image import MatrixPacket, build_image
 from egret.image_format import CLASSES, ErrorKind, PacketKind
 from egret.network import IntegerLayer, IntegerNetwork
-from egret.params import CODE_NAMES, AcceleratorParams
+from egret.params import CODE_NAMES, PRESETS, AcceleratorParams
 from egret.quantize import QuantizedTensor
 from egret_hw.rtl import generate_verilog, top_name
 from egret_sim.benches.accelerator import PAUSES, Job, Recording, Step
@@ -106,10 +107,14 @@ SETS = [
     replace(L4W4, name="l2w8c4", lanes=2, parser_bits=8, parser_cut=2, bus_bits=128, batch=2),
 ]
 FAULTY = SETS[3]
+KEPT_PRESETS = [params for name, params in PRESETS.items() if IS_FULL or name == "xs-ice40"]
 
 
 @lru_cache
 def verilog(params: AcceleratorParams) -> str:
+    """Return the Verilog of a set, for a preset that of the repository."""
+    if params in KEPT_PRESETS:
+        return (KEPT / top_name(params) / f"{top_name(params)}.v").read_text(encoding="utf-8")
     return generate_verilog(params)
 
 
@@ -208,7 +213,7 @@ def play(
     seed: int = 1,
     timeout: int = 40_000,
 ) -> Recording:
-    job = Job(steps, pause=pause, seed=seed, timeout=timeout)
+    job = Job(steps, pause=pause, seed=pause_seed(seed), timeout=timeout)
     recording = run_bench(verilog(params), top_name(params), BENCH, job, seed=seed)
     assert isinstance(recording, Recording)
     return recording
@@ -454,7 +459,7 @@ class Host:
 @pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
 def test_random_matrices(params: AcceleratorParams, pause: str) -> None:
     seed = 100 * SETS.index(params) + list(PAUSES).index(pause)
-    host = Host(params, np.random.default_rng(seed), f"seed {seed}")
+    host = Host(params, generator(seed), f"seed {seed}")
     for _ in range(2):
         host.chain(12)
     host.script.clear()
@@ -466,7 +471,7 @@ def test_random_matrices(params: AcceleratorParams, pause: str) -> None:
 @pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
 def test_every_kind_of_code_from_matrix_to_matrix(params: AcceleratorParams) -> None:
     """Every kind of code follows every other one at once, with the two of two banks in turns."""
-    rng = np.random.default_rng(SETS.index(params))
+    rng = generator(SETS.index(params))
     script = Script(params)
     entries = params.map_depth // 2
     values = rng.integers(-100, 100, entries)
@@ -501,7 +506,7 @@ def test_every_kind_of_code_from_matrix_to_matrix(params: AcceleratorParams) -> 
 @pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
 def test_corners(params: AcceleratorParams) -> None:
     """The sizes, places and tables at their limits, each beside the next."""
-    rng = np.random.default_rng(7)
+    rng = generator(7)
     script = Script(params)
     depth, limit = params.map_depth, 1 << (params.weight_bits - 1)
     table = rng.integers(-limit, limit, depth)
@@ -550,7 +555,7 @@ def row_ranges(params: AcceleratorParams, shape: tuple[int, int]) -> list[tuple[
 @pytest.mark.parametrize("params", SETS, ids=lambda params: params.name)
 def test_packer_against_golden_and_plain_integers(params: AcceleratorParams) -> None:
     seed = SETS.index(params)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed)
     layers = []
     for number, (columns, rows) in enumerate(pairwise([40, 33, 12, 5])):
         values = np.rint(rng.laplace(size=(rows, columns)) * 1.5).astype(np.int32).clip(-7, 7)
@@ -606,7 +611,7 @@ class Faults:
 
     def __init__(self, params: AcceleratorParams = FAULTY, seed: int = 1) -> None:
         self.script = Script(params)
-        self.rng = np.random.default_rng(seed)
+        self.rng = generator(seed)
         self.word = params.bus_bits // 8
         indices = self.rng.geometric(0.5, (6, 8)).clip(max=5) - 1
         self.code = Code(golomb(1, params))
@@ -1125,3 +1130,18 @@ def test_every_matrix_has_its_strobe() -> None:
     recording = script.play()
     assert len(recording.matrix_cycles) == 5
     assert recording.matrix_cycles == sorted(recording.matrix_cycles)
+
+
+@pytest.mark.parametrize("params", KEPT_PRESETS, ids=lambda params: params.name)
+def test_verilog_of_the_repository(params: AcceleratorParams) -> None:
+    """Matrices back to back, an error, and one more: short, for the slowest simulator's sake."""
+    faults = Faults(params, seed=11)
+    faults.script.setup(*faults.setup)
+    for number in range(4):
+        faults.script.send(f"matrix {number}", faults.matrix, faults.vector())
+    damaged = bytearray(faults.matrix)
+    damaged[-faults.word - 1] ^= 16
+    outcome = faults.fault("a bit of the payload", bytes(damaged), x=faults.vector())
+    assert outcome.error is ErrorKind.CRC
+    recording = faults.script.play(pause="random", seed=3)
+    assert len(recording.matrix_cycles) == 5

@@ -6,6 +6,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 import pytest
+from tests.run_options import seeded
 
 from egret.params import PRESETS, AcceleratorParams
 from egret_hw.axi_lite import AxiLiteSlave
@@ -117,7 +118,7 @@ def random_address(rng: random.Random, registers: tuple[Register, ...]) -> int:
 
 def make_runs(name: str) -> list[Run]:
     registers = TABLES[name]
-    rng = random.Random(name)
+    rng = seeded(name)
     width = sum(each.width for _, each, _ in fields(registers, Kind.LIVE))
     constant = [register.offset for register in registers if not register.writable]
     runs = []

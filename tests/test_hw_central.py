@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.run_options import pause_seed, seeded
 from tests.test_hw_requantizer import requantize
 
 from egret.image_format import PacketKind
@@ -86,7 +87,7 @@ def make_section(rng: random.Random, params: AcceleratorParams, kind: int, wide:
 def make_dealer_runs(params: AcceleratorParams) -> list[DealerRun]:
     runs = []
     for seed, source in enumerate([*PAUSES, "none", "none", "random"]):
-        rng = random.Random(f"{params.name} {seed}")
+        rng = seeded(params.name, seed)
         kinds = [(kind, wide) for kind in PacketKind for wide in (False, kind == PacketKind.MATRIX)]
         # Several sections of one entry in a row, and several codes, wait together.
         kinds = kinds * 3 + [(PacketKind.CODE, False)] * 4
@@ -98,7 +99,7 @@ def make_dealer_runs(params: AcceleratorParams) -> list[DealerRun]:
             fields = section_layout().from_bits(section)
             words = -(-fields.count * (32 if fields.wide else 16) // params.bus_bits)
             sections.append((section, [rng.getrandbits(params.bus_bits) for _ in range(words)]))
-        runs.append(DealerRun(params, sections, rng.getrandbits(8), source, seed))
+        runs.append(DealerRun(params, sections, rng.getrandbits(8), source, pause_seed(seed)))
     return runs
 
 
@@ -181,7 +182,7 @@ def make_store_runs(params: AcceleratorParams) -> list[StoreRun]:
     runs = []
     orders = ("any", "same", "turns")
     for seed, (source, walking) in enumerate(PATTERNS * 4):
-        rng = random.Random(f"{params.name} {seed}")
+        rng = seeded(params.name, seed)
         matrices = []
         bank, rows = 0, 0
         for _ in range(8):
@@ -194,7 +195,9 @@ def make_store_runs(params: AcceleratorParams) -> list[StoreRun]:
             if walks:
                 bank, rows = 1 - bank, 0
         cancel = rng.randint(40, 600) if seed >= 2 * len(PATTERNS) else -1
-        runs.append(StoreRun(params, matrices, source, walking, orders[seed % 3], seed, cancel))
+        runs.append(
+            StoreRun(params, matrices, source, walking, orders[seed % 3], pause_seed(seed), cancel)
+        )
     return runs
 
 
@@ -219,7 +222,7 @@ def row_sums(matrices: list[StoreMatrix], row: int) -> list[int]:
 def make_finisher_runs(params: AcceleratorParams) -> list[FinisherRun]:
     runs = []
     for seed, sink in enumerate([*PAUSES] * 2):
-        rng = random.Random(f"{params.name} {seed}")
+        rng = seeded(params.name, seed)
         biases = [
             rng.choice((*INT32, 0, rng.randint(*INT32), rng.randint(-1000, 1000)))
             for _ in range(2 * params.row_depth)
@@ -258,7 +261,7 @@ def make_finisher_runs(params: AcceleratorParams) -> list[FinisherRun]:
                 )
             report = rng.choice((0, 0, rng.randint(1, 8)))
             jobs.append(FinisherJob(job, sums, report))
-        runs.append(FinisherRun(params, biases, jobs, sink, seed))
+        runs.append(FinisherRun(params, biases, jobs, sink, pause_seed(seed)))
     return runs
 
 
@@ -276,13 +279,13 @@ def make_loader_runs(params: AcceleratorParams) -> list[LoaderRun]:
     for seed, (source, cancels) in enumerate(
         (source, cancels) for source in PAUSES for cancels in (0.0, 0.02, 0.1)
     ):
-        rng = random.Random(f"{params.name} {seed}")
+        rng = seeded(params.name, seed)
         beats = []
         for _ in range(120):
             count = rng.choice((1, 2, depth, depth + rng.randint(1, 5), rng.randint(1, depth)))
             beats += [rng.getrandbits(bits) for _ in range(count)]
             beats[-1] |= 1 << bits
-        runs.append(LoaderRun(params, beats, source, cancels, seed, 2500))
+        runs.append(LoaderRun(params, beats, source, cancels, pause_seed(seed), 2500))
     return runs
 
 
@@ -297,11 +300,11 @@ def make_node_runs() -> list[NodeRun]:
     runs = []
     bits = sums_layout(ONE).size
     for seed, (source, sink) in enumerate(PATTERNS):
-        rng = random.Random(seed)
+        rng = random.Random(pause_seed(seed))
         # The lowest bit tells the inputs apart.
         lane = [rng.getrandbits(bits) & ~1 for _ in range(40)]
         behind = [rng.getrandbits(bits) | 1 for _ in range(60)]
-        runs.append(NodeRun(lane, behind, bits, source, sink, seed))
+        runs.append(NodeRun(lane, behind, bits, source, sink, pause_seed(seed)))
     return runs
 
 

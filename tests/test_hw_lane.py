@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import pytest
+from tests.run_options import seeded
 
 from egret.params import AcceleratorParams
 from egret_sim.bank import bank_verilog
@@ -351,7 +352,7 @@ def make_matrix(
 
 def make_case(name: str, scene: str, number: int) -> Case:
     params = VARIANTS[name]
-    rng = random.Random(f"{name} {scene} {number}")
+    rng = seeded(name, scene, number)
     codings = [random_coding(rng, params, scene) for _ in range(params.code_banks)]
     low, high = -(2 ** (params.weight_bits - 1)), 2 ** (params.weight_bits - 1) - 1
     values = [
@@ -384,7 +385,7 @@ def make_case(name: str, scene: str, number: int) -> Case:
 def make_paced_case(name: str, pace: str) -> Case:
     """Make a long substream whose codewords need no more than a beat a cycle, and no pauses."""
     params = VARIANTS[name]
-    rng = random.Random(f"{name} {pace}")
+    rng = seeded(name, pace)
     columns = params.activation_depth
     if pace == "sparse":
         # A run and a level take 7 to 10 bits together.

@@ -9,6 +9,7 @@ from typing import Any
 
 import crc32c
 import pytest
+from tests.run_options import pause_seed, seeded
 
 from egret.image_format import CODE_FIELDS, LOAD_FIELDS, MATRIX_FIELDS, ErrorKind, Field, PacketKind
 from egret.params import AcceleratorParams
@@ -467,19 +468,19 @@ def broken_headers(params: AcceleratorParams) -> list[Packet]:
 def make_run(
     params: AcceleratorParams, packets: Sequence[Packet], seed: int, source: str, answers: str
 ) -> tuple[ReaderRun, list[list[int]]]:
-    rng = random.Random(f"{params.name} {seed}")
+    rng = seeded(params.name, seed)
     texts = [packet.words(params, rng) for packet in packets]
     words = [word for text in texts for word in text]
     cycles = (
         len(words) * (8 if (source, answers) != ("none", "none") else 2) + 60 * len(texts) + 200
     )
-    run = ReaderRun(params, words, source, answers, 12, seed, cycles)
+    run = ReaderRun(params, words, source, answers, 12, pause_seed(seed), cycles)
     return run, texts
 
 
 def make_runs(params: AcceleratorParams) -> dict[str, list[tuple[ReaderRun, list[list[int]]]]]:
     """Return runs by what they are about."""
-    rng = random.Random(params.name)
+    rng = seeded(params.name)
     runs: dict[str, list[tuple[ReaderRun, list[list[int]]]]] = {}
 
     def add(about: str, packets: Sequence[Packet], source: str, answers: str, **more: Any) -> None:

@@ -10,6 +10,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from tests.run_options import seeded
 
 from egret.params import CODE_NAMES, AcceleratorParams
 from egret_hw.layouts import code_layout, code_write_layout
@@ -361,7 +362,7 @@ def code_writes(code: Code, bank: int) -> list[int]:
 
 def make_matrices(name: str) -> list[Matrix]:
     variant = VARIANTS[name]
-    rng = random.Random(f"matrices of {name}")
+    rng = seeded("matrices of", name)
     matrices: list[Matrix] = []
     code, bank = Code(False, False, EMPTY, EMPTY), 0
     for number in range(12 if variant.microcode else 24):
@@ -386,7 +387,7 @@ def make_matrices(name: str) -> list[Matrix]:
 def make_plan(name: str) -> Plan:
     variant = VARIANTS[name]
     width, slots = variant.width, variant.slots
-    rng = random.Random(f"plan of {name}")
+    rng = seeded("plan of", name)
     matrices = make_matrices(name)
     plan = Plan(matrices, [], [])
     beats = [

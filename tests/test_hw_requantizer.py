@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 import pytest
+from tests.run_options import seeded
 
 from egret_hw.requantizer import Requantizer
 from egret_sim.bank import bank_verilog
@@ -63,7 +64,7 @@ def pick_bias(rng: random.Random, result: int) -> int:
 
 
 def make_cases() -> list[Case]:
-    rng = random.Random("requantizer")
+    rng = seeded("requantizer")
     patterns = [(source, enable) for source in PAUSES for enable in PAUSES]
     settings = [(rng.choice(MULTIPLIERS), shift) for shift in range(64)]
     settings += [(multiplier, 0) for multiplier in MULTIPLIERS]

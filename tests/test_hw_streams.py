@@ -4,6 +4,7 @@ import random
 from itertools import pairwise, product
 
 import pytest
+from tests.run_options import pause_seed
 
 from egret.params import AcceleratorParams
 from egret_hw.elastic import ElasticBuffer
@@ -38,10 +39,10 @@ def make_runs(bits: int, beats: int) -> list[Run]:
     """Every pair of patterns, each after a run that a reset cuts off with payloads inside."""
     runs = []
     for seed, (source, sink) in enumerate(PATTERNS):
-        rng = random.Random(seed)
+        rng = random.Random(pause_seed(seed))
         payloads = [rng.getrandbits(bits) for _ in range(TRANSFERS)]
-        runs.append(Run(payloads, "none", "alternating", 1000 + seed, CUT_OFF))
-        runs.append(Run(payloads, source, sink, 2 * seed, TRANSFERS * (3 * beats + 5)))
+        runs.append(Run(payloads, "none", "alternating", pause_seed(1000 + seed), CUT_OFF))
+        runs.append(Run(payloads, source, sink, pause_seed(2 * seed), TRANSFERS * (3 * beats + 5)))
     return runs
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from egret_hw.rtl import (
     generate_files,
     top_name,
 )
-from egret_hw.synthesis import synthesize_ecp5
+from egret_hw.synthesis import check_circuit, synthesize_ecp5
 from egret_hw.verilog_text import tidy_verilog
 from egret_hw.yowasp import run_yowasp
 from egret_sim.runner import verilator_environment
@@ -173,6 +174,13 @@ def test_synthesises_for_ecp5() -> None:
     assert "Yosys" in cells.tool
 
 
+@pytest.mark.parametrize("params", PRESETS.values(), ids=lambda params: params.name)
+def test_kept_verilog_is_a_circuit(params: AcceleratorParams) -> None:
+    top = top_name(params)
+    check_circuit((KEPT / top / f"{top}.v").read_text(encoding="utf-8"), top)
+
+
+@pytest.mark.parametrize("check", [check_circuit, synthesize_ecp5])
 @pytest.mark.parametrize(
     ("body", "why"),
     [
@@ -183,9 +191,24 @@ def test_synthesises_for_ecp5() -> None:
     ],
     ids=["latch", "two drivers", "loop", "missing module"],
 )
-def test_synthesis_refuses_what_is_no_circuit(body: str, why: str) -> None:
+def test_what_is_no_circuit_is_refused(
+    body: str, why: str, check: Callable[[str, str], object]
+) -> None:
     with pytest.raises(EgretError, match=rf"^bad: yosys failed: .*({why})"):
-        synthesize_ecp5(f"module bad(input a, input b, output y); {body} endmodule\n", "bad")
+        check(f"module bad(input a, input b, output y); {body} endmodule\n", "bad")
+
+
+def test_a_loop_through_two_modules_is_refused() -> None:
+    text = """
+module half(input a, input b, output y); assign y = a ^ b; endmodule
+module bad(input a, input b, output y);
+  wire t;
+  half one(a, y, t);
+  half two(t, b, y);
+endmodule
+"""
+    with pytest.raises(EgretError, match=r"^bad: yosys failed: .*Found [0-9]+ problems in .check"):
+        check_circuit(text, "bad")
 
 
 def test_tidied_text_is_the_same_design(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from egret_hw.yowasp import run_yowasp
 
-__all__ = ["Ecp5Cells", "synthesize_ecp5"]
+__all__ = ["Ecp5Cells", "check_circuit", "synthesize_ecp5"]
 
 _LUTS_OF_RAM = 4
 """A TRELLIS_DPR16X4 takes the four LUTs of two slices as memory."""
@@ -40,6 +40,33 @@ class Ecp5Cells:
     tool: str
 
 
+_CIRCUIT = "select -assert-none t:$dlatch t:$_DLATCH_*; check -assert"
+
+
+def check_circuit(verilog: str, top: str) -> None:
+    """Check that a design, flat, is a circuit: no latch, loop, second driver or undriven wire.
+
+    Parameters
+    ----------
+    verilog : str
+        Text of the design.
+    top : str
+        Top module.
+
+    Raises
+    ------
+    EgretError
+        Yosys found a fault; its last lines are in the message.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "design.v").write_text(verilog, encoding="utf-8")
+        script = (
+            f"read_verilog design.v; hierarchy -check -top {top}; proc; flatten; opt_clean; "
+            f"{_CIRCUIT}"
+        )
+        run_yowasp("yosys", ["-q", "-p", script], Path(folder), top)
+
+
 def synthesize_ecp5(verilog: str, top: str, *, wide_luts: bool = True) -> Ecp5Cells:
     """Synthesise a design and count its cells.
 
@@ -69,7 +96,7 @@ def synthesize_ecp5(verilog: str, top: str, *, wide_luts: bool = True) -> Ecp5Ce
         (Path(folder) / "design.v").write_text(verilog, encoding="utf-8")
         script = (
             f"read_verilog design.v; hierarchy -check -top {top}; proc; opt_clean; "
-            "select -assert-none t:$dlatch t:$_DLATCH_*; check -assert; "
+            f"{_CIRCUIT}; "
             f"synth_ecp5{options} -top {top}; check -assert; tee -q -o stat.json stat -json"
         )
         run_yowasp("yosys", ["-q", "-p", script], Path(folder), top)

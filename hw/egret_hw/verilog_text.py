@@ -15,6 +15,9 @@ _MODULE = re.compile(r"^module .*?^endmodule\n", re.MULTILINE | re.DOTALL)
 _MODULE_NAME = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
 # A register that only makes `always @*` blocks run at time 0; its number counts over the file.
 _TIME_ZERO = re.compile(r"\\\$auto\$verilog_backend\S+ ")
+# A value in the declaration is there before those blocks wait for a change (in Icarus Verilog, for
+# one): a block whose other inputs keep their first values would give X. This comes after.
+_TIME_ZERO_VALUE = ("  reg time_zero  = 0;\n", "  reg time_zero;\n  initial time_zero <= 1'h0;\n")
 # A port without a name of its own; its numbers count over the file.
 _NUMBERED_PORT = re.compile(r"\\port\$\d+\$\d+ ")
 # Such a port as it is declared, once it has a number of its module's own.
@@ -215,6 +218,7 @@ def tidy_verilog(verilog: str) -> str:
         The same design.
     """
     verilog = _NO_BITS.sub("", _TIME_ZERO.sub("time_zero ", verilog))
+    verilog = verilog.replace(*_TIME_ZERO_VALUE)
     verilog = _name_modules_plainly(_number_ports_locally(verilog))
     verilog = _share_equal_modules(_ZEROS.sub(_loop_over_zeros, verilog))
     return _MODULE.sub(

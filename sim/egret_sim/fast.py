@@ -21,7 +21,7 @@ from egret.errors import EgretError
 from egret.files import write_text
 from egret.params import AcceleratorParams
 from egret_hw.rtl import LINT_WAIVERS, generate_verilog, top_name
-from egret_sim.runner import VERILATOR_FLAGS, build_folder, verilator_environment
+from egret_sim.runner import VERILATOR_FLAGS, build_folder, count_cycles, verilator_environment
 
 __all__ = ["FastModel", "FastPacket", "Phase", "PhaseRecord"]
 
@@ -49,6 +49,11 @@ class Phase:
         Matrices that end.
     settle : int
         Cycles to go on for when all that has happened.
+    limit : int
+        Cycles after which the phase ends, whatever has come or not, with a reset of the core; what
+        was not taken by then is dropped. 0: it ends when all has come.
+    may_fail : bool
+        A packet that reports an error counts as one of `results`, and the phase goes on.
     writes : mapping of int to int
         Registers to write before, by byte address.
     reads : sequence of int
@@ -60,6 +65,8 @@ class Phase:
     results: int = 0
     matrices: int = 0
     settle: int = _SETTLE
+    limit: int = 0
+    may_fail: bool = False
     writes: Mapping[int, int] = field(default_factory=dict)
     reads: Sequence[int] = ()
 
@@ -90,7 +97,8 @@ class PhaseRecord:
     Parameters
     ----------
     is_complete : bool
-        All that was expected has come; not so after an error, or when nothing moved for too long.
+        All that was expected has come, or the limit; not so after an error, unless the phase may
+        fail, or when nothing moved for too long.
     cycles : int
         Length of the phase.
     entered : ndarray of uint32
@@ -225,6 +233,7 @@ class FastModel:
             weights = _beats(phase.weights, weight_bytes, "weights")
             columns = _beats(phase.activations, act_bytes, "activations")
             expected = [phase.results, phase.matrices, phase.settle]
+            expected += [phase.limit, int(phase.may_fail)]
             job += [
                 np.array([len(phase.writes), *writes, *expected, len(weights)], np.uint32),
                 weights.reshape(-1),
@@ -252,6 +261,7 @@ class FastModel:
             is_complete, cycles = bool(log.next()), log.next()
             entered, done, results = (log.take(log.next()) for _ in range(3))
             registers = log.take(len(phase.reads)).tolist()
+            count_cycles(cycles)
             packets = _packets(results.reshape(-1, _RESULT_WORDS))
             named = dict(zip(phase.reads, registers, strict=True))
             records.append(PhaseRecord(is_complete, cycles, entered, done, packets, named))

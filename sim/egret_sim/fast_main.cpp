@@ -110,6 +110,11 @@ struct Harness {
         fall();
         rise();
     }
+    void reset() {
+        top.aresetn = 0;
+        for (int cycles = 0; cycles < 4; ++cycles) tick();
+        top.aresetn = 1;
+    }
     // Ticks until a port is high; false when it stays low.
     template <typename Port>
     bool wait(Port& port) {
@@ -168,9 +173,7 @@ int main(int argc, char** argv) {
     harness.context.randSeed(static_cast<int>(seed));
     harness.context.randReset(2);
 
-    top.aresetn = 0;
-    for (int cycles = 0; cycles < 4; ++cycles) harness.tick();
-    top.aresetn = 1;
+    harness.reset();
 
     bool alive = true;
     for (Word phase = 0; phase < phases && alive; ++phase) {
@@ -179,6 +182,8 @@ int main(int argc, char** argv) {
             alive = harness.write(address, job.next()) && alive;
         }
         const Word packets = job.next(), matrices = job.next(), settle = job.next();
+        const Word limit = job.next();
+        const bool may_fail = job.next() != 0;
         Source weights{nullptr, job.next(), weight_words, Pauses(seed, weight_pauses)};
         weights.beats = job.take(size_t{weights.count} * (weight_words + 1));
         Source activations{nullptr, job.next(), activation_words,
@@ -188,8 +193,8 @@ int main(int argc, char** argv) {
         std::vector<Word> results, done, entered;
         const Word first_cycle = harness.cycle;
         Word seen_packets = 0, quiet = 0, last_event = harness.cycle;
-        bool failed = false;
-        while (alive && quiet <= settle) {
+        bool failed = false, cut_off = false;
+        while (alive && !cut_off && (limit != 0 || quiet <= settle)) {
             weights.decide();
             activations.decide();
             top.s_axis_weight_tvalid = weights.offered;
@@ -218,7 +223,7 @@ int main(int argc, char** argv) {
                 results.push_back(top.m_axis_out_tdata);
                 results.push_back(top.m_axis_out_tlast | top.m_axis_out_tuser << 1);
                 seen_packets += top.m_axis_out_tlast;
-                failed = failed || top.m_axis_out_tuser;
+                failed = failed || (top.m_axis_out_tuser && !may_fail);
                 last_event = harness.cycle;
             }
             if (top.matrix_done) {
@@ -231,6 +236,7 @@ int main(int argc, char** argv) {
             quiet = complete || failed ? quiet + 1 : 0;
             alive = harness.cycle - last_event <= timeout || quiet > 0;
             harness.rise();
+            cut_off = limit != 0 && harness.cycle - first_cycle >= limit;
         }
         top.s_axis_weight_tvalid = top.s_axis_act_tvalid = 0;
         log.push_back(alive && !failed);
@@ -239,6 +245,7 @@ int main(int argc, char** argv) {
             log.push_back(static_cast<Word>(list->size()));
             log.insert(log.end(), list->begin(), list->end());
         }
+        if (cut_off) harness.reset();
         for (Word left = job.next(); left > 0; --left) {
             Word value = 0;
             alive = harness.read(job.next(), value) && alive;

@@ -23,11 +23,10 @@ from cocotbext.axi import (
 )
 
 from egret_hw.registers import register_named
-from egret_sim.runner import read_job, write_outcome
+from egret_sim.runner import CLOCK_NS, read_job, write_outcome
 
 __all__ = ["PAUSES", "Frame", "Job", "Recording", "Status", "Step"]
 
-CLOCK_NS = 10
 STATUS = (
     "error",
     "position",
@@ -168,7 +167,8 @@ class AcceleratorBench:
         self.dut = dut
         self.job = job
         self.recording = Recording()
-        Clock(dut.aclk, CLOCK_NS, unit="ns").start()
+        # A rising edge at time 0 would come before the first values of what the gates compute.
+        Clock(dut.aclk, CLOCK_NS, unit="ns").start(start_high=False)
         cocotb.start_soon(self._watch_matrices())
         common = {"clock": dut.aclk, "reset": dut.aresetn, "reset_active_level": False}
         self.weights = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis_weight"), **common)
@@ -198,7 +198,7 @@ class AcceleratorBench:
     @property
     def clock(self) -> int:
         """Cycles since the start."""
-        return round(cocotb.utils.get_sim_time("ns") / CLOCK_NS)
+        return int(cocotb.utils.get_sim_time("ns") // CLOCK_NS)
 
     async def _watch_matrices(self) -> None:
         while True:

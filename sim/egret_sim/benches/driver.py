@@ -16,8 +16,8 @@ from cocotbext.axi import (
     AxiStreamSource,
 )
 
-from egret_sim.benches.accelerator import CLOCK_NS, PAUSES
-from egret_sim.runner import read_job, write_outcome
+from egret_sim.benches.accelerator import PAUSES
+from egret_sim.runner import CLOCK_NS, read_job, write_outcome
 
 _RESET_CYCLES = 4
 _POLL_CYCLES = 16
@@ -93,7 +93,8 @@ class _Host:
 async def serve(dut: Any) -> None:
     """Serve until the program says that it is done, or is gone."""
     job = read_job()
-    Clock(dut.aclk, CLOCK_NS, unit="ns").start()
+    # A rising edge at time 0 would come before the first values of what the gates compute.
+    Clock(dut.aclk, CLOCK_NS, unit="ns").start(start_high=False)
     host = _Host(dut, job)
     dut.aresetn.value = 0
     await ClockCycles(dut.aclk, _RESET_CYCLES)

@@ -9,8 +9,11 @@ from typing import Any, TypeVar
 import cocotb
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
+from cocotb.utils import get_sim_time
 
-from egret_sim.benches.accelerator import CLOCK_NS, PAUSES
+from egret.errors import EgretError
+from egret_sim.benches.accelerator import PAUSES
+from egret_sim.runner import CLOCK_NS, input_names
 
 __all__ = ["Ports", "Sink", "Source", "pauses", "play_bank"]
 
@@ -58,7 +61,12 @@ class Ports:
 
     def read(self, *ports: str) -> tuple[int, ...]:
         """Return the unsigned values of ports."""
-        return tuple(int(self._handle(port).value) for port in ports)
+        values = [self._handle(port).value for port in ports]
+        for port, value in zip(ports, values, strict=True):
+            if not value.is_resolvable:
+                time = get_sim_time("ns")
+                raise EgretError(f"{self._name}: {port}: found {value}, {time} ns from the start")
+        return tuple(map(int, values))
 
     async def settle(self) -> None:
         """Wait until the inputs have passed through the gates."""
@@ -205,9 +213,12 @@ async def play_bank(
     dict[str, OutcomeT]
         Outcome of each member.
     """
-    Clock(dut.clk, CLOCK_NS, unit="ns").start()
-    for name in jobs:
-        getattr(dut, f"{name}_reset").value = 0
+    # A rising edge at time 0 would come before the first values of what the gates compute.
+    Clock(dut.clk, CLOCK_NS, unit="ns").start(start_high=False)
+    # Else a simulator that knows X lets registers without a reset begin with it.
+    for name in input_names():
+        if name != "clk":
+            getattr(dut, name).value = 0
     dut.rst.value = 1
     await FallingEdge(dut.clk)
     await FallingEdge(dut.clk)
