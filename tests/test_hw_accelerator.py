@@ -30,6 +30,7 @@ from egret.image_format import CLASSES, ErrorKind, PacketKind
 from egret.network import IntegerLayer, IntegerNetwork
 from egret.params import CODE_NAMES, AcceleratorParams
 from egret.quantize import QuantizedTensor
+from egret_hw.registers import COUNTERS, REGISTERS, register_named
 from egret_hw.rtl import generate_verilog, top_name
 from egret_sim.benches.accelerator import PAUSES, Job, Recording, Step
 from egret_sim.golden import GoldenAccelerator, Outcome, read_header, reference_forward
@@ -1113,6 +1114,55 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
         np.testing.assert_array_equal(found, stream.ravel())
     assert recording.statuses[-1]["error"] == ErrorKind.NONE
     assert recording.statuses[-1]["matrices"] == 1
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_registers_of_the_top(params: AcceleratorParams) -> None:
+    """Every register by its offset, through the ports of the top; what is not there is refused."""
+    steps: list[Step] = []
+    expected: list[int | None] = []
+    okay, slverr = 0, 2
+
+    def read(offset: int, value: int | None, answer: int = okay) -> None:
+        steps.append(Step("read", count=offset))
+        expected.extend((value, answer))
+
+    def write(offset: int, value: int, answer: int = okay) -> None:
+        steps.append(Step("write", value.to_bytes(4, "little"), offset))
+        expected.append(answer)
+
+    for register in REGISTERS:
+        counts = register in COUNTERS or register.name in ("ERROR", "POSITION", "SCRATCH")
+        read(register.offset, 0 if counts else register.constant(params))
+    scratch, control = (register_named(name).offset for name in ("SCRATCH", "CONTROL"))
+    for value in (2**32 - 1, 0x12345678, 0xEDCBA987, 0):
+        write(scratch, value)
+        read(scratch, value)
+    for bit in range(2, 12):
+        # No register beside the table's, whichever bit of the address is wrong.
+        offset = scratch ^ 1 << bit
+        known = [register for register in REGISTERS if register.offset == offset]
+        write(offset, 2**32 - 1, okay if known and known[0].writable else slverr)
+        if not known:
+            read(offset, 0, slverr)
+    read(scratch, 0)
+    # Masked, then not.
+    masked = register_named("CONTROL").field("mask_irq").mask
+    write(control, masked)
+    steps += [Step("weights", bytes(params.bus_bits // 8)), Step("wait", count=50), Step("status")]
+    read(control, masked)
+    read(register_named("ERROR").offset, ErrorKind.TRUNCATED)
+    write(control, 0)
+    steps.append(Step("status"))
+    write(control, register_named("CONTROL").field("reset").mask)
+    steps += [Step("wait", count=2 * params.row_depth), Step("status")]
+    read(control, 0)
+    recording = play(params, steps, timeout=1000)
+    assert len(recording.reads) == len(expected)
+    for place, (wanted, found) in enumerate(zip(expected, recording.reads, strict=True)):
+        assert wanted in (None, found), place
+    errors = [(status["error"], status["irq"]) for status in recording.statuses]
+    assert errors == [(ErrorKind.TRUNCATED, 0), (ErrorKind.TRUNCATED, 1), (ErrorKind.NONE, 0)]
 
 
 def test_every_matrix_has_its_strobe() -> None:
