@@ -89,16 +89,16 @@ MICROCODE_MISTAKES = (
         "passed[p].eq(0),",
         "passed[p].eq(passed[p]),",
     ),
-)
-"""Of the configuration with microcode."""
-
-LOGIC_MISTAKES = (
     Mistake(
         "queue off by one: it is called full when it already overflows",
         "queue.py",
         "write.en & (next_written == taken)",
         "write.en & (written == taken)",
     ),
+)
+"""Of the configuration with microcode."""
+
+LOGIC_MISTAKES = (
     Mistake(
         "forgotten case: only the first matrix keeps its code",
         "tracker.py",

@@ -103,7 +103,7 @@ class Player:
         self.params = params
         self.jobs = jobs
         options = ["-CFLAGS", f"-DVL_USER_FATAL -DMUTANTS={int(mutants)}", "-Wno-fatal"]
-        # Many modules are as many small files, which take the compiler longer than a few large ones.
+        # Many modules are as many small files, which take longer than a few large ones.
         options += ["-Wno-lint", "--output-groups", str(_FILES), *flags]
         self._program = build_program(verilog, top_name(params), MAIN, prefix=PREFIX, flags=options)
 
