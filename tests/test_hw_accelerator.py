@@ -541,6 +541,40 @@ def test_corners(params: AcceleratorParams) -> None:
     script.play()
 
 
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_every_multiplier_bit_and_shift(params: AcceleratorParams) -> None:
+    """Requantised results of matrices side by side, neither saturated nor all 0."""
+    rng = np.random.default_rng(11)
+    script = Script(params)
+    code = Code(golomb(1, params))
+    script.setup(map_packet(params, 0, [0, 3, -2, 60, -61]), code_packet(params, code))
+    for shift in range(64):
+        # A single bit of the multiplier, every fourth time with others: its product fills the range
+        # of the shift, as far as 32 bits of bias go.
+        multiplier = 1 << min(15, max(0, shift - 24 + shift % 8))
+        multiplier |= 0x8001 if shift % 4 == 3 else 0
+        most = min(2**30, (200 << shift) // multiplier)
+        bias = rng.integers(-most, most + 1, 4)
+        indices = rng.integers(0, 5, (4, 3))
+        base = 8 * (shift % 8)
+        script.setup(bias_packet(params, base, bias.tolist()))
+        data = coded_matrix(
+            params,
+            indices,
+            code,
+            map_entries=5,
+            has_bias=1,
+            bias_base=base,
+            multiplier=multiplier,
+            shift=shift,
+            emit_activations=1,
+        )
+        outcome = script.send(f"shift {shift}", data, np.ones((3, params.batch), np.int8))
+        assert outcome.error is ErrorKind.NONE
+    script.settle("every shift")
+    script.play()
+
+
 def row_ranges(params: AcceleratorParams, shape: tuple[int, int]) -> list[tuple[int, int]]:
     """Cut at ends of rows only, the last ranges being empty."""
     rows, columns = shape

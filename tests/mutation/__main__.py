@@ -7,16 +7,19 @@ in tests/mutation/survivors.toml.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.mutation.campaign import find_caught, suite_cases
+from tests import image_builder, test_hw_accelerator
+from tests.mutation import campaign
+from tests.mutation.campaign import Case, find_caught, suite_cases
 from tests.mutation.handwritten import LOGIC_MISTAKES, MICROCODE_MISTAKES
 from tests.mutation.mutants import (
     Mistake,
@@ -27,19 +30,23 @@ from tests.mutation.mutants import (
     unlike_modules,
     variant_verilog,
 )
-from tests.mutation.player import Player
+from tests.mutation.player import Played, Player
 from tests.test_hw_accelerator import SETS
 
 from egret.errors import EgretError
 from egret.files import write_text
 from egret.params import AcceleratorParams
 from egret_hw.rtl import generate_verilog, top_name
+from egret_sim import golden
 
 SHARE = 0.95
 """At least so much must be caught."""
 FIRST_MISTAKE = 60_000
 """Numbers from here on are mistakes written by hand."""
 EXPLANATIONS = Path(__file__).parent / "survivors.toml"
+_JUDGES = tuple(
+    Path(str(module.__file__)) for module in (campaign, golden, image_builder, test_hw_accelerator)
+)
 PAGE = Path(__file__).parents[2] / "docs/mutation.md"
 
 
@@ -63,6 +70,35 @@ class Verdict:
     test: str = ""
     why: str = ""
     explained: str = ""
+
+
+class Journal:
+    """What the tests played so far have caught, so that a campaign that is broken off goes on.
+
+    Parameters
+    ----------
+    path : Path
+        File. What it holds of another model or of other tests is dropped.
+    player : Player
+        The model.
+    """
+
+    def __init__(self, path: Path, player: Player) -> None:
+        self.path = path
+        texts = [file.read_text(encoding="utf-8") for file in _JUDGES]
+        self.key = hashlib.sha256("\0".join([player.model, *texts]).encode()).hexdigest()
+        self.cases: dict[str, tuple[dict[str, str], int]] = {}
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if held["key"] == self.key:
+                self.cases = {name: (caught, cycles) for name, caught, cycles in held["cases"]}
+
+    def add(self, case: Case, caught: Mapping[int, str], played: Played) -> None:
+        """Note what a test has caught."""
+        reasons = {str(number): why[:300] for number, why in caught.items()}
+        self.cases[case.name] = (reasons, played.recording.cycles)
+        cases = [(name, *each) for name, each in self.cases.items()]
+        write_text(self.path, json.dumps({"key": self.key, "cases": cases}, indent=1) + "\n")
 
 
 def _say(started: float, text: str) -> None:
@@ -97,13 +133,17 @@ def _run(
         mutant.number: Verdict(params.name, mutant.module, mutant.key, not mutant.command)
         for mutant in mutants
     }
+    journal = Journal(work / "journal.json", player)
     cycles = 0
     for case in suite_cases(params):
         left = [number for number, verdict in verdicts.items() if not verdict.test]
-        caught, played = find_caught(player, case, left)
-        cycles += played.recording.cycles
+        if case.name not in journal.cases:
+            journal.add(case, *find_caught(player, case, left))
+        caught, played = journal.cases[case.name]
+        cycles += played
         for number, why in caught.items():
-            verdicts[number].test, verdicts[number].why = case.name, why[:300]
+            if not verdicts[int(number)].test:
+                verdicts[int(number)].test, verdicts[int(number)].why = case.name, why
         _say(started, f"{params.name}: {len(caught)} of {len(left)} by {case.name}")
     return list(verdicts.values()), cycles
 
@@ -112,15 +152,13 @@ def explain(verdicts: Sequence[Verdict]) -> list[str]:
     """Note the explanations of what survived; return those that fit nothing any more."""
     entries = tomllib.loads(EXPLANATIONS.read_text(encoding="utf-8"))["survivor"]
     reasons = {(entry["accelerator"], entry["key"]): entry["reason"] for entry in entries}
-    used = set()
+    played = {verdict.accelerator for verdict in verdicts}
+    survived = {(verdict.accelerator, verdict.key) for verdict in verdicts if not verdict.test}
     for verdict in verdicts:
-        place = (verdict.accelerator, verdict.key)
-        if not verdict.test and place in reasons:
-            verdict.explained = reasons[place]
-            used.add(place)
-    return [
-        f"{accelerator}: {key}" for accelerator, key in reasons if (accelerator, key) not in used
-    ]
+        if not verdict.test:
+            verdict.explained = reasons.get((verdict.accelerator, verdict.key), "")
+    stale = [place for place in reasons if place[0] in played and place not in survived]
+    return [f"{accelerator}: {key}" for accelerator, key in stale]
 
 
 def _table(rows: Sequence[Sequence[object]]) -> str:
@@ -147,8 +185,9 @@ def report(verdicts: Sequence[Verdict], seed: int, cycles: int) -> str:
     found = Counter(verdict.test != "" for verdict in verdicts)
     by_hand = [verdict for verdict in verdicts if verdict.handwritten]
     survived = [verdict for verdict in verdicts if not verdict.test]
+    names = " and ".join(dict.fromkeys(verdict.accelerator for verdict in verdicts))
     lines = [
-        "# Mutants of the accelerator",
+        f"# Mutants of {names}",
         "",
         "Written by `make mutate`; [verification.md](verification.md#mutants) says how.",
         "",
@@ -190,6 +229,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.mutation", description=__doc__)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--count", type=int, default=240, help="mutants of Yosys, about")
+    parser.add_argument("--accelerator", help="only this one, by its name")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("build/mutation"))
     parser.add_argument("--page", type=Path, default=PAGE)
@@ -206,11 +246,16 @@ def main(arguments: Sequence[str]) -> int:
     cycles = 0
     try:
         for plan, other in plans:
+            if options.accelerator not in (None, plan.params.name):
+                continue
             more, played = _run(plan, options.seed, options.folder, options.jobs, other, started)
             verdicts += more
             cycles += played
     except EgretError as error:
         print(f"egret: {error}", file=sys.stderr)
+        return 1
+    if not verdicts:
+        print(f"egret: no accelerator is named {options.accelerator!r}", file=sys.stderr)
         return 1
     stale = explain(verdicts)
     page = report(verdicts, options.seed, cycles)

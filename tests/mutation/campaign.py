@@ -46,6 +46,7 @@ class Case:
 _TESTS = (
     "test_corners",
     "test_registers_of_the_top",
+    "test_every_multiplier_bit_and_shift",
     "test_packer_against_golden_and_plain_integers",
     "test_random_matrices",
     "test_wrong_numbers_of_activations_are_errors",

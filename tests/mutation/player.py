@@ -107,6 +107,11 @@ class Player:
         options += ["-Wno-lint", "--output-groups", str(_FILES), *flags]
         self._program = build_program(verilog, top_name(params), MAIN, prefix=PREFIX, flags=options)
 
+    @property
+    def model(self) -> str:
+        """Name of the model's folder, which tells the designs apart."""
+        return self._program.parent.name
+
     def _words(self, step: Step) -> list[NDArray[np.uint32]]:
         kind = _STEPS.index(step.kind)
         match step.kind:
