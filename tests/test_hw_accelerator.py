@@ -919,6 +919,45 @@ def test_codes_that_are_wrong_in_themselves(params: AcceleratorParams) -> None:
     faults.script.play()
 
 
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_errors_of_the_second_of_two_matrices(params: AcceleratorParams) -> None:
+    faults = Faults(params, seed=12)
+    kinds = set()
+    for number in range(60):
+        what = f"garbled {number} behind a good one"
+        values = faults.rng.integers(-8, 8, params.map_depth)
+        faults.script.setup(*faults.setup[::2], map_packet(params, 0, values.tolist()))
+        faults.script.send(what, faults.matrix, faults.vector())
+        entries = int(faults.rng.integers(5, params.map_depth))
+        data, columns = garbled(params, faults.code, entries, faults.rng)
+        outcome = faults.script.send(what, data, faults.vector(columns))
+        kinds.add(outcome.error)
+        faults.script.settle(what)
+        faults.recover(what)
+    assert kinds >= {ErrorKind.PREFIX, ErrorKind.INDEX, ErrorKind.ROW}
+    faults.script.play()
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_sizes_beyond_the_limits_are_errors(params: AcceleratorParams) -> None:
+    faults = Faults(params, seed=13)
+    starts = [(0, 0)] * params.substreams
+    rows, columns = params.row_depth + 1, params.activation_depth + 1
+    for shape, keep in (
+        ((rows, 8), 0),
+        ((2 * params.row_depth, 8), 0),
+        ((8, columns), 0),
+        ((params.activation_depth + 1, 8), 1),
+    ):
+        faults.script.setup(*faults.setup)
+        data = matrix_packet(
+            params, shape, ["0"] * params.substreams, starts, keep_activations=keep
+        )
+        outcome = faults.fault(f"{shape}", data)
+        assert outcome.error is ErrorKind.DESCRIPTOR
+    faults.script.play()
+
+
 INTERRUPTIONS = {
     # what happens: a bad packet or not, whether activations are there
     "reset": (False, True),

@@ -133,7 +133,7 @@ def _holes(collector: Collector, structure: Structure, verilog: str) -> list[Hol
         for module, line in structure.missing_lines()
     ]
     holes += [
-        Hole("toggle", f"{_short(module, top)}.{signal}: {' '.join(bits)}".rstrip(": "))
+        Hole("toggle", f"{_short(module, top)}.{signal}" + (f"[{bits}]" if bits else ""))
         for (module, signal), bits in structure.missing_toggles().items()
     ]
     return holes

@@ -11,7 +11,23 @@ __all__ = ["FLAGS", "Structure"]
 FLAGS = ("--coverage-line", "--coverage-toggle", "--coverage-max-width", "4096")
 """Options of Verilator."""
 _POINT = re.compile(r"^C '(.*)' (\d+)$")
-_BIT = re.compile(r"^(.*?)\[?(\d*)\]?(?::([01]->[01]))?$")
+_OTHER = re.compile(r"__0([0-9A-F]{2})")
+
+
+def decoded(name: str) -> str:
+    """Return a name as the Verilog has it: Verilator writes other characters as numbers."""
+    return _OTHER.sub(lambda found: chr(int(found[1], 16)), name)
+
+
+def _ranges(bits: set[int]) -> str:
+    """Write bits as in Verilog: the highest first, neighbours joined."""
+    parts: list[list[int]] = []
+    for bit in sorted(bits, reverse=True):
+        if parts and parts[-1][-1] == bit + 1:
+            parts[-1][1:] = [bit]
+        else:
+            parts.append([bit])
+    return ", ".join(":".join(map(str, part)) for part in parts)
 
 
 @dataclass
@@ -36,8 +52,9 @@ class Structure:
             kind, _, module = keys["page"].partition("/")
             if kind == "v_toggle":
                 name, _, step = keys["o"].partition(":")
+                name = decoded(name)
                 # Names of expressions begin with a dollar: what they are made of toggles too.
-                if not name.startswith(("$", "\\$")):
+                if not name.startswith("$"):
                     self.toggles[module, name, step] += count
             elif kind.startswith(("v_line", "v_branch")):
                 self.lines[module, int(keys["l"])] += count
@@ -56,13 +73,16 @@ class Structure:
         """Yield modules and lines of the text that were not reached."""
         yield from sorted(key for key, count in self.lines.items() if not count)
 
-    def missing_toggles(self) -> dict[tuple[str, str], list[str]]:
-        """Return the bits that did not toggle both ways, by module and signal."""
-        missing: dict[tuple[str, str], list[str]] = {}
-        for (module, name, step), count in sorted(self.toggles.items()):
+    def missing_toggles(self) -> dict[tuple[str, str], str]:
+        """Return the bits that did not go up and down, by module and signal; "" for a whole one."""
+        missing: dict[tuple[str, str], set[int]] = {}
+        for (module, name, _), count in sorted(self.toggles.items()):
             if count:
                 continue
-            found = _BIT.match(name)
-            signal, bit = (found[1], found[2]) if found else (name, "")
-            missing.setdefault((module, signal), []).append(f"{bit}{' ' + step if step else ''}")
-        return missing
+            # Of a memory all words are one.
+            indices = name.removesuffix("]").replace("]", "").split("[")
+            signal, bit = indices[0], indices[-1] if len(indices) > 1 else ""
+            bits = missing.setdefault((module, signal), set())
+            if bit:
+                bits.add(int(bit))
+        return {key: _ranges(bits) for key, bits in missing.items()}
