@@ -958,6 +958,37 @@ def test_sizes_beyond_the_limits_are_errors(params: AcceleratorParams) -> None:
     faults.script.play()
 
 
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_a_code_waits_until_no_matrix_uses_its_bank(params: AcceleratorParams) -> None:
+    """Matrices in the lanes' queues, for want of activations, when their bank gets another code."""
+    rng = np.random.default_rng(14)
+    script = Script(params)
+    bank = params.code_banks - 1
+    script.setup(map_packet(params, 0, [0, 3, -2, 60, -61]))
+    for number in range(48):
+        # One matrix before every other one, so that either parity waits.
+        for _ in range(number % 2):
+            code = Code(golomb(0, params))
+            script.setup(code_packet(params, code, 0))
+            data = coded_matrix(params, np.ones((1, 2), int), code, map_entries=5)
+            script.send("before", data, np.ones((2, params.batch), np.int8))
+        for order in (number % 3, 2 - number % 3 + 1):
+            code = Code(golomb(order, params))
+            script.setup(code_packet(params, code, bank))
+            indices = rng.integers(1, 5, (1 + number % 4, 2 + number))
+            x = rng.integers(-128, 128, (indices.shape[1], params.batch)).astype(np.int8)
+            place = len(script.steps)
+            data = coded_matrix(params, indices, code, map_entries=5, code_bank=bank)
+            outcome = script.send(f"order {order}, {indices.shape}", data, x)
+            assert outcome.error is ErrorKind.NONE
+            # Its activations come when the packet behind it has long been offered.
+            late = script.steps.pop(place)
+            script.setup(code_packet(params, Code(golomb(5, params)), bank))
+            script.steps += [Step("wait", count=200), late]
+    script.settle("codes that wait")
+    script.play()
+
+
 INTERRUPTIONS = {
     # what happens: a bad packet or not, whether activations are there
     "reset": (False, True),
