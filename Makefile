@@ -50,7 +50,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DELETE_ON_ERROR:
 .PHONY: help venv compiler demo test formal lint format rtl diagrams fuzz bench-digits bench-training bench-codec bench-hw \
     experiments clean distclean
-.PHONY: sim faults sim-long test-full
+.PHONY: sim faults sim-long test-full mutate coverage
 
 help:
 	@echo 'Egret: make COMMAND'
@@ -62,6 +62,8 @@ help:
 	@echo '  sim-long      20 million weights through the accelerator, compared with NumPy'
 	@echo '  test-full     everything, on both simulators; needs the Debian package iverilog'
 	@echo '  formal        prove what docs/verification.md lists, with Yosys and Z3'
+	@echo '  mutate        mutants of the accelerator: how many the tests catch, into docs/mutation.md'
+	@echo '  coverage      what the tests of the accelerator cover, into docs/coverage.md'
 	@echo '  lint          ruff (format and rules) and mypy'
 	@echo '  format        let ruff rewrite the sources'
 	@echo '  rtl           regenerate what is kept in hw/verilog, and docs/registers.md'
@@ -148,6 +150,14 @@ test-full: $(READY)
 formal: $(READY)
 	@echo 'egret: proving: a few minutes on two cores; logs and traces go to build/formal'
 	@$(PY) -m egret_sim.formal --folder build/formal
+
+mutate: compiler $(READY)
+	@echo 'egret: making mutants of two accelerators and looking for them: about twenty minutes on two cores'
+	@OMP_NUM_THREADS=1 $(PY) -m tests.mutation
+
+coverage: compiler $(READY)
+	@echo 'egret: measuring what the tests of the accelerator cover: several minutes'
+	@OMP_NUM_THREADS=1 $(PY) -m tests.cover
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

@@ -31,6 +31,7 @@ from egret.image_format import CLASSES, ErrorKind, PacketKind
 from egret.network import IntegerLayer, IntegerNetwork
 from egret.params import CODE_NAMES, PRESETS, AcceleratorParams
 from egret.quantize import QuantizedTensor
+from egret_hw.registers import COUNTERS, REGISTERS, register_named
 from egret_hw.rtl import generate_verilog, top_name
 from egret_sim.benches.accelerator import PAUSES, Job, Recording, Step
 from egret_sim.golden import GoldenAccelerator, Outcome, read_header, reference_forward
@@ -545,6 +546,40 @@ def test_corners(params: AcceleratorParams) -> None:
     script.play()
 
 
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_every_multiplier_bit_and_shift(params: AcceleratorParams) -> None:
+    """Requantised results of matrices side by side, neither saturated nor all 0."""
+    rng = np.random.default_rng(11)
+    script = Script(params)
+    code = Code(golomb(1, params))
+    script.setup(map_packet(params, 0, [0, 3, -2, 60, -61]), code_packet(params, code))
+    for shift in range(64):
+        # A single bit of the multiplier, every fourth time with others: its product fills the range
+        # of the shift, as far as 32 bits of bias go.
+        multiplier = 1 << min(15, max(0, shift - 24 + shift % 8))
+        multiplier |= 0x8001 if shift % 4 == 3 else 0
+        most = min(2**30, (200 << shift) // multiplier)
+        bias = rng.integers(-most, most + 1, 4)
+        indices = rng.integers(0, 5, (4, 3))
+        base = 8 * (shift % 8)
+        script.setup(bias_packet(params, base, bias.tolist()))
+        data = coded_matrix(
+            params,
+            indices,
+            code,
+            map_entries=5,
+            has_bias=1,
+            bias_base=base,
+            multiplier=multiplier,
+            shift=shift,
+            emit_activations=1,
+        )
+        outcome = script.send(f"shift {shift}", data, np.ones((3, params.batch), np.int8))
+        assert outcome.error is ErrorKind.NONE
+    script.settle("every shift")
+    script.play()
+
+
 def row_ranges(params: AcceleratorParams, shape: tuple[int, int]) -> list[tuple[int, int]]:
     """Cut at ends of rows only, the last ranges being empty."""
     rows, columns = shape
@@ -889,6 +924,76 @@ def test_codes_that_are_wrong_in_themselves(params: AcceleratorParams) -> None:
     faults.script.play()
 
 
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_errors_of_the_second_of_two_matrices(params: AcceleratorParams) -> None:
+    faults = Faults(params, seed=12)
+    kinds = set()
+    for number in range(60):
+        what = f"garbled {number} behind a good one"
+        values = faults.rng.integers(-8, 8, params.map_depth)
+        faults.script.setup(*faults.setup[::2], map_packet(params, 0, values.tolist()))
+        faults.script.send(what, faults.matrix, faults.vector())
+        entries = int(faults.rng.integers(5, params.map_depth))
+        data, columns = garbled(params, faults.code, entries, faults.rng)
+        outcome = faults.script.send(what, data, faults.vector(columns))
+        kinds.add(outcome.error)
+        faults.script.settle(what)
+        faults.recover(what)
+    assert kinds >= {ErrorKind.PREFIX, ErrorKind.INDEX, ErrorKind.ROW}
+    faults.script.play()
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_sizes_beyond_the_limits_are_errors(params: AcceleratorParams) -> None:
+    faults = Faults(params, seed=13)
+    starts = [(0, 0)] * params.substreams
+    rows, columns = params.row_depth + 1, params.activation_depth + 1
+    for shape, keep in (
+        ((rows, 8), 0),
+        ((2 * params.row_depth, 8), 0),
+        ((8, columns), 0),
+        ((params.activation_depth + 1, 8), 1),
+    ):
+        faults.script.setup(*faults.setup)
+        data = matrix_packet(
+            params, shape, ["0"] * params.substreams, starts, keep_activations=keep
+        )
+        outcome = faults.fault(f"{shape}", data)
+        assert outcome.error is ErrorKind.DESCRIPTOR
+    faults.script.play()
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_a_code_waits_until_no_matrix_uses_its_bank(params: AcceleratorParams) -> None:
+    """Matrices in the lanes' queues, for want of activations, when their bank gets another code."""
+    rng = np.random.default_rng(14)
+    script = Script(params)
+    bank = params.code_banks - 1
+    script.setup(map_packet(params, 0, [0, 3, -2, 60, -61]))
+    for number in range(48):
+        # One matrix before every other one, so that either parity waits.
+        for _ in range(number % 2):
+            code = Code(golomb(0, params))
+            script.setup(code_packet(params, code, 0))
+            data = coded_matrix(params, np.ones((1, 2), int), code, map_entries=5)
+            script.send("before", data, np.ones((2, params.batch), np.int8))
+        for order in (number % 3, 2 - number % 3 + 1):
+            code = Code(golomb(order, params))
+            script.setup(code_packet(params, code, bank))
+            indices = rng.integers(1, 5, (1 + number % 4, 2 + number))
+            x = rng.integers(-128, 128, (indices.shape[1], params.batch)).astype(np.int8)
+            place = len(script.steps)
+            data = coded_matrix(params, indices, code, map_entries=5, code_bank=bank)
+            outcome = script.send(f"order {order}, {indices.shape}", data, x)
+            assert outcome.error is ErrorKind.NONE
+            # Its activations come when the packet behind it has long been offered.
+            late = script.steps.pop(place)
+            script.setup(code_packet(params, Code(golomb(5, params)), bank))
+            script.steps += [Step("wait", count=200), late]
+    script.settle("codes that wait")
+    script.play()
+
+
 INTERRUPTIONS = {
     # what happens: a bad packet or not, whether activations are there
     "reset": (False, True),
@@ -1118,6 +1223,55 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
         np.testing.assert_array_equal(found, stream.ravel())
     assert recording.statuses[-1]["error"] == ErrorKind.NONE
     assert recording.statuses[-1]["matrices"] == 1
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_registers_of_the_top(params: AcceleratorParams) -> None:
+    """Every register by its offset, through the ports of the top; what is not there is refused."""
+    steps: list[Step] = []
+    expected: list[int | None] = []
+    okay, slverr = 0, 2
+
+    def read(offset: int, value: int | None, answer: int = okay) -> None:
+        steps.append(Step("read", count=offset))
+        expected.extend((value, answer))
+
+    def write(offset: int, value: int, answer: int = okay) -> None:
+        steps.append(Step("write", value.to_bytes(4, "little"), offset))
+        expected.append(answer)
+
+    for register in REGISTERS:
+        counts = register in COUNTERS or register.name in ("ERROR", "POSITION", "SCRATCH")
+        read(register.offset, 0 if counts else register.constant(params))
+    scratch, control = (register_named(name).offset for name in ("SCRATCH", "CONTROL"))
+    for value in (2**32 - 1, 0x12345678, 0xEDCBA987, 0):
+        write(scratch, value)
+        read(scratch, value)
+    for bit in range(2, 12):
+        # No register beside the table's, whichever bit of the address is wrong.
+        offset = scratch ^ 1 << bit
+        known = [register for register in REGISTERS if register.offset == offset]
+        write(offset, 2**32 - 1, okay if known and known[0].writable else slverr)
+        if not known:
+            read(offset, 0, slverr)
+    read(scratch, 0)
+    # Masked, then not.
+    masked = register_named("CONTROL").field("mask_irq").mask
+    write(control, masked)
+    steps += [Step("weights", bytes(params.bus_bits // 8)), Step("wait", count=50), Step("status")]
+    read(control, masked)
+    read(register_named("ERROR").offset, ErrorKind.TRUNCATED)
+    write(control, 0)
+    steps.append(Step("status"))
+    write(control, register_named("CONTROL").field("reset").mask)
+    steps += [Step("wait", count=2 * params.row_depth), Step("status")]
+    read(control, 0)
+    recording = play(params, steps, timeout=1000)
+    assert len(recording.reads) == len(expected)
+    for place, (wanted, found) in enumerate(zip(expected, recording.reads, strict=True)):
+        assert wanted in (None, found), place
+    errors = [(status["error"], status["irq"]) for status in recording.statuses]
+    assert errors == [(ErrorKind.TRUNCATED, 0), (ErrorKind.TRUNCATED, 1), (ErrorKind.NONE, 0)]
 
 
 def test_every_matrix_has_its_strobe() -> None:

@@ -23,7 +23,7 @@ from egret.params import AcceleratorParams
 from egret_hw.rtl import LINT_WAIVERS, generate_verilog, top_name
 from egret_sim.runner import VERILATOR_FLAGS, build_folder, count_cycles, verilator_environment
 
-__all__ = ["FastModel", "FastPacket", "Phase", "PhaseRecord"]
+__all__ = ["FastModel", "FastPacket", "Phase", "PhaseRecord", "build_program"]
 
 _MAIN = Path(__file__).parent / "fast_main.cpp"
 _WORD_BYTES = 4
@@ -186,7 +186,7 @@ class FastModel:
 
     def __init__(self, params: AcceleratorParams, verilog: str | None = None) -> None:
         self.params = params
-        self._program = _build(
+        self._program = build_program(
             generate_verilog(params) if verilog is None else verilog, top_name(params)
         )
 
@@ -268,12 +268,38 @@ class FastModel:
         return records
 
 
-def _build(verilog: str, top: str) -> Path:
-    """Build the program where it is not built yet."""
-    sources = (_MAIN.read_text(encoding="utf-8"), LINT_WAIVERS.read_text(encoding="utf-8"))
-    parts = (verilog, top, *sources, *VERILATOR_FLAGS, version("verilator"))
+def build_program(
+    verilog: str, top: str, main: Path = _MAIN, *, prefix: str = "Vfast", flags: Sequence[str] = ()
+) -> Path:
+    """Build a design with a C++ program around it, where that is not built yet.
+
+    Parameters
+    ----------
+    verilog : str
+        Text of the design.
+    top : str
+        Top module.
+    main : Path
+        The program.
+    prefix : str
+        Name of the design's class in it.
+    flags : sequence of str
+        More options of Verilator.
+
+    Returns
+    -------
+    Path
+        The program, in `egret_sim.runner.build_folder`.
+
+    Raises
+    ------
+    EgretError
+        The build failed.
+    """
+    sources = (main.read_text(encoding="utf-8"), LINT_WAIVERS.read_text(encoding="utf-8"))
+    parts = (verilog, top, *sources, prefix, *VERILATOR_FLAGS, *flags, version("verilator"))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    folder = build_folder() / f"{top}-fast-{key}"
+    folder = build_folder() / f"{top}-{prefix[1:]}-{key}"
     program, stamp = folder / top, folder / "built"
     if stamp.exists():
         return program
@@ -282,11 +308,11 @@ def _build(verilog: str, top: str) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not stamp.exists():
             write_text(folder / f"{top}.v", verilog)
-            files = [str(LINT_WAIVERS), f"{top}.v", str(_MAIN)]
-            verilate = ["verilator", "--cc", "--exe", *VERILATOR_FLAGS, "--prefix", "Vfast"]
+            files = [str(LINT_WAIVERS), f"{top}.v", str(main)]
+            verilate = ["verilator", "--cc", "--exe", *VERILATOR_FLAGS, *flags, "--prefix", prefix]
             verilate += ["--top-module", top, "-Mdir", ".", "-o", top, *files]
             # The wheel's makefile leaves out how the compiler is given the precompiled header.
-            make = ["make", "-j2", "-s", "-f", "Vfast.mk", "OPT_FAST=-O2"]
+            make = ["make", "-j2", "-s", "-f", f"{prefix}.mk", "OPT_FAST=-O2"]
             for command in (verilate, [*make, "CFG_CXXFLAGS_PCH_I=-include"]):
                 run = subprocess.run(
                     command,

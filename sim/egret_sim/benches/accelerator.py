@@ -53,11 +53,12 @@ class Step:
         activations, unless others still wait. "flush": drop the packets that have not begun.
         "expect": wait until `count` frames in all have come out. "clear": order a soft reset.
         "reset": pulse `aresetn`. "wait": let `count` cycles pass. "sent": wait until all packets of
-        the weight stream have been taken. "status": read the registers.
+        the weight stream have been taken. "status": read the registers of `STATUS`. "read",
+        "write": access the register at `count`, all 32 bits.
     data : bytes
-        Packet, for the first three.
+        Packet, for the first three; what "write" writes, lowest byte first.
     count : int
-        Frames or cycles.
+        Frames or cycles; address of a register.
     """
 
     kind: str
@@ -114,6 +115,8 @@ class Recording:
         Cycle of each strobe of `matrix_done`.
     cycles : int
         Clock cycles simulated.
+    reads : list of int
+        What each "read" found and how it was answered (RRESP), how each "write" was (BRESP).
     locked_up : bool
         An "expect" or "sent" timed out; the script was left there, after a last status.
     """
@@ -122,6 +125,7 @@ class Recording:
     statuses: list[Status] = field(default_factory=list)
     matrix_cycles: list[int] = field(default_factory=list)
     cycles: int = 0
+    reads: list[int] = field(default_factory=list)
     locked_up: bool = False
 
 
@@ -285,6 +289,12 @@ class AcceleratorBench:
                     await ClockCycles(self.dut.aclk, step.count)
                 case "status":
                     await self.read_status()
+                case "read":
+                    found = await self.registers.read(step.count, 4)
+                    self.recording.reads += [int.from_bytes(found.data, "little"), int(found.resp)]
+                case "write":
+                    answer = await self.registers.write(step.count, step.data)
+                    self.recording.reads.append(int(answer.resp))
                 case unknown:
                     raise ValueError(f"unknown step {unknown!r}")
         if self.recording.locked_up:
