@@ -1,5 +1,6 @@
 """The rate term on two processes does what it does on one."""
 
+import contextlib
 import socket
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
+from egret.qat import StraightThrough
 from egret.rate import RateRegularizer
 
 STEPS = 25
+KINDS = ("ddp", "ddp-loss", "ddp-rounded", "fsdp", "fsdp-loss", "fsdp-rounded")
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -38,10 +41,13 @@ def _train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     target: dict = {"lam": 0.5} if in_loss else {"target_bits": 2.0, "steps": STEPS}
     regularizer = RateRegularizer(layers, **target)
     seen = []
+    is_rounded = kind.endswith("rounded")
+    rounding = StraightThrough(layers, 5) if is_rounded else contextlib.nullcontext()
     for _ in range(STEPS):
         optimizer.zero_grad()
-        loss = nn.functional.mse_loss(model(x[rank::world]), y[rank::world])
-        (loss + regularizer.loss() if in_loss else loss).backward()
+        with rounding:
+            loss = nn.functional.mse_loss(model(x[rank::world]), y[rank::world])
+            (loss + regularizer.loss() if in_loss else loss).backward()
         optimizer.step()
         if not in_loss:
             regularizer.step(optimizer)
@@ -64,15 +70,15 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    kinds = ["ddp", "ddp-loss", "fsdp", "fsdp-loss"]
+    kinds = list(KINDS)
     torch.multiprocessing.spawn(_process, (port, kinds, str(folder)), nprocs=2)
     return folder
 
 
-@pytest.mark.parametrize("kind", ["ddp", "ddp-loss", "fsdp", "fsdp-loss"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_train_as_one(kind: str, outcomes: Path) -> None:
     with torch.random.fork_rng():
-        expected = _train("one-loss" if kind.endswith("loss") else "one", 0, 1)
+        expected = _train(kind.replace(kind.partition("-")[0], "one"), 0, 1)
     for rank in (0, 1):
         found = torch.load(outcomes / f"{kind}-{rank}.pt")
         assert found.keys() == expected.keys()

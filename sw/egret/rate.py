@@ -313,7 +313,7 @@ class RateRegularizer:
                 continue
             weights = local_part(parameter)
             wide = widened(weights)
-            pull = (wide.abs() + self.eps).pow_(nu - 1)
+            pull = wide.abs().add_(self.eps).pow_(nu - 1)
             pull *= float(group["lr"]) * self.lam * nu / self.weights
             if "exp_avg_sq" in state:
                 pull /= _adam_size(group, state)
@@ -475,12 +475,13 @@ def _entropy(tensor: torch.Tensor, step_log2: int) -> float:
     """Return the bits of a tensor's weights together; those of a sharded one of all its parts."""
 
     def rounded(part: torch.Tensor) -> torch.Tensor:
-        return torch.round(widened(part.detach()).ldexp(torch.tensor(step_log2))).flatten()
+        # A new tensor, which may be changed; the product with a power of two is exact.
+        return (widened(part.detach()) * 2.0**step_log2).round_().flatten()
 
     values = rounded(local_part(tensor))
     # A machine may have no part of a small tensor.
     ends = (
-        torch.stack([values.min(), -values.max()])
+        torch.stack(torch.aminmax(values)).mul_(values.new_tensor([1.0, -1.0]))
         if values.numel()
         else values.new_full((2,), math.inf)
     )
@@ -489,7 +490,7 @@ def _entropy(tensor: torch.Tensor, step_log2: int) -> float:
     if not math.isfinite(high - low):
         return math.nan
     if high - low < _MAX_BINS:
-        counts = torch.bincount((values - low).long(), minlength=int(high - low) + 1)
+        counts = torch.bincount(values.sub_(low).int(), minlength=int(high - low) + 1)
         counts = _reduce(counts, tensor, dist.ReduceOp.SUM)
     else:
         whole = tensor.full_tensor() if _is_sharded(tensor) else tensor
