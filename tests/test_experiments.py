@@ -23,7 +23,7 @@ from benchmarks.experiments.models import ARCHITECTURES
 from benchmarks.experiments.report import format_study, table, target_checks, write_page
 from benchmarks.experiments.results import Result, read_results, versions
 from benchmarks.experiments.studies import STUDIES, fit_excess
-from benchmarks.experiments.tasks import TASKS
+from benchmarks.experiments.tasks import TASKS, Task
 from benchmarks.experiments.training import Settings, build, fingerprint, train
 
 from egret import ggd
@@ -312,9 +312,16 @@ def test_methods_do_what_they_say(cache: Path) -> None:
     zeros = sum(int((pruned[name] == 0).sum()) for name in plain.weight_names)
     assert zeros == round(0.9 * 50_432)
 
-    ours = trained("proximal", 2.0, cache, 12).history
-    assert ours[-1].bits == pytest.approx(2.0, rel=0.15)
-    assert ours[-1].lam > 0
+    for method in ("proximal", "egret"):
+        ours = trained(method, 2.0, cache, 12)
+        assert ours.history[-1].bits == pytest.approx(2.0, rel=0.15)
+        assert ours.history[-1].lam > 0
+    rounded = trained("qat", 4.0, cache)
+    for network, steps in ((rounded, dict.fromkeys(plain.weight_names, 4)), (ours, ours.steps)):
+        assert network.steps == steps
+        for name, step in steps.items():
+            integers = network.state[name] * 2**step
+            assert torch.equal(integers, torch.round(integers))
 
 
 def test_last_steps_go_without_the_rate() -> None:
@@ -465,12 +472,19 @@ def test_tuning_takes_the_best_on_validation(
     assert {settings.seed for settings in laboratory.used} == {20}
 
 
-def test_targets_come_last_and_below_the_limit() -> None:
-    for task in TASKS.values():
-        values = knob_values(task, "proximal")
-        assert list(values) == sorted(values, reverse=True)
-        if task.most_bits is not None:
-            assert values[-1] < task.most_bits
+@pytest.mark.parametrize(("excess", "aim"), [(-0.1, 1.1), (0.0, 1.0), (0.02, 0.9), (0.9, 0.9)])
+def test_target_is_the_largest_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, excess: float, aim: float
+) -> None:
+    def reach(self: Lab, task: Task, method: str, target: float) -> Point:
+        found = point(method, target, 98.0)
+        measured = dataclasses.replace(found.measured[0], payload=target + excess)
+        return dataclasses.replace(found, measured=(measured,))
+
+    monkeypatch.setattr(Lab, "point", reach)
+    task = TASKS["digits"]
+    assert task.most_bits == 0.6
+    assert Lab(None, tmp_path).chosen_target(task, "egret") == pytest.approx(0.6 * aim)
 
 
 # --- results -----------------------------------------------------------------------------------
@@ -580,8 +594,8 @@ def test_differences_are_paired() -> None:
 
 
 def test_kept_results_are_those_of_the_page() -> None:
-    """The page's tables are what the results in docs/experiments give."""
-    kept = read_results(ROOT / "docs" / "experiments")
+    """The page's tables are what the results in docs/results/experiments give."""
+    kept = read_results(ROOT / "docs" / "results" / "experiments")
     page = ROOT / "docs" / "experiments.md"
     text = page.read_text(encoding="utf-8")
     for name in STUDIES:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.experiments codes --data FOLDER
     python -m benchmarks.experiments all --tasks digits --quick
-    python -m benchmarks.experiments page --results docs/experiments --page docs/experiments.md
+    python -m benchmarks.experiments page --results FOLDER --page docs/experiments.md
 
 Networks are trained once and kept in --cache, under a fingerprint of their settings, data and
 programs: experiments share them, and one that was interrupted goes on. `page` only lays out what

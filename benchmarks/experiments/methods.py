@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from egret.pruning import MagnitudePruner
+from egret.qat import StraightThrough
 from egret.rate import RateRegularizer
 
 __all__ = ["METHODS", "Method", "Rule", "code_digest"]
@@ -91,6 +92,40 @@ class _Pruning(Rule):
         self._pruner.step()
 
 
+class _Rounded(Rule):
+    """Quantisation-aware training alone: rounded weights in every pass."""
+
+    sources: tuple[str, ...] = ("egret.qat",)
+
+    def __init__(self, model: nn.Module, step_log2: float, steps: int) -> None:
+        self._rounding = StraightThrough(model, int(step_log2))
+
+    def forward(self) -> StraightThrough:
+        return self._rounding
+
+    def steps(self) -> dict[str, int]:
+        return dict(self._rounding.step_log2)
+
+    def finish(self) -> None:
+        self._rounding.apply()
+
+
+class _Target(_Rounded):
+    """What `egret train --target-bits` does: the controller, on weights rounded in training."""
+
+    sources = ("egret.qat", "egret.rate", "egret.rate_control", "egret.ggd")
+
+    def __init__(self, model: nn.Module, target_bits: float, steps: int) -> None:
+        self._rounding = StraightThrough(model, target_bits=target_bits)
+        self._regularizer = RateRegularizer(
+            model, target_bits=target_bits, steps=steps, step_log2=self._rounding.step_log2
+        )
+
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        self._regularizer.step(optimizer)
+        self.lam = self._regularizer.lam
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to a smaller network.
@@ -136,7 +171,9 @@ METHODS = {
     "backslash": Method(
         "BackSlash (DGGR in the loss)", "λ", "backslash", _InLoss, {"nu": "adaptive"}
     ),
-    "proximal": Method("Egret (proximal step, target)", "target", "proximal", _Proximal),
+    "qat": Method("QAT", "step", "qat", _Rounded),
+    "proximal": Method("proximal step, target", "target", "proximal", _Proximal),
+    "egret": Method("Egret (target, rounded in training)", "target", "egret", _Target),
 }
 """The methods, by name. One that rounds in training has the knob "step" and a `Rule` of its own,
 whose `forward` does it."""
@@ -146,7 +183,8 @@ def code_digest(method: Method) -> str:
     """Return a fingerprint of the programs that a method runs: comments do not count."""
     rule = method.rule
     found = hashlib.sha256(repr(method.options).encode())
-    texts = [inspect.getsource(Rule), inspect.getsource(rule), repr(FINAL_SHARE)]
+    texts = [inspect.getsource(each) for each in rule.__mro__ if each is not object]
+    texts.append(repr(FINAL_SHARE))
     for name in rule.sources:
         file = importlib.import_module(name).__file__
         assert file is not None

@@ -380,7 +380,9 @@ _COLOURS = {
     "l1": "#c9a227",
     "l0.5": "#2b8a3e",
     OURS: "#5b7fb5",
-    "proximal": "#0b7285",
+    "qat": "#c92a6b",
+    "proximal": "#6741a5",
+    "egret": "#0b7285",
 }
 _SCALES = ("#1f2933", "#0b7285", "#2b8a3e", "#c9a227", "#c2571a", "#c92a6b")
 
@@ -406,9 +408,9 @@ def _curve(axes: Axes, method: str, x: Sequence[float], points: Sequence[Point])
         list(map(fmean, values)),
         deviations,
         color=_COLOURS[method],
-        marker="o" if method == "proximal" else ".",
+        marker="o" if method == "egret" else ".",
         markersize=4.5,
-        linewidth=2.0 if method == "proximal" else 1.2,
+        linewidth=2.0 if method == "egret" else 1.2,
         elinewidth=0.7,
         capsize=1.5,
         label=METHODS[method].title,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.experiments.lab import Lab, Point, knob_values
+from benchmarks.experiments.lab import Lab, Point
 from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.tasks import Task
 from benchmarks.experiments.training import Trained, build
@@ -240,9 +240,10 @@ def _curves(lab: Lab, task: Task) -> Figures:
 
 
 def _targets(lab: Lab, task: Task) -> Figures:
-    tightest = knob_values(task, "proximal")[-1]
     return {
-        "points": _points(lab.point(task, "plain"), lab.point(task, "proximal", tightest)),
+        "points": _points(
+            lab.point(task, "plain"), lab.point(task, "egret", lab.chosen_target(task, "egret"))
+        ),
         "most_bits": task.most_bits,
         "most_golomb_bits": task.most_golomb_bits,
         "tolerance": task.tolerance,
