@@ -67,10 +67,11 @@ _TESTS = (
     "test_bits_flipped_with_pauses",
     "test_every_matrix_has_its_strobe",
 )
-# These play several scripts, or one on another accelerator only.
+# These play several scripts, or run on another accelerator or Verilog only.
 _OTHERS = (
     "test_a_code_that_was_not_loaded_is_an_error",
     "test_the_padding_of_the_crc_word_counts",
+    "test_verilog_of_the_repository",
 )
 
 

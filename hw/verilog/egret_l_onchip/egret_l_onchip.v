@@ -16,7 +16,7 @@
 //   "map_depth": 1024,
 //   "weight_bits": 12,
 //   "activation_depth": 1024,
-//   "activation_columns": 16,
+//   "activation_columns": 8,
 //   "row_depth": 1024,
 //   "input_depth": 16,
 //   "block_depth": 16,
@@ -26,12 +26,13 @@
 
 module egret_l_onchip(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_weight_tlast, s_axis_act_tvalid, s_axis_act_tdata, s_axis_act_tlast, m_axis_out_tready, s_axil_awvalid, s_axil_awaddr, s_axil_awprot, s_axil_wvalid, s_axil_wdata, s_axil_wstrb, s_axil_bready, s_axil_arvalid, s_axil_araddr, s_axil_arprot, s_axil_rready, s_axis_weight_tready, s_axis_act_tready
 , m_axis_out_tvalid, m_axis_out_tdata, m_axis_out_tlast, m_axis_out_tuser, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_bresp, s_axil_arready, s_axil_rvalid, s_axil_rdata, s_axil_rresp, matrix_done, irq, aclk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$3 , \$4 ;
   reg \$5 ;
   input aclk;
   wire aclk;
-  wire [128:0] activations__payload;
+  wire [64:0] activations__payload;
   wire activations__ready;
   wire activations__valid;
   wire [11:0] araddr;
@@ -113,8 +114,8 @@ module egret_l_onchip(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis
   wire [3:0] s_axil_wstrb;
   input s_axil_wvalid;
   wire s_axil_wvalid;
-  input [127:0] s_axis_act_tdata;
-  wire [127:0] s_axis_act_tdata;
+  input [63:0] s_axis_act_tdata;
+  wire [63:0] s_axis_act_tdata;
   input s_axis_act_tlast;
   wire s_axis_act_tlast;
   output s_axis_act_tready;
@@ -238,14 +239,15 @@ module egret_l_onchip(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis
   assign live[2] = s_axis_weight_tready;
   assign live[1] = s_axis_weight_tvalid;
   assign live[0] = \$1 ;
-  assign activations__payload[128] = s_axis_act_tlast;
-  assign activations__payload[127:0] = s_axis_act_tdata;
+  assign activations__payload[64] = s_axis_act_tlast;
+  assign activations__payload[63:0] = s_axis_act_tdata;
   assign weights__payload[256] = s_axis_weight_tlast;
   assign weights__payload[255:0] = s_axis_weight_tdata;
 endmodule
 
 module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$125 , \$128 , \$129 , \$130 , \$132 , \$133 , \$2 , \$3 , \$4 , \$5 , \$7 , \$71 ,
     \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$8 , \$80 , \$85 , \$90 ;
   wire [1:0] \$10 , \$86 , \$91 ;
@@ -277,7 +279,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [4:0] \$24 , \$26 , \$28 , \$30 , \$32 , \$34 , \$36 , \$38 , \$94 ;
   wire [5:0] \$40 , \$42 , \$44 , \$46 , \$48 , \$50 , \$52 , \$54 , \$56 , \$58 , \$60 , \$62 ,
     \$64 , \$66 , \$68 , \$70 , \$95 ;
-  wire [150:0] \$81 ;
+  wire [79:0] \$81 ;
   wire [43:0] \$87 ;
   wire [6:0] \$96 ;
   wire [7:0] \$97 ;
@@ -288,7 +290,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg \$140 ;
   reg [87:0] \$141 ;
   reg \$142 ;
-  reg [150:0] \$143 ;
+  reg [79:0] \$143 ;
   reg [26:0] \$144 ;
   reg [22:0] \$145 ;
   reg [15:0] \$146 ;
@@ -304,7 +306,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [31:0] \$156 ;
   reg [31:0] \$157 ;
   reg [31:0] \$158 ;
-  wire [128:0] activations__payload;
+  wire [64:0] activations__payload;
   output activations__ready;
   wire activations__ready;
   wire activations__valid;
@@ -412,7 +414,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [1:0] \banks$804 ;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
-  wire [6:0] beats;
+  wire [7:0] beats;
   wire [37:0] behind__payload;
   wire [37:0] \behind__payload$1003 ;
   wire [37:0] \behind__payload$829 ;
@@ -783,8 +785,8 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   input [256:0] i__payload;
   wire [256:0] i__payload;
   wire [37:0] \i__payload$1009 ;
-  input [128:0] \i__payload$12 ;
-  wire [128:0] \i__payload$12 ;
+  input [64:0] \i__payload$12 ;
+  wire [64:0] \i__payload$12 ;
   wire [10:0] \i__payload$195 ;
   wire [10:0] \i__payload$216 ;
   wire [10:0] \i__payload$236 ;
@@ -1036,7 +1038,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [31:0] late_position;
   wire [31:0] \late_position$75 ;
   wire load_allow;
-  wire [6:0] load_beats;
+  wire [7:0] load_beats;
   wire load_code;
   wire load_ended;
   wire load_memory;
@@ -1605,72 +1607,72 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [291:0] status;
   wire [31:0] sums;
   wire [31:0] \sums$128 ;
-  reg [150:0] vector_write = 151'h00000000000000000000000000000000000000;
-  wire [150:0] \vector_write$1100 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$184 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$209 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$229 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$249 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$269 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$289 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$309 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$329 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$349 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$369 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$389 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$409 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$429 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$449 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$469 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$489 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$509 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$529 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$549 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$569 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$589 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$609 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$629 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$649 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$669 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$689 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$709 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$729 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$749 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$769 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$789 ;
-  (* init = 151'h00000000000000000000000000000000000000 *)
-  wire [150:0] \vector_write$809 ;
+  reg [79:0] vector_write = 80'h00000000000000000000;
+  wire [79:0] \vector_write$1100 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$184 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$209 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$229 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$249 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$269 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$289 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$309 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$329 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$349 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$369 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$389 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$409 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$429 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$449 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$469 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$489 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$509 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$529 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$549 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$569 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$589 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$609 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$629 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$649 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$669 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$689 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$709 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$729 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$749 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$769 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$789 ;
+  (* init = 80'h00000000000000000000 *)
+  wire [79:0] \vector_write$809 ;
   wire [13:0] walk;
   wire [13:0] \walk$120 ;
   reg was_coding = 1'h0;
@@ -1691,7 +1693,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \words__ready$27 ;
   wire words__valid;
   wire \words__valid$29 ;
-  wire [150:0] write;
+  wire [79:0] write;
   assign \$1  = ~ coding;
   assign start = was_coding & \$1 ;
   assign \$2  = coding | was_coding;
@@ -1777,7 +1779,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$76  = code_write[0] & \$75 ;
   assign \$77  = ! code_write[6:3];
   assign \$78  = \$76  & \$77 ;
-  assign \$80  = | write[15:0];
+  assign \$80  = | write[7:0];
   assign \$81  = \$80  ? write : \vector_write$1100 ;
   assign \$82  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
   assign \$83  = \start$110 [39:24] - \$82 ;
@@ -3503,7 +3505,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     if (time_zero ) begin end
     \$143  = \$81 ;
     if (rst) begin
-      \$143  = 151'h00000000000000000000000000000000000000;
+      \$143  = 80'h00000000000000000000;
     end
   end
   always @* begin
@@ -4572,7 +4574,8 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
 endmodule
 
 module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [16:0] \$1 , \$10 , \$7 , \$8 ;
   wire [1:0] \$11 ;
   wire [4:0] \$12 , \$13 , \$36 ;
@@ -4905,7 +4908,8 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w
 endmodule
 
 module egret_l_onchip_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__data, cancel, w_en, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$3 , \$7 , \$8 ;
   wire [3:0] \$14 , \$9 ;
   wire [2:0] \$2 , \$4 ;
@@ -5025,7 +5029,8 @@ module egret_l_onchip_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_p
 endmodule
 
 module egret_l_onchip_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w_port__data, r_rdy, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$17 , \$18 , \$2 , \$24 , \$25 , \$3 , \$4 , \$9 ;
   wire [6:0] \$11 , \$12 , \$19 , \$26 , \$5 , \$6 ;
   reg [5:0] \$30 ;
@@ -5177,36 +5182,35 @@ module egret_l_onchip_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en,
 endmodule
 
 module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
-  reg time_zero  = 0;
-  wire \$1 , \$10 , \$100 , \$104 , \$105 , \$107 , \$11 , \$111 , \$112 , \$114 , \$118 , \$119 ,
-    \$12 , \$121 , \$125 , \$126 , \$128 , \$132 , \$133 , \$135 , \$139 , \$14 , \$140 , \$142 ,
-    \$146 , \$147 , \$149 , \$15 , \$153 , \$154 , \$156 , \$16 , \$160 , \$161 , \$163 , \$18 , \$2
-    , \$20 , \$26 , \$27 , \$28 , \$3 , \$36 , \$37 , \$38 , \$4 , \$5 , \$52 , \$53 , \$54 , \$55 ,
+  reg time_zero;
+  initial time_zero <= 1'h0;
+  wire \$1 , \$10 , \$100 , \$104 , \$105 , \$107 , \$11 , \$12 , \$14 , \$15 , \$16 , \$18 , \$2 ,
+    \$20 , \$26 , \$27 , \$28 , \$3 , \$36 , \$37 , \$38 , \$4 , \$5 , \$52 , \$53 , \$54 , \$55 ,
     \$56 , \$58 , \$6 , \$62 , \$63 , \$65 , \$69 , \$7 , \$70 , \$72 , \$76 , \$77 , \$79 , \$8 ,
     \$83 , \$84 , \$86 , \$9 , \$90 , \$91 , \$93 , \$97 , \$98 ;
   wire [10:0] \$13 , \$33 , \$47 ;
-  wire [6:0] \$186 ;
+  wire [6:0] \$130 ;
   wire [31:0] \$21 ;
   wire [1:0] \$30 , \$31 , \$43 , \$44 ;
   wire [11:0] \$34 , \$41 ;
   wire [2:0] \$39 , \$40 ;
-  reg [50:0] \$164 ;
-  reg \$165 ;
-  reg \$166 ;
-  reg \$167 ;
-  reg [9:0] \$168 ;
-  reg \$169 ;
-  reg \$170 ;
-  reg [10:0] \$171 ;
-  reg [1:0] \$172 ;
-  reg [31:0] \$173 ;
-  reg \$174 ;
-  reg \$175 ;
-  reg \$176 ;
-  reg [9:0] \$177 ;
-  reg \$178 ;
-  reg [9:0] \$179 ;
-  reg [150:0] \$180 ;
+  reg [50:0] \$108 ;
+  reg \$109 ;
+  reg \$110 ;
+  reg \$111 ;
+  reg [9:0] \$112 ;
+  reg \$113 ;
+  reg \$114 ;
+  reg [10:0] \$115 ;
+  reg [1:0] \$116 ;
+  reg [31:0] \$117 ;
+  reg \$118 ;
+  reg \$119 ;
+  reg \$120 ;
+  reg [9:0] \$121 ;
+  reg \$122 ;
+  reg [9:0] \$123 ;
+  reg [79:0] \$124 ;
   wire [10:0] \$signature__addr ;
   wire [31:0] \$signature__data ;
   wire \$signature__en ;
@@ -5287,8 +5291,8 @@ module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   reg vector = 1'h0;
   reg vector_0 = 1'h0;
   reg vector_1 = 1'h0;
-  output [150:0] vector_write;
-  reg [150:0] vector_write = 151'h00000000000000000000000000000000000000;
+  output [79:0] vector_write;
+  reg [79:0] vector_write = 80'h00000000000000000000;
   output [13:0] walk;
   wire [13:0] walk;
   (* no_rw_check = 32'd1 *)
@@ -5314,8 +5318,8 @@ module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   assign \$3  = ~ both;
   assign \$4  = second | \$3 ;
   assign \$5  = \$2  & \$4 ;
-  assign \$186  = vector_1 * 6'h20;
-  assign i_sum = sums >> \$186 ;
+  assign \$130  = vector_1 * 6'h20;
+  assign i_sum = sums >> \$130 ;
   assign \$6  = ~ job[25];
   assign o_activation = o_second | \$6 ;
   assign \$7  = ~ o_valid;
@@ -5353,88 +5357,64 @@ module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   assign \$52  = leaves & job[24];
   assign \$53  = ~ o_second;
   assign \$54  = \$52  & \$53 ;
-  assign \$55  = ! o_column[3:0];
+  assign \$55  = ! o_column[2:0];
   assign \$56  = \$54  & \$55 ;
   assign \$58  = \$56  & \$12 ;
-  assign \$62  = o_column[3:0] == 1'h1;
+  assign \$62  = o_column[2:0] == 1'h1;
   assign \$63  = \$54  & \$62 ;
   assign \$65  = \$63  & \$12 ;
-  assign \$69  = o_column[3:0] == 2'h2;
+  assign \$69  = o_column[2:0] == 2'h2;
   assign \$70  = \$54  & \$69 ;
   assign \$72  = \$70  & \$12 ;
-  assign \$76  = o_column[3:0] == 2'h3;
+  assign \$76  = o_column[2:0] == 2'h3;
   assign \$77  = \$54  & \$76 ;
   assign \$79  = \$77  & \$12 ;
-  assign \$83  = o_column[3:0] == 3'h4;
+  assign \$83  = o_column[2:0] == 3'h4;
   assign \$84  = \$54  & \$83 ;
   assign \$86  = \$84  & \$12 ;
-  assign \$90  = o_column[3:0] == 3'h5;
+  assign \$90  = o_column[2:0] == 3'h5;
   assign \$91  = \$54  & \$90 ;
   assign \$93  = \$91  & \$12 ;
-  assign \$97  = o_column[3:0] == 3'h6;
+  assign \$97  = o_column[2:0] == 3'h6;
   assign \$98  = \$54  & \$97 ;
   assign \$100  = \$98  & \$12 ;
-  assign \$104  = o_column[3:0] == 3'h7;
+  assign \$104  = o_column[2:0] == 3'h7;
   assign \$105  = \$54  & \$104 ;
   assign \$107  = \$105  & \$12 ;
-  assign \$111  = o_column[3:0] == 4'h8;
-  assign \$112  = \$54  & \$111 ;
-  assign \$114  = \$112  & \$12 ;
-  assign \$118  = o_column[3:0] == 4'h9;
-  assign \$119  = \$54  & \$118 ;
-  assign \$121  = \$119  & \$12 ;
-  assign \$125  = o_column[3:0] == 4'ha;
-  assign \$126  = \$54  & \$125 ;
-  assign \$128  = \$126  & \$12 ;
-  assign \$132  = o_column[3:0] == 4'hb;
-  assign \$133  = \$54  & \$132 ;
-  assign \$135  = \$133  & \$12 ;
-  assign \$139  = o_column[3:0] == 4'hc;
-  assign \$140  = \$54  & \$139 ;
-  assign \$142  = \$140  & \$12 ;
-  assign \$146  = o_column[3:0] == 4'hd;
-  assign \$147  = \$54  & \$146 ;
-  assign \$149  = \$147  & \$12 ;
-  assign \$153  = o_column[3:0] == 4'he;
-  assign \$154  = \$54  & \$153 ;
-  assign \$156  = \$154  & \$12 ;
-  assign \$160  = o_column[3:0] == 4'hf;
-  assign \$161  = \$54  & \$160 ;
-  assign \$163  = \$161  & \$12 ;
   always @(posedge clk)
-    job <= \$164 ;
+    job <= \$108 ;
   always @(posedge clk)
-    both <= \$165 ;
+    both <= \$109 ;
   always @(posedge clk)
-    busy <= \$166 ;
+    busy <= \$110 ;
   always @(posedge clk)
-    reading <= \$167 ;
+    reading <= \$111 ;
   always @(posedge clk)
-    row <= \$168 ;
+    row <= \$112 ;
   always @(posedge clk)
-    vector <= \$169 ;
+    vector <= \$113 ;
   always @(posedge clk)
-    second <= \$170 ;
+    second <= \$114 ;
   always @(posedge clk)
-    bias_read__addr <= \$171 ;
+    bias_read__addr <= \$115 ;
   always @(posedge clk)
-    fetched <= \$172 ;
+    fetched <= \$116 ;
   always @(posedge clk)
-    i_bias <= \$173 ;
+    i_bias <= \$117 ;
   always @(posedge clk)
-    vector_0 <= \$174 ;
+    vector_0 <= \$118 ;
   always @(posedge clk)
-    vector_1 <= \$175 ;
+    vector_1 <= \$119 ;
   always @(posedge clk)
-    o_vector <= \$176 ;
+    o_vector <= \$120 ;
   always @(posedge clk)
-    o_row <= \$177 ;
+    o_row <= \$121 ;
   always @(posedge clk)
-    o_second <= \$178 ;
+    o_second <= \$122 ;
   always @(posedge clk)
-    o_column <= \$179 ;
+    o_column <= \$123 ;
   always @(posedge clk)
-    vector_write <= \$180 ;
+    vector_write <= \$124 ;
   egret_l_onchip_core_finisher_buffer  buffer (
     .clk(clk),
     .i__payload(i__payload),
@@ -5482,250 +5462,234 @@ module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   end
   always @* begin
     if (time_zero ) begin end
-    \$164  = job;
+    \$108  = job;
     if (start) begin
-      \$164  = \job$52 ;
+      \$108  = \job$52 ;
     end
     if (rst) begin
-      \$164  = 51'h0000000000000;
+      \$108  = 51'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$165  = both;
+    \$109  = both;
     if (start) begin
-      \$165  = \$27 ;
+      \$109  = \$27 ;
     end
     if (rst) begin
-      \$165  = 1'h0;
+      \$109  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$166  = busy;
+    \$110  = busy;
     if (start) begin
-      \$166  = 1'h1;
+      \$110  = 1'h1;
     end
     if (done) begin
-      \$166  = 1'h0;
+      \$110  = 1'h0;
     end
     if (rst) begin
-      \$166  = 1'h0;
+      \$110  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$167  = reading;
+    \$111  = reading;
     if (start) begin
-      \$167  = 1'h1;
+      \$111  = 1'h1;
     end else if (\$28 ) begin
       if (\$1 ) begin
         if (\$36 ) begin
-          \$167  = \$38 ;
+          \$111  = \$38 ;
         end
       end
     end
     if (rst) begin
-      \$167  = 1'h0;
+      \$111  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$168  = row;
+    \$112  = row;
     if (start) begin
-      \$168  = 10'h000;
+      \$112  = 10'h000;
     end else if (\$28 ) begin
       if (\$1 ) begin
-        \$168  = \$33 [9:0];
+        \$112  = \$33 [9:0];
         if (\$36 ) begin
-          \$168  = 10'h000;
+          \$112  = 10'h000;
         end
       end
     end
     if (rst) begin
-      \$168  = 10'h000;
+      \$112  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$169  = vector;
+    \$113  = vector;
     if (start) begin
-      \$169  = 1'h0;
+      \$113  = 1'h0;
     end else if (\$28 ) begin
-      \$169  = \$31 [0];
+      \$113  = \$31 [0];
     end
     if (rst) begin
-      \$169  = 1'h0;
+      \$113  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$170  = second;
+    \$114  = second;
     if (start) begin
-      \$170  = 1'h0;
+      \$114  = 1'h0;
     end else if (\$28 ) begin
       if (\$1 ) begin
         if (\$36 ) begin
-          \$170  = 1'h1;
+          \$114  = 1'h1;
         end
       end
     end
     if (rst) begin
-      \$170  = 1'h0;
+      \$114  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$171  = bias_read__addr;
+    \$115  = bias_read__addr;
     if (start) begin
-      \$171  = \job$52 [21:11];
+      \$115  = \job$52 [21:11];
     end else if (\$28 ) begin
       if (\$1 ) begin
-        \$171  = \$34 [10:0];
+        \$115  = \$34 [10:0];
         if (\$36 ) begin
-          \$171  = job[21:11];
+          \$115  = job[21:11];
         end
       end
     end
     if (rst) begin
-      \$171  = 11'h000;
+      \$115  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$172  = fetched;
+    \$116  = fetched;
     if (enable) begin
-      \$172  = \$40 [1:0];
+      \$116  = \$40 [1:0];
     end
     if (rst) begin
-      \$172  = 2'h0;
+      \$116  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$173  = i_bias;
+    \$117  = i_bias;
     if (enable) begin
-      \$173  = bias_read__data;
+      \$117  = bias_read__data;
     end
     if (rst) begin
-      \$173  = 32'd0;
+      \$117  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$174  = vector_0;
+    \$118  = vector_0;
     if (enable) begin
-      \$174  = vector;
+      \$118  = vector;
     end
     if (rst) begin
-      \$174  = 1'h0;
+      \$118  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$175  = vector_1;
+    \$119  = vector_1;
     if (enable) begin
-      \$175  = vector_0;
+      \$119  = vector_0;
     end
     if (rst) begin
-      \$175  = 1'h0;
+      \$119  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$176  = o_vector;
+    \$120  = o_vector;
     if (start) begin
-      \$176  = 1'h0;
+      \$120  = 1'h0;
     end else if (leaves) begin
-      \$176  = \$44 [0];
+      \$120  = \$44 [0];
     end
     if (rst) begin
-      \$176  = 1'h0;
+      \$120  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$177  = o_row;
+    \$121  = o_row;
     if (start) begin
-      \$177  = 10'h000;
-    end else if (leaves) begin
-      if (\$12 ) begin
-        \$177  = \$13 [9:0];
-      end
-      if (\$15 ) begin
-        \$177  = 10'h000;
-      end
-    end
-    if (rst) begin
-      \$177  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$178  = o_second;
-    if (start) begin
-      \$178  = 1'h0;
-    end else if (leaves) begin
-      if (\$15 ) begin
-        \$178  = 1'h1;
-      end
-    end
-    if (rst) begin
-      \$178  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$179  = o_column;
-    if (start) begin
-      \$179  = \$41 [9:0];
+      \$121  = 10'h000;
     end else if (leaves) begin
       if (\$12 ) begin
-        \$179  = \$47 [9:0];
+        \$121  = \$13 [9:0];
+      end
+      if (\$15 ) begin
+        \$121  = 10'h000;
       end
     end
     if (rst) begin
-      \$179  = 10'h000;
+      \$121  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$180 [16] = job[50];
-    \$180 [22:17] = o_column[9:4];
-    \$180 [0] = \$58 ;
-    \$180 [30:23] = \o_activation$41 ;
-    \$180 [1] = \$65 ;
-    \$180 [38:31] = \o_activation$41 ;
-    \$180 [2] = \$72 ;
-    \$180 [46:39] = \o_activation$41 ;
-    \$180 [3] = \$79 ;
-    \$180 [54:47] = \o_activation$41 ;
-    \$180 [4] = \$86 ;
-    \$180 [62:55] = \o_activation$41 ;
-    \$180 [5] = \$93 ;
-    \$180 [70:63] = \o_activation$41 ;
-    \$180 [6] = \$100 ;
-    \$180 [78:71] = \o_activation$41 ;
-    \$180 [7] = \$107 ;
-    \$180 [86:79] = \o_activation$41 ;
-    \$180 [8] = \$114 ;
-    \$180 [94:87] = \o_activation$41 ;
-    \$180 [9] = \$121 ;
-    \$180 [102:95] = \o_activation$41 ;
-    \$180 [10] = \$128 ;
-    \$180 [110:103] = \o_activation$41 ;
-    \$180 [11] = \$135 ;
-    \$180 [118:111] = \o_activation$41 ;
-    \$180 [12] = \$142 ;
-    \$180 [126:119] = \o_activation$41 ;
-    \$180 [13] = \$149 ;
-    \$180 [134:127] = \o_activation$41 ;
-    \$180 [14] = \$156 ;
-    \$180 [142:135] = \o_activation$41 ;
-    \$180 [15] = \$163 ;
-    \$180 [150:143] = \o_activation$41 ;
+    \$122  = o_second;
+    if (start) begin
+      \$122  = 1'h0;
+    end else if (leaves) begin
+      if (\$15 ) begin
+        \$122  = 1'h1;
+      end
+    end
     if (rst) begin
-      \$180  = 151'h00000000000000000000000000000000000000;
+      \$122  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$123  = o_column;
+    if (start) begin
+      \$123  = \$41 [9:0];
+    end else if (leaves) begin
+      if (\$12 ) begin
+        \$123  = \$47 [9:0];
+      end
+    end
+    if (rst) begin
+      \$123  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$124 [8] = job[50];
+    \$124 [15:9] = o_column[9:3];
+    \$124 [0] = \$58 ;
+    \$124 [23:16] = \o_activation$41 ;
+    \$124 [1] = \$65 ;
+    \$124 [31:24] = \o_activation$41 ;
+    \$124 [2] = \$72 ;
+    \$124 [39:32] = \o_activation$41 ;
+    \$124 [3] = \$79 ;
+    \$124 [47:40] = \o_activation$41 ;
+    \$124 [4] = \$86 ;
+    \$124 [55:48] = \o_activation$41 ;
+    \$124 [5] = \$93 ;
+    \$124 [63:56] = \o_activation$41 ;
+    \$124 [6] = \$100 ;
+    \$124 [71:64] = \o_activation$41 ;
+    \$124 [7] = \$107 ;
+    \$124 [79:72] = \o_activation$41 ;
+    if (rst) begin
+      \$124  = 80'h00000000000000000000;
     end
   end
   assign \$signature__en  = bias_write[0];
@@ -5752,7 +5716,8 @@ module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
 endmodule
 
 module egret_l_onchip_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [33:0] \$4 ;
   reg [33:0] \$6 ;
@@ -5839,7 +5804,8 @@ module egret_l_onchip_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
 endmodule
 
 module egret_l_onchip_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$16 ;
   wire [49:0] \$10 , \$11 , \$14 , \$15 , \$17 ;
   wire [5:0] \$2 ;
@@ -6094,7 +6060,8 @@ module egret_l_onchip_core_finisher_requantizer (rst, i_sum, enable, port_0 , po
 endmodule
 
 module egret_l_onchip_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$10 ;
   wire [255:0] \$9 ;
@@ -6174,7 +6141,8 @@ endmodule
 
 module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
 , \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
     \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
   wire [1:0] \$2 ;
@@ -6319,9 +6287,9 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   wire [15:0] \start_write$72 ;
   wire turn;
   reg \turn$4  = 1'h0;
-  input [150:0] vector_write;
-  wire [150:0] vector_write;
-  wire [150:0] \vector_write$81 ;
+  input [79:0] vector_write;
+  wire [79:0] vector_write;
+  wire [79:0] \vector_write$81 ;
   always @(posedge clk)
     bad_index <= \$42 ;
   always @(posedge clk)
@@ -6679,7 +6647,8 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
 endmodule
 
 module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   reg [3:0] \$21 ;
   reg [3:0] \$22 ;
@@ -6816,7 +6785,8 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
 endmodule
 
 module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [7:0] \$1 , \$1304 , \$1329 , \$1330 , \$1498 , \$1499 , \$328 , \$565 , \$573 , \$574 ,
     \$667 ;
   wire \$1000 , \$1007 , \$1008 , \$1009 , \$1010 , \$1011 , \$1014 , \$1026 , \$1027 , \$1028 ,
@@ -7723,7 +7693,8 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
 endmodule
 
 module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$1003 , \$1004 , \$1007 , \$1017 , \$1018 , \$1021 , \$1036 , \$1037 , \$1040 ,
     \$1060 , \$1061 , \$1064 , \$1089 , \$109 , \$1090 , \$1093 , \$11 , \$110 , \$1123 , \$1124 ,
     \$1127 , \$1159 , \$1160 , \$1161 , \$1162 , \$12 , \$13 , \$139 , \$14 , \$140 , \$15 , \$16 ,
@@ -8290,7 +8261,8 @@ module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, 
 endmodule
 
 module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
   reg \$23 ;
   reg [10:0] \$24 ;
@@ -8457,7 +8429,8 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, canc
 endmodule
 
 module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
   wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$21 , \$22 ,
     \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$5 , \$8 , \$9 ;
@@ -8556,15 +8529,15 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   wire used;
   wire [11:0] value;
   wire [7:0] \value$26 ;
-  input [150:0] vector_write;
-  wire [150:0] vector_write;
+  input [79:0] vector_write;
+  wire [79:0] vector_write;
   wire [11:0] weight;
   wire [9:0] write_address;
-  wire [6:0] \write_address$8 ;
+  wire [7:0] \write_address$8 ;
   wire write_enable;
-  wire [15:0] \write_enable$6 ;
+  wire [7:0] \write_enable$6 ;
   wire [11:0] write_value;
-  wire [127:0] \write_value$9 ;
+  wire [63:0] \write_value$9 ;
   reg zigzag_0 = 1'h0;
   reg zigzag_1 = 1'h0;
   reg zigzag_2 = 1'h0;
@@ -8980,9 +8953,9 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   assign write_address = map_write[10:1];
   assign write_value = map_write[22:11];
   assign \enable$5  = enable;
-  assign \write_enable$6  = vector_write[15:0];
-  assign \write_address$8  = { vector_write[16], vector_write[22:17] };
-  assign \write_value$9  = vector_write[150:23];
+  assign \write_enable$6  = vector_write[7:0];
+  assign \write_address$8  = { vector_write[8], vector_write[15:9] };
+  assign \write_value$9  = vector_write[79:16];
   assign \enable$10  = enable;
   assign address = number[9:0];
   assign \address$16  = { memory, column };
@@ -8999,7 +8972,8 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
 endmodule
 
 module egret_l_onchip_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [11:0] \$1 ;
   wire [9:0] address;
   input cancel;
@@ -9065,7 +9039,8 @@ module egret_l_onchip_core_lane_mac_map (rst, port_0 , cancel, read__addr, read_
 endmodule
 
 module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [19:0] \$1 ;
   reg [11:0] \$2 ;
   reg [7:0] \$3 ;
@@ -9120,7 +9095,8 @@ module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b
 endmodule
 
 module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [10:0] address;
   input cancel;
@@ -9128,8 +9104,8 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
   input clk;
   wire clk;
   wire enable;
-  input [150:0] port_0 ;
-  wire [150:0] port_0 ;
+  input [79:0] port_0 ;
+  wire [79:0] port_0 ;
   input [9:0] port_1 ;
   wire [9:0] port_1 ;
   input port_2 ;
@@ -9143,7 +9119,7 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
   output [7:0] value;
   reg [7:0] value = 8'h00;
   (* init = 8'h00 *)
-  wire [7:0] \value$56 ;
+  wire [7:0] \value$32 ;
   wire [10:0] write__addr;
   wire [10:0] \write__addr$10 ;
   wire [10:0] \write__addr$13 ;
@@ -9151,14 +9127,6 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
   wire [10:0] \write__addr$19 ;
   wire [10:0] \write__addr$22 ;
   wire [10:0] \write__addr$25 ;
-  wire [10:0] \write__addr$28 ;
-  wire [10:0] \write__addr$31 ;
-  wire [10:0] \write__addr$34 ;
-  wire [10:0] \write__addr$37 ;
-  wire [10:0] \write__addr$40 ;
-  wire [10:0] \write__addr$43 ;
-  wire [10:0] \write__addr$46 ;
-  wire [10:0] \write__addr$49 ;
   wire [10:0] \write__addr$7 ;
   wire [7:0] write__data;
   wire [7:0] \write__data$11 ;
@@ -9167,14 +9135,6 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
   wire [7:0] \write__data$20 ;
   wire [7:0] \write__data$23 ;
   wire [7:0] \write__data$26 ;
-  wire [7:0] \write__data$29 ;
-  wire [7:0] \write__data$32 ;
-  wire [7:0] \write__data$35 ;
-  wire [7:0] \write__data$38 ;
-  wire [7:0] \write__data$41 ;
-  wire [7:0] \write__data$44 ;
-  wire [7:0] \write__data$47 ;
-  wire [7:0] \write__data$50 ;
   wire [7:0] \write__data$8 ;
   wire write__en;
   wire \write__en$12 ;
@@ -9182,19 +9142,11 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
   wire \write__en$18 ;
   wire \write__en$21 ;
   wire \write__en$24 ;
-  wire \write__en$27 ;
-  wire \write__en$30 ;
-  wire \write__en$33 ;
-  wire \write__en$36 ;
-  wire \write__en$39 ;
-  wire \write__en$42 ;
-  wire \write__en$45 ;
-  wire \write__en$48 ;
   wire \write__en$6 ;
   wire \write__en$9 ;
-  wire [6:0] write_address;
-  wire [15:0] write_enable;
-  wire [127:0] write_value;
+  wire [7:0] write_address;
+  wire [7:0] write_enable;
+  wire [63:0] write_value;
   (* no_rw_check = 32'd1 *)
   reg [7:0] entries [2047:0];
   integer entries_entry;
@@ -9204,67 +9156,35 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
   end
   always @(posedge clk) begin
     if (port_0 [0])
-      entries[{ port_0 [16], port_0 [22:17], 4'h0 }] <= port_0 [30:23];
+      entries[{ port_0 [8], port_0 [15:9], 3'h0 }] <= port_0 [23:16];
   end
   always @(posedge clk) begin
     if (port_0 [1])
-      entries[{ port_0 [16], port_0 [22:17], 4'h1 }] <= port_0 [38:31];
+      entries[{ port_0 [8], port_0 [15:9], 3'h1 }] <= port_0 [31:24];
   end
   always @(posedge clk) begin
     if (port_0 [2])
-      entries[{ port_0 [16], port_0 [22:17], 4'h2 }] <= port_0 [46:39];
+      entries[{ port_0 [8], port_0 [15:9], 3'h2 }] <= port_0 [39:32];
   end
   always @(posedge clk) begin
     if (port_0 [3])
-      entries[{ port_0 [16], port_0 [22:17], 4'h3 }] <= port_0 [54:47];
+      entries[{ port_0 [8], port_0 [15:9], 3'h3 }] <= port_0 [47:40];
   end
   always @(posedge clk) begin
     if (port_0 [4])
-      entries[{ port_0 [16], port_0 [22:17], 4'h4 }] <= port_0 [62:55];
+      entries[{ port_0 [8], port_0 [15:9], 3'h4 }] <= port_0 [55:48];
   end
   always @(posedge clk) begin
     if (port_0 [5])
-      entries[{ port_0 [16], port_0 [22:17], 4'h5 }] <= port_0 [70:63];
+      entries[{ port_0 [8], port_0 [15:9], 3'h5 }] <= port_0 [63:56];
   end
   always @(posedge clk) begin
     if (port_0 [6])
-      entries[{ port_0 [16], port_0 [22:17], 4'h6 }] <= port_0 [78:71];
+      entries[{ port_0 [8], port_0 [15:9], 3'h6 }] <= port_0 [71:64];
   end
   always @(posedge clk) begin
     if (port_0 [7])
-      entries[{ port_0 [16], port_0 [22:17], 4'h7 }] <= port_0 [86:79];
-  end
-  always @(posedge clk) begin
-    if (port_0 [8])
-      entries[{ port_0 [16], port_0 [22:17], 4'h8 }] <= port_0 [94:87];
-  end
-  always @(posedge clk) begin
-    if (port_0 [9])
-      entries[{ port_0 [16], port_0 [22:17], 4'h9 }] <= port_0 [102:95];
-  end
-  always @(posedge clk) begin
-    if (port_0 [10])
-      entries[{ port_0 [16], port_0 [22:17], 4'ha }] <= port_0 [110:103];
-  end
-  always @(posedge clk) begin
-    if (port_0 [11])
-      entries[{ port_0 [16], port_0 [22:17], 4'hb }] <= port_0 [118:111];
-  end
-  always @(posedge clk) begin
-    if (port_0 [12])
-      entries[{ port_0 [16], port_0 [22:17], 4'hc }] <= port_0 [126:119];
-  end
-  always @(posedge clk) begin
-    if (port_0 [13])
-      entries[{ port_0 [16], port_0 [22:17], 4'hd }] <= port_0 [134:127];
-  end
-  always @(posedge clk) begin
-    if (port_0 [14])
-      entries[{ port_0 [16], port_0 [22:17], 4'he }] <= port_0 [142:135];
-  end
-  always @(posedge clk) begin
-    if (port_0 [15])
-      entries[{ port_0 [16], port_0 [22:17], 4'hf }] <= port_0 [150:143];
+      entries[{ port_0 [8], port_0 [15:9], 3'h7 }] <= port_0 [79:72];
   end
   reg [7:0] _0_;
   always @(posedge clk) begin
@@ -9283,64 +9203,41 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
     end
   end
   assign write__en = port_0 [0];
-  assign write_enable = port_0 [15:0];
-  assign write__addr = { port_0 [16], port_0 [22:17], 4'h0 };
-  assign write_address = { port_0 [16], port_0 [22:17] };
-  assign write__data = port_0 [30:23];
-  assign write_value = port_0 [150:23];
+  assign write_enable = port_0 [7:0];
+  assign write__addr = { port_0 [8], port_0 [15:9], 3'h0 };
+  assign write_address = { port_0 [8], port_0 [15:9] };
+  assign write__data = port_0 [23:16];
+  assign write_value = port_0 [79:16];
   assign \write__en$6  = port_0 [1];
-  assign \write__addr$7  = { port_0 [16], port_0 [22:17], 4'h1 };
-  assign \write__data$8  = port_0 [38:31];
+  assign \write__addr$7  = { port_0 [8], port_0 [15:9], 3'h1 };
+  assign \write__data$8  = port_0 [31:24];
   assign \write__en$9  = port_0 [2];
-  assign \write__addr$10  = { port_0 [16], port_0 [22:17], 4'h2 };
-  assign \write__data$11  = port_0 [46:39];
+  assign \write__addr$10  = { port_0 [8], port_0 [15:9], 3'h2 };
+  assign \write__data$11  = port_0 [39:32];
   assign \write__en$12  = port_0 [3];
-  assign \write__addr$13  = { port_0 [16], port_0 [22:17], 4'h3 };
-  assign \write__data$14  = port_0 [54:47];
+  assign \write__addr$13  = { port_0 [8], port_0 [15:9], 3'h3 };
+  assign \write__data$14  = port_0 [47:40];
   assign \write__en$15  = port_0 [4];
-  assign \write__addr$16  = { port_0 [16], port_0 [22:17], 4'h4 };
-  assign \write__data$17  = port_0 [62:55];
+  assign \write__addr$16  = { port_0 [8], port_0 [15:9], 3'h4 };
+  assign \write__data$17  = port_0 [55:48];
   assign \write__en$18  = port_0 [5];
-  assign \write__addr$19  = { port_0 [16], port_0 [22:17], 4'h5 };
-  assign \write__data$20  = port_0 [70:63];
+  assign \write__addr$19  = { port_0 [8], port_0 [15:9], 3'h5 };
+  assign \write__data$20  = port_0 [63:56];
   assign \write__en$21  = port_0 [6];
-  assign \write__addr$22  = { port_0 [16], port_0 [22:17], 4'h6 };
-  assign \write__data$23  = port_0 [78:71];
+  assign \write__addr$22  = { port_0 [8], port_0 [15:9], 3'h6 };
+  assign \write__data$23  = port_0 [71:64];
   assign \write__en$24  = port_0 [7];
-  assign \write__addr$25  = { port_0 [16], port_0 [22:17], 4'h7 };
-  assign \write__data$26  = port_0 [86:79];
-  assign \write__en$27  = port_0 [8];
-  assign \write__addr$28  = { port_0 [16], port_0 [22:17], 4'h8 };
-  assign \write__data$29  = port_0 [94:87];
-  assign \write__en$30  = port_0 [9];
-  assign \write__addr$31  = { port_0 [16], port_0 [22:17], 4'h9 };
-  assign \write__data$32  = port_0 [102:95];
-  assign \write__en$33  = port_0 [10];
-  assign \write__addr$34  = { port_0 [16], port_0 [22:17], 4'ha };
-  assign \write__data$35  = port_0 [110:103];
-  assign \write__en$36  = port_0 [11];
-  assign \write__addr$37  = { port_0 [16], port_0 [22:17], 4'hb };
-  assign \write__data$38  = port_0 [118:111];
-  assign \write__en$39  = port_0 [12];
-  assign \write__addr$40  = { port_0 [16], port_0 [22:17], 4'hc };
-  assign \write__data$41  = port_0 [126:119];
-  assign \write__en$42  = port_0 [13];
-  assign \write__addr$43  = { port_0 [16], port_0 [22:17], 4'hd };
-  assign \write__data$44  = port_0 [134:127];
-  assign \write__en$45  = port_0 [14];
-  assign \write__addr$46  = { port_0 [16], port_0 [22:17], 4'he };
-  assign \write__data$47  = port_0 [142:135];
-  assign \write__en$48  = port_0 [15];
-  assign \write__addr$49  = { port_0 [16], port_0 [22:17], 4'hf };
-  assign \write__data$50  = port_0 [150:143];
+  assign \write__addr$25  = { port_0 [8], port_0 [15:9], 3'h7 };
+  assign \write__data$26  = port_0 [79:72];
   assign enable = read__en;
   assign read__addr = { port_2 , port_1  };
   assign address = { port_2 , port_1  };
-  assign \value$56  = value;
+  assign \value$32  = value;
 endmodule
 
 module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
   wire [5:0] \$11 ;
   wire [1:0] \$4 , \$8 ;
@@ -9738,7 +9635,8 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
 endmodule
 
 module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
     , \$25 , \$27 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$36 , \$37 , \$38 , \$4
     , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$6 ;
@@ -10521,7 +10419,8 @@ endmodule
 
 
 module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
   wire [11:0] \$3 ;
@@ -10584,20 +10483,21 @@ module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matri
 endmodule
 
 module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$11 , \$12 , \$13 , \$2 , \$3 , \$4 , \$5 , \$6 , \$8 , \$9 ;
-  wire [7:0] \$10 ;
-  wire [6:0] \$7 ;
+  wire [8:0] \$10 ;
+  wire [7:0] \$7 ;
   reg \$14 ;
-  reg [150:0] \$15 ;
+  reg [79:0] \$15 ;
   reg \$16 ;
   reg [1:0] \$17 ;
-  reg [6:0] \$18 ;
+  reg [7:0] \$18 ;
   reg \$19 ;
   input allow;
   wire allow;
-  output [6:0] beats;
-  reg [6:0] beats = 7'h00;
+  output [7:0] beats;
+  reg [7:0] beats = 8'h00;
   input cancel;
   wire cancel;
   input clk;
@@ -10607,8 +10507,8 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   reg [1:0] fsm_state = 2'h0;
   input halted;
   wire halted;
-  input [128:0] i__payload;
-  wire [128:0] i__payload;
+  input [64:0] i__payload;
+  wire [64:0] i__payload;
   output i__ready;
   wire i__ready;
   input i__valid;
@@ -10623,8 +10523,8 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   input rst;
   wire rst;
   wire take;
-  output [150:0] write;
-  reg [150:0] write = 151'h00000000000000000000000000000000000000;
+  output [79:0] write;
+  reg [79:0] write = 80'h00000000000000000000;
   assign \$1  = ~ cancel;
   assign i__ready = ready & \$1 ;
   assign take = i__valid & i__ready;
@@ -10632,14 +10532,14 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   assign \$3  = fsm_state == 1'h1;
   assign \$4  = fsm_state == 2'h2;
   assign \$5  = fsm_state == 2'h3;
-  assign \$6  = ~ i__payload[128];
+  assign \$6  = ~ i__payload[64];
   assign \$7  = ~ beats;
   assign \$8  = ~ halted;
   assign \$9  = allow & \$8 ;
   assign \$10  = beats + 1'h1;
-  assign \$11  = beats == 6'h3f;
-  assign \$12  = i__payload[128] | \$11 ;
-  assign \$13  = take & i__payload[128];
+  assign \$11  = beats == 7'h7f;
+  assign \$12  = i__payload[64] | \$11 ;
+  assign \$13  = take & i__payload[64];
   always @(posedge clk)
     in_packet <= \$14 ;
   always @(posedge clk)
@@ -10679,35 +10579,27 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$15 [15:0] = 16'h0000;
-    \$15 [22:17] = \$7 [5:0];
-    \$15 [16] = memory;
-    \$15 [30:23] = i__payload[127:120];
-    \$15 [38:31] = i__payload[119:112];
-    \$15 [46:39] = i__payload[111:104];
-    \$15 [54:47] = i__payload[103:96];
-    \$15 [62:55] = i__payload[95:88];
-    \$15 [70:63] = i__payload[87:80];
-    \$15 [78:71] = i__payload[79:72];
-    \$15 [86:79] = i__payload[71:64];
-    \$15 [94:87] = i__payload[63:56];
-    \$15 [102:95] = i__payload[55:48];
-    \$15 [110:103] = i__payload[47:40];
-    \$15 [118:111] = i__payload[39:32];
-    \$15 [126:119] = i__payload[31:24];
-    \$15 [134:127] = i__payload[23:16];
-    \$15 [142:135] = i__payload[15:8];
-    \$15 [150:143] = i__payload[7:0];
+    \$15 [7:0] = 8'h00;
+    \$15 [15:9] = \$7 [6:0];
+    \$15 [8] = memory;
+    \$15 [23:16] = i__payload[63:56];
+    \$15 [31:24] = i__payload[55:48];
+    \$15 [39:32] = i__payload[47:40];
+    \$15 [47:40] = i__payload[39:32];
+    \$15 [55:48] = i__payload[31:24];
+    \$15 [63:56] = i__payload[23:16];
+    \$15 [71:64] = i__payload[15:8];
+    \$15 [79:72] = i__payload[7:0];
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
           if (take) begin
-            \$15 [15:0] = 16'hffff;
+            \$15 [7:0] = 8'hff;
           end
     endcase
     if (rst) begin
-      \$15  = 151'h00000000000000000000000000000000000000;
+      \$15  = 80'h00000000000000000000;
     end
   end
   always @* begin
@@ -10796,33 +10688,33 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
     casez (fsm_state)
       2'h0:
           if (cancel) begin
-            \$18  = 7'h00;
+            \$18  = 8'h00;
           end
       2'h1:
         begin
           if (take) begin
-            \$18  = \$10 [6:0];
+            \$18  = \$10 [7:0];
           end
           if (cancel) begin
-            \$18  = 7'h00;
+            \$18  = 8'h00;
           end
         end
       2'h3:
         begin
           if (\release ) begin
-            \$18  = 7'h00;
+            \$18  = 8'h00;
           end
           if (cancel) begin
-            \$18  = 7'h00;
+            \$18  = 8'h00;
           end
         end
       2'h2:
           if (cancel) begin
-            \$18  = 7'h00;
+            \$18  = 8'h00;
           end
     endcase
     if (rst) begin
-      \$18  = 7'h00;
+      \$18  = 8'h00;
     end
   end
   always @* begin
@@ -10837,7 +10729,7 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
       2'h1:
         begin
           if (take) begin
-            \$19  = i__payload[128];
+            \$19  = i__payload[64];
           end
           if (cancel) begin
             \$19  = 1'h0;
@@ -10865,7 +10757,8 @@ endmodule
 
 module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
 , words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
     \$125 , \$126 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 ,
@@ -12439,7 +12332,8 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
 endmodule
 
 module egret_l_onchip_core_reader_crc_65 (rst, valid, start, crc, data, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
     , \$1009 , \$101 , \$1010 , \$1011 , \$1012 , \$1013 , \$1014 , \$1015 , \$1016 , \$1017 ,
     \$1018 , \$1019 , \$102 , \$1020 , \$1021 , \$1022 , \$1023 , \$1024 , \$1028 , \$103 , \$1030 ,
@@ -17580,7 +17474,8 @@ module egret_l_onchip_core_reader_crc_65 (rst, valid, start, crc, data, clk);
 endmodule
 
 module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -17692,7 +17587,8 @@ module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
 endmodule
 
 module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [37:0] \$4 ;
   reg [37:0] \$6 ;
@@ -17793,7 +17689,8 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
 endmodule
 
 module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -17905,7 +17802,8 @@ module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [37:0] \$4 ;
   reg [37:0] \$6 ;
@@ -18006,7 +17904,8 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
 endmodule
 
 module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18119,7 +18018,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18232,7 +18132,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18345,7 +18246,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18458,7 +18360,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18571,7 +18474,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -18684,7 +18588,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -18797,7 +18702,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -18910,7 +18816,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19023,7 +18930,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19136,7 +19044,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -19249,7 +19158,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19362,7 +19272,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19475,7 +19386,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19588,7 +19500,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -19701,7 +19614,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -19814,7 +19728,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -19927,7 +19842,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -20040,7 +19956,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -20153,7 +20070,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -20266,7 +20184,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -20379,7 +20298,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -20492,7 +20412,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$9 ;
   reg \$10 ;
@@ -20605,7 +20526,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_31 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
   wire [1:0] \$9 ;
   wire [37:0] behind__payload;
@@ -20694,7 +20616,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -20807,7 +20730,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -20920,7 +20844,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21033,7 +20958,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21146,7 +21072,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21259,7 +21186,8 @@ endmodule
 
 
 module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [5:0] \$9 ;
   reg [4:0] \$10 ;
@@ -21372,7 +21300,8 @@ endmodule
 
 
 module egret_l_onchip_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [7:0] \$1 , \$17 , \$18 , \$2 , \$76 , \$89 ;
   wire \$10 , \$12 , \$13 , \$14 , \$15 , \$16 , \$19 , \$22 , \$23 , \$24 , \$28 , \$29 , \$3 ,
     \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$48 ,
@@ -21887,7 +21816,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
 , port_9 , port_10 , port_11 , port_12 , port_13 , port_14 , port_15 , port_16 , port_17 , port_18 , port_19 , port_20 , port_21 , port_22 , port_23 , port_24 , port_25 , port_26 , port_27 , port_28 , port_29 
 , port_30 , port_31 , port_32 , port_33 , port_34 , port_35 , port_36 , port_37 , port_38 , port_39 , port_40 , port_41 , port_42 , port_43 , port_44 , port_45 , port_46 , port_47 , port_48 , port_49 , port_50 
 , port_51 , port_52 , port_53 , port_54 , port_55 , port_56 , port_57 , port_58 , port_59 , port_60 , port_61 , port_62 , port_63 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$103 , \$106 , \$108 , \$11 , \$110 , \$111 , \$112 , \$113 , \$114 , \$115 ,
     \$116 , \$117 , \$118 , \$12 , \$127 , \$13 , \$137 , \$14 , \$140 , \$142 , \$144 , \$145 ,
     \$146 , \$147 , \$148 , \$149 , \$15 , \$150 , \$152 , \$153 , \$154 , \$155 , \$156 , \$157 ,
@@ -21896,9 +21826,10 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     \$42 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53 , \$54 , \$55 ,
     \$58 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$64 , \$65 , \$66 , \$69 , \$7 , \$71 , \$73 ,
     \$74 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$87 , \$88 , \$89 , \$9 , \$91 , \$93 ;
-  wire [6:0] \$105 , \$139 , \$170 ;
+  wire [7:0] \$105 , \$139 ;
   wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$78 ;
   wire [2:0] \$163 ;
+  wire [6:0] \$170 ;
   wire [3:0] \$282 , \$77 ;
   wire [5:0] \$68 ;
   wire [63:0] \$70 , \$72 ;
@@ -21909,7 +21840,7 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   reg [1:0] \$179 ;
   reg [1:0] \$180 ;
   reg [1:0] \$181 ;
-  reg [6:0] \$182 ;
+  reg [7:0] \$182 ;
   reg [1:0] \$183 ;
   reg [1:0] \$184 ;
   reg [1:0] \$185 ;
@@ -21922,19 +21853,19 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   reg [31:0] \$192 ;
   reg [69:0] \$193 ;
   reg [50:0] \$194 ;
-  reg [6:0] \$195 ;
+  reg [7:0] \$195 ;
   reg [1:0] \$196 ;
-  reg [6:0] \$197 ;
+  reg [7:0] \$197 ;
   reg [31:0] \$198 ;
   reg [50:0] \$199 ;
-  reg [6:0] \$200 ;
+  reg [7:0] \$200 ;
   reg \$201 ;
   reg [1:0] \$202 ;
   reg [1:0] \$203 ;
   reg [1:0] \$204 ;
   reg [5:0] \$205 ;
   reg \$206 ;
-  reg [6:0] \$67 ;
+  reg [7:0] \$67 ;
   input allocate;
   wire allocate;
   reg [1:0] any_bad = 2'h0;
@@ -21998,8 +21929,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   reg [31:0] late_position;
   output load_allow;
   wire load_allow;
-  input [6:0] load_beats;
-  wire [6:0] load_beats;
+  input [7:0] load_beats;
+  wire [7:0] load_beats;
   input load_ended;
   wire load_ended;
   output load_memory;
@@ -22013,8 +21944,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   wire memory;
   reg memory_now = 1'h0;
   reg [1:0] more = 2'h0;
-  reg [6:0] needed_0 = 7'h00;
-  reg [6:0] needed_1 = 7'h00;
+  reg [7:0] needed_0 = 8'h00;
+  reg [7:0] needed_1 = 8'h00;
   output parity;
   reg parity = 1'h0;
   reg [1:0] passed = 2'h0;
@@ -22151,8 +22082,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   wire [3:0] port_62 ;
   input [3:0] port_63 ;
   wire [3:0] port_63 ;
-  reg [6:0] received_0 = 7'h00;
-  reg [6:0] received_1 = 7'h00;
+  reg [7:0] received_0 = 8'h00;
+  reg [7:0] received_1 = 8'h00;
   output [1:0] \release ;
   reg [1:0] \release ;
   wire retire;
@@ -22254,7 +22185,7 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign \$82  = fsm_state == 2'h3;
   assign \$83  = ! parity;
   assign \$84  = allocate & \$83 ;
-  assign \$85  = header[63:48] + 4'hf;
+  assign \$85  = header[63:48] + 3'h7;
   assign \$87  = memory ^ header[66];
   assign \$88  = ~ header[71];
   assign \$89  = bank_now ^ \$88 ;
@@ -22454,7 +22385,7 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
           /* empty */;
       2'h2:
           if (\$62 ) begin
-            late_position = { 25'h0000000, \$67  };
+            late_position = { 24'h000000, \$67  };
           end else if (\$63 ) begin
           end else if (\$64 ) begin
             late_position = { 26'h0000000, \$68  };
@@ -22611,13 +22542,13 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     if (time_zero ) begin end
     \$182  = needed_0;
     if (\$84 ) begin
-      \$182  = \$86 [6:0];
+      \$182  = \$86 [7:0];
     end
     if (cancel) begin
-      \$182  = 7'h00;
+      \$182  = 8'h00;
     end
     if (rst) begin
-      \$182  = 7'h00;
+      \$182  = 8'h00;
     end
   end
   always @* begin
@@ -22839,10 +22770,10 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       \$195  = \$105 ;
     end
     if (cancel) begin
-      \$195  = 7'h00;
+      \$195  = 8'h00;
     end
     if (rst) begin
-      \$195  = 7'h00;
+      \$195  = 8'h00;
     end
   end
   always @* begin
@@ -22860,13 +22791,13 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     if (time_zero ) begin end
     \$197  = needed_1;
     if (\$118 ) begin
-      \$197  = \$86 [6:0];
+      \$197  = \$86 [7:0];
     end
     if (cancel) begin
-      \$197  = 7'h00;
+      \$197  = 8'h00;
     end
     if (rst) begin
-      \$197  = 7'h00;
+      \$197  = 8'h00;
     end
   end
   always @* begin
@@ -22912,10 +22843,10 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       \$200  = \$139 ;
     end
     if (cancel) begin
-      \$200  = 7'h00;
+      \$200  = 8'h00;
     end
     if (rst) begin
-      \$200  = 7'h00;
+      \$200  = 8'h00;
     end
   end
   always @* begin
@@ -23035,12 +22966,13 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign bad_prefix = { port_62 [3:2], port_60 [3:2], port_58 [3:2], port_56 [3:2], port_54 [3:2], port_52 [3:2], port_50 [3:2], port_48 [3:2], port_46 [3:2], port_44 [3:2], port_42 [3:2], port_40 [3:2], port_38 [3:2], port_36 [3:2], port_34 [3:2], port_32 [3:2], port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2], port_62 [1:0], port_60 [1:0], port_58 [1:0], port_56 [1:0], port_54 [1:0], port_52 [1:0], port_50 [1:0], port_48 [1:0], port_46 [1:0], port_44 [1:0], port_42 [1:0], port_40 [1:0], port_38 [1:0], port_36 [1:0], port_34 [1:0], port_32 [1:0], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
   assign \cancel$62  = cancel;
   assign \$20  = tail;
-  assign \$86  = { 4'h0, \$85 [16:4] };
+  assign \$86  = { 3'h0, \$85 [16:3] };
   assign \$117  = parity;
 endmodule
 
 module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [256:0] \$4 ;
   reg [256:0] \$6 ;
@@ -23127,7 +23059,8 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
 endmodule
 
 module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
     \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
     \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
@@ -24201,7 +24134,8 @@ endmodule
 
 module egret_l_onchip_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid
 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$27
     , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40
     , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53
@@ -24501,7 +24435,7 @@ module egret_l_onchip_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, 
       4'ha:
           \$36  = 32'd1024;
       4'hb:
-          \$36  = 32'd16;
+          \$36  = 32'd8;
       4'hc:
           \$36  = 32'd1024;
       4'hd:
@@ -24808,7 +24742,7 @@ module egret_l_onchip_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, 
   assign param_map_depth_word = 32'd1024;
   assign param_weight_bits_word = 32'd12;
   assign param_activation_depth_word = 32'd1024;
-  assign param_activation_columns_word = 32'd16;
+  assign param_activation_columns_word = 32'd8;
   assign param_row_depth_word = 32'd1024;
   assign param_input_depth_word = 32'd16;
   assign param_block_depth_word = 32'd16;

@@ -26,7 +26,8 @@
 
 module egret_m_ddr3(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_weight_tlast, s_axis_act_tvalid, s_axis_act_tdata, s_axis_act_tlast, m_axis_out_tready, s_axil_awvalid, s_axil_awaddr, s_axil_awprot, s_axil_wvalid, s_axil_wdata, s_axil_wstrb, s_axil_bready, s_axil_arvalid, s_axil_araddr, s_axil_arprot, s_axil_rready, s_axis_weight_tready, s_axis_act_tready
 , m_axis_out_tvalid, m_axis_out_tdata, m_axis_out_tlast, m_axis_out_tuser, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_bresp, s_axil_arready, s_axil_rvalid, s_axil_rdata, s_axil_rresp, matrix_done, irq, aclk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$3 , \$4 ;
   reg \$5 ;
   input aclk;
@@ -245,7 +246,8 @@ module egret_m_ddr3(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_w
 endmodule
 
 module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$48 , \$5 ,
     \$53 , \$58 , \$7 , \$77 , \$8 , \$80 , \$81 , \$82 , \$84 , \$85 ;
   wire [1:0] \$10 , \$54 , \$59 ;
@@ -2830,7 +2832,8 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
 endmodule
 
 module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [16:0] \$1 , \$10 , \$7 , \$8 ;
   wire [1:0] \$11 ;
   wire [2:0] \$12 , \$13 ;
@@ -3164,7 +3167,8 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, \w_d
 endmodule
 
 module egret_m_ddr3_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__data, cancel, w_en, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$3 , \$7 , \$8 ;
   wire [3:0] \$14 , \$9 ;
   wire [2:0] \$2 , \$4 ;
@@ -3284,7 +3288,8 @@ module egret_m_ddr3_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_por
 endmodule
 
 module egret_m_ddr3_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w_port__data, r_rdy, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$17 , \$18 , \$2 , \$24 , \$25 , \$3 , \$4 , \$9 ;
   wire [8:0] \$11 , \$12 , \$19 , \$26 , \$5 , \$6 ;
   reg [7:0] \$30 ;
@@ -3436,7 +3441,8 @@ module egret_m_ddr3_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w
 endmodule
 
 module egret_m_ddr3_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$104 , \$105 , \$107 , \$11 , \$12 , \$14 , \$15 , \$16 , \$18 , \$2 ,
     \$20 , \$26 , \$27 , \$28 , \$3 , \$36 , \$37 , \$38 , \$4 , \$5 , \$52 , \$53 , \$54 , \$55 ,
     \$56 , \$58 , \$6 , \$62 , \$63 , \$65 , \$69 , \$7 , \$70 , \$72 , \$76 , \$77 , \$79 , \$8 ,
@@ -3969,7 +3975,8 @@ module egret_m_ddr3_core_finisher (o__ready, rst, sums, may_report, \job$52 , re
 endmodule
 
 module egret_m_ddr3_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [33:0] \$4 ;
   reg [33:0] \$6 ;
@@ -4056,7 +4063,8 @@ module egret_m_ddr3_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__
 endmodule
 
 module egret_m_ddr3_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$16 ;
   wire [49:0] \$10 , \$11 , \$14 , \$15 , \$17 ;
   wire [5:0] \$2 ;
@@ -4311,7 +4319,8 @@ module egret_m_ddr3_core_finisher_requantizer (rst, i_sum, enable, port_0 , port
 endmodule
 
 module egret_m_ddr3_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$10 ;
   wire [63:0] \$9 ;
@@ -4391,7 +4400,8 @@ endmodule
 
 module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
 , \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
     \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
   wire [1:0] \$2 ;
@@ -4896,7 +4906,8 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
 endmodule
 
 module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   reg [3:0] \$21 ;
   reg [3:0] \$22 ;
@@ -5033,7 +5044,8 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
 endmodule
 
 module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [3:0] \$1 , \$122 , \$201 , \$208 , \$209 , \$210 , \$263 , \$364 , \$377 , \$378 , \$414 ,
     \$415 , \$417 , \$423 ;
   wire \$102 , \$116 , \$117 , \$118 , \$121 , \$140 , \$141 , \$142 , \$145 , \$159 , \$163 , \$164
@@ -5617,7 +5629,8 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
 endmodule
 
 module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$109 , \$11 , \$110 , \$113 , \$114 , \$115 , \$12 , \$121 , \$13 , \$137 ,
     \$138 , \$139 , \$14 , \$140 , \$141 , \$15 , \$155 , \$156 , \$159 , \$16 , \$166 , \$167 ,
     \$168 , \$169 , \$17 , \$18 , \$185 , \$186 , \$189 , \$19 , \$199 , \$2 , \$20 , \$200 , \$203
@@ -5919,7 +5932,8 @@ module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, ca
 endmodule
 
 module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
   reg \$23 ;
   reg [6:0] \$24 ;
@@ -6086,7 +6100,8 @@ module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__payload, cancel
 endmodule
 
 module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
   wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$21 , \$22 ,
     \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$5 , \$8 , \$9 ;
@@ -6628,7 +6643,8 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
 endmodule
 
 module egret_m_ddr3_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [11:0] \$1 ;
   wire [9:0] address;
   input cancel;
@@ -6694,7 +6710,8 @@ module egret_m_ddr3_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__e
 endmodule
 
 module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [19:0] \$1 ;
   reg [11:0] \$2 ;
   reg [7:0] \$3 ;
@@ -6749,7 +6766,8 @@ module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6
 endmodule
 
 module egret_m_ddr3_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [10:0] address;
   input cancel;
@@ -6889,7 +6907,8 @@ module egret_m_ddr3_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2
 endmodule
 
 module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
   wire [5:0] \$11 ;
   wire [1:0] \$4 , \$8 ;
@@ -7231,7 +7250,8 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
 endmodule
 
 module egret_m_ddr3_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [17:0] \$1 ;
   wire [9:0] address;
   input cancel;
@@ -7301,7 +7321,8 @@ module egret_m_ddr3_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , can
 endmodule
 
 module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
     , \$25 , \$27 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$36 , \$37 , \$38 , \$4
     , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$6 ;
@@ -7923,7 +7944,8 @@ endmodule
 
 
 module egret_m_ddr3_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
   wire [11:0] \$3 ;
@@ -7986,7 +8008,8 @@ module egret_m_ddr3_core_lane_settings (rst, codes, start_write, cancel, matrice
 endmodule
 
 module egret_m_ddr3_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$11 , \$12 , \$13 , \$2 , \$3 , \$4 , \$5 , \$6 , \$8 , \$9 ;
   wire [8:0] \$10 ;
   wire [7:0] \$7 ;
@@ -8259,7 +8282,8 @@ endmodule
 
 module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
 , words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
     \$125 , \$126 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 ,
@@ -9840,7 +9864,8 @@ module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, se
 endmodule
 
 module egret_m_ddr3_core_reader_crc_65 (rst, valid, start, crc, data, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [31:0] \$1 ;
   wire \$10 , \$100 , \$1001 , \$1003 , \$1005 , \$1007 , \$1008 , \$1009 , \$101 , \$1010 , \$1011
     , \$1012 , \$1013 , \$1014 , \$1015 , \$1016 , \$1017 , \$1018 , \$1019 , \$102 , \$1020 ,
@@ -11476,7 +11501,8 @@ module egret_m_ddr3_core_reader_crc_65 (rst, valid, start, crc, data, clk);
 endmodule
 
 module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -11588,7 +11614,8 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
 endmodule
 
 module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [36:0] \$4 ;
   reg [36:0] \$6 ;
@@ -11689,7 +11716,8 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
 endmodule
 
 module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -11801,7 +11829,8 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [36:0] \$4 ;
   reg [36:0] \$6 ;
@@ -11902,7 +11931,8 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
 endmodule
 
 module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -12015,7 +12045,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -12128,7 +12159,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -12241,7 +12273,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -12354,7 +12387,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$9 ;
   reg \$10 ;
@@ -12467,7 +12501,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
   wire [1:0] \$9 ;
   wire [36:0] behind__payload;
@@ -12556,7 +12591,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -12669,7 +12705,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -12782,7 +12819,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -12895,7 +12933,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -13008,7 +13047,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -13121,7 +13161,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [4:0] \$9 ;
   reg [3:0] \$10 ;
@@ -13234,7 +13275,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -13347,7 +13389,8 @@ endmodule
 
 
 module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [3:0] \$9 ;
   reg [2:0] \$10 ;
@@ -13460,7 +13503,8 @@ endmodule
 
 
 module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [7:0] \$1 , \$17 , \$18 , \$2 ;
   wire \$10 , \$12 , \$13 , \$14 , \$15 , \$16 , \$19 , \$22 , \$23 , \$24 , \$28 , \$29 , \$3 ,
     \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$48 ,
@@ -13975,7 +14019,8 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
 , late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , port_8 
 , port_9 , port_10 , port_11 , port_12 , port_13 , port_14 , port_15 , port_16 , port_17 , port_18 , port_19 , port_20 , port_21 , port_22 , port_23 , port_24 , port_25 , port_26 , port_27 , port_28 , port_29 
 , port_30 , port_31 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$103 , \$106 , \$108 , \$11 , \$110 , \$111 , \$112 , \$113 , \$114 , \$115 ,
     \$116 , \$117 , \$118 , \$12 , \$127 , \$13 , \$137 , \$14 , \$140 , \$142 , \$144 , \$145 ,
     \$146 , \$147 , \$148 , \$149 , \$15 , \$150 , \$152 , \$153 , \$154 , \$155 , \$156 , \$157 ,
@@ -15064,7 +15109,8 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
 endmodule
 
 module egret_m_ddr3_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [64:0] \$4 ;
   reg [64:0] \$6 ;
@@ -15151,7 +15197,8 @@ module egret_m_ddr3_core_weights_in (i__valid, rst, o__ready, i__ready, i__paylo
 endmodule
 
 module egret_m_ddr3_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
     \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
     \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
@@ -16225,7 +16272,8 @@ endmodule
 
 module egret_m_ddr3_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid
 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$27
     , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40
     , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53

@@ -26,7 +26,8 @@
 
 module egret_s(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_weight_tlast, s_axis_act_tvalid, s_axis_act_tdata, s_axis_act_tlast, m_axis_out_tready, s_axil_awvalid, s_axil_awaddr, s_axil_awprot, s_axil_wvalid, s_axil_wdata, s_axil_wstrb, s_axil_bready, s_axil_arvalid, s_axil_araddr, s_axil_arprot, s_axil_rready, s_axis_weight_tready, s_axis_act_tready
 , m_axis_out_tvalid, m_axis_out_tdata, m_axis_out_tlast, m_axis_out_tuser, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_bresp, s_axil_arready, s_axil_rvalid, s_axil_rdata, s_axil_rresp, matrix_done, irq, aclk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$3 , \$4 ;
   reg \$5 ;
   input aclk;
@@ -245,7 +246,8 @@ module egret_s(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_weight
 endmodule
 
 module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$29
     , \$34 , \$4 , \$41 , \$44 , \$45 , \$46 , \$48 , \$49 , \$5 , \$8 ;
   wire [1:0] \$10 , \$30 , \$35 ;
@@ -1525,7 +1527,8 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
 endmodule
 
 module egret_s_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [16:0] \$1 , \$10 , \$7 , \$8 ;
   wire [1:0] \$11 ;
   wire [2:0] \$12 , \$13 ;
@@ -1859,7 +1862,8 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, \w_data$6
 endmodule
 
 module egret_s_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__data, cancel, w_en, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$3 , \$7 , \$8 ;
   wire [3:0] \$14 , \$9 ;
   wire [2:0] \$2 , \$4 ;
@@ -1979,7 +1983,8 @@ module egret_s_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__da
 endmodule
 
 module egret_s_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w_port__data, r_rdy, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$17 , \$18 , \$2 , \$24 , \$25 , \$3 , \$4 , \$9 ;
   wire [9:0] \$11 , \$12 , \$19 , \$26 , \$5 , \$6 ;
   reg [8:0] \$30 ;
@@ -2131,7 +2136,8 @@ module egret_s_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w_port
 endmodule
 
 module egret_s_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$10 , \$11 , \$12 , \$14 , \$15 , \$16 , \$17 , \$18 , \$2 , \$20 , \$26 , \$27 , \$28 ,
     \$29 , \$36 , \$37 , \$38 , \$4 , \$5 , \$52 , \$53 , \$54 , \$55 , \$56 , \$58 , \$6 , \$62 ,
     \$63 , \$65 , \$69 , \$7 , \$70 , \$72 , \$76 , \$77 , \$79 , \$8 , \$9 ;
@@ -2643,7 +2649,8 @@ module egret_s_core_finisher (o__ready, rst, sums, may_report, \job$52 , report,
 endmodule
 
 module egret_s_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [33:0] \$4 ;
   reg [33:0] \$6 ;
@@ -2730,7 +2737,8 @@ module egret_s_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__paylo
 endmodule
 
 module egret_s_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$16 ;
   wire [49:0] \$10 , \$11 , \$14 , \$15 , \$17 ;
   wire [5:0] \$2 ;
@@ -2985,7 +2993,8 @@ module egret_s_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , 
 endmodule
 
 module egret_s_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$10 ;
   wire [31:0] \$9 ;
@@ -3065,7 +3074,8 @@ endmodule
 
 module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
 , \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
     \$28 , \$3 , \$30 , \$34 , \$4 , \$5 , \$6 , \$9 ;
   wire [1:0] \$2 ;
@@ -3570,7 +3580,8 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
 endmodule
 
 module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   reg [3:0] \$21 ;
   reg [3:0] \$22 ;
@@ -3707,7 +3718,8 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
 endmodule
 
 module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [3:0] \$1 , \$122 , \$201 , \$208 , \$209 , \$210 , \$263 , \$364 , \$377 , \$378 , \$414 ,
     \$415 , \$417 , \$423 ;
   wire \$102 , \$116 , \$117 , \$118 , \$121 , \$140 , \$141 , \$142 , \$145 , \$159 , \$163 , \$164
@@ -4291,7 +4303,8 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
 endmodule
 
 module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$109 , \$11 , \$110 , \$113 , \$114 , \$115 , \$12 , \$121 , \$13 , \$137 ,
     \$138 , \$139 , \$14 , \$140 , \$141 , \$15 , \$155 , \$156 , \$159 , \$16 , \$166 , \$167 ,
     \$168 , \$169 , \$17 , \$18 , \$185 , \$186 , \$189 , \$19 , \$199 , \$2 , \$20 , \$200 , \$203
@@ -4593,7 +4606,8 @@ module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel,
 endmodule
 
 module egret_s_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
   reg \$23 ;
   reg [6:0] \$24 ;
@@ -4760,7 +4774,8 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__
 endmodule
 
 module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
   wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$21 , \$22 ,
     \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$5 , \$8 , \$9 ;
@@ -5302,7 +5317,8 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
 endmodule
 
 module egret_s_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [11:0] \$1 ;
   wire [9:0] address;
   input cancel;
@@ -5368,7 +5384,8 @@ module egret_s_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, va
 endmodule
 
 module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [19:0] \$1 ;
   reg [11:0] \$2 ;
   reg [7:0] \$3 ;
@@ -5423,7 +5440,8 @@ module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , pr
 endmodule
 
 module egret_s_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [10:0] address;
   input cancel;
@@ -5523,7 +5541,8 @@ module egret_s_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , re
 endmodule
 
 module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
   wire [5:0] \$11 ;
   wire [1:0] \$4 , \$8 ;
@@ -5865,7 +5884,8 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
 endmodule
 
 module egret_s_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [17:0] \$1 ;
   wire [9:0] address;
   input cancel;
@@ -5935,7 +5955,8 @@ module egret_s_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, 
 endmodule
 
 module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
     , \$25 , \$27 , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$36 , \$37 , \$38 , \$4
     , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$6 ;
@@ -6413,7 +6434,8 @@ endmodule
 
 
 module egret_s_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [9:0] \$1 ;
   wire [10:0] \$2 ;
   wire [11:0] \$3 ;
@@ -6476,7 +6498,8 @@ module egret_s_core_lane_settings (rst, codes, start_write, cancel, matrices, o,
 endmodule
 
 module egret_s_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$11 , \$12 , \$13 , \$2 , \$3 , \$4 , \$5 , \$6 , \$8 , \$9 ;
   wire [9:0] \$10 ;
   wire [8:0] \$7 ;
@@ -6745,7 +6768,8 @@ endmodule
 
 module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
 , words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
     \$125 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 , \$15 ,
@@ -8331,7 +8355,8 @@ module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_
 endmodule
 
 module egret_s_core_reader_crc_65 (rst, valid, start, crc, data, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [31:0] \$1 ;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
     , \$101 , \$1016 , \$1018 , \$102 , \$1020 , \$1022 , \$1024 , \$1026 , \$1028 , \$103 , \$1030
@@ -9491,7 +9516,8 @@ module egret_s_core_reader_crc_65 (rst, valid, start, crc, data, clk);
 endmodule
 
 module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -9603,7 +9629,8 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
 endmodule
 
 module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [34:0] \$4 ;
   reg [34:0] \$6 ;
@@ -9704,7 +9731,8 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
 endmodule
 
 module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [2:0] \$9 ;
   reg [1:0] \$10 ;
@@ -9816,7 +9844,8 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
 endmodule
 
 module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [34:0] \$4 ;
   reg [34:0] \$6 ;
@@ -9917,7 +9946,8 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
 endmodule
 
 module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
   wire [1:0] \$9 ;
   reg \$10 ;
@@ -10030,7 +10060,8 @@ endmodule
 
 
 module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
   wire [1:0] \$9 ;
   wire [34:0] behind__payload;
@@ -10119,7 +10150,8 @@ endmodule
 
 
 module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [3:0] \$1 , \$16 , \$17 ;
   wire \$11 , \$12 , \$13 , \$14 , \$15 , \$18 , \$2 , \$21 , \$22 , \$23 , \$27 , \$28 , \$3 , \$31
     , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$44 , \$47 , \$48
@@ -10631,7 +10663,8 @@ endmodule
 module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, load_release, late
 , late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , clk
 );
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$103 , \$106 , \$108 , \$11 , \$110 , \$111 , \$112 , \$113 , \$114 , \$115 ,
     \$116 , \$117 , \$118 , \$12 , \$127 , \$13 , \$137 , \$14 , \$140 , \$142 , \$144 , \$145 ,
     \$146 , \$147 , \$148 , \$149 , \$15 , \$150 , \$152 , \$153 , \$154 , \$155 , \$156 , \$157 ,
@@ -11671,7 +11704,8 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
 endmodule
 
 module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [32:0] \$4 ;
   reg [32:0] \$6 ;
@@ -11758,7 +11792,8 @@ module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o
 endmodule
 
 module egret_s_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
     \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
     \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
@@ -12832,7 +12867,8 @@ endmodule
 
 module egret_s_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid
 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$27
     , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40
     , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53

@@ -24,7 +24,8 @@
 
 module egret_xs_ice40(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis_weight_tlast, s_axis_act_tvalid, s_axis_act_tdata, s_axis_act_tlast, m_axis_out_tready, s_axil_awvalid, s_axil_awaddr, s_axil_awprot, s_axil_wvalid, s_axil_wdata, s_axil_wstrb, s_axil_bready, s_axil_arvalid, s_axil_araddr, s_axil_arprot, s_axil_rready, s_axis_weight_tready, s_axis_act_tready
 , m_axis_out_tvalid, m_axis_out_tdata, m_axis_out_tlast, m_axis_out_tuser, s_axil_awready, s_axil_wready, s_axil_bvalid, s_axil_bresp, s_axil_arready, s_axil_rvalid, s_axil_rdata, s_axil_rresp, matrix_done, irq, aclk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$3 , \$4 ;
   reg \$5 ;
   input aclk;
@@ -243,7 +244,8 @@ module egret_xs_ice40(aresetn, s_axis_weight_tvalid, s_axis_weight_tdata, s_axis
 endmodule
 
 module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$2 , \$20 , \$22 , \$27
     , \$3 , \$32 , \$36 , \$39 , \$40 , \$41 , \$43 , \$44 , \$5 , \$6 , \$7 , \$8 , \$9 ;
   wire [18:0] \$23 ;
@@ -1189,7 +1191,8 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
 endmodule
 
 module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [16:0] \$1 , \$10 , \$7 , \$8 ;
   wire [1:0] \$11 ;
   wire [2:0] \$12 , \$13 ;
@@ -1523,7 +1526,8 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w
 endmodule
 
 module egret_xs_ice40_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__data, cancel, w_en, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$3 , \$7 , \$8 ;
   wire [3:0] \$14 , \$9 ;
   wire [2:0] \$2 , \$4 ;
@@ -1643,7 +1647,8 @@ module egret_xs_ice40_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_p
 endmodule
 
 module egret_xs_ice40_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w_port__data, r_rdy, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$17 , \$18 , \$2 , \$24 , \$25 , \$3 , \$4 , \$9 ;
   wire [7:0] \$11 , \$12 , \$19 , \$26 , \$5 , \$6 ;
   reg [6:0] \$30 ;
@@ -1795,7 +1800,8 @@ module egret_xs_ice40_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en,
 endmodule
 
 module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$10 , \$11 , \$16 , \$18 , \$19 , \$2 , \$20 , \$22 , \$24 , \$25 , \$26 , \$27 , \$28 ,
     \$29 , \$3 , \$36 , \$37 , \$38 , \$4 , \$5 , \$52 , \$53 , \$54 , \$55 , \$56 , \$58 , \$6 ,
     \$7 , \$9 ;
@@ -2292,7 +2298,8 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
 endmodule
 
 module egret_xs_ice40_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [33:0] \$4 ;
   reg [33:0] \$6 ;
@@ -2379,7 +2386,8 @@ module egret_xs_ice40_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
 endmodule
 
 module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$16 ;
   wire [49:0] \$10 , \$11 , \$14 , \$15 , \$17 ;
   wire [5:0] \$2 ;
@@ -2634,7 +2642,8 @@ module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, port_0 , po
 endmodule
 
 module egret_xs_ice40_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
   wire [31:0] \$10 ;
   wire [6:0] \$11 ;
@@ -2715,7 +2724,8 @@ endmodule
 
 module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , \i__payload$39 , codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, multiply, \o__valid$61 
 , \o__payload$57 , \o__ready$59 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$2 , \$3 , \$5 , \$6 , \$7 , \$8 ,
     \$9 ;
   wire [1:0] \$4 ;
@@ -3150,7 +3160,8 @@ module egret_xs_ice40_core_lane_0_blocks (rst, i__ready, o__ready, cancel, o__pa
 endmodule
 
 module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [17:0] \$4 ;
   reg [17:0] \$6 ;
@@ -3251,7 +3262,8 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
 endmodule
 
 module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$20 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 , \$33 , \$35
     , \$36 , \$4 , \$41 , \$42 , \$44 , \$47 , \$52 , \$53 , \$55 , \$56 , \$57 ;
   wire [4:0] \$17 ;
@@ -3586,7 +3598,8 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
 endmodule
 
 module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$6 , \$7 ;
   reg [16:0] \$10 ;
   reg \$8 ;
@@ -3716,7 +3729,8 @@ module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__p
 endmodule
 
 module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [3:0] \$4 ;
   reg [3:0] \$6 ;
@@ -3817,7 +3831,8 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
 endmodule
 
 module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_parity, enable, o__valid, o__payload, o__ready, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
   wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$21 , \$22 ,
     \$23 , \$24 , \$4 , \$7 , \$8 , \$9 ;
@@ -4304,7 +4319,8 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
 endmodule
 
 module egret_xs_ice40_core_lane_0_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [7:0] address;
   input cancel;
@@ -4370,7 +4386,8 @@ module egret_xs_ice40_core_lane_0_mac_map (rst, port_0 , cancel, read__addr, rea
 endmodule
 
 module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [15:0] \$1 ;
   reg [7:0] \$2 ;
   reg [7:0] \$3 ;
@@ -4425,7 +4442,8 @@ module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , cancel, enable, 
 endmodule
 
 module egret_xs_ice40_core_lane_0_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [9:0] address;
   input cancel;
@@ -4495,7 +4513,8 @@ module egret_xs_ice40_core_lane_0_mac_vectors (rst, port_0 , cancel, port_1 , po
 endmodule
 
 module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, cancel, port_0 , o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [43:0] \$1 ;
   wire \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$20 , \$22 , \$23 , \$24 ,
     \$25 , \$26 , \$28 , \$29 , \$3 , \$30 , \$32 , \$33 , \$36 , \$37 , \$39 , \$41 , \$42 , \$43 ,
@@ -4814,7 +4833,8 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
 endmodule
 
 module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$11 , \$13 , \$14 , \$16 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$25 , \$27 , \$28
     , \$29 , \$3 , \$30 , \$33 , \$35 , \$36 , \$37 , \$38 , \$39 , \$40 , \$41 , \$7 , \$9 ;
   wire [1:0] \$23 ;
@@ -5129,7 +5149,8 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
 endmodule
 
 module egret_xs_ice40_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [7:0] \$1 ;
   wire [12:0] \$2 , \$3 ;
   reg \$4 ;
@@ -5191,7 +5212,8 @@ module egret_xs_ice40_core_lane_settings (rst, codes, start_write, cancel, matri
 endmodule
 
 module egret_xs_ice40_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payload, cancel, halted, write, beats, ended, \release , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$11 , \$12 , \$13 , \$2 , \$3 , \$4 , \$5 , \$6 , \$8 , \$9 ;
   wire [10:0] \$10 ;
   wire [9:0] \$7 ;
@@ -5457,7 +5479,8 @@ endmodule
 
 module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
 , words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
     \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
     \$123 , \$124 , \$126 , \$127 , \$128 , \$13 , \$131 , \$133 , \$135 , \$136 , \$138 , \$14 ,
@@ -7049,7 +7072,8 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
 endmodule
 
 module egret_xs_ice40_core_reader_crc_65 (rst, valid, start, crc, data, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [31:0] \$1 ;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
     , \$101 , \$1016 , \$1018 , \$102 , \$1020 , \$1022 , \$1024 , \$1026 , \$1028 , \$103 , \$1030
@@ -8209,7 +8233,8 @@ module egret_xs_ice40_core_reader_crc_65 (rst, valid, start, crc, data, clk);
 endmodule
 
 module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
   wire [1:0] \$9 ;
   wire [27:0] behind__payload;
@@ -8297,7 +8322,8 @@ module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
 endmodule
 
 module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [27:0] \$4 ;
   reg [27:0] \$6 ;
@@ -8398,7 +8424,8 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
 endmodule
 
 module egret_xs_ice40_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire [1:0] \$1 , \$17 , \$18 , \$2 , \$76 , \$89 ;
   wire \$10 , \$12 , \$13 , \$14 , \$15 , \$16 , \$19 , \$22 , \$23 , \$24 , \$28 , \$29 , \$3 ,
     \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$48 ,
@@ -8910,7 +8937,8 @@ endmodule
 
 module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, banks_in_use, load_release, late
 , late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, bad_prefix, bad_index, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$109 , \$11 , \$112 , \$114 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 ,
     \$121 , \$122 , \$123 , \$124 , \$13 , \$133 , \$14 , \$143 , \$146 , \$148 , \$15 , \$150 ,
     \$151 , \$152 , \$153 , \$154 , \$155 , \$156 , \$158 , \$159 , \$16 , \$160 , \$161 , \$162 ,
@@ -9940,7 +9968,8 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
 endmodule
 
 module egret_xs_ice40_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o__payload, o__valid, clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
   wire [32:0] \$4 ;
   reg [32:0] \$6 ;
@@ -10028,7 +10057,8 @@ endmodule
 
 module egret_xs_ice40_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid
 , clk);
-  reg time_zero  = 0;
+  reg time_zero;
+  initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$27
     , \$28 , \$29 , \$3 , \$30 , \$31 , \$32 , \$33 , \$34 , \$35 , \$37 , \$38 , \$39 , \$4 , \$40
     , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$5 , \$50 , \$51 , \$52 , \$53
