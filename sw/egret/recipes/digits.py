@@ -54,12 +54,10 @@ TARGET_OPTIONS = TrainingOptions(
 )
 """Settings of the network that is trained to a target: for 0.6 bits a weight in the packed file.
 
-Chosen on the validation images, each with nine distorted copies, with the one seed 20. The step
-size left the lowest cross-entropy: 0.002 0.15 nats, 0.004 0.10, 0.008 0.06, 0.016 0.08, at 0.52 to
-0.58 bits and 300 epochs; the ordinary network 0.06 at its best. Steps of 2^-4 and 2^-5 for all
-tensors, and those of `egret.qat.suitable_step`, came within 0.6 points of each other, 300 and 600
-epochs within 0.3, which one seed does not tell apart. A higher target with more bits taken away at
-the end by rounding (`rdo`) did as well."""
+Chosen on the validation images, each with nine distorted copies, with the one seed 20: the step
+size, of 0.002 to 0.016, left the lowest cross-entropy. Steps of 2^-4 or 2^-5 for all tensors, 600
+epochs, and a higher target with more bits taken away at the end by rounding (`rdo`) were too close
+for one seed to tell."""
 
 DEFAULT_SEED = 2
 """Seed of the network that is shown: of 0 to 4, the one whose rate-trained network is the most
