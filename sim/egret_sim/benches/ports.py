@@ -59,11 +59,18 @@ class Ports:
                 self._handle(port).value = value
                 self._driven[port] = value
 
-    def read(self, *ports: str) -> tuple[int, ...]:
-        """Return the unsigned values of ports."""
+    def read(self, *ports: str, valid: str = "") -> tuple[int, ...]:
+        """Return the unsigned values of ports.
+
+        Where the port `valid` is 0, the others are 0 if a bit of them is unknown, such as what a
+        memory gives that was not read yet.
+        """
         values = [self._handle(port).value for port in ports]
-        for port, value in zip(ports, values, strict=True):
-            if not value.is_resolvable:
+        counts = not valid or self.read(valid) != (0,)
+        for number, (port, value) in enumerate(zip(ports, values, strict=True)):
+            if not value.is_resolvable and not counts:
+                values[number] = 0
+            elif not value.is_resolvable:
                 time = get_sim_time("ns")
                 raise EgretError(f"{self._name}: {port}: found {value}, {time} ns from the start")
         return tuple(map(int, values))
@@ -186,7 +193,8 @@ class Sink:
 
     def taken(self) -> int | None:
         """Return the payload that this cycle's edge takes."""
-        valid, payload = self._ports.read(f"{self._stream}__valid", f"{self._stream}__payload")
+        (valid,) = self._ports.read(f"{self._stream}__valid")
+        (payload,) = self._ports.read(f"{self._stream}__payload", valid=f"{self._stream}__valid")
         offered = payload if valid else None
         if self._held is not None and offered != self._held:
             self.unsteady = True

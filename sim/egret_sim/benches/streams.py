@@ -58,7 +58,8 @@ async def _play_run(ports: Ports, job: Job, run: Run) -> list[Seen]:
         payload = waiting[-1] if offered else rng.getrandbits(job.bits)
         ports.drive(i__valid=int(offered), i__payload=payload, o__ready=ready)
         await ports.settle()
-        taken, valid, result = ports.read("i__ready", "o__valid", "o__payload")
+        taken, valid = ports.read("i__ready", "o__valid")
+        (result,) = ports.read("o__payload", valid="o__valid")
         seen.append(Seen(int(offered), taken, valid, ready, result, ports.read(*job.outputs)))
         if offered and taken:
             waiting.pop()
