@@ -88,7 +88,7 @@ async def _play_dealer(ports: Ports, run: DealerRun) -> DealerSeen:
         await ports.settle()
         words.taken()
         for port in ("map_write", "code_write", "bias_write", "start"):
-            (write,) = ports.read(port)
+            write = ports.read_write(port)
             # Every write's layout begins with `enable`.
             if write & 1:
                 seen.writes.append((cycle, port, write))
@@ -287,8 +287,8 @@ async def _play_store(ports: Ports, run: StoreRun) -> StoreSeen:
             wipe=int(wipe),
         )
         await ports.settle()
-        ready, complete, beyond, substreams, read, wiped = ports.read(
-            "i__ready", "complete", "beyond", "beyond_substream", "sums", "wiped"
+        ready, complete, beyond, substreams, wiped = ports.read(
+            "i__ready", "complete", "beyond", "beyond_substream", "wiped"
         )
         if feeder.offered is not None:
             seen.offers.append((cycle, *feeder.offered, ready, int(start)))
@@ -302,7 +302,7 @@ async def _play_store(ports: Ports, run: StoreRun) -> StoreSeen:
         elif walked >= 0:
             if walk["enable"]:
                 if pipe[1] is not None:
-                    seen.walks.append((*pipe[1], read))
+                    seen.walks.append((*pipe[1], ports.read("sums")[0]))
                 pipe = [(walked, walk["row"]) if reads else None, pipe[0]]
                 if reads:
                     reads.popleft()
@@ -411,9 +411,8 @@ async def _play_finisher(ports: Ports, run: FinisherRun) -> FinisherSeen:
         )
         sink.drive()
         await ports.settle()
-        walk_bits, vector, busy, done, may_report = ports.read(
-            "walk", "vector_write", "busy", "done", "may_report"
-        )
+        walk_bits, busy, done, may_report = ports.read("walk", "busy", "done", "may_report")
+        vector = ports.read_write("vector_write", params.batch * params.activation_columns)
         beat = sink.taken()
         if beat is not None:
             seen.beats.append((cycle, beat))
@@ -491,7 +490,8 @@ async def _play_loader(ports: Ports, run: LoaderRun) -> list[LoaderCycle]:
         source.drive()
         ports.drive(allow=allow, memory=memory, release=release, cancel=cancel, halted=halted)
         await ports.settle()
-        ready, write = ports.read("i__ready", "write")
+        (ready,) = ports.read("i__ready")
+        write = ports.read_write("write")
         beat = source.taken()
         taken = -1 if beat is None else beat
         log.append(

@@ -75,6 +75,17 @@ class Ports:
                 raise EgretError(f"{self._name}: {port}: found {value}, {time} ns from the start")
         return tuple(map(int, values))
 
+    def read_write(self, port: str, enables: int = 1) -> int:
+        """Return the unsigned value of a write to a memory, whose lowest bits are its enables.
+
+        Where they are all 0, the value is 0 if a bit of it is unknown.
+        """
+        value = self._handle(port).value
+        low = value[enables - 1 : 0]
+        if not value.is_resolvable and low.is_resolvable and not int(low):
+            return 0
+        return self.read(port)[0]
+
     async def settle(self) -> None:
         """Wait until the inputs have passed through the gates."""
         await ReadOnly()
