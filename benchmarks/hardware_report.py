@@ -434,7 +434,7 @@ def _draw_parsers(figures: Figures) -> Figure | None:
     panels[0].set_title("clock, MHz")
     for axes, bits in zip(panels[1:], (many, few), strict=True):
         _bars(axes, names, [100 * a.luts / a.codewords(bits) for a in areas], colours)
-        axes.set_title(f"LUTs for 100 M codewords/s of {bits} bit{'s' if bits > 1 else ''}")
+        axes.set_title(f"LUTs for 100 M\ncodewords/s of {bits} bit{'s' if bits > 1 else ''}")
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:,g}")
     # The panels share an axis, which every one of them has turned over.
