@@ -13,15 +13,14 @@ import argparse
 import copy
 import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+from benchmarks.seed_table import format_header, format_row, mean_and_deviation
 
 from egret.compiler import compile_network
 from egret.files import write_text
@@ -113,32 +112,24 @@ def run_seed(seed: int) -> SeedResult:
     )
 
 
-_COLUMNS = (
-    ("plain_accuracy", "plain %"),
-    ("rate_accuracy", "rate %"),
-    ("quantised_accuracy", "2^-8 %"),
-    ("integer_accuracy", "integer %"),
-    ("difference", "int-plain"),
-    ("golomb", "EG-0"),
-    ("huffman", "Huffman"),
-    ("entropy", "entropy"),
-    ("fixed_length", "fixed"),
-    ("file_bytes", "file B"),
-    ("zeros", "zeros %"),
-    ("plain_golomb", "plain EG-0"),
-)
+_COLUMNS = {
+    "plain_accuracy": "plain %",
+    "rate_accuracy": "rate %",
+    "quantised_accuracy": "2^-8 %",
+    "integer_accuracy": "integer %",
+    "difference": "int-plain",
+    "golomb": "EG-0",
+    "huffman": "Huffman",
+    "entropy": "entropy",
+    "fixed_length": "fixed",
+    "file_bytes": "file B",
+    "zeros": "zeros %",
+    "plain_golomb": "plain EG-0",
+}
 
 
-def _row(label: str, values: Sequence[float]) -> str:
-    cells = [
-        f"{value:11.0f}" if name == "file_bytes" else f"{value:11.2f}"
-        for (name, _), value in zip(_COLUMNS, values, strict=True)
-    ]
-    return f"{label:>5}" + "".join(cells)
-
-
-def _values(result: SeedResult) -> list[float]:
-    return [getattr(result, name) for name, _ in _COLUMNS]
+def _figures(result: SeedResult) -> dict[str, float]:
+    return {name: getattr(result, name) for name in _COLUMNS}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -150,16 +141,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="seeds trained at once (1)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parsed = parser.parse_args(arguments)
-    print("seed ".rjust(5) + "".join(f"{title:>11}" for _, title in _COLUMNS))
+    print(format_header(_COLUMNS))
     results = []
     with ProcessPoolExecutor(parsed.jobs) as pool:
         for result in pool.map(run_seed, range(parsed.seeds)):
             results.append(result)
-            print(_row(str(result.seed), _values(result)), flush=True)
-    table = np.array([_values(result) for result in results])
-    spread = table.std(axis=0, ddof=1) if len(results) > 1 else np.full(len(_COLUMNS), math.nan)
-    print(_row("mean", list(table.mean(axis=0))))
-    print(_row("sd", list(spread)))
+            print(format_row(result.seed, _COLUMNS, _figures(result)), flush=True)
+    mean, deviation = mean_and_deviation([_figures(result) for result in results])
+    print(format_row("mean", _COLUMNS, mean))
+    print(format_row("sd", _COLUMNS, deviation))
     if parsed.json is not None:
         figures = {
             "options": dataclasses.asdict(OPTIONS),
@@ -167,14 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "seeds": [
                 dataclasses.asdict(result) | {"difference": result.difference} for result in results
             ],
-            "mean": dict(zip((name for name, _ in _COLUMNS), table.mean(axis=0), strict=True)),
-            "sd": dict(
-                zip(
-                    (name for name, _ in _COLUMNS),
-                    (None if math.isnan(value) else value for value in spread),
-                    strict=True,
-                )
-            ),
+            "mean": mean,
+            "sd": deviation,
         }
         write_text(parsed.json, json.dumps(figures, indent=2) + "\n")
 

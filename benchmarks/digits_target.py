@@ -13,7 +13,6 @@ and checksums too. Differences are paired: ours less the ordinary network of the
 import argparse
 import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from benchmarks.seed_table import format_header, format_row, mean_and_deviation
 
 from egret.files import write_text
 from egret.recipes.digits import (
@@ -90,37 +89,28 @@ def run_seed(seed: int, epochs: int | None = None) -> SeedResult:
     )
 
 
-_COLUMNS = (
-    ("plain", "plain %"),
-    ("packed", "packed %"),
-    ("difference", "- plain"),
-    ("payload_bits", "bits"),
-    ("file_bytes", "file B"),
-)
+_COLUMNS = {
+    "plain": "plain %",
+    "packed": "packed %",
+    "difference": "- plain",
+    "payload_bits": "bits",
+    "file_bytes": "file B",
+}
 
 
-def _row(label: str, values: Sequence[float]) -> str:
-    cells = [
-        f"{value:10.0f}" if name == "file_bytes" else f"{value:10.3f}"
-        for (name, _), value in zip(_COLUMNS, values, strict=True)
-    ]
-    return f"{label:>5}" + "".join(cells)
+def _figures(result: SeedResult) -> dict[str, float]:
+    return {name: getattr(result, name) for name in _COLUMNS}
 
 
 def summary(results: Sequence[SeedResult]) -> dict[str, Any]:
     """Return means and standard deviations over the seeds, for JSON."""
-    names = [name for name, _ in _COLUMNS]
-    table = np.array([[getattr(result, name) for name in names] for result in results])
-    spread = table.std(axis=0, ddof=1) if len(results) > 1 else [math.nan] * len(names)
+    mean, deviation = mean_and_deviation([_figures(result) for result in results])
     return {
         "options": dataclasses.asdict(TARGET_OPTIONS),
         "plain_options": dataclasses.asdict(ORDINARY_OPTIONS),
         "seeds": [dataclasses.asdict(result) for result in results],
-        "mean": dict(zip(names, table.mean(axis=0).tolist(), strict=True)),
-        "sd": {
-            name: None if math.isnan(value) else float(value)
-            for name, value in zip(names, spread, strict=True)
-        },
+        "mean": mean,
+        "sd": deviation,
     }
 
 
@@ -134,18 +124,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--jobs", type=int, default=1, help="seeds trained at once (1)")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parsed = parser.parse_args(arguments)
-    print("seed ".rjust(5) + "".join(f"{title:>10}" for _, title in _COLUMNS))
+    print(format_header(_COLUMNS))
     results = []
     with ProcessPoolExecutor(parsed.jobs) as pool:
         for result in pool.map(run_seed, range(parsed.seeds), [parsed.epochs] * parsed.seeds):
             results.append(result)
-            print(_row(str(result.seed), [getattr(result, n) for n, _ in _COLUMNS]), flush=True)
+            print(format_row(result.seed, _COLUMNS, _figures(result)), flush=True)
             figures = summary(results)
             if parsed.json is not None:
                 write_text(parsed.json, json.dumps(figures, indent=2) + "\n")
-    print(_row("mean", list(figures["mean"].values())))
-    if len(results) > 1:
-        print(_row("sd", list(figures["sd"].values())))
+    for label in ("mean", "sd"):
+        print(format_row(label, _COLUMNS, figures[label]))
 
 
 if __name__ == "__main__":

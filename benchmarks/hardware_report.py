@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.codec_report import Check, format_table
+from benchmarks.page import markdown_table, replace_parts
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -356,12 +356,6 @@ def format_part(figures: Figures, part: str) -> str:
     return "\n".join([*lines, summary, *(f"  {miss}" for miss in misses)])
 
 
-def _markdown(table: _Table) -> str:
-    header, rows = table
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def write_page(figures: Figures, path: Path) -> list[str]:
     """Replace the tables of a page by those of the figures.
 
@@ -385,24 +379,15 @@ def write_page(figures: Figures, path: Path) -> list[str]:
     EgretError
         The page cannot be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EgretError(f"{path}: cannot read this page: {error}") from error
-    done = []
+    parts = {}
     for part in [*figures.areas, *figures.runs]:
-        tables = "\n\n".join(map(_markdown, _tables(figures, part)))
+        tables = [markdown_table(*table) for table in _tables(figures, part)]
         summary, *misses = _summary(_items(figures, part))
         notes = "\n".join([f"{summary}.", *(f"- {miss}" for miss in misses)])
-        tools = "".join(f"\n\n{line}." for line in _tool_lines(figures, part))
-        picture = f"\n\n{_PICTURES[part]}" if part in _PICTURES else ""
-        body = f"<!-- {part} -->\n\n{tables}\n\n{notes}{tools}{picture}\n\n<!-- end -->"
-        place = re.search(rf"<!-- {part} -->.*?<!-- end -->", text, re.DOTALL)
-        if place is not None:
-            text = text[: place.start()] + body + text[place.end() :]
-            done.append(part)
-    write_text(path, text)
-    return done
+        tools = [f"{line}." for line in _tool_lines(figures, part)]
+        pictures = [_PICTURES[part]] if part in _PICTURES else []
+        parts[part] = [*tables, notes, *tools, *pictures]
+    return replace_parts(path, parts)
 
 
 # --- charts ------------------------------------------------------------------------------------

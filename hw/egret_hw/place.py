@@ -19,6 +19,7 @@ from typing import Any
 from egret.errors import EgretError
 from egret_hw.ecp5_carries import pack_carries
 from egret_hw.ecp5_registers import pack_registers
+from egret_hw.verilog_text import Port, module_ports
 from egret_hw.yowasp import run_yowasp, tool_version
 
 __all__ = [
@@ -157,24 +158,6 @@ class XilinxCells:
     tool: str
 
 
-@dataclass(frozen=True)
-class _Port:
-    name: str
-    width: int
-    is_input: bool
-
-
-def _ports(verilog: str, top: str) -> list[_Port]:
-    """Read a generated module's ports."""
-    body = re.search(rf"^module {re.escape(top)}\b.*?^endmodule", verilog, re.M | re.S)
-    if body is None:
-        raise EgretError(f"{top}: found no such module in the Verilog")
-    declared = re.findall(
-        r"^ *(input|output)(?: (?:wire|reg))?(?: \[(\d+):0\])? (\w+) *;", body[0], re.M
-    )
-    return [_Port(name, int(msb or 0) + 1, kind == "input") for kind, msb, name in declared]
-
-
 _PRIMITIVES = {
     "nextpnr_ecp5": """
 module egret_register(input clk, input d, output q);
@@ -197,11 +180,11 @@ endmodule
 """What the harness is made of. As cells of the part, it neither takes nor gives logic."""
 
 
-def _width(ports: Sequence[_Port]) -> int:
+def _width(ports: Sequence[Port]) -> int:
     return sum(port.width for port in ports)
 
 
-def _harness(ports: Sequence[_Port], top: str, clock: str, tool: str, *, pads: bool) -> str:
+def _harness(ports: Sequence[Port], top: str, clock: str, tool: str, *, pads: bool) -> str:
     """Return modules that hold the design between registers."""
     inputs = [port for port in ports if port.is_input and port.name != clock]
     outputs = [port for port in ports if not port.is_input]
@@ -336,11 +319,12 @@ def place(
         A tool failed, or the design has no clock.
     """
     say = progress or (lambda _: None)
-    ports = _ports(verilog, top)
+    ports = module_ports(verilog, top)
     if clock not in {port.name for port in ports}:
         raise EgretError(f"{top}: found no port {clock!r}, expected the clock")
     for module in once:
-        _ports(verilog, module)
+        # A module that is not there is refused.
+        module_ports(verilog, module)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         flow = _Flow(folder, verilog, top, part)

@@ -1,4 +1,4 @@
-"""Makes generated Verilog readable: plain names, one module for equal copies, loops over zeros.
+"""Generated Verilog as text: makes it readable, and reads a module's ports.
 
 The back end elaborates every instance into a module of its own, with escaped names. The text
 is brought into a form nearer to what a person would write; the design stays the same.
@@ -8,8 +8,11 @@ import re
 import textwrap
 from collections import Counter
 from collections.abc import Container, Mapping
+from dataclasses import dataclass
 
-__all__ = ["tidy_verilog"]
+from egret.errors import EgretError
+
+__all__ = ["Port", "module_ports", "tidy_verilog"]
 
 _MODULE = re.compile(r"^module .*?^endmodule\n", re.MULTILINE | re.DOTALL)
 _MODULE_NAME = re.compile(r"^module (\\\S+ |\w+)", re.MULTILINE)
@@ -56,6 +59,56 @@ _DECLARATION = textwrap.TextWrapper(
 )
 # A field of no bits, which nothing refers to; Verilog has no such thing, [-1:0] means two bits.
 _NO_BITS = re.compile(r"^ *(?:wire|reg) \[-1:0\] [^;]*;\n", re.MULTILINE)
+
+
+_PORT = re.compile(r"^ *(input|output)(?: (?:wire|reg))?(?: \[(\d+):0\])? (\w+) *;", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Port:
+    """A module's port.
+
+    Parameters
+    ----------
+    name : str
+        Name.
+    width : int
+        Bits.
+    is_input : bool
+        An input, else an output.
+    """
+
+    name: str
+    width: int
+    is_input: bool
+
+
+def module_ports(verilog: str, module: str) -> list[Port]:
+    """Read a generated module's ports, but for those with escaped names.
+
+    Parameters
+    ----------
+    verilog : str
+        Text that declares ports in the module's body (IEEE 1364-2005, clause 12.3.3).
+    module : str
+        Name of the module.
+
+    Returns
+    -------
+    list of Port
+        In the order of their declarations.
+
+    Raises
+    ------
+    EgretError
+        There is no such module.
+    """
+    body = re.search(rf"^module {re.escape(module)}\b.*?^endmodule", verilog, re.M | re.S)
+    if body is None:
+        raise EgretError(f"{module}: found no such module in the Verilog")
+    return [
+        Port(name, int(msb or 0) + 1, kind == "input") for kind, msb, name in _PORT.findall(body[0])
+    ]
 
 
 def _loop_over_zeros(found: re.Match[str]) -> str:

@@ -244,15 +244,7 @@ class FastModel:
         with tempfile.TemporaryDirectory() as name:
             job_file, log_file = Path(name) / "job", Path(name) / "log"
             np.concatenate(job).astype("<u4").tofile(job_file)
-            run = subprocess.run(
-                [str(self._program), str(job_file), str(log_file)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if run.returncode != 0:
-                last = " / ".join((run.stdout + run.stderr).strip().splitlines()[-3:])
-                raise EgretError(f"{self._program.name}: ended with {run.returncode}: {last}")
+            run_program(self._program, job_file, log_file)
             log = _Log(np.fromfile(log_file, "<u4"))
         records = []
         for phase in phases:
@@ -266,6 +258,29 @@ class FastModel:
             named = dict(zip(phase.reads, registers, strict=True))
             records.append(PhaseRecord(is_complete, cycles, entered, done, packets, named))
         return records
+
+
+def run_program(program: Path, *arguments: object) -> None:
+    """Run a program that `build_program` built.
+
+    Parameters
+    ----------
+    program : Path
+        The program.
+    *arguments : object
+        What it is told, as text.
+
+    Raises
+    ------
+    EgretError
+        It failed; its last lines are in the message.
+    """
+    run = subprocess.run(
+        [str(program), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if run.returncode != 0:
+        last = " / ".join((run.stdout + run.stderr).strip().splitlines()[-3:])
+        raise EgretError(f"{program.name}: ended with {run.returncode}: {last}")
 
 
 def build_program(

@@ -27,6 +27,7 @@ from cocotb_test.simulator import Icarus, Verilator
 from egret.errors import EgretError
 from egret.files import write_text
 from egret_hw.rtl import LINT_WAIVERS
+from egret_hw.verilog_text import module_ports
 
 __all__ = [
     "CLOCK_NS",
@@ -201,19 +202,6 @@ def _model_folder(
         yield folder, Path(work)
 
 
-_PORT = re.compile(
-    r"^ *(?P<direction>input|output) (?:(?:reg|wire) )?(?P<range>\[\d+:\d+\] )?"
-    r"(?P<name>\w+) *[;,)]",
-    re.MULTILINE,
-)
-
-
-def _ports(verilog: str, toplevel: str) -> list[re.Match[str]]:
-    """Return the ports of the top module."""
-    top = re.search(rf"^module {toplevel}\b.*?^endmodule", verilog, re.MULTILINE | re.DOTALL)
-    return list(_PORT.finditer(top[0])) if top else []
-
-
 def _keep_waves(work: Path, waves: Path, verilog: str, toplevel: str) -> None:
     """Move a run's waves to where they are kept, with a view of the top's ports for GTKWave."""
     made = [path for path in work.iterdir() if path.suffix in (".vcd", ".fst")]
@@ -230,11 +218,12 @@ def _keep_waves(work: Path, waves: Path, verilog: str, toplevel: str) -> None:
     shutil.move(made[0], target)
     lines = [f'[dumpfile] "{target}"', "[timestart] 0", "[sst_expanded] 1"]
     group = ""
-    for port in sorted(_ports(verilog, toplevel), key=lambda port: _group(port["name"])):
-        if _group(port["name"]) != group:
-            group = _group(port["name"])
+    for port in sorted(module_ports(verilog, toplevel), key=lambda port: _group(port.name)):
+        if _group(port.name) != group:
+            group = _group(port.name)
             lines.append(f"-{group}")
-        lines.append(f"{toplevel}.{port['name']}{(port['range'] or '').strip()}")
+        bits = f"[{port.width - 1}:0]" if port.width > 1 else ""
+        lines.append(f"{toplevel}.{port.name}{bits}")
     write_text(target.with_suffix(".gtkw"), "\n".join(lines) + "\n")
 
 
@@ -281,7 +270,7 @@ def run_bench(
     EgretError
         The build failed, a bench test failed, or no test ran.
     """
-    inputs = [port["name"] for port in _ports(verilog, toplevel) if port["direction"] == "input"]
+    inputs = [port.name for port in module_ports(verilog, toplevel) if port.is_input]
     simulator, waves = chosen_simulator(), waves_folder()
     with _model_folder(verilog, toplevel, simulator, waves is not None) as (folder, work):
         job_file, outcome_file = Path(work) / "job", Path(work) / "outcome"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from benchmarks.page import markdown_table
 from tests.cover.functional import Collector
 from tests.cover.structural import FLAGS, Structure
 from tests.mutation.campaign import find_caught, suite_cases
@@ -173,15 +174,6 @@ def explain(holes: Sequence[Hole], accelerator: str) -> list[Hole]:
     ]
 
 
-def _table(rows: Sequence[Sequence[object]]) -> str:
-    lines = []
-    for place, row in enumerate(rows):
-        lines.append("| " + " | ".join(str(cell) for cell in row) + " |")
-        if place == 0:
-            lines.append("|" + "---|" * len(row))
-    return "\n".join(lines)
-
-
 def _reached(count: int, of: int) -> str:
     return f"{count} of {of} ({count / of:.1%})" if of else "none"
 
@@ -209,7 +201,7 @@ def report(measured: Sequence[Measured]) -> str:
                 _reached(sums[2], sums[3]),
             )
         )
-    lines += [_table(rows), ""]
+    lines += [markdown_table(rows[0], rows[1:]), ""]
     for each in measured:
         name = each.params.name
         top = top_name(each.params)
@@ -219,20 +211,20 @@ def report(measured: Sequence[Measured]) -> str:
             (group.name, _reached(found, len(group.bins)))
             for group, found in each.collector.totals()
         ]
-        lines += [_table(rows), "", f"## {name}: lines and toggles", ""]
+        lines += [markdown_table(rows[0], rows[1:]), "", f"## {name}: lines and toggles", ""]
         rows = [("module", "lines", "toggles")]
         for module in each.structure.modules():
             reached, of, seen, toggles = each.structure.totals(module)
             rows.append(
                 (f"`{_short(module, top)}`", _reached(reached, of), _reached(seen, toggles))
             )
-        lines += [_table(rows), "", f"## {name}: not covered", ""]
+        lines += [markdown_table(rows[0], rows[1:]), "", f"## {name}: not covered", ""]
         reasons = dict.fromkeys(hole.reason for hole in each.holes)
         rows = [("why", "what")]
         for reason in reasons:
             own = [f"`{hole.what}`" for hole in each.holes if hole.reason == reason]
             rows.append((reason or "**not explained**", "<br>".join(own).replace("|", "&#124;")))
-        lines += [_table(rows) if each.holes else "Nothing.", ""]
+        lines += [markdown_table(rows[0], rows[1:]) if each.holes else "Nothing.", ""]
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.page import markdown_table
 from tests import image_builder, test_hw_accelerator
 from tests.mutation import campaign
 from tests.mutation.campaign import Case, find_caught, suite_cases
@@ -161,15 +162,6 @@ def explain(verdicts: Sequence[Verdict]) -> list[str]:
     return [f"{accelerator}: {key}" for accelerator, key in stale]
 
 
-def _table(rows: Sequence[Sequence[object]]) -> str:
-    lines = []
-    for place, row in enumerate(rows):
-        lines.append("| " + " | ".join(str(cell) for cell in row) + " |")
-        if place == 0:
-            lines.append("|" + "---|" * len(row))
-    return "\n".join(lines)
-
-
 def report(verdicts: Sequence[Verdict], seed: int, cycles: int) -> str:
     """Return the page: figures, by module, by test, and what survived.
 
@@ -204,23 +196,23 @@ def report(verdicts: Sequence[Verdict], seed: int, cycles: int) -> str:
     for accelerator, module in modules:
         own = [v for v in verdicts if (v.accelerator, v.module) == (accelerator, module)]
         rows.append((accelerator, f"`{module}`", len(own), sum(v.test != "" for v in own)))
-    lines += [_table(rows), "", "## By the test that caught them first", ""]
+    lines += [markdown_table(rows[0], rows[1:]), "", "## By the test that caught them first", ""]
     tests = Counter((v.accelerator, v.test) for v in verdicts if v.test)
     rows = [("accelerator", "test", "caught")]
     rows += [(accelerator, f"`{test}`", number) for (accelerator, test), number in tests.items()]
-    lines += [_table(rows), "", "## Mistakes written by hand", ""]
+    lines += [markdown_table(rows[0], rows[1:]), "", "## Mistakes written by hand", ""]
     rows = [("accelerator", "file", "mistake", "caught by")]
     rows += [
         (v.accelerator, f"`{v.module}.py`", v.key, f"`{v.test}`" if v.test else "nothing")
         for v in by_hand
     ]
-    lines += [_table(rows), "", "## Survivors", ""]
+    lines += [markdown_table(rows[0], rows[1:]), "", "## Survivors", ""]
     rows = [("accelerator", "mutant", "explanation")]
     rows += [
         (v.accelerator, f"`{v.key.replace('|', '&#124;')}`", v.explained or "**none**")
         for v in survived
     ]
-    lines += [_table(rows) if survived else "None.", ""]
+    lines += [markdown_table(rows[0], rows[1:]) if survived else "None.", ""]
     return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ It stands in for `egret_sim.benches.accelerator`: the same steps, the same recor
 on the clock edge, and for every mutant that the model holds.
 """
 
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,12 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from egret.errors import EgretError
 from egret.params import AcceleratorParams
 from egret_hw.registers import register_named
 from egret_hw.rtl import top_name
 from egret_sim.benches.accelerator import PAUSES, STATUS, Frame, Job, Recording, Step
-from egret_sim.fast import build_program
+from egret_sim.fast import build_program, run_program
 
 __all__ = ["ENDINGS", "NO_LIMIT", "Played", "Player"]
 
@@ -175,16 +173,7 @@ class Player:
 
             def run(share: Sequence[int]) -> dict[int, Played]:
                 log_file = Path(name) / f"log-{share[0]}"
-                arguments = [self._program, job_file, log_file, *share]
-                ended = subprocess.run(
-                    [str(argument) for argument in arguments],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                )
-                if ended.returncode != 0:
-                    last = " / ".join((ended.stdout + ended.stderr).strip().splitlines()[-3:])
-                    raise EgretError(f"{self._program.name}: ended with {ended.returncode}: {last}")
+                run_program(self._program, job_file, log_file, *share)
                 if coverage is not None:
                     coverage.write_bytes(Path(f"{log_file}.coverage").read_bytes())
                 return dict(zip(share, _read_log(log_file, len(share)), strict=True))

@@ -1,7 +1,6 @@
 """A callback for `transformers.Trainer`."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +8,14 @@ from transformers import TrainerCallback
 
 from egret.errors import EgretError
 from egret.files import write_text
-from egret.integrations.session import RateSession
+from egret.integrations.session import SessionCallback
 
 __all__ = ["RateCallback"]
 
 _STATE = "egret_rate.json"
 
 
-class RateCallback(TrainerCallback):
+class RateCallback(SessionCallback, TrainerCallback):
     """Trains towards a number of bits per weight, with rounded weights.
 
     Give it to the trainer, and after `train()` pack what `step_log2` says:
@@ -29,33 +28,8 @@ class RateCallback(TrainerCallback):
     resumed from. After the training the model's weights are rounded. Evaluations on the way see
     them unrounded.
 
-    Parameters
-    ----------
-    target_bits : float
-        Bits per weight to come to.
-    step_log2 : int, mapping of str to int, or None
-        Steps 2^-n of the weights; chosen for each tensor when None.
-    **settings
-        Further arguments of `egret.rate.RateRegularizer`.
-
-    Attributes
-    ----------
-    session : RateSession
-        The regulariser and the quantiser, once the training has begun.
+    Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
-
-    def __init__(
-        self,
-        target_bits: float,
-        step_log2: int | Mapping[str, int] | None = None,
-        **settings: Any,
-    ) -> None:
-        self.session = RateSession(target_bits, step_log2, settings)
-
-    @property
-    def step_log2(self) -> dict[str, int]:
-        """Step of each tensor, for `egret.pack`."""
-        return self.session.step_log2
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin, or go on from the checkpoint that the trainer goes on from."""

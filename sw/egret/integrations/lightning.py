@@ -1,16 +1,15 @@
 """A callback for Lightning."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import lightning
 
-from egret.integrations.session import RateSession
+from egret.integrations.session import SessionCallback
 
 __all__ = ["RateCallback"]
 
 
-class RateCallback(lightning.Callback):
+class RateCallback(SessionCallback, lightning.Callback):
     """Trains towards a number of bits per weight, with rounded weights.
 
     Give it to the trainer, and after `fit()` pack what `step_log2` says:
@@ -23,34 +22,8 @@ class RateCallback(lightning.Callback):
     is in Lightning's checkpoints. After the training the module's weights are rounded. Validation
     on the way sees them unrounded.
 
-    Parameters
-    ----------
-    target_bits : float
-        Bits per weight to come to.
-    step_log2 : int, mapping of str to int, or None
-        Steps 2^-n of the weights; chosen for each tensor when None.
-    **settings
-        Further arguments of `egret.rate.RateRegularizer`.
-
-    Attributes
-    ----------
-    session : RateSession
-        The regulariser and the quantiser, once the training has begun.
+    Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
-
-    def __init__(
-        self,
-        target_bits: float,
-        step_log2: int | Mapping[str, int] | None = None,
-        **settings: Any,
-    ) -> None:
-        self.session = RateSession(target_bits, step_log2, settings)
-        self._steps = 0
-
-    @property
-    def step_log2(self) -> dict[str, int]:
-        """Step of each tensor, for `egret.pack`."""
-        return self.session.step_log2
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin, or go on from a checkpoint."""

@@ -10,7 +10,7 @@ from egret.errors import EgretError
 from egret.qat import StraightThrough
 from egret.rate import RateRegularizer
 
-__all__ = ["RateSession"]
+__all__ = ["RateSession", "SessionCallback"]
 
 
 class RateSession:
@@ -102,3 +102,35 @@ class RateSession:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state when the training begins."""
         self._waiting = state
+
+
+class SessionCallback:
+    """What the callbacks of all frameworks have in common.
+
+    Parameters
+    ----------
+    target_bits : float
+        Bits per weight to come to.
+    step_log2 : int, mapping of str to int, or None
+        Steps 2^-n of the weights; chosen for each tensor when None.
+    **settings
+        Further arguments of `egret.rate.RateRegularizer`.
+
+    Attributes
+    ----------
+    session : RateSession
+        The regulariser and the quantiser, once the training has begun.
+    """
+
+    def __init__(
+        self,
+        target_bits: float,
+        step_log2: int | Mapping[str, int] | None = None,
+        **settings: Any,
+    ) -> None:
+        self.session = RateSession(target_bits, step_log2, settings)
+
+    @property
+    def step_log2(self) -> dict[str, int]:
+        """Step of each tensor, for `egret.pack`; after the training has begun."""
+        return self.session.step_log2
