@@ -33,7 +33,7 @@ from egret.params import CODE_NAMES, PRESETS, AcceleratorParams
 from egret.quantize import QuantizedTensor
 from egret_hw.registers import COUNTERS, REGISTERS, register_named
 from egret_hw.rtl import generate_verilog, top_name
-from egret_sim.benches.accelerator import PAUSES, Job, Recording, Step
+from egret_sim.benches.accelerator import PAUSES, TRICKLE, Job, Recording, Step
 from egret_sim.golden import GoldenAccelerator, Outcome, read_header, reference_forward
 from egret_sim.runner import run_bench
 
@@ -755,6 +755,17 @@ def test_bits_flipped_with_pauses(pause: str) -> None:
             x = faults.vector() if asks_for_activations(data) else None
             faults.fault(f"bit {bit}", data, x=x)
     faults.script.play(pause=pause)
+
+
+def test_nothing_is_sent_before_the_crc_word_is_right() -> None:
+    # So slowly that the lanes have done all they can before it comes.
+    faults = Faults(seed=10)
+    for bit, data in flips(faults.matrix, len(faults.matrix) - 4, len(faults.matrix)):
+        if bit % 8 == 5:
+            faults.script.setup(*faults.setup)
+            outcome = faults.fault(f"bit {bit}", data, x=faults.vector())
+            assert outcome.error is ErrorKind.CRC
+    faults.script.play(pause=TRICKLE)
 
 
 @pytest.mark.parametrize("params", [FAULTY, SETS[6]], ids=lambda params: params.name)

@@ -65,6 +65,7 @@ _TESTS = (
     "test_reset_and_clear_amid_everything",
     "test_clear_amid_a_long_activation_packet",
     "test_bits_flipped_with_pauses",
+    "test_nothing_is_sent_before_the_crc_word_is_right",
     "test_every_matrix_has_its_strobe",
 )
 # These play several scripts, or run on another accelerator or Verilog only.

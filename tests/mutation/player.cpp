@@ -40,7 +40,7 @@ enum Step : Word {
     kRead,
     kWrite,
 };
-enum Pattern : Word { kNone, kRandom, kBursts, kAlternating };
+enum Pattern : Word { kNone, kRandom, kBursts, kAlternating, kTrickle };
 enum Ending : Word { kPlayed, kLockedUp, kUnstable, kEndless, kNotSettled };
 
 // Sets a port of any width from words, lowest first.
@@ -86,6 +86,9 @@ class Pauses {
             case kAlternating:
                 paused_ = !paused_;
                 return paused_;
+            case kTrickle:
+                left_ = left_ == 0 ? 63 : left_ - 1;
+                return left_ != 0;
             default:
                 return false;
         }

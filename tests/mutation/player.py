@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from egret.params import AcceleratorParams
 from egret_hw.registers import register_named
 from egret_hw.rtl import top_name
-from egret_sim.benches.accelerator import PAUSES, STATUS, Frame, Job, Recording, Step
+from egret_sim.benches.accelerator import PAUSES, STATUS, TRICKLE, Frame, Job, Recording, Step
 from egret_sim.fast import build_program, run_program
 
 __all__ = ["ENDINGS", "NO_LIMIT", "Played", "Player"]
@@ -162,7 +162,7 @@ class Player:
         bus_bytes = (self.params.bus_bits // 8, self.params.activation_bus_bits // 8)
         words = [-(-size // _WORD_BYTES) for size in bus_bytes]
         registers = [register_named(name.upper()).offset for name in STATUS]
-        head = [job.seed, job.timeout, list(PAUSES).index(job.pause), *words, limit]
+        head = [job.seed, job.timeout, [*PAUSES, TRICKLE].index(job.pause), *words, limit]
         head += [len(registers), *registers, len(job.steps)]
         parts = [np.array(head, np.uint32)]
         for step in job.steps:

@@ -25,7 +25,7 @@ from cocotbext.axi import (
 from egret_hw.registers import register_named
 from egret_sim.runner import CLOCK_NS, read_job, write_outcome
 
-__all__ = ["PAUSES", "Frame", "Job", "Recording", "Status", "Step"]
+__all__ = ["PAUSES", "TRICKLE", "Frame", "Job", "Recording", "Status", "Step"]
 
 STATUS = (
     "error",
@@ -75,7 +75,7 @@ class Job:
     steps : list of Step
         The script.
     pause : str
-        Pattern of pauses on every port, a key of `PAUSES`.
+        Pattern of pauses on every port, a key of `PAUSES` or `TRICKLE`.
     seed : int
         Seed of the random pauses.
     timeout : int
@@ -147,6 +147,12 @@ def _alternating_pauses(rng: random.Random) -> Iterator[bool]:
         yield False
 
 
+def _trickle(_: random.Random) -> Iterator[bool]:
+    while True:
+        for cycle in range(1, 1 + _TRICKLE_CYCLES):
+            yield cycle < _TRICKLE_CYCLES
+
+
 PAUSES = {
     "none": None,
     "random": _random_pauses,
@@ -154,6 +160,10 @@ PAUSES = {
     "alternating": _alternating_pauses,
 }
 """Patterns of idle cycles (sources) and back-pressure (sink)."""
+TRICKLE = "trickle"
+"""One more: a transfer in 64 cycles at most, so that what came before is worked off."""
+_TRICKLE_CYCLES = 64
+_GENERATORS = {**PAUSES, TRICKLE: _trickle}
 
 
 class AcceleratorBench:
@@ -193,7 +203,7 @@ class AcceleratorBench:
             )
         ):
             port.log.setLevel("WARNING")
-            pattern = PAUSES[job.pause]
+            pattern = _GENERATORS[job.pause]
             if pattern is not None:
                 port.set_pause_generator(pattern(random.Random(job.seed * 16 + number)))
         for interface in (writing, reading):
