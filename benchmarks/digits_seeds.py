@@ -71,7 +71,16 @@ def _quantised_accuracy(trained: TrainedModel, network: IntegerNetwork, test: Sp
     return accuracy(model, test)
 
 
-def _integer_accuracy(network: IntegerNetwork, test: Split) -> float:
+def integer_accuracy(network: IntegerNetwork, test: Split) -> float:
+    """Return the share of the samples that the golden model classifies correctly, 0 to 1.
+
+    Parameters
+    ----------
+    network : IntegerNetwork
+        What the hardware runs.
+    test : Split
+        Samples.
+    """
     outputs = reference_forward(network, network.quantize_input(test.x.numpy()))
     return float((outputs[-1].results.argmax(axis=1) == test.y.numpy()).mean())
 
@@ -99,7 +108,7 @@ def run_seed(seed: int) -> SeedResult:
         plain_accuracy=100 * accuracy(plain.model, splits.test),
         rate_accuracy=100 * accuracy(rate.model, splits.test),
         quantised_accuracy=100 * _quantised_accuracy(rate, network, splits.test),
-        integer_accuracy=100 * _integer_accuracy(network, splits.test),
+        integer_accuracy=100 * integer_accuracy(network, splits.test),
         plain_golomb=_code_bits(plain_network) / network.weights,
         golomb=_code_bits(network) / network.weights,
         huffman=sum(map(huffman_bits, counts)) / network.weights,

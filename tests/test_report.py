@@ -20,6 +20,7 @@ from egret_sim.report import (
     HardwareRun,
     LayerReport,
     NetworkSize,
+    OperatingPoint,
     Provenance,
     ReportData,
     StorageCost,
@@ -33,7 +34,7 @@ from egret_sim.report import (
     write_report,
 )
 
-FIGURES = {"bits_per_weight", "weights", "training", "storage"}
+FIGURES = {"bits_per_weight", "accuracy_over_bits", "weights", "training", "storage"}
 
 
 def histogram(label: str, scale: float, shape: float) -> WeightHistogram:
@@ -114,6 +115,25 @@ def sample() -> ReportData:
                 huffman_bits=76_000,
                 entropy_bits=60_000.5,
                 file_bytes=12_345,
+            ),
+        ),
+        operating_points=(
+            OperatingPoint(
+                series="plain, coarser steps",
+                setting="2^-3",
+                payload_bits=1.75,
+                correct=340,
+                total=360,
+            ),
+            OperatingPoint(
+                series="plain, coarser steps",
+                setting="2^-2",
+                payload_bits=0.5,
+                correct=40,
+                total=360,
+            ),
+            OperatingPoint(
+                series="Egret", setting="0.66 bits", payload_bits=0.625, correct=357, total=360
             ),
         ),
         histograms=(histogram("plain", 0.08, 1.7), histogram("rate-trained", 0.002, 0.42)),
@@ -287,6 +307,8 @@ def test_tables_of_the_page(written: Path) -> None:
         *("rate-trained", "50,432", "85.3 %"),
         *("6.00", "1.60", "1.60", "1.51", "1.19", "1.96", "12,345"),
     ] in rows
+    assert ["plain, coarser steps", "2^-2", "0.50", "40", "11.11 %"] in rows
+    assert ["Egret", "0.66 bits", "0.62", "357", "99.17 %"] in rows
     assert ["6,500", "6,500", "7.76", "28.6 %", "66.5 %"] in rows
     assert [
         *("fc1", "256 × 64", "24.4 %", "eg-table-run", "57", "1.98", "4,948", "2,048", "48.8 %"),
@@ -333,11 +355,13 @@ def test_same_data_same_bytes(written: Path, tmp_path: Path) -> None:
 def test_figures_follow_the_data() -> None:
     data = sample()
     before = draw_figures(data)
+    points = data.operating_points
     short = replace(data.curves[1], rate=(), validation_accuracy=(), code_bits_per_weight=())
     after = draw_figures(
         replace(
             data,
             sizes=(data.sizes[0], replace(data.sizes[1], file_bytes=1)),
+            operating_points=(*points[:2], replace(points[2], correct=356)),
             histograms=(data.histograms[0], replace(data.histograms[1], shape=1.0)),
             curves=(data.curves[0], short),
             layers=data.layers[:1],
@@ -353,6 +377,18 @@ def test_figures_follow_the_data() -> None:
     less = draw_figures(replace(data, curves=(bare, short)))["training"]
     assert "<!-- shape ν of the weights -->" in less
     assert "<!-- rate R(θ) -->" not in less
+    # A point far below the best is in the table only.
+    assert "<!-- 2^-3 -->" in before["accuracy_over_bits"]
+    assert "<!-- 2^-2 -->" not in before["accuracy_over_bits"]
+
+
+def test_without_operating_points_no_curve(tmp_path: Path) -> None:
+    data = replace(sample(), operating_points=())
+    page = write_report(data, tmp_path).read_text(encoding="utf-8")
+    assert {path.stem for path in (tmp_path / "figures").glob("*.svg")} == FIGURES - {
+        "accuracy_over_bits"
+    }
+    assert "Accuracy over bits" not in page + format_summary(data)
 
 
 def test_summary() -> None:
@@ -362,6 +398,7 @@ def test_summary() -> None:
     lines = [line.split() for line in stream.getvalue().splitlines()]
     assert ["simulated", "hardware", "351", "97.50"] in lines
     assert ["exp-Golomb", "k", "=", "0", "8.18", "1.60"] in lines
+    assert ["Egret", "0.66", "bits", "0.62", "99.17"] in lines
     assert ["file,", "bytes", "40,960", "12,345"] in lines
     assert ["weights", "per", "cycle", "7.76"] in lines
     assert ["dense", "int8", "(MAC", "cycles)", "8.00", "12,608"] in lines

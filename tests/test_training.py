@@ -168,6 +168,19 @@ def test_target_takes_the_place_of_lambda() -> None:
     assert trained.validation_accuracy > 0.9
 
 
+def test_rounding_without_a_rate() -> None:
+    options = TrainingOptions(epochs=30, learning_rate=0.01, step_log2=2)
+    trained = train(_model, _splits(), options)
+    assert trained.step_log2 == dict.fromkeys(trained.weight_names, 2)
+    weights = [trained.state()[name] for name in trained.weight_names]
+    assert all(torch.equal(weight, torch.round(weight * 4) / 4) for weight in weights)
+    assert trained.validation_accuracy > 0.9
+    # It learned with them: rounding an ordinary network at the end gives others.
+    ordinary = train(_model, _splits(), dataclasses.replace(options, step_log2=None))
+    rounded = [torch.round(ordinary.state()[name] * 4) / 4 for name in ordinary.weight_names]
+    assert any(not torch.equal(a, b) for a, b in zip(weights, rounded, strict=True))
+
+
 def test_with_a_target_the_steps_suit_the_initial_weights_and_packing_loses_nothing(
     tmp_path: Path,
 ) -> None:
@@ -192,16 +205,16 @@ def test_with_a_target_the_steps_suit_the_initial_weights_and_packing_loses_noth
     packed = egret.load(tmp_path / "out" / "weights.egret").state_dict()
     for name, tensor in trained.model.state_dict().items():
         assert torch.equal(packed[name], tensor), name
-    assert saved.accuracy["test"] == accuracy(trained.model, _splits().test)
-    assert saved.accuracy["test"] > 0.9
+    assert saved.packed.accuracy["test"] == accuracy(trained.model, _splits().test)
+    assert saved.packed.accuracy["test"] > 0.9
     assert saved.network is not None
     for layer in saved.network.layers:
         weight = torch.from_numpy(layer.weight.dequantize())
         assert torch.equal(weight, trained.model.get_parameter(layer.weight_name))
     written = json.loads((tmp_path / "out" / "training.json").read_text())
     assert written["step_log2"] == trained.step_log2
-    assert written["payload_bits_per_weight"] == pytest.approx(saved.payload_bits)
-    assert written["accuracy_packed"] == saved.accuracy
+    assert written["payload_bits_per_weight"] == pytest.approx(saved.packed.payload_bits)
+    assert written["accuracy_packed"] == saved.packed.accuracy
 
 
 def test_rounding_for_the_bits_at_the_end_moves_weights_and_saves_bits() -> None:
@@ -226,7 +239,7 @@ def test_folded_batch_norm_is_compiled_at_a_finer_step(tmp_path: Path) -> None:
     saved = save_training(train(make, _splits(), options), _splits(), tmp_path)
     assert saved.network is not None
     assert {layer.weight.step_log2 for layer in saved.network.layers} == {8}
-    assert saved.payload_bits < 3
+    assert saved.packed.payload_bits < 3
 
 
 def test_augmentation_sees_every_training_batch() -> None:
@@ -259,8 +272,8 @@ def test_divergence_is_reported() -> None:
         ({"learning_rate": 0.0}, "learning_rate: found 0.0"),
         ({"weight_decay": -0.1}, "weight_decay: found -0.1"),
         ({"target_bits": 1.0, "lam": 2.0}, "target_bits: found λ 2 and 0 final epochs with it"),
-        ({"rdo": 0.1}, "target_bits: found none with step_log2 None and rdo 0.1"),
-        ({"step_log2": 6}, "target_bits: found none with step_log2 6 and rdo 0"),
+        ({"rdo": 0.1}, "rdo: found 0.1 with neither target_bits nor step_log2"),
+        ({"step_log2": 6, "lam": 1.0}, "lam: found 1 with step_log2 6, expected 0"),
         ({"target_bits": 1.0, "rdo": -1.0}, "rdo: found -1"),
         ({"target_bits": 1.0, "final_epochs": 3}, "target_bits: found λ 0 and 3 final epochs"),
     ],
@@ -368,6 +381,9 @@ def test_command_trains_the_users_model(
     # A model that is no chain still trains, and no stale packed file is left.
     arguments[2] = f"{factories}:make_sigmoid"
     assert main([*arguments, "--epochs", "1", "-o", "out"]) == 0
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["options"][
+        "target_bits"
+    ] == pytest.approx(1)
     assert "No model.egret: module '1': found Sigmoid" in capsys.readouterr().err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["model.safetensors", "training.json", "weights.egret"]
@@ -401,7 +417,8 @@ def test_command_trains_to_a_target(
         (["digits", "--lam", "-1", "--epochs", "1"], "lam: found -1"),
         (["digits", "--lam", "1", "--target-bits", "1"], "--target-bits and --lam: give one"),
         (["digits", "--target-bits", "0", "--epochs", "1"], "target_bits: found 0.0"),
-        (["digits", "--rdo", "0.1"], "--rdo: belongs to --target-bits"),
+        (["digits", "--lam", "1", "--rdo", "0.1"], "--rdo: found with --lam"),
+        (["digits", "--final-epochs", "5"], "--final-epochs: they go without the rate"),
     ],
 )
 def test_command_refuses_in_one_line(

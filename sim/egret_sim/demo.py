@@ -1,9 +1,12 @@
 """The whole chain on scikit-learn's digits: train, pack, generate, simulate, compare, report."""
 
+import dataclasses
 import multiprocessing
 import platform
 import sys
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -12,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
-import torch
 
 from egret.compiler import compile_network
 from egret.errors import EgretError
@@ -22,9 +24,23 @@ from egret.golomb import best_order, golomb_bits
 from egret.image import build_image
 from egret.network import IntegerNetwork
 from egret.params import AcceleratorParams
-from egret.recipes.digits import DEFAULT_SEED, digits_options, load_digits_split, train_digits
+from egret.quantize import DEFAULT_STEP_LOG2
+from egret.recipes.digits import (
+    DEFAULT_SEED,
+    PLAIN_TARGET_OPTIONS,
+    TARGET_OPTIONS,
+    load_digits_split,
+    train_digits,
+)
 from egret.statistics import entropy_bits, fixed_length_bits, huffman_bits
-from egret.training import EpochRecord, TrainedModel, TrainingOptions, accuracy
+from egret.training import (
+    EpochRecord,
+    Splits,
+    TrainedModel,
+    TrainingOptions,
+    accuracy,
+    measure_packed,
+)
 from egret.value_map import count_values
 from egret_hw.rtl import generate_verilog, top_name
 from egret_sim.golden import read_header
@@ -34,6 +50,7 @@ from egret_sim.report import (
     HardwareRun,
     LayerReport,
     NetworkSize,
+    OperatingPoint,
     Provenance,
     ReportData,
     TrainingCurve,
@@ -47,20 +64,35 @@ from egret_sim.simulation import Simulation, simulate
 
 __all__ = ["run_demo"]
 
-_PLAIN, _RATE = "plain", "rate-trained"
+_PLAIN, _EGRET = "plain", "Egret"
 _STEPS = 6
+
+_COARSER = (8, 6, 5, 4, 3, 2)
+"""n of the steps 2^-n that the plain network is packed in."""
+_QAT_STEPS = (4, 3, 2)
+"""n of the steps that are trained with, without a rate."""
+_TARGETS = (1.0, 0.4, 0.2)
+"""Bits per weight that Egret is asked for, besides the recipe's, which is run in hardware."""
 
 
 def _announce(step: int, what: str) -> None:
     print(f"[{step}/{_STEPS}] {what}", file=sys.stderr, flush=True)
 
 
+def _series(options: TrainingOptions) -> tuple[str, str]:
+    """Return how a training saves bits, and what was set for it."""
+    if options.target_bits is not None:
+        return _EGRET, f"{options.target_bits:g} bits"
+    if options.step_log2 is not None:
+        return "QAT", f"2^-{options.step_log2}"
+    return _PLAIN, ""
+
+
 def _report_epoch(record: EpochRecord, options: TrainingOptions) -> None:
-    epochs = options.epochs + options.final_epochs
-    if record.epoch % max(1, epochs // 5) == 0:
-        label = _RATE if options.lam else _PLAIN
+    if record.epoch % max(1, options.epochs // 3) == 0:
+        label = " ".join(_series(options)).strip()
         print(
-            f"  {label:>12}: epoch {record.epoch:3d} of {epochs}, validation "
+            f"  {label:>14}: epoch {record.epoch:3d} of {options.epochs}, validation "
             f"{100 * record.validation_accuracy:.1f} %, {record.bits_per_weight:.2f} code bits per "
             f"weight, ν {record.nu:.2f}",
             file=sys.stderr,
@@ -68,17 +100,55 @@ def _report_epoch(record: EpochRecord, options: TrainingOptions) -> None:
         )
 
 
-def _train(seed: int, lam: float) -> TrainedModel:
-    return train_digits(seed, lam=lam, progress=_report_epoch)
+def _train(seed: int, options: TrainingOptions) -> TrainedModel:
+    return train_digits(seed, options=options, progress=_report_epoch)
 
 
-def _train_both(seed: int) -> tuple[TrainedModel, TrainedModel]:
+def _train_all(seed: int) -> list[TrainedModel]:
+    """Train the network of the hardware, the plain one, and those of the curve, in this order."""
+    every = [
+        TARGET_OPTIONS,
+        PLAIN_TARGET_OPTIONS,
+        *(dataclasses.replace(TARGET_OPTIONS, target_bits=bits) for bits in _TARGETS),
+        *(dataclasses.replace(PLAIN_TARGET_OPTIONS, step_log2=step) for step in _QAT_STEPS),
+    ]
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(2, mp_context=context) as pool:
-        plain = pool.submit(_train, seed, 0.0)
-        rate = pool.submit(_train, seed, digits_options().lam)
-        return plain.result(), rate.result()
+        return list(pool.map(_train, [seed] * len(every), every))
+
+
+def _operating_points(
+    trained: Sequence[TrainedModel], splits: Splits, folder: Path
+) -> tuple[OperatingPoint, ...]:
+    """Pack every network and look what it is worth, the plain one in steps of several sizes."""
+    points = []
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+
+        def add(
+            series: str, setting: str, model: TrainedModel, steps: int | Mapping[str, int]
+        ) -> None:
+            packed = measure_packed(model, splits, Path(scratch) / "w.egret", step_log2=steps)
+            total = len(splits.test.x)
+            points.append(
+                OperatingPoint(
+                    series=series,
+                    setting=setting,
+                    payload_bits=packed.payload_bits,
+                    correct=round(packed.accuracy["test"] * total),
+                    total=total,
+                )
+            )
+
+        for model in trained:
+            series, setting = _series(model.options)
+            if model.step_log2 is not None:
+                add(series, setting, model, model.step_log2)
+            else:
+                for step in _COARSER:
+                    add("plain, coarser steps", f"2^-{step}", model, step)
+    order = ("plain, coarser steps", "QAT", _EGRET)
+    return tuple(sorted(points, key=lambda p: (order.index(p.series), -p.payload_bits)))
 
 
 def _network_size(label: str, network: IntegerNetwork, path: Path) -> NetworkSize:
@@ -97,12 +167,13 @@ def _network_size(label: str, network: IntegerNetwork, path: Path) -> NetworkSiz
 
 
 def _histogram(label: str, network: IntegerNetwork) -> WeightHistogram:
-    values = np.concatenate([layer.weight.values.ravel() for layer in network.layers])
-    weights = np.concatenate([layer.weight.dequantize().ravel() for layer in network.layers])
-    distinct, counts = np.unique(values, return_counts=True)
+    # Of one layer, the largest: each has a step of its own.
+    layer = max(network.layers, key=lambda layer: layer.weight.values.size)
+    weights = layer.weight.dequantize()
+    distinct, counts = np.unique(layer.weight.values, return_counts=True)
     return WeightHistogram(
-        label=label,
-        step_log2=network.layers[0].weight.step_log2,
+        label=f"{label}, {layer.name}",
+        step_log2=layer.weight.step_log2,
         values=tuple(map(int, distinct)),
         counts=tuple(map(int, counts)),
         shape=estimate_shape(weights),
@@ -149,17 +220,6 @@ def _layer_reports(
             )
         )
     return tuple(reports)
-
-
-def _quantised_correct(
-    trained: TrainedModel, network: IntegerNetwork, x: torch.Tensor, y: torch.Tensor
-) -> int:
-    state = trained.model.state_dict()
-    for layer in network.layers:
-        state[layer.weight_name] = torch.from_numpy(layer.weight.dequantize())
-    with torch.no_grad():
-        logits = torch.func.functional_call(trained.model, state, (x,))
-    return int((logits.argmax(dim=1) == y).sum())
 
 
 def _comparisons(run: Simulation, images: int) -> tuple[Comparison, ...]:
@@ -213,19 +273,22 @@ def run_demo(
     splits = load_digits_split()
     x, y = splits.test
 
-    _announce(1, "training the digits network, plain and with the rate term (a minute or two)")
-    trained = dict(zip((_PLAIN, _RATE), _train_both(seed), strict=True))
+    _announce(1, "training the digits network: plainly, to bits, and with QAT (a minute or two)")
+    every = _train_all(seed)
+    trained = dict(zip((_PLAIN, _EGRET), (every[1], every[0]), strict=True))
 
     _announce(2, "quantising and packing")
     networks: dict[str, IntegerNetwork] = {}
-    paths = {_PLAIN: folder / "plain.egret", _RATE: folder / "model.egret"}
+    paths = {_PLAIN: folder / "plain.egret", _EGRET: folder / "model.egret"}
     for label, model in trained.items():
         with atomic_path(paths[label].with_suffix(".safetensors")) as temporary:
             safetensors.torch.save_file(model.state(), temporary)
-        compile_network(model.model, splits.train.x).save(paths[label])
+        steps = DEFAULT_STEP_LOG2 if model.step_log2 is None else model.step_log2
+        compile_network(model.model, splits.train.x, step_log2=steps).save(paths[label])
         # From here on only what the file holds counts.
         networks[label] = IntegerNetwork.load(paths[label])
-    network = networks[_RATE]
+    network = networks[_EGRET]
+    points = _operating_points(every, splits, folder)
 
     _announce(3, f"generating the accelerator {params.name}")
     verilog = generate_verilog(params)
@@ -263,14 +326,12 @@ def run_demo(
         ),
         accuracies=(
             count("plain, float", float_correct(_PLAIN)),
-            count("rate-trained, float", float_correct(_RATE)),
-            count(
-                "rate-trained, weights in steps of 2^-8",
-                _quantised_correct(trained[_RATE], network, x, y),
-            ),
-            count("rate-trained, simulated hardware", correct),
+            # Its weights were rounded for good at the end of the training.
+            count("Egret, weights as packed", float_correct(_EGRET)),
+            count("Egret, simulated hardware", correct),
         ),
         sizes=tuple(_network_size(label, networks[label], paths[label]) for label in networks),
+        operating_points=points,
         histograms=tuple(_histogram(label, networks[label]) for label in networks),
         curves=tuple(_curve(label, trained[label]) for label in trained),
         image_bytes=len(timed.image.data),

@@ -35,6 +35,7 @@ __all__ = [
     "HardwareRun",
     "LayerReport",
     "NetworkSize",
+    "OperatingPoint",
     "Provenance",
     "ReportData",
     "StorageCost",
@@ -212,13 +213,41 @@ class NetworkSize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """What one packed network takes, and what it is worth.
+
+    Parameters
+    ----------
+    series : str
+        How its bits were saved, for example "plain, coarser steps".
+    setting : str
+        What was set to come there, for example "2^-4".
+    payload_bits : float
+        Codewords, codes and maps of the packed file, in bits per weight.
+    correct, total : int
+        Test samples that the unpacked network classifies correctly, and all samples.
+    """
+
+    series: str
+    setting: str
+    payload_bits: float
+    correct: int
+    total: int
+
+    @property
+    def percent(self) -> float:
+        """Correct samples in percent."""
+        return 100 * self.correct / self.total
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightHistogram:
-    """Distribution of a network's quantised weights and the generalized Gaussian fitted to it.
+    """Distribution of quantised weights of one step and the generalized Gaussian fitted to it.
 
     Parameters
     ----------
     label : str
-        Which network.
+        Which network, or which layer of it.
     step_log2 : int
         n of the step 2^-n: an integer v stands for the weight v · 2^-n.
     values : tuple of int
@@ -410,6 +439,8 @@ class ReportData:
         compared with, to the simulated hardware (last).
     sizes : tuple of NetworkSize
         The plain network first; last the one that the hardware ran.
+    operating_points : tuple of OperatingPoint
+        Accuracy over bits, series after series; empty where none were measured.
     histograms : tuple of WeightHistogram
         One or more networks, in the order of `sizes`.
     curves : tuple of TrainingCurve
@@ -430,6 +461,7 @@ class ReportData:
     dataset: str
     accuracies: tuple[Accuracy, ...]
     sizes: tuple[NetworkSize, ...]
+    operating_points: tuple[OperatingPoint, ...]
     histograms: tuple[WeightHistogram, ...]
     curves: tuple[TrainingCurve, ...]
     image_bytes: int
@@ -689,8 +721,53 @@ def _draw_storage(data: ReportData) -> Figure:
     return figure
 
 
+_SHOWN_POINTS = 12.0
+"""Percentage points below the best accuracy that the curve shows; the table has the rest."""
+
+
+def _draw_operating_points(data: ReportData) -> Figure:
+    points = data.operating_points
+    figure = Figure(figsize=(7.6, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    best = max(point.percent for point in points)
+    floor = max(0.0, best - _SHOWN_POINTS)
+    for place, series in enumerate(dict.fromkeys(point.series for point in points)):
+        own = sorted(
+            (point for point in points if point.series == series), key=lambda p: p.payload_bits
+        )
+        colour = _COLOURS[place % len(_COLOURS)]
+        axes.plot(
+            [point.payload_bits for point in own],
+            [point.percent for point in own],
+            color=colour,
+            marker="osD^"[place % 4],
+            markersize=5,
+            label=series,
+        )
+        for point in own:
+            if point.percent >= floor:
+                axes.annotate(
+                    point.setting,
+                    (point.payload_bits, point.percent),
+                    xytext=(0, 6 if place % 2 else -12),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=7,
+                    color=colour,
+                )
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_ylim(floor - 0.5, min(100.5, best + 0.7))
+    axes.set_xlabel("bits per weight in the packed file: codewords, codes and maps")
+    axes.set_ylabel("test accuracy, %")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    return figure
+
+
 _FIGURES: dict[str, Callable[[ReportData], Figure]] = {
     "bits_per_weight": _draw_sizes,
+    "accuracy_over_bits": _draw_operating_points,
     "weights": _draw_histograms,
     "training": _draw_training,
     "storage": _draw_storage,
@@ -708,12 +785,14 @@ def draw_figures(data: ReportData) -> dict[str, str]:
     Returns
     -------
     dict of str to str
-        SVG text by the figure's name: `bits_per_weight`, `weights`, `training`, `storage`. The
-        same data give the same text.
+        SVG text by the figure's name: `bits_per_weight`, `accuracy_over_bits` (where operating
+        points were measured), `weights`, `training`, `storage`. The same data give the same text.
     """
     drawn = {}
     with rc_context(FIGURE_STYLE):
         for name, draw in _FIGURES.items():
+            if draw is _draw_operating_points and not data.operating_points:
+                continue
             buffer = io.StringIO()
             draw(data).savefig(buffer, format="svg", metadata={"Date": None})
             drawn[name] = buffer.getvalue()
@@ -795,6 +874,22 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def _format_points(data: ReportData) -> list[str]:
+    if not data.operating_points:
+        return []
+    return [
+        "Accuracy over bits (codewords, codes and maps of the packed file)",
+        *_table(
+            ["", "setting", "bits/weight", "percent"],
+            [
+                [point.series, point.setting, f"{point.payload_bits:.2f}", f"{point.percent:.2f}"]
+                for point in data.operating_points
+            ],
+        ),
+        "",
+    ]
+
+
 def format_summary(data: ReportData) -> str:
     """Return the report's main figures as text for a terminal, with a newline at its end."""
     derived = data.derived()
@@ -820,6 +915,7 @@ def format_summary(data: ReportData) -> str:
             + [["file, bytes", *(f"{row.file_bytes:,}" for row in data.sizes)]],
         ),
         "",
+        *_format_points(data),
         f"Simulated hardware ({run.params.name}: {run.params.lanes} lanes, "
         f"{run.params.parser_bits} bits a cycle each, batch {run.params.batch})",
         *_table(

@@ -33,6 +33,7 @@ from egret.value_map import count_values
 __all__ = [
     "Augment",
     "EpochRecord",
+    "PackedAccuracy",
     "Progress",
     "SavedTraining",
     "Split",
@@ -42,6 +43,7 @@ __all__ = [
     "accuracy",
     "load_data",
     "load_model",
+    "measure_packed",
     "print_progress",
     "save_training",
     "train",
@@ -88,10 +90,11 @@ class TrainingOptions:
         `egret.rate.RateRegularizer`, on weights that are rounded while they are trained, see
         `egret.qat.StraightThrough`. There are no final epochs then, which would undo them.
     step_log2 : int or mapping of str to int, optional
-        With a target, steps 2^-n of the weights, for all or by parameter name;
-        `egret.qat.suitable_step` chooses each tensor's when absent.
+        Steps 2^-n that the weights are rounded to while they are trained, for all or by parameter
+        name. With a target, `egret.qat.suitable_step` chooses each tensor's when absent. Without
+        one and with λ = 0 it is quantisation-aware training alone.
     rdo : float
-        With a target, λ of the rounding at the end; see `egret.rdo.Rounder`.
+        Where weights are rounded, λ of the rounding at the end; see `egret.rdo.Rounder`.
     eps : float
         ε of the rate term.
     nu : float or "adaptive"
@@ -132,10 +135,15 @@ class TrainingOptions:
                 f"weight_decay: found {self.weight_decay}, expected a finite number of 0 or more"
             )
         check_lam(self.rdo, "rdo")
-        if self.target_bits is None and (self.step_log2 is not None or self.rdo != 0):
+        if self.step_log2 is not None and self.lam != 0:
             raise EgretError(
-                f"target_bits: found none with step_log2 {self.step_log2} and rdo {self.rdo:g}, "
-                "which belong to a target"
+                f"lam: found {self.lam:g} with step_log2 {self.step_log2}, expected 0: weights are "
+                "rounded while they are trained to a target, or without a rate"
+            )
+        if self.rdo != 0 and self.target_bits is None and self.step_log2 is None:
+            raise EgretError(
+                f"rdo: found {self.rdo:g} with neither target_bits nor step_log2, expected one of "
+                "them: without, nothing is rounded"
             )
         if self.target_bits is not None and (self.lam != 0 or self.final_epochs != 0):
             raise EgretError(
@@ -159,11 +167,11 @@ class EpochRecord:
     nu : float
         ν of the weights.
     bits_per_weight : float
-        Code bits per weight if quantised now: step 2^-8, or with a target the tensor's, one value
-        map per tensor, exp-Golomb order 0.
+        Code bits per weight if quantised now: step 2^-8, or the one the tensor is rounded to, one
+        value map per tensor, exp-Golomb order 0.
     validation_accuracy : float
-        Share of the validation samples classified correctly, 0 to 1; with a target, by the rounded
-        weights.
+        Share of the validation samples classified correctly, 0 to 1; by the rounded weights where
+        they are rounded.
     """
 
     epoch: int
@@ -181,7 +189,7 @@ class TrainedModel:
     Parameters
     ----------
     model : torch.nn.Module
-        The model after the last epoch, in evaluation mode; with a target, its weights are rounded.
+        The model after the last epoch, in evaluation mode; with steps, its weights are rounded.
     options : TrainingOptions
         The settings.
     history : tuple of EpochRecord
@@ -191,7 +199,8 @@ class TrainedModel:
     weights : int
         Number of those weights.
     step_log2 : dict of str to int, or None
-        With a target, n of each tensor's step: what `egret.pack` takes to lose nothing more.
+        Where they were rounded, n of each tensor's step: what `egret.pack` takes to lose nothing
+        more.
     """
 
     model: nn.Module
@@ -283,6 +292,8 @@ def _train(
     steps = epochs * math.ceil(len(x) / options.batch_size)
     rounding: StraightThrough | contextlib.nullcontext[None] = contextlib.nullcontext()
     if options.target_bits is None:
+        if options.step_log2 is not None:
+            rounding = StraightThrough(model, options.step_log2)
         regularizer = RateRegularizer(model, options.lam, eps=options.eps, nu=options.nu, every=1)
     else:
         bits = options.target_bits if options.step_log2 is None else None
@@ -546,6 +557,60 @@ def _call(make: Callable[[], object], factory: str, option: str) -> object:
 
 
 @dataclass(frozen=True)
+class PackedAccuracy:
+    """What a packed model takes, and what it is worth once it is unpacked.
+
+    Parameters
+    ----------
+    payload_bits : float
+        Codewords, codes and maps in the file, in bits per weight that is coded.
+    file_bytes : int
+        Size of the file.
+    accuracy : dict of str to float
+        Accuracy on each split, 0 to 1, of the model as the file gives it back.
+    """
+
+    payload_bits: float
+    file_bytes: int
+    accuracy: dict[str, float]
+
+
+def measure_packed(
+    trained: TrainedModel, splits: Splits, path: str | Path, *, step_log2: int | Mapping[str, int]
+) -> PackedAccuracy:
+    """Pack a model's weights, unpack them and look what they are worth.
+
+    Parameters
+    ----------
+    trained : TrainedModel
+        The result of `train`.
+    splits : Splits
+        Accuracies are taken on all three.
+    path : str or Path
+        The packed file, which is written.
+    step_log2 : int or mapping of str to int
+        n of the steps 2^-n, as for `egret.pack`.
+
+    Raises
+    ------
+    EgretError
+        The file cannot be written, or a weight does not fit it.
+    """
+    pack(trained.state(), path, step_log2=step_log2)
+    unpacked = copy.deepcopy(trained.model)
+    unpacked.load_state_dict(load(path).state_dict())
+    report = inspect_file(path)
+    return PackedAccuracy(
+        report.payload_bits / report.total("weights"),
+        Path(path).stat().st_size,
+        {
+            name: accuracy(unpacked, split)
+            for name, split in zip(Splits._fields, splits, strict=True)
+        },
+    )
+
+
+@dataclass(frozen=True)
 class SavedTraining:
     """What `save_training` wrote.
 
@@ -555,19 +620,13 @@ class SavedTraining:
         What `model.egret` holds; None where the model cannot be compiled.
     reason : str or None
         Why it cannot.
-    payload_bits : float
-        Codewords, codes and maps in `weights.egret`, in bits per weight that is coded.
-    file_bytes : int
-        Size of `weights.egret`.
-    accuracy : dict of str to float
-        Accuracy on each split, 0 to 1, of the model as `weights.egret` gives it back.
+    packed : PackedAccuracy
+        Of `weights.egret`.
     """
 
     network: IntegerNetwork | None
     reason: str | None
-    payload_bits: float
-    file_bytes: int
-    accuracy: dict[str, float]
+    packed: PackedAccuracy
 
 
 def save_training(
@@ -608,14 +667,7 @@ def save_training(
     with atomic_path(folder / "model.safetensors") as temporary:
         safetensors.torch.save_file(trained.state(), temporary)
     steps = step_log2 if step_log2 is not None else trained.step_log2 or DEFAULT_STEP_LOG2
-    packed = folder / "weights.egret"
-    pack(trained.state(), packed, step_log2=steps)
-    unpacked = copy.deepcopy(trained.model)
-    unpacked.load_state_dict(load(packed).state_dict())
-    right = {
-        name: accuracy(unpacked, split) for name, split in zip(Splits._fields, splits, strict=True)
-    }
-    report = inspect_file(packed)
+    packed = measure_packed(trained, splits, folder / "weights.egret", step_log2=steps)
     network: IntegerNetwork | None = None
     reason: str | None = None
     if any(isinstance(module, nn.BatchNorm1d) for module in trained.model.modules()):
@@ -628,13 +680,6 @@ def save_training(
         (folder / "model.egret").unlink(missing_ok=True)
     else:
         network.save(folder / "model.egret")
-    saved = SavedTraining(
-        network,
-        reason,
-        report.payload_bits / report.total("weights"),
-        packed.stat().st_size,
-        right,
-    )
     result = {
         "options": dataclasses.asdict(trained.options),
         "samples": {name: len(split.x) for name, split in zip(Splits._fields, splits, strict=True)},
@@ -642,15 +687,15 @@ def save_training(
             name: accuracy(trained.model, split)
             for name, split in zip(Splits._fields, splits, strict=True)
         },
-        "accuracy_packed": right,
+        "accuracy_packed": packed.accuracy,
         "weights": trained.weights,
         "weight_tensors": trained.weight_names,
         "step_log2": trained.step_log2,
         "bits_per_weight": trained.bits_per_weight,
-        "payload_bits_per_weight": saved.payload_bits,
-        "file_bytes": saved.file_bytes,
+        "payload_bits_per_weight": packed.payload_bits,
+        "file_bytes": packed.file_bytes,
         "not_compiled": reason,
         "history": [dataclasses.asdict(record) for record in trained.history],
     }
     write_text(folder / "training.json", json.dumps(result, indent=2) + "\n")
-    return saved
+    return SavedTraining(network, reason, packed)

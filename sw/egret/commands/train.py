@@ -10,6 +10,8 @@ from egret.errors import EgretError
 
 __all__ = ["command"]
 
+_DEFAULT_TARGET_BITS = 1.0
+
 _DESCRIPTION = """\
 Train a classifier with the rate term: beside its usual loss the network pays for the
 bits its weights will take, so that most of them become exactly zero.
@@ -20,7 +22,7 @@ Train the shipped example, handwritten digits (about half a minute, nothing is d
 
 Train your own network on your own data:
 
-    egret train --model mymodule:make_model --data mymodule:make_data --lam 5 -o build/mine
+    egret train --model mymodule:make_model --data mymodule:make_data --target-bits 1 -o build/mine
 
   make_model()  returns a torch.nn.Module
   make_data()   returns (train, validation, test), each a pair (x, y) of tensors or a
@@ -36,9 +38,7 @@ Written to the output folder:
 
 --target-bits says how many bits a weight may take at the end; a controller finds the strength of
 the rate term that this needs, and the network learns with its weights rounded, in steps that are
-chosen for each tensor:
-
-    egret train --model mymodule:make_model --data mymodule:make_data --target-bits 1 -o build/mine
+chosen for each tensor.
 
 --lam, in its place, weighs the rate against the loss. 0 trains an ordinary network. Raise it until
 the validation accuracy starts to fall.
@@ -56,13 +56,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, help="seed of everything random (the recipe's; 0 for your own model)"
     )
     parser.add_argument(
-        "--lam", type=float, help="weight of the rate term (the recipe's; 1 for your own model)"
+        "--lam", type=float, help="weight of the rate term in the loss, in place of --target-bits"
     )
     parser.add_argument(
         "--target-bits",
         type=float,
         metavar="BITS",
-        help="bits per weight (entropy) to come to, in place of --lam",
+        help="bits per weight (entropy) to come to (the recipe's; 1 for your own model)",
     )
     parser.add_argument(
         "--epochs", type=int, help="passes over the training data (the recipe's; 60 for your own)"
@@ -76,14 +76,13 @@ def _configure(parser: argparse.ArgumentParser) -> None:
         "--step-log2",
         type=int,
         metavar="N",
-        help="the packed files keep the weights in steps of 2^-N (each tensor's own with "
-        "--target-bits, else 8)",
+        help="keep the weights in steps of 2^-N (each tensor's own; with --lam, 8)",
     )
     parser.add_argument(
         "--rdo",
         type=float,
         metavar="LAMBDA",
-        help="with --target-bits, round for the bits too at the end; as of `egret pack` (0)",
+        help="round for the bits too at the end, not with --lam; as of `egret pack` (0)",
     )
 
 
@@ -111,27 +110,36 @@ def _run(arguments: argparse.Namespace) -> None:
         raise EgretError(f"{arguments.output}: found a file, expected a folder to write to")
     chosen = {
         name: value
-        for name in ("lam", "epochs", "final_epochs", "batch_size", "learning_rate", "seed")
+        for name in (
+            "lam",
+            "epochs",
+            "final_epochs",
+            "batch_size",
+            "learning_rate",
+            "seed",
+            "target_bits",
+            "rdo",
+        )
         if (value := getattr(arguments, name)) is not None
     }
-    if arguments.target_bits is not None:
-        if arguments.lam is not None:
-            raise EgretError("--target-bits and --lam: give one of them")
-        chosen |= {"target_bits": arguments.target_bits, "lam": 0.0}
-        chosen |= {"step_log2": arguments.step_log2, "rdo": arguments.rdo or 0.0}
+    if arguments.lam is None:
+        chosen["step_log2"] = arguments.step_log2
+        if arguments.final_epochs:
+            raise EgretError("--final-epochs: they go without the rate in the loss: give --lam too")
+    elif arguments.target_bits is not None:
+        raise EgretError("--target-bits and --lam: give one of them")
     elif arguments.rdo is not None:
-        raise EgretError("--rdo: belongs to --target-bits")
+        raise EgretError("--rdo: found with --lam, whose training does not round")
     if arguments.recipe is not None:
         chosen.setdefault("seed", digits.DEFAULT_SEED)
         recipe = (
-            digits.digits_options(chosen.get("lam", digits.OPTIONS.lam))
-            if arguments.target_bits is None
-            else digits.TARGET_OPTIONS
+            digits.TARGET_OPTIONS if arguments.lam is None else digits.digits_options(arguments.lam)
         )
         options = dataclasses.replace(recipe, **chosen)
         splits = digits.load_digits_split()
     else:
-        options = TrainingOptions(**{"lam": 1.0} | chosen)
+        default = {} if arguments.lam is not None else {"target_bits": _DEFAULT_TARGET_BITS}
+        options = TrainingOptions(**default | chosen)
         splits = load_data(arguments.data)
     print(
         f"Training on {len(splits.train.x)} samples, validating on {len(splits.validation.x)}, "
@@ -148,6 +156,7 @@ def _run(arguments: argparse.Namespace) -> None:
     else:
         trained = train(load_model(arguments.model), splits, options, progress=print_progress)
     saved = save_training(trained, splits, arguments.output, step_log2=arguments.step_log2)
+    packed = saved.packed
     print(
         f"{trained.weights} weights, {trained.bits_per_weight:.2f} code bits per weight, "
         f"test accuracy {100 * accuracy(trained.model, splits.test):.2f} %"
@@ -160,8 +169,9 @@ def _run(arguments: argparse.Namespace) -> None:
             f"Asked for {options.target_bits:g} bits of entropy per weight, reached {reached:.3f}"
         )
     print(
-        f"weights.egret: {saved.payload_bits:.3f} bits per weight with codes and maps, "
-        f"{saved.file_bytes:,} bytes; unpacked, test accuracy {100 * saved.accuracy['test']:.2f} %"
+        f"weights.egret: {packed.payload_bits:.3f} bits per weight with codes and maps, "
+        f"{packed.file_bytes:,} bytes; unpacked, test accuracy "
+        f"{100 * packed.accuracy['test']:.2f} %"
     )
     print(f"Wrote {arguments.output}")
     if saved.reason is not None:
