@@ -36,6 +36,10 @@ _CUT = 2
 _TABLE_CUT = 1
 """Bits between registers of the parsers for all codes in logic."""
 
+_LARGE_OPTIONS = ("--placer", "static", "--router", "router2")
+"""For designs of many lanes. nextpnr's default placer (HeAP) leaves M's array 150,000 units of wire,
+this one 94,000; behind HeAP the default router does not come to an end within half an hour."""
+
 
 @dataclass(frozen=True)
 class Design:
@@ -75,6 +79,11 @@ class Design:
     clock: str = "clk"
     wide_luts: bool = False
     once: tuple[str, ...] = ()
+
+    @property
+    def nextpnr_options(self) -> tuple[str, ...]:
+        """What nextpnr is told besides; `place`'s `options`."""
+        return _LARGE_OPTIONS if self.once and self.part.tool == "nextpnr_ecp5" else ()
 
 
 class LaneArray(wiring.Component):

@@ -757,15 +757,48 @@ def test_bits_flipped_with_pauses(pause: str) -> None:
     faults.script.play(pause=pause)
 
 
-def test_nothing_is_sent_before_the_crc_word_is_right() -> None:
-    # So slowly that the lanes have done all they can before it comes.
-    faults = Faults(seed=10)
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_nothing_is_sent_before_the_crc_word_is_right(params: AcceleratorParams) -> None:
+    # So slowly that the lanes have done all they can before it comes; and behind matrices that
+    # were right.
+    faults = Faults(params, seed=10)
     for bit, data in flips(faults.matrix, len(faults.matrix) - 4, len(faults.matrix)):
         if bit % 8 == 5:
             faults.script.setup(*faults.setup)
+            for _ in range(2):
+                faults.script.send("good", faults.matrix, faults.vector())
+            faults.script.settle("good")
             outcome = faults.fault(f"bit {bit}", data, x=faults.vector())
             assert outcome.error is ErrorKind.CRC
     faults.script.play(pause=TRICKLE)
+
+
+def test_bits_flipped_of_microcode() -> None:
+    faults = Faults(SETS[2], seed=11)
+    code = faults.setup[0]
+    for bit, data in flips(code, 8, len(code)):
+        if bit % 61 == 0 or bit >= 8 * (len(code) - 4):
+            assert faults.fault(f"bit {bit}", data).error is ErrorKind.CRC
+    faults.script.play()
+
+
+@pytest.mark.parametrize("params", [SETS[1], SETS[2], FAULTY, SETS[6]], ids=lambda p: p.name)
+def test_weights_wait_for_activations(params: AcceleratorParams) -> None:
+    # More than all queues hold.
+    faults = Faults(params, seed=12)
+    script = faults.script
+    script.setup(*faults.setup)
+    indices = faults.rng.geometric(0.4, (24, 40)).clip(max=5) - 1
+    matrix = coded_matrix(
+        params, indices, faults.code, map_base=2, map_entries=5, multiplier=9, shift=9
+    )
+    for number in range(3):
+        script.send(f"matrix {number}", matrix, faults.vector(40))
+        late = script.steps.pop(-2)
+        assert late.kind == "activations"
+        script.steps += [Step("wait", count=1000), late]
+    script.settle("the last one")
+    script.play()
 
 
 @pytest.mark.parametrize("params", [FAULTY, SETS[6]], ids=lambda params: params.name)

@@ -283,6 +283,7 @@ def place(
     wide_luts: bool = False,
     once: Sequence[str] = (),
     target_mhz: float = _TARGET_MHZ,
+    options: Sequence[str] = (),
     progress: Callable[[str], None] | None = None,
 ) -> PlacedDesign:
     """Synthesise, place and route a design.
@@ -306,6 +307,8 @@ def place(
         of them.
     target_mhz : float
         Clock that nextpnr aims at.
+    options : sequence of str
+        More of nextpnr's command line, for instance another placer.
     progress : callable, optional
         Called with a line for each step.
 
@@ -349,20 +352,21 @@ def place(
         if is_ecp5:
             flow.change("routed.json", _HARNESS, pack_carries)
         cells = flow.cells("stat.json")
-        options = ["--json", "routed.json", "--freq", f"{target_mhz:g}", "--timing-allow-fail"]
+        command_line = ["--json", "routed.json", "--freq", f"{target_mhz:g}"]
+        command_line += ["--timing-allow-fail", *options]
         if not pads:
-            options.append("--out-of-context")
+            command_line.append("--out-of-context")
         elif is_ecp5:
             lines = [f'LOCATE COMP "{port}" SITE "{pad}";' for port, pad in part.pads.items()]
             (folder / "pads.lpf").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            options += ["--lpf", "pads.lpf"]
+            command_line += ["--lpf", "pads.lpf"]
         else:
             lines = [f"set_io {port} {pad}" for port, pad in part.pads.items()]
             (folder / "pads.pcf").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            options += ["--pcf", "pads.pcf", "--pcf-allow-unconstrained"]
+            command_line += ["--pcf", "pads.pcf", "--pcf-allow-unconstrained"]
         reports = []
         for seed in seeds:
-            flow.nextpnr("-q", *options, "--seed", str(seed), "--report", "report.json")
+            flow.nextpnr("-q", *command_line, "--seed", str(seed), "--report", "report.json")
             reports.append(flow.report("report.json"))
             clocks = [float(found["achieved"]) for found in reports[-1]["fmax"].values()]
             if not clocks:

@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Array, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -41,9 +41,8 @@ class RowStore(wiring.Component):
     Every substream's sums arrive in the order of its rows, from its first row on; those of
     different substreams in any order. A row that several substreams share is the sum of its parts.
 
-    Latency 3 cycles, throughput 1 sum (of every vector in the batch) a cycle, and two cycles more
-    for one that follows the same row's at once. Reading: latency 2 enabled cycles, throughput 1 row
-    an enabled cycle.
+    Latency 3 cycles, throughput 1 sum (of every vector in the batch) a cycle, also of one row: what
+    is not in the memory yet is added to on its way there. Only a start holds a sum back. Reading: latency 2 enabled cycles, throughput 1 row an enabled cycle.
 
     Parameters
     ----------
@@ -110,7 +109,7 @@ class RowStore(wiring.Component):
         substreams = params.substreams
         substream_bits = (substreams - 1).bit_length()
 
-        # The row that each substream's next sum belongs to. One beyond the last is kept.
+        # The row that each substream's next sum belongs to, up to one that no matrix has.
         m.submodules.next_rows = next_rows = Memory(
             shape=row_bits + 1, depth=2 << substream_bits, init=[]
         )
@@ -118,30 +117,29 @@ class RowStore(wiring.Component):
         row_read = next_rows.read_port(domain="comb")
         offered = self.i.payload
         row = row_read.data
-        is_beyond = row >= self.rows[offered.parity]
 
         stage = data.StructLayout(
             {
                 "valid": 1,
                 "bank": 1,
-                "row": row_bits,
-                "beyond": 1,
+                "row": row_bits + 1,
                 "sums": sums_layout(params),
+                # What is behind the first stage knows: whether the row is beyond the matrix and its
+                # sums other than 0, and whether one of the two stages before has the same row.
+                "beyond": 1,
+                "wrong": 1,
+                "after_last": 1,
+                "after_second": 1,
             }
         )
         stages = [Signal(stage, name=f"stage_{number}") for number in range(3)]
-        same = [
-            held.valid
-            & (held.bank == self.banks.bit_select(offered.parity, 1))
-            & (held.row == row[:row_bits])
-            for held in stages[:2]
-        ]
+        first, second, done = stages
         take = Signal()
         m.d.comb += [
             row_read.addr.eq(
                 (offered.parity << substream_bits) | offered.substream[:substream_bits]
             ),
-            self.i.ready.eq(~self.start.enable & ~same[0] & ~same[1]),
+            self.i.ready.eq(~self.start.enable),
             take.eq(self.i.valid & self.i.ready),
         ]
         with m.If(self.start.enable):
@@ -156,18 +154,26 @@ class RowStore(wiring.Component):
             ]
         with m.Else():
             m.d.comb += [
-                row_write.en.eq(take & ~is_beyond),
+                row_write.en.eq(take & ~row[row_bits]),
                 row_write.addr.eq(row_read.addr),
                 row_write.data.eq(row + 1),
             ]
-        m.d.sync += [
-            stages[0].valid.eq(take),
-            stages[0].bank.eq(self.banks.bit_select(offered.parity, 1)),
-            stages[0].row.eq(row),
-            stages[0].beyond.eq(is_beyond),
-            stages[0].sums.eq(offered),
-        ]
         m.d.sync += [later.eq(earlier) for earlier, later in pairwise(stages)]
+
+        def is_same(before: data.View) -> Value:
+            place = Cat(before.bank, before.row) == Cat(first.bank, first.row)
+            return before.valid & ~before.beyond & place
+
+        m.d.sync += [
+            first.valid.eq(take),
+            first.bank.eq(self.banks.bit_select(offered.parity, 1)),
+            first.row.eq(row),
+            first.sums.eq(offered),
+            second.beyond.eq(first.row >= self.rows[first.sums.parity]),
+            second.after_last.eq(is_same(second)),
+            second.after_second.eq(is_same(done)),
+            done.wrong.eq(second.beyond & second.sums.sums.as_value().any()),
+        ]
 
         # Wiping goes over the rows once.
         wiping = Signal(row_bits + 1)
@@ -181,12 +187,16 @@ class RowStore(wiring.Component):
         walked = Signal(row_bits)
         clear_walked = Signal()
         walked_bank = Signal()
-        done = stages[2]
         total = Signal(shape)
         fetched = Array(Signal(shape, name=f"fetched_{bank}") for bank in range(2))
+        # The last two totals, which a sum of the same row takes in place of the memory's.
+        totals = [Signal(shape, name=f"total_{age}") for age in (1, 2)]
+        m.d.sync += [later.eq(earlier) for earlier, later in pairwise([total, *totals])]
         for vector in range(params.batch):
+            kept = Mux(done.after_last, totals[0][vector], totals[1][vector])
+            stored = data.View(shape, fetched[done.bank])[vector]
             m.d.comb += total[vector].eq(
-                data.View(shape, fetched[done.bank])[vector] + done.sums.sums[vector]
+                Mux(done.after_last | done.after_second, kept, stored) + done.sums.sums[vector]
             )
         m.d.sync += [
             walked.eq(self.walk.row),
@@ -200,7 +210,7 @@ class RowStore(wiring.Component):
             reads.append(read)
             walks = self.walk.active & (self.walk.bank == bank)
             m.d.comb += [
-                read.addr.eq(Mux(walks, self.walk.row, stages[0].row)),
+                read.addr.eq(Mux(walks, self.walk.row, first.row)),
                 read.en.eq(~walks | self.walk.enable),
             ]
             with m.If(~walks | self.walk.enable):
@@ -223,7 +233,7 @@ class RowStore(wiring.Component):
             m.d.comb += self.complete[parity].eq(ended[parity] == substreams)
             with m.If(own & done.sums.last):
                 m.d.sync += ended[parity].eq(ended[parity] + 1)
-            with m.If(own & done.beyond & done.sums.sums.as_value().any()):
+            with m.If(own & done.wrong):
                 m.d.sync += self.beyond[parity].eq(1)
                 with m.If(
                     ~self.beyond[parity] | (done.sums.substream < self.beyond_substream[parity])

@@ -25,7 +25,6 @@ FIELDS = (
     "keeps",
     "more",
     "load_beats",
-    "rows",
     "bank",
     "result_beats",
 )
@@ -43,7 +42,6 @@ FIELDS = (
     _KEEPS,
     _MORE,
     _LOAD_BEATS,
-    _ROWS,
     _BANK,
     _BEATS,
 ) = range(len(FIELDS))
@@ -207,7 +205,6 @@ def run_cycles(
     word_depth: Any,
     beats_per_word: Any,
     microcode: Any,
-    start_rows: Any,
     beat_parity: Any,
     beat_last: Any,
     passes: Any,
@@ -232,8 +229,6 @@ def run_cycles(
         Beats in a bus word.
     microcode : bool
         Codes are made into microcode.
-    start_rows : ndarray of int64, shape (matrices, lanes * slots)
-        First row of each substream.
     beat_parity : ndarray of int64, shape (beats,)
         Parity of the matrix of each beat, counted over all matrices.
     beat_last : ndarray of uint8, shape (beats,)
@@ -271,7 +266,7 @@ def run_cycles(
     number = 0
     in_lanes = _DEALER + _BROADCAST
     in_tracker = in_lanes + _PLACED
-    starts = np.full((in_tracker + 1, 3), -1, np.int64)
+    starts = np.full((in_tracker + 1, 2), -1, np.int64)
     code_ends = np.zeros(_DEALER + 1, np.int64)
     codes = 0
     was_coding = False
@@ -289,7 +284,6 @@ def run_cycles(
     more = np.zeros(2, np.int64)
     needed = np.zeros(2, np.int64)
     memory = np.zeros(2, np.int64)
-    rows_of = np.zeros(2, np.int64)
     beats = np.zeros(2, np.int64)
     go = np.zeros(2, np.int64)
     code_bank = np.zeros(2, np.int64)
@@ -311,15 +305,13 @@ def run_cycles(
     load_packet = 0
     load_beats = 1 if loads.size else 0
     loader = _HOLD if loads.size and loads[0] == 1 else _FILL
-    # Row store: rows and banks in its first stages, and last sums on their way.
-    next_rows = np.zeros((2, substreams), np.int64)
-    store_rows = np.full((_ROW_STORE - 1, 2), -1, np.int64)
+    # Row store: last sums on their way.
     store_lasts = np.full(_ROW_STORE, -1, np.int64)
     ended = np.zeros(2, np.int64)
-    # Read-out: each link's sum and spare one, of parity, substream and whether it is the last.
+    # Read-out: each link's sum and spare one, of parity and whether it is the last.
     node_valid = np.zeros(lanes + 1, np.int64)
     node_spare = np.zeros(lanes + 1, np.int64)
-    node_sums = np.zeros((lanes + 1, 2, 3), np.int64)
+    node_sums = np.zeros((lanes + 1, 2, 2), np.int64)
     turns = np.zeros(lanes, np.int64)
     leaves = np.zeros(lanes + 1, np.int64)
     from_lane = np.zeros(lanes, np.int64)
@@ -343,11 +335,11 @@ def run_cycles(
     lane_placed = np.zeros(lanes, np.int64)
     load_slot = np.zeros(lanes, np.int64)
     opening = np.full(lanes, _OPENING, np.int64)
-    # Kind, rows that end before, parity, slot; the last stage is at work.
-    staged = np.zeros((lanes, _POSITIONER, 4), np.int64)
-    products = np.full((lanes, _MAC, 3), -1, np.int64)
+    # Kind, rows that end before, parity; the last stage is at work.
+    staged = np.zeros((lanes, _POSITIONER, 3), np.int64)
+    products = np.full((lanes, _MAC, 2), -1, np.int64)
     full = np.zeros(lanes, np.int64)
-    sums = np.zeros((lanes, 3), np.int64)
+    sums = np.zeros((lanes, 2), np.int64)
     cycles = 0
     while packet < count or busy[0] or busy[1] or finish_left > 0:
         cycles += 1
@@ -359,15 +351,7 @@ def run_cycles(
         code_ends[0] = 0
 
         # What moves in this cycle, seen from registers.
-        store_takes = False
-        row, bank, parity, substream = -1, -1, -1, -1
-        if node_valid[0] and starts[_DEALER, 0] < 0:
-            parity, substream = node_sums[0, 0, 0], node_sums[0, 0, 1]
-            row, bank = next_rows[parity, substream], row_bank[parity]
-            store_takes = True
-            for stage in range(_ROW_STORE - 1):
-                if store_rows[stage, 0] == row and store_rows[stage, 1] == bank:
-                    store_takes = False
+        store_takes = node_valid[0] and starts[_DEALER, 0] < 0
         leaves[0] = store_takes
         for lane in range(lanes):
             room = not node_spare[lane]
@@ -383,24 +367,12 @@ def run_cycles(
         gear_ready = gear_left == 0 or (gear_left == 1 and all_ready)
 
         # Row store.
-        if starts[_DEALER, 0] >= 0:
-            place = starts[_DEALER, 1]
-            next_rows[starts[_DEALER, 0], place] = start_rows[starts[_DEALER, 2], place]
         ended_parity = store_lasts[_ROW_STORE - 1]
         for stage in range(_ROW_STORE - 1, 0, -1):
             store_lasts[stage] = store_lasts[stage - 1]
         store_lasts[0] = -1
-        for stage in range(_ROW_STORE - 2, 0, -1):
-            store_rows[stage] = store_rows[stage - 1]
-        store_rows[0] = -1
-        if store_takes:
-            # Fillers may go beyond the matrix, where there is one row for all that comes.
-            if row < rows_of[parity]:
-                next_rows[parity, substream] = row + 1
-            store_rows[0, 0] = row
-            store_rows[0, 1] = bank
-            if node_sums[0, 0, 2]:
-                store_lasts[0] = node_sums[0, 0, 0]
+        if store_takes and node_sums[0, 0, 1]:
+            store_lasts[0] = node_sums[0, 0, 0]
 
         # Read-out, from the row store on.
         for lane in range(lanes):
@@ -444,8 +416,7 @@ def run_cycles(
                 products[lane, 0] = -1
                 if emitting or staged[lane, _POSITIONER - 1, 0] == _FLUSH:
                     products[lane, 0, 0] = staged[lane, _POSITIONER - 1, 2]
-                    products[lane, 0, 1] = lane * slots + staged[lane, _POSITIONER - 1, 3]
-                    products[lane, 0, 2] = not emitting
+                    products[lane, 0, 1] = not emitting
                 if emitting:
                     staged[lane, _POSITIONER - 1, 1] -= 1
             if advance:
@@ -457,7 +428,6 @@ def run_cycles(
                     staged[lane, 0, 0] = _FLUSH if flushes else _TASK
                     staged[lane, 0, 1] = 0 if flushes else ends[task[lane]]
                     staged[lane, 0, 2] = task_of[lane, 0]
-                    staged[lane, 0, 3] = task_of[lane, 1]
                 may_open = held[lane] and not lane_loading[lane] and go[task_of[lane, 0]]
                 if may_open and opening[lane] > 0:
                     opening[lane] -= 1
@@ -609,9 +579,8 @@ def run_cycles(
             section_ends = number + 1 == sections[0, 0]
             word_ends = section_ends or entry + 1 == sections[0, 1]
             if sections[0, 2] == _MATRIX_STARTS:
-                starts[0, 0] = sections[0, 3] & 1
+                starts[0, 0] = sections[0, 3]
                 starts[0, 1] = number
-                starts[0, 2] = sections[0, 3] >> 1
             elif sections[0, 2] == _CODE_ENTRIES and section_ends:
                 code_ends[0] = 1
             entry = 0 if word_ends else entry + 1
@@ -682,7 +651,7 @@ def run_cycles(
                             codes += 1
                         if packets[packet, _IS_MATRIX]:
                             sections[section_count, 2] = _MATRIX_STARTS
-                            sections[section_count, 3] = head | matrices << 1
+                            sections[section_count, 3] = head
                             busy[head] = 1
                             passed[head] = placed[head] = 0
                             wanted[head] = packets[packet, _LOADS]
@@ -691,7 +660,6 @@ def run_cycles(
                             needed[head] = packets[packet, _LOAD_BEATS]
                             memory[head] = memory_now ^ packets[packet, _LOADS]
                             memory_now = memory[head] ^ keeps[head]
-                            rows_of[head] = packets[packet, _ROWS]
                             beats[head] = packets[packet, _BEATS]
                             code_bank[head] = packets[packet, _BANK]
                             row_bank[head] = bank_now

@@ -195,7 +195,6 @@ class _Work:
         self.params = params
         self.rows: list[dict[str, int]] = []
         self.codes: dict[int, _Tables] = {}
-        self.start_rows: list[NDArray[np.int64]] = []
         self.parities: list[NDArray[np.int64]] = []
         self.lasts: list[NDArray[np.uint8]] = []
         self.passes: list[NDArray[np.uint8]] = []
@@ -241,7 +240,6 @@ class _Work:
             "keeps": fields["keep_activations"],
             "more": fields["more"],
             "load_beats": -(-fields["columns"] // params.activation_columns),
-            "rows": fields["rows"],
             "bank": fields["code_bank"],
             "result_beats": fields["rows"] * params.batch * walks,
         }
@@ -251,7 +249,6 @@ class _Work:
             packet.data, f"<u{entry_bits // 8}", params.substreams, first
         ).astype(np.int64)
         shift = ENTRY_BITS if fields["wide_starts"] else fields["column_bits"]
-        self.start_rows.append(starts >> shift)
         columns = starts & ((1 << shift) - 1)
 
         payload = np.frombuffer(
@@ -307,7 +304,7 @@ class _Work:
 
     def row_cycles(self) -> list[int]:
         """Return the cycles that each matrix's rows need at one a cycle."""
-        parts = np.zeros(len(self.start_rows), np.int64)
+        parts = np.zeros(len(self.parities), np.int64)
         for number, ends in enumerate(self.ends):
             for own in ends:
                 parts[number] += np.abs(own).sum()
@@ -345,7 +342,6 @@ class _Work:
             word_depth,
             params.beats_per_word,
             params.parser == "microcode",
-            np.stack(self.start_rows),
             np.concatenate(self.parities),
             np.concatenate(self.lasts),
             passes,

@@ -62,8 +62,8 @@ MICROCODE_MISTAKES = (
     Mistake(
         "hazard: a sum is read while the one two cycles before it is added",
         "row_store.py",
-        "~self.start.enable & ~same[0] & ~same[1]",
-        "~self.start.enable & ~same[0]",
+        "second.after_second.eq(is_same(done))",
+        "second.after_second.eq(0)",
     ),
     Mistake(
         "off-by-one count: the longest vector ends one beat early",

@@ -13505,38 +13505,41 @@ endmodule
 module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [7:0] \$1 , \$17 , \$18 , \$2 ;
-  wire \$10 , \$12 , \$13 , \$14 , \$15 , \$16 , \$19 , \$22 , \$23 , \$24 , \$28 , \$29 , \$3 ,
-    \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$45 , \$48 ,
-    \$49 , \$5 , \$52 , \$53 , \$54 , \$55 , \$59 , \$6 , \$60 , \$63 , \$64 , \$68 , \$7 , \$72 ,
-    \$73 , \$74 , \$75 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 ,
-    \$9 , \$92 , \$94 , \$95 , \$96 , \$97 , \$98 ;
-  wire [4:0] \$134 ;
-  wire [15:0] \$20 ;
-  wire [10:0] \$21 ;
-  wire [11:0] \$25 , \$62 ;
-  wire [32:0] \$27 ;
-  wire [6:0] \$76 , \$89 ;
-  reg [49:0] \$100 ;
-  reg [49:0] \$101 ;
-  reg [10:0] \$102 ;
-  reg [9:0] \$103 ;
-  reg \$104 ;
-  reg \$105 ;
-  reg [31:0] \$106 ;
-  reg [31:0] \$107 ;
+  wire [7:0] \$1 , \$2 , \$3 , \$4 ;
+  wire \$10 , \$15 , \$16 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
+    \$30 , \$34 , \$37 , \$38 , \$41 , \$42 , \$43 , \$44 , \$45 , \$47 , \$48 , \$49 , \$5 , \$50 ,
+    \$51 , \$54 , \$55 , \$56 , \$57 , \$58 , \$59 , \$62 , \$63 , \$67 , \$7 , \$71 , \$72 , \$73 ,
+    \$74 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$89 , \$90 , \$91 , \$92 ,
+    \$93 ;
+  wire [31:0] \$11 , \$13 ;
+  wire [32:0] \$14 ;
+  wire [4:0] \$159 ;
+  wire [10:0] \$17 , \$31 , \$46 ;
+  wire [15:0] \$6 ;
+  wire [11:0] \$61 , \$9 ;
+  wire [6:0] \$75 , \$86 ;
+  reg [9:0] \$100 ;
+  reg \$101 ;
+  reg \$102 ;
+  reg [31:0] \$103 ;
+  reg [31:0] \$104 ;
+  reg [5:0] \$105 ;
+  reg [1:0] \$106 ;
+  reg [9:0] \$107 ;
   reg [5:0] \$108 ;
-  reg [1:0] \$109 ;
-  reg [9:0] \$110 ;
-  reg [5:0] \$111 ;
-  reg [31:0] \$26 ;
-  reg [49:0] \$99 ;
+  reg [31:0] \$12 ;
+  reg [53:0] \$94 ;
+  reg [53:0] \$95 ;
+  reg [53:0] \$96 ;
+  reg [10:0] \$97 ;
+  reg [31:0] \$98 ;
+  reg [31:0] \$99 ;
   reg [9:0] \$signature__addr ;
-  reg [9:0] \$signature__addr$33 ;
+  reg [9:0] \$signature__addr$32 ;
   reg [31:0] \$signature__data ;
-  reg [31:0] \$signature__data$34 ;
+  reg [31:0] \$signature__data$33 ;
   reg \$signature__en ;
-  reg \$signature__en$32 ;
+  reg \$signature__en$31 ;
   input [1:0] banks;
   wire [1:0] banks;
   output [1:0] beyond;
@@ -13561,11 +13564,11 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   input i__valid;
   wire i__valid;
   wire [9:0] read__addr;
-  wire [9:0] \read__addr$30 ;
+  wire [9:0] \read__addr$29 ;
   wire [31:0] read__data;
-  wire [31:0] \read__data$42 ;
+  wire [31:0] \read__data$44 ;
   wire read__en;
-  wire \read__en$31 ;
+  wire \read__en$30 ;
   input [1:0] \release ;
   wire [1:0] \release ;
   wire [5:0] row_read__addr;
@@ -13577,15 +13580,17 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   wire [21:0] rows;
   input rst;
   wire rst;
-  reg [49:0] stage_0 = 50'h0000000000000;
-  reg [49:0] stage_1 = 50'h0000000000000;
-  reg [49:0] stage_2 = 50'h0000000000000;
+  reg [53:0] stage_0 = 54'h00000000000000;
+  reg [53:0] stage_1 = 54'h00000000000000;
+  reg [53:0] stage_2 = 54'h00000000000000;
   input [39:0] start;
   wire [39:0] start;
   output [31:0] sums;
   reg [31:0] sums;
   wire take;
   wire [31:0] total;
+  reg [31:0] total_1 = 32'd0;
+  reg [31:0] total_2 = 32'd0;
   input [13:0] walk;
   wire [13:0] walk;
   reg [9:0] walked = 10'h000;
@@ -13609,7 +13614,7 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   reg [31:0] _0_;
   always @(posedge clk) begin
     if (read__en) begin
-      _0_ <= bank_0[read__addr];
+      _0_ <= bank_0[\$17 [9:0]];
     end
   end
   assign read__data = _0_;
@@ -13621,16 +13626,16 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
       bank_1[bank_1_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en$32 )
-      bank_1[\$signature__addr$33 ] <= \$signature__data$34 ;
+    if (\$signature__en$31 )
+      bank_1[\$signature__addr$32 ] <= \$signature__data$33 ;
   end
   reg [31:0] _1_;
   always @(posedge clk) begin
-    if (\read__en$31 ) begin
-      _1_ <= bank_1[\read__addr$30 ];
+    if (\read__en$30 ) begin
+      _1_ <= bank_1[\$31 [9:0]];
     end
   end
-  assign \read__data$42  = _1_;
+  assign \read__data$44  = _1_;
   reg [10:0] next_rows [63:0];
   integer next_rows_entry;
   initial begin
@@ -13643,113 +13648,113 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   end
   assign row_read__data = next_rows[\$2 [5:0]];
   assign \$2  = \$1  | { 3'h0, i__payload[5:1] };
-  assign \$3  = ~ start[0];
-  assign \$4  = banks >> i__payload[0];
-  assign \$5  = stage_0[1] == \$4 ;
-  assign \$6  = stage_0[0] & \$5 ;
-  assign \$7  = stage_0[11:2] == row_read__data[9:0];
-  assign \$8  = \$6  & \$7 ;
-  assign \$9  = ~ \$8 ;
-  assign \$10  = \$3  & \$9 ;
-  assign \$12  = stage_1[1] == \$4 ;
-  assign \$13  = stage_1[0] & \$12 ;
-  assign \$14  = stage_1[11:2] == row_read__data[9:0];
-  assign \$15  = \$13  & \$14 ;
-  assign \$16  = ~ \$15 ;
-  assign i__ready = \$10  & \$16 ;
+  assign i__ready = ~ start[0];
   assign take = i__valid & i__ready;
-  assign \$18  = \$17  | { 3'h0, start[6:2] };
-  assign \$19  = | start[22:17];
-  assign \$20  = \$19  ? 16'h0400 : start[22:7];
-  assign \$134  = i__payload[0] * 4'hb;
-  assign \$21  = rows >> \$134 ;
-  assign \$22  = row_read__data >= \$21 ;
-  assign \$23  = ~ \$22 ;
-  assign \$24  = take & \$23 ;
-  assign \$25  = row_read__data + 1'h1;
-  assign \$27  = $signed(\$26 ) + $signed(stage_2[49:20]);
-  assign \$28  = ! walk[1];
-  assign \$29  = walk[0] & \$28 ;
-  assign read__addr = \$29  ? walk[12:3] : stage_0[11:2];
-  assign \$32  = ~ \$29 ;
-  assign read__en = \$32  | walk[2];
-  assign \$33  = ~ walk[0];
-  assign \$34  = wipe & \$33 ;
-  assign \$35  = ! walked_bank;
-  assign \$36  = clear_walked & \$35 ;
-  assign \$37  = ~ stage_2[12];
-  assign \$38  = stage_2[0] & \$37 ;
-  assign \$39  = ! stage_2[1];
-  assign \$40  = \$38  & \$39 ;
-  assign \$42  = walk[0] & \$41 ;
-  assign \read__addr$30  = \$42  ? walk[12:3] : stage_0[11:2];
-  assign \$45  = ~ \$42 ;
-  assign \read__en$31  = \$45  | walk[2];
-  assign \$49  = clear_walked & \$48 ;
-  assign \$53  = \$38  & \$52 ;
-  assign \$54  = ended_0 == 6'h20;
-  assign \$55  = ended_1 == 6'h20;
-  assign \$59  = ~ wipe;
-  assign \$60  = \$59  | wiping[10];
-  assign \$62  = wiping + 1'h1;
-  assign \$63  = walk[0] & walk[2];
-  assign \$64  = \$63  & walk[13];
-  assign \$68  = \$32  | walk[2];
-  assign \$72  = \$45  | walk[2];
-  assign \$73  = ! stage_2[13];
-  assign \$74  = stage_2[0] & \$73 ;
-  assign \$75  = \$74  & stage_2[19];
-  assign \$76  = ended_0 + 1'h1;
-  assign \$79  = \$74  & stage_2[12];
-  assign \$80  = | stage_2[49:20];
-  assign \$81  = \$79  & \$80 ;
-  assign \$82  = ~ beyond[0];
-  assign \$83  = stage_2[18:14] < beyond_substream[4:0];
-  assign \$84  = \$82  | \$83 ;
-  assign \$85  = \release [0] | cancel;
-  assign \$87  = stage_2[0] & \$86 ;
-  assign \$88  = \$87  & stage_2[19];
-  assign \$89  = ended_1 + 1'h1;
-  assign \$92  = \$87  & stage_2[12];
-  assign \$94  = \$92  & \$80 ;
-  assign \$95  = ~ beyond[1];
-  assign \$96  = stage_2[18:14] < beyond_substream[9:5];
-  assign \$97  = \$95  | \$96 ;
-  assign \$98  = \release [1] | cancel;
+  assign \$4  = \$3  | { 3'h0, start[6:2] };
+  assign \$5  = | start[22:17];
+  assign \$6  = \$5  ? 16'h0400 : start[22:7];
+  assign \$7  = ~ row_read__data[10];
+  assign \$8  = take & \$7 ;
+  assign \$9  = row_read__data + 1'h1;
+  assign \$10  = stage_2[52] | stage_2[53];
+  assign \$11  = stage_2[52] ? total_1 : total_2;
+  assign \$13  = \$10  ? \$11  : \$12 ;
+  assign \$14  = $signed(\$13 ) + $signed(stage_2[49:20]);
+  assign \$15  = ! walk[1];
+  assign \$16  = walk[0] & \$15 ;
+  assign \$17  = \$16  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$20  = ~ \$16 ;
+  assign read__en = \$20  | walk[2];
+  assign \$21  = ~ walk[0];
+  assign \$22  = wipe & \$21 ;
+  assign \$23  = ! walked_bank;
+  assign \$24  = clear_walked & \$23 ;
+  assign \$25  = ~ stage_2[50];
+  assign \$26  = stage_2[0] & \$25 ;
+  assign \$27  = ! stage_2[1];
+  assign \$28  = \$26  & \$27 ;
+  assign \$30  = walk[0] & \$29 ;
+  assign \$31  = \$30  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$34  = ~ \$30 ;
+  assign \read__en$30  = \$34  | walk[2];
+  assign \$38  = clear_walked & \$37 ;
+  assign \$42  = \$26  & \$41 ;
+  assign \$43  = ended_0 == 6'h20;
+  assign \$44  = ended_1 == 6'h20;
+  assign \$45  = banks >> i__payload[0];
+  assign \$159  = stage_0[13] * 4'hb;
+  assign \$46  = rows >> \$159 ;
+  assign \$47  = stage_0[12:2] >= \$46 ;
+  assign \$48  = ~ stage_1[50];
+  assign \$49  = stage_1[0] & \$48 ;
+  assign \$50  = stage_1[12:1] == stage_0[12:1];
+  assign \$51  = \$49  & \$50 ;
+  assign \$54  = stage_2[12:1] == stage_0[12:1];
+  assign \$55  = \$26  & \$54 ;
+  assign \$56  = | stage_1[49:20];
+  assign \$57  = stage_1[50] & \$56 ;
+  assign \$58  = ~ wipe;
+  assign \$59  = \$58  | wiping[10];
+  assign \$61  = wiping + 1'h1;
+  assign \$62  = walk[0] & walk[2];
+  assign \$63  = \$62  & walk[13];
+  assign \$67  = \$20  | walk[2];
+  assign \$71  = \$34  | walk[2];
+  assign \$72  = ! stage_2[13];
+  assign \$73  = stage_2[0] & \$72 ;
+  assign \$74  = \$73  & stage_2[19];
+  assign \$75  = ended_0 + 1'h1;
+  assign \$78  = \$73  & stage_2[51];
+  assign \$79  = ~ beyond[0];
+  assign \$80  = stage_2[18:14] < beyond_substream[4:0];
+  assign \$81  = \$79  | \$80 ;
+  assign \$82  = \release [0] | cancel;
+  assign \$84  = stage_2[0] & \$83 ;
+  assign \$85  = \$84  & stage_2[19];
+  assign \$86  = ended_1 + 1'h1;
+  assign \$89  = \$84  & stage_2[51];
+  assign \$90  = ~ beyond[1];
+  assign \$91  = stage_2[18:14] < beyond_substream[9:5];
+  assign \$92  = \$90  | \$91 ;
+  assign \$93  = \release [1] | cancel;
   always @(posedge clk)
-    stage_0 <= \$99 ;
+    stage_1 <= \$94 ;
   always @(posedge clk)
-    stage_1 <= \$100 ;
+    stage_2 <= \$95 ;
   always @(posedge clk)
-    stage_2 <= \$101 ;
+    stage_0 <= \$96 ;
   always @(posedge clk)
-    wiping <= \$102 ;
+    wiping <= \$97 ;
   always @(posedge clk)
-    walked <= \$103 ;
+    total_1 <= \$98 ;
   always @(posedge clk)
-    walked_bank <= \$104 ;
+    total_2 <= \$99 ;
   always @(posedge clk)
-    clear_walked <= \$105 ;
+    walked <= \$100 ;
   always @(posedge clk)
-    fetched_0 <= \$106 ;
+    walked_bank <= \$101 ;
   always @(posedge clk)
-    fetched_1 <= \$107 ;
+    clear_walked <= \$102 ;
   always @(posedge clk)
-    ended_0 <= \$108 ;
+    fetched_0 <= \$103 ;
   always @(posedge clk)
-    beyond <= \$109 ;
+    fetched_1 <= \$104 ;
   always @(posedge clk)
-    beyond_substream <= \$110 ;
+    ended_0 <= \$105 ;
   always @(posedge clk)
-    ended_1 <= \$111 ;
+    beyond <= \$106 ;
+  always @(posedge clk)
+    beyond_substream <= \$107 ;
+  always @(posedge clk)
+    ended_1 <= \$108 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     casez (stage_2[1])
       1'h0:
-          \$26  = fetched_0;
+          \$12  = fetched_0;
       1'h1:
-          \$26  = fetched_1;
+          \$12  = fetched_1;
     endcase
   end
   always @* begin
@@ -13768,14 +13773,14 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     if (start[0]) begin
       row_write__en = 1'h1;
     end else begin
-      row_write__en = \$24 ;
+      row_write__en = \$8 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (start[0]) begin
-      row_write__addr = \$18 [5:0];
+      row_write__addr = \$4 [5:0];
     end else begin
       row_write__addr = \$2 [5:0];
     end
@@ -13784,28 +13789,28 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (start[0]) begin
-      row_write__data = \$20 [10:0];
+      row_write__data = \$6 [10:0];
     end else begin
-      row_write__data = \$25 [10:0];
+      row_write__data = \$9 [10:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
+    if (\$22 ) begin
       \$signature__en  = 1'h1;
-    end else if (\$36 ) begin
+    end else if (\$24 ) begin
       \$signature__en  = 1'h1;
     end else begin
-      \$signature__en  = \$40 ;
+      \$signature__en  = \$28 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
+    if (\$22 ) begin
       \$signature__addr  = wiping[9:0];
-    end else if (\$36 ) begin
+    end else if (\$24 ) begin
       \$signature__addr  = walked;
     end else begin
       \$signature__addr  = stage_2[11:2];
@@ -13815,204 +13820,224 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
     if (time_zero ) begin end
     \$signature__data  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
-    end else if (\$36 ) begin
+    if (\$22 ) begin
+    end else if (\$24 ) begin
     end else begin
-      \$signature__data  = \$27 [31:0];
+      \$signature__data  = \$14 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
-      \$signature__en$32  = 1'h1;
-    end else if (\$49 ) begin
-      \$signature__en$32  = 1'h1;
+    if (\$22 ) begin
+      \$signature__en$31  = 1'h1;
+    end else if (\$38 ) begin
+      \$signature__en$31  = 1'h1;
     end else begin
-      \$signature__en$32  = \$53 ;
+      \$signature__en$31  = \$42 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
-      \$signature__addr$33  = wiping[9:0];
-    end else if (\$49 ) begin
-      \$signature__addr$33  = walked;
+    if (\$22 ) begin
+      \$signature__addr$32  = wiping[9:0];
+    end else if (\$38 ) begin
+      \$signature__addr$32  = walked;
     end else begin
-      \$signature__addr$33  = stage_2[11:2];
+      \$signature__addr$32  = stage_2[11:2];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$signature__data$34  = 32'd0;
+    \$signature__data$33  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$34 ) begin
-    end else if (\$49 ) begin
+    if (\$22 ) begin
+    end else if (\$38 ) begin
     end else begin
-      \$signature__data$34  = \$27 [31:0];
+      \$signature__data$33  = \$14 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$99 [0] = take;
-    \$99 [1] = \$4 ;
-    \$99 [11:2] = row_read__data[9:0];
-    \$99 [12] = \$22 ;
-    \$99 [49:13] = i__payload;
+    { \$94 [51], \$94 [49:0] } = { stage_0[51], stage_0[49:0] };
+    \$94 [50] = \$47 ;
+    \$94 [52] = \$51 ;
+    \$94 [53] = \$55 ;
     if (cancel) begin
-      \$99 [0] = 1'h0;
+      \$94 [0] = 1'h0;
     end
     if (rst) begin
-      \$99  = 50'h0000000000000;
+      \$94  = 54'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$100  = stage_0;
+    { \$95 [53:52], \$95 [50:0] } = { stage_1[53:52], stage_1[50:0] };
+    \$95 [51] = \$57 ;
     if (cancel) begin
-      \$100 [0] = 1'h0;
+      \$95 [0] = 1'h0;
     end
     if (rst) begin
-      \$100  = 50'h0000000000000;
+      \$95  = 54'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$101  = stage_1;
+    \$96 [53:50] = stage_0[53:50];
+    \$96 [0] = take;
+    \$96 [1] = \$45 ;
+    \$96 [12:2] = row_read__data;
+    \$96 [49:13] = i__payload;
     if (cancel) begin
-      \$101 [0] = 1'h0;
+      \$96 [0] = 1'h0;
     end
     if (rst) begin
-      \$101  = 50'h0000000000000;
+      \$96  = 54'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$102  = wiping;
-    if (\$60 ) begin
-      \$102  = 11'h000;
-    end else if (\$33 ) begin
-      \$102  = \$62 [10:0];
+    \$97  = wiping;
+    if (\$59 ) begin
+      \$97  = 11'h000;
+    end else if (\$21 ) begin
+      \$97  = \$61 [10:0];
     end
     if (rst) begin
-      \$102  = 11'h000;
+      \$97  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$103  = walk[12:3];
+    \$98  = \$14 [31:0];
     if (rst) begin
-      \$103  = 10'h000;
+      \$98  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$104  = walk[1];
+    \$99  = total_1;
     if (rst) begin
-      \$104  = 1'h0;
+      \$99  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$105  = \$64 ;
+    \$100  = walk[12:3];
     if (rst) begin
-      \$105  = 1'h0;
+      \$100  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$106  = fetched_0;
-    if (\$68 ) begin
-      \$106  = read__data;
-    end
+    \$101  = walk[1];
     if (rst) begin
-      \$106  = 32'd0;
+      \$101  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = fetched_1;
-    if (\$72 ) begin
-      \$107  = \read__data$42 ;
-    end
+    \$102  = \$63 ;
     if (rst) begin
-      \$107  = 32'd0;
+      \$102  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$108  = ended_0;
-    if (\$75 ) begin
-      \$108  = \$76 [5:0];
+    \$103  = fetched_0;
+    if (\$67 ) begin
+      \$103  = read__data;
     end
+    if (rst) begin
+      \$103  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$104  = fetched_1;
+    if (\$71 ) begin
+      \$104  = \read__data$44 ;
+    end
+    if (rst) begin
+      \$104  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$105  = ended_0;
+    if (\$74 ) begin
+      \$105  = \$75 [5:0];
+    end
+    if (\$82 ) begin
+      \$105  = 6'h00;
+    end
+    if (rst) begin
+      \$105  = 6'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$106  = beyond;
+    if (\$78 ) begin
+      \$106 [0] = 1'h1;
+    end
+    if (\$82 ) begin
+      \$106 [0] = 1'h0;
+    end
+    if (\$89 ) begin
+      \$106 [1] = 1'h1;
+    end
+    if (\$93 ) begin
+      \$106 [1] = 1'h0;
+    end
+    if (rst) begin
+      \$106  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$107  = beyond_substream;
+    if (\$78 ) begin
+      if (\$81 ) begin
+        \$107 [4:0] = stage_2[18:14];
+      end
+    end
+    if (\$89 ) begin
+      if (\$92 ) begin
+        \$107 [9:5] = stage_2[18:14];
+      end
+    end
+    if (rst) begin
+      \$107  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$108  = ended_1;
     if (\$85 ) begin
+      \$108  = \$86 [5:0];
+    end
+    if (\$93 ) begin
       \$108  = 6'h00;
     end
     if (rst) begin
       \$108  = 6'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$109  = beyond;
-    if (\$81 ) begin
-      \$109 [0] = 1'h1;
-    end
-    if (\$85 ) begin
-      \$109 [0] = 1'h0;
-    end
-    if (\$94 ) begin
-      \$109 [1] = 1'h1;
-    end
-    if (\$98 ) begin
-      \$109 [1] = 1'h0;
-    end
-    if (rst) begin
-      \$109  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$110  = beyond_substream;
-    if (\$81 ) begin
-      if (\$84 ) begin
-        \$110 [4:0] = stage_2[18:14];
-      end
-    end
-    if (\$94 ) begin
-      if (\$97 ) begin
-        \$110 [9:5] = stage_2[18:14];
-      end
-    end
-    if (rst) begin
-      \$110  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$111  = ended_1;
-    if (\$88 ) begin
-      \$111  = \$89 [5:0];
-    end
-    if (\$98 ) begin
-      \$111  = 6'h00;
-    end
-    if (rst) begin
-      \$111  = 6'h00;
     end
   end
   assign row_read__addr = \$2 [5:0];
-  assign total = \$27 [31:0];
+  assign total = \$14 [31:0];
+  assign read__addr = \$17 [9:0];
+  assign \read__addr$29  = \$31 [9:0];
   assign wiped = wiping[10];
-  assign complete[1] = \$55 ;
-  assign complete[0] = \$54 ;
+  assign complete[1] = \$44 ;
+  assign complete[0] = \$43 ;
   assign \$1  = { 2'h0, i__payload[0], 5'h00 };
-  assign \$17  = { 2'h0, start[1], 5'h00 };
-  assign \$41  = walk[1];
-  assign \$48  = walked_bank;
-  assign \$52  = stage_2[1];
-  assign \$86  = stage_2[13];
+  assign \$3  = { 2'h0, start[1], 5'h00 };
+  assign \$29  = walk[1];
+  assign \$37  = walked_bank;
+  assign \$41  = stage_2[1];
+  assign \$83  = stage_2[13];
 endmodule
 
 module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, load_release, late

@@ -10152,37 +10152,40 @@ endmodule
 module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [3:0] \$1 , \$16 , \$17 ;
-  wire \$11 , \$12 , \$13 , \$14 , \$15 , \$18 , \$2 , \$21 , \$22 , \$23 , \$27 , \$28 , \$3 , \$31
-    , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$44 , \$47 , \$48
-    , \$5 , \$51 , \$52 , \$53 , \$54 , \$58 , \$59 , \$6 , \$62 , \$63 , \$67 , \$7 , \$71 , \$72 ,
-    \$73 , \$74 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$9 ,
-    \$91 , \$93 , \$94 , \$95 , \$96 , \$97 ;
-  wire [4:0] \$133 , \$75 , \$88 ;
-  wire [15:0] \$19 ;
-  wire [10:0] \$20 ;
-  wire [11:0] \$24 , \$61 ;
-  wire [32:0] \$26 ;
-  reg [47:0] \$100 ;
-  reg [10:0] \$101 ;
-  reg [9:0] \$102 ;
-  reg \$103 ;
-  reg \$104 ;
-  reg [31:0] \$105 ;
-  reg [31:0] \$106 ;
+  wire [3:0] \$1 , \$2 , \$3 ;
+  wire [31:0] \$10 , \$12 ;
+  wire [32:0] \$13 ;
+  wire \$14 , \$15 , \$19 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
+    \$33 , \$36 , \$37 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$46 , \$47 , \$48 , \$49 , \$50 ,
+    \$53 , \$54 , \$55 , \$56 , \$57 , \$58 , \$6 , \$61 , \$62 , \$66 , \$7 , \$70 , \$71 , \$72 ,
+    \$73 , \$77 , \$78 , \$79 , \$80 , \$81 , \$82 , \$83 , \$84 , \$88 , \$89 , \$9 , \$90 , \$91 ,
+    \$92 ;
+  wire [4:0] \$158 , \$74 , \$85 ;
+  wire [10:0] \$16 , \$30 , \$45 ;
+  wire [15:0] \$5 ;
+  wire [11:0] \$60 , \$8 ;
+  reg \$100 ;
+  reg \$101 ;
+  reg [31:0] \$102 ;
+  reg [31:0] \$103 ;
+  reg [3:0] \$104 ;
+  reg [1:0] \$105 ;
+  reg [5:0] \$106 ;
   reg [3:0] \$107 ;
-  reg [1:0] \$108 ;
-  reg [5:0] \$109 ;
-  reg [3:0] \$110 ;
-  reg [31:0] \$25 ;
-  reg [47:0] \$98 ;
-  reg [47:0] \$99 ;
+  reg [31:0] \$11 ;
+  reg [51:0] \$93 ;
+  reg [51:0] \$94 ;
+  reg [51:0] \$95 ;
+  reg [10:0] \$96 ;
+  reg [31:0] \$97 ;
+  reg [31:0] \$98 ;
+  reg [9:0] \$99 ;
   reg [9:0] \$signature__addr ;
-  reg [9:0] \$signature__addr$33 ;
+  reg [9:0] \$signature__addr$32 ;
   reg [31:0] \$signature__data ;
-  reg [31:0] \$signature__data$34 ;
+  reg [31:0] \$signature__data$33 ;
   reg \$signature__en ;
-  reg \$signature__en$32 ;
+  reg \$signature__en$31 ;
   input [1:0] banks;
   wire [1:0] banks;
   output [1:0] beyond;
@@ -10207,11 +10210,11 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   input i__valid;
   wire i__valid;
   wire [9:0] read__addr;
-  wire [9:0] \read__addr$30 ;
+  wire [9:0] \read__addr$29 ;
   wire [31:0] read__data;
-  wire [31:0] \read__data$42 ;
+  wire [31:0] \read__data$44 ;
   wire read__en;
-  wire \read__en$31 ;
+  wire \read__en$30 ;
   input [1:0] \release ;
   wire [1:0] \release ;
   wire [3:0] row_read__addr;
@@ -10223,15 +10226,17 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   wire [21:0] rows;
   input rst;
   wire rst;
-  reg [47:0] stage_0 = 48'h000000000000;
-  reg [47:0] stage_1 = 48'h000000000000;
-  reg [47:0] stage_2 = 48'h000000000000;
+  reg [51:0] stage_0 = 52'h0000000000000;
+  reg [51:0] stage_1 = 52'h0000000000000;
+  reg [51:0] stage_2 = 52'h0000000000000;
   input [37:0] start;
   wire [37:0] start;
   output [31:0] sums;
   reg [31:0] sums;
   wire take;
   wire [31:0] total;
+  reg [31:0] total_1 = 32'd0;
+  reg [31:0] total_2 = 32'd0;
   input [13:0] walk;
   wire [13:0] walk;
   reg [9:0] walked = 10'h000;
@@ -10255,7 +10260,7 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   reg [31:0] _0_;
   always @(posedge clk) begin
     if (read__en) begin
-      _0_ <= bank_0[read__addr];
+      _0_ <= bank_0[\$16 [9:0]];
     end
   end
   assign read__data = _0_;
@@ -10267,16 +10272,16 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
       bank_1[bank_1_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en$32 )
-      bank_1[\$signature__addr$33 ] <= \$signature__data$34 ;
+    if (\$signature__en$31 )
+      bank_1[\$signature__addr$32 ] <= \$signature__data$33 ;
   end
   reg [31:0] _1_;
   always @(posedge clk) begin
-    if (\read__en$31 ) begin
-      _1_ <= bank_1[\read__addr$30 ];
+    if (\read__en$30 ) begin
+      _1_ <= bank_1[\$30 [9:0]];
     end
   end
-  assign \read__data$42  = _1_;
+  assign \read__data$44  = _1_;
   reg [10:0] next_rows [15:0];
   integer next_rows_entry;
   initial begin
@@ -10289,113 +10294,113 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   end
   assign row_read__data = next_rows[row_read__addr];
   assign row_read__addr = \$1  | { 1'h0, i__payload[3:1] };
-  assign \$2  = ~ start[0];
-  assign \$3  = banks >> i__payload[0];
-  assign \$4  = stage_0[1] == \$3 ;
-  assign \$5  = stage_0[0] & \$4 ;
-  assign \$6  = stage_0[11:2] == row_read__data[9:0];
-  assign \$7  = \$5  & \$6 ;
-  assign \$8  = ~ \$7 ;
-  assign \$9  = \$2  & \$8 ;
-  assign \$11  = stage_1[1] == \$3 ;
-  assign \$12  = stage_1[0] & \$11 ;
-  assign \$13  = stage_1[11:2] == row_read__data[9:0];
-  assign \$14  = \$12  & \$13 ;
-  assign \$15  = ~ \$14 ;
-  assign i__ready = \$9  & \$15 ;
+  assign i__ready = ~ start[0];
   assign take = i__valid & i__ready;
-  assign \$17  = \$16  | { 1'h0, start[4:2] };
-  assign \$18  = | start[20:15];
-  assign \$19  = \$18  ? 16'h0400 : start[20:5];
-  assign \$133  = i__payload[0] * 4'hb;
-  assign \$20  = rows >> \$133 ;
-  assign \$21  = row_read__data >= \$20 ;
-  assign \$22  = ~ \$21 ;
-  assign \$23  = take & \$22 ;
-  assign \$24  = row_read__data + 1'h1;
-  assign \$26  = $signed(\$25 ) + $signed(stage_2[47:18]);
-  assign \$27  = ! walk[1];
-  assign \$28  = walk[0] & \$27 ;
-  assign read__addr = \$28  ? walk[12:3] : stage_0[11:2];
-  assign \$31  = ~ \$28 ;
-  assign read__en = \$31  | walk[2];
-  assign \$32  = ~ walk[0];
-  assign \$33  = wipe & \$32 ;
-  assign \$34  = ! walked_bank;
-  assign \$35  = clear_walked & \$34 ;
-  assign \$36  = ~ stage_2[12];
-  assign \$37  = stage_2[0] & \$36 ;
-  assign \$38  = ! stage_2[1];
-  assign \$39  = \$37  & \$38 ;
-  assign \$41  = walk[0] & \$40 ;
-  assign \read__addr$30  = \$41  ? walk[12:3] : stage_0[11:2];
-  assign \$44  = ~ \$41 ;
-  assign \read__en$31  = \$44  | walk[2];
-  assign \$48  = clear_walked & \$47 ;
-  assign \$52  = \$37  & \$51 ;
-  assign \$53  = ended_0 == 4'h8;
-  assign \$54  = ended_1 == 4'h8;
-  assign \$58  = ~ wipe;
-  assign \$59  = \$58  | wiping[10];
-  assign \$61  = wiping + 1'h1;
-  assign \$62  = walk[0] & walk[2];
-  assign \$63  = \$62  & walk[13];
-  assign \$67  = \$31  | walk[2];
-  assign \$71  = \$44  | walk[2];
-  assign \$72  = ! stage_2[13];
-  assign \$73  = stage_2[0] & \$72 ;
-  assign \$74  = \$73  & stage_2[17];
-  assign \$75  = ended_0 + 1'h1;
-  assign \$78  = \$73  & stage_2[12];
-  assign \$79  = | stage_2[47:18];
-  assign \$80  = \$78  & \$79 ;
-  assign \$81  = ~ beyond[0];
-  assign \$82  = stage_2[16:14] < beyond_substream[2:0];
-  assign \$83  = \$81  | \$82 ;
-  assign \$84  = \release [0] | cancel;
-  assign \$86  = stage_2[0] & \$85 ;
-  assign \$87  = \$86  & stage_2[17];
-  assign \$88  = ended_1 + 1'h1;
-  assign \$91  = \$86  & stage_2[12];
-  assign \$93  = \$91  & \$79 ;
-  assign \$94  = ~ beyond[1];
-  assign \$95  = stage_2[16:14] < beyond_substream[5:3];
-  assign \$96  = \$94  | \$95 ;
-  assign \$97  = \release [1] | cancel;
+  assign \$3  = \$2  | { 1'h0, start[4:2] };
+  assign \$4  = | start[20:15];
+  assign \$5  = \$4  ? 16'h0400 : start[20:5];
+  assign \$6  = ~ row_read__data[10];
+  assign \$7  = take & \$6 ;
+  assign \$8  = row_read__data + 1'h1;
+  assign \$9  = stage_2[50] | stage_2[51];
+  assign \$10  = stage_2[50] ? total_1 : total_2;
+  assign \$12  = \$9  ? \$10  : \$11 ;
+  assign \$13  = $signed(\$12 ) + $signed(stage_2[47:18]);
+  assign \$14  = ! walk[1];
+  assign \$15  = walk[0] & \$14 ;
+  assign \$16  = \$15  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$19  = ~ \$15 ;
+  assign read__en = \$19  | walk[2];
+  assign \$20  = ~ walk[0];
+  assign \$21  = wipe & \$20 ;
+  assign \$22  = ! walked_bank;
+  assign \$23  = clear_walked & \$22 ;
+  assign \$24  = ~ stage_2[48];
+  assign \$25  = stage_2[0] & \$24 ;
+  assign \$26  = ! stage_2[1];
+  assign \$27  = \$25  & \$26 ;
+  assign \$29  = walk[0] & \$28 ;
+  assign \$30  = \$29  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$33  = ~ \$29 ;
+  assign \read__en$30  = \$33  | walk[2];
+  assign \$37  = clear_walked & \$36 ;
+  assign \$41  = \$25  & \$40 ;
+  assign \$42  = ended_0 == 4'h8;
+  assign \$43  = ended_1 == 4'h8;
+  assign \$44  = banks >> i__payload[0];
+  assign \$158  = stage_0[13] * 4'hb;
+  assign \$45  = rows >> \$158 ;
+  assign \$46  = stage_0[12:2] >= \$45 ;
+  assign \$47  = ~ stage_1[48];
+  assign \$48  = stage_1[0] & \$47 ;
+  assign \$49  = stage_1[12:1] == stage_0[12:1];
+  assign \$50  = \$48  & \$49 ;
+  assign \$53  = stage_2[12:1] == stage_0[12:1];
+  assign \$54  = \$25  & \$53 ;
+  assign \$55  = | stage_1[47:18];
+  assign \$56  = stage_1[48] & \$55 ;
+  assign \$57  = ~ wipe;
+  assign \$58  = \$57  | wiping[10];
+  assign \$60  = wiping + 1'h1;
+  assign \$61  = walk[0] & walk[2];
+  assign \$62  = \$61  & walk[13];
+  assign \$66  = \$19  | walk[2];
+  assign \$70  = \$33  | walk[2];
+  assign \$71  = ! stage_2[13];
+  assign \$72  = stage_2[0] & \$71 ;
+  assign \$73  = \$72  & stage_2[17];
+  assign \$74  = ended_0 + 1'h1;
+  assign \$77  = \$72  & stage_2[49];
+  assign \$78  = ~ beyond[0];
+  assign \$79  = stage_2[16:14] < beyond_substream[2:0];
+  assign \$80  = \$78  | \$79 ;
+  assign \$81  = \release [0] | cancel;
+  assign \$83  = stage_2[0] & \$82 ;
+  assign \$84  = \$83  & stage_2[17];
+  assign \$85  = ended_1 + 1'h1;
+  assign \$88  = \$83  & stage_2[49];
+  assign \$89  = ~ beyond[1];
+  assign \$90  = stage_2[16:14] < beyond_substream[5:3];
+  assign \$91  = \$89  | \$90 ;
+  assign \$92  = \release [1] | cancel;
   always @(posedge clk)
-    stage_0 <= \$98 ;
+    stage_1 <= \$93 ;
   always @(posedge clk)
-    stage_1 <= \$99 ;
+    stage_2 <= \$94 ;
   always @(posedge clk)
-    stage_2 <= \$100 ;
+    stage_0 <= \$95 ;
   always @(posedge clk)
-    wiping <= \$101 ;
+    wiping <= \$96 ;
   always @(posedge clk)
-    walked <= \$102 ;
+    total_1 <= \$97 ;
   always @(posedge clk)
-    walked_bank <= \$103 ;
+    total_2 <= \$98 ;
   always @(posedge clk)
-    clear_walked <= \$104 ;
+    walked <= \$99 ;
   always @(posedge clk)
-    fetched_0 <= \$105 ;
+    walked_bank <= \$100 ;
   always @(posedge clk)
-    fetched_1 <= \$106 ;
+    clear_walked <= \$101 ;
   always @(posedge clk)
-    ended_0 <= \$107 ;
+    fetched_0 <= \$102 ;
   always @(posedge clk)
-    beyond <= \$108 ;
+    fetched_1 <= \$103 ;
   always @(posedge clk)
-    beyond_substream <= \$109 ;
+    ended_0 <= \$104 ;
   always @(posedge clk)
-    ended_1 <= \$110 ;
+    beyond <= \$105 ;
+  always @(posedge clk)
+    beyond_substream <= \$106 ;
+  always @(posedge clk)
+    ended_1 <= \$107 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     casez (stage_2[1])
       1'h0:
-          \$25  = fetched_0;
+          \$11  = fetched_0;
       1'h1:
-          \$25  = fetched_1;
+          \$11  = fetched_1;
     endcase
   end
   always @* begin
@@ -10414,14 +10419,14 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
     if (start[0]) begin
       row_write__en = 1'h1;
     end else begin
-      row_write__en = \$23 ;
+      row_write__en = \$7 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (start[0]) begin
-      row_write__addr = \$17 ;
+      row_write__addr = \$3 ;
     end else begin
       row_write__addr = row_read__addr;
     end
@@ -10430,28 +10435,28 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (start[0]) begin
-      row_write__data = \$19 [10:0];
+      row_write__data = \$5 [10:0];
     end else begin
-      row_write__data = \$24 [10:0];
+      row_write__data = \$8 [10:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$33 ) begin
+    if (\$21 ) begin
       \$signature__en  = 1'h1;
-    end else if (\$35 ) begin
+    end else if (\$23 ) begin
       \$signature__en  = 1'h1;
     end else begin
-      \$signature__en  = \$39 ;
+      \$signature__en  = \$27 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$33 ) begin
+    if (\$21 ) begin
       \$signature__addr  = wiping[9:0];
-    end else if (\$35 ) begin
+    end else if (\$23 ) begin
       \$signature__addr  = walked;
     end else begin
       \$signature__addr  = stage_2[11:2];
@@ -10461,203 +10466,223 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
     if (time_zero ) begin end
     \$signature__data  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$33 ) begin
-    end else if (\$35 ) begin
+    if (\$21 ) begin
+    end else if (\$23 ) begin
     end else begin
-      \$signature__data  = \$26 [31:0];
+      \$signature__data  = \$13 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$33 ) begin
-      \$signature__en$32  = 1'h1;
-    end else if (\$48 ) begin
-      \$signature__en$32  = 1'h1;
+    if (\$21 ) begin
+      \$signature__en$31  = 1'h1;
+    end else if (\$37 ) begin
+      \$signature__en$31  = 1'h1;
     end else begin
-      \$signature__en$32  = \$52 ;
+      \$signature__en$31  = \$41 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$33 ) begin
-      \$signature__addr$33  = wiping[9:0];
-    end else if (\$48 ) begin
-      \$signature__addr$33  = walked;
+    if (\$21 ) begin
+      \$signature__addr$32  = wiping[9:0];
+    end else if (\$37 ) begin
+      \$signature__addr$32  = walked;
     end else begin
-      \$signature__addr$33  = stage_2[11:2];
+      \$signature__addr$32  = stage_2[11:2];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$signature__data$34  = 32'd0;
+    \$signature__data$33  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$33 ) begin
-    end else if (\$48 ) begin
+    if (\$21 ) begin
+    end else if (\$37 ) begin
     end else begin
-      \$signature__data$34  = \$26 [31:0];
+      \$signature__data$33  = \$13 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$98 [0] = take;
-    \$98 [1] = \$3 ;
-    \$98 [11:2] = row_read__data[9:0];
-    \$98 [12] = \$21 ;
-    \$98 [47:13] = i__payload;
+    { \$93 [49], \$93 [47:0] } = { stage_0[49], stage_0[47:0] };
+    \$93 [48] = \$46 ;
+    \$93 [50] = \$50 ;
+    \$93 [51] = \$54 ;
     if (cancel) begin
-      \$98 [0] = 1'h0;
+      \$93 [0] = 1'h0;
     end
     if (rst) begin
-      \$98  = 48'h000000000000;
+      \$93  = 52'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$99  = stage_0;
+    { \$94 [51:50], \$94 [48:0] } = { stage_1[51:50], stage_1[48:0] };
+    \$94 [49] = \$56 ;
     if (cancel) begin
-      \$99 [0] = 1'h0;
+      \$94 [0] = 1'h0;
     end
     if (rst) begin
-      \$99  = 48'h000000000000;
+      \$94  = 52'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$100  = stage_1;
+    \$95 [51:48] = stage_0[51:48];
+    \$95 [0] = take;
+    \$95 [1] = \$44 ;
+    \$95 [12:2] = row_read__data;
+    \$95 [47:13] = i__payload;
     if (cancel) begin
-      \$100 [0] = 1'h0;
+      \$95 [0] = 1'h0;
     end
     if (rst) begin
-      \$100  = 48'h000000000000;
+      \$95  = 52'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$101  = wiping;
-    if (\$59 ) begin
-      \$101  = 11'h000;
-    end else if (\$32 ) begin
-      \$101  = \$61 [10:0];
+    \$96  = wiping;
+    if (\$58 ) begin
+      \$96  = 11'h000;
+    end else if (\$20 ) begin
+      \$96  = \$60 [10:0];
     end
     if (rst) begin
-      \$101  = 11'h000;
+      \$96  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$102  = walk[12:3];
+    \$97  = \$13 [31:0];
     if (rst) begin
-      \$102  = 10'h000;
+      \$97  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$103  = walk[1];
+    \$98  = total_1;
     if (rst) begin
-      \$103  = 1'h0;
+      \$98  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$104  = \$63 ;
+    \$99  = walk[12:3];
     if (rst) begin
-      \$104  = 1'h0;
+      \$99  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$105  = fetched_0;
-    if (\$67 ) begin
-      \$105  = read__data;
-    end
+    \$100  = walk[1];
     if (rst) begin
-      \$105  = 32'd0;
+      \$100  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$106  = fetched_1;
-    if (\$71 ) begin
-      \$106  = \read__data$42 ;
-    end
+    \$101  = \$62 ;
     if (rst) begin
-      \$106  = 32'd0;
+      \$101  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = ended_0;
-    if (\$74 ) begin
-      \$107  = \$75 [3:0];
+    \$102  = fetched_0;
+    if (\$66 ) begin
+      \$102  = read__data;
     end
+    if (rst) begin
+      \$102  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$103  = fetched_1;
+    if (\$70 ) begin
+      \$103  = \read__data$44 ;
+    end
+    if (rst) begin
+      \$103  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$104  = ended_0;
+    if (\$73 ) begin
+      \$104  = \$74 [3:0];
+    end
+    if (\$81 ) begin
+      \$104  = 4'h0;
+    end
+    if (rst) begin
+      \$104  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$105  = beyond;
+    if (\$77 ) begin
+      \$105 [0] = 1'h1;
+    end
+    if (\$81 ) begin
+      \$105 [0] = 1'h0;
+    end
+    if (\$88 ) begin
+      \$105 [1] = 1'h1;
+    end
+    if (\$92 ) begin
+      \$105 [1] = 1'h0;
+    end
+    if (rst) begin
+      \$105  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$106  = beyond_substream;
+    if (\$77 ) begin
+      if (\$80 ) begin
+        \$106 [2:0] = stage_2[16:14];
+      end
+    end
+    if (\$88 ) begin
+      if (\$91 ) begin
+        \$106 [5:3] = stage_2[16:14];
+      end
+    end
+    if (rst) begin
+      \$106  = 6'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$107  = ended_1;
     if (\$84 ) begin
+      \$107  = \$85 [3:0];
+    end
+    if (\$92 ) begin
       \$107  = 4'h0;
     end
     if (rst) begin
       \$107  = 4'h0;
     end
   end
-  always @* begin
-    if (time_zero ) begin end
-    \$108  = beyond;
-    if (\$80 ) begin
-      \$108 [0] = 1'h1;
-    end
-    if (\$84 ) begin
-      \$108 [0] = 1'h0;
-    end
-    if (\$93 ) begin
-      \$108 [1] = 1'h1;
-    end
-    if (\$97 ) begin
-      \$108 [1] = 1'h0;
-    end
-    if (rst) begin
-      \$108  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$109  = beyond_substream;
-    if (\$80 ) begin
-      if (\$83 ) begin
-        \$109 [2:0] = stage_2[16:14];
-      end
-    end
-    if (\$93 ) begin
-      if (\$96 ) begin
-        \$109 [5:3] = stage_2[16:14];
-      end
-    end
-    if (rst) begin
-      \$109  = 6'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$110  = ended_1;
-    if (\$87 ) begin
-      \$110  = \$88 [3:0];
-    end
-    if (\$97 ) begin
-      \$110  = 4'h0;
-    end
-    if (rst) begin
-      \$110  = 4'h0;
-    end
-  end
-  assign total = \$26 [31:0];
+  assign total = \$13 [31:0];
+  assign read__addr = \$16 [9:0];
+  assign \read__addr$29  = \$30 [9:0];
   assign wiped = wiping[10];
-  assign complete[1] = \$54 ;
-  assign complete[0] = \$53 ;
+  assign complete[1] = \$43 ;
+  assign complete[0] = \$42 ;
   assign \$1  = { i__payload[0], 3'h0 };
-  assign \$16  = { start[1], 3'h0 };
-  assign \$40  = walk[1];
-  assign \$47  = walked_bank;
-  assign \$51  = stage_2[1];
-  assign \$85  = stage_2[13];
+  assign \$2  = { start[1], 3'h0 };
+  assign \$28  = walk[1];
+  assign \$36  = walked_bank;
+  assign \$40  = stage_2[1];
+  assign \$82  = stage_2[13];
 endmodule
 
 module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, load_release, late
