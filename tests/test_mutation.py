@@ -11,7 +11,9 @@ from tests.mutation.campaign import Case, find_caught, suite_cases
 from tests.mutation.handwritten import LOGIC_MISTAKES, MICROCODE_MISTAKES
 from tests.mutation.mutants import (
     Mistake,
+    Mutant,
     changed_root,
+    is_equal,
     mutated_verilog,
     prepare,
     sample,
@@ -105,6 +107,28 @@ def test_a_bad_mutant_is_caught_and_an_equal_one_is_not(tmp_path: Path) -> None:
         find_caught(player, Case(check, {"params": SMALL, "wanted": [0] * 20}), [])
 
 
+EQUALS = """
+module egret_equals(input clk, input [3:0] a, b, s, output reg [3:0] o);
+  reg [3:0] held;
+  always @(posedge clk) begin
+    held <= (a & s) | (b & s & ~s);
+    o <= held;
+  end
+endmodule
+"""
+
+
+def test_equal_mutants_are_proved_so(tmp_path: Path) -> None:
+    prepare(EQUALS, "egret_equals", tmp_path)
+    lines = (tmp_path / "prepared.il").read_text().splitlines()
+    cells = [line.split()[-1] for line in lines if "cell $and" in line]
+    assert len(cells) == 3
+    place = "-port A -portbit 1 -module egret_equals"
+    mutants = [Mutant(1, "top", "", f"mutate -mode inv {place} -cell {cell}") for cell in cells]
+    # Whatever b & s is, what follows makes 0 of it.
+    assert sum(is_equal(tmp_path, "egret_equals", mutant) for mutant in mutants) == 1
+
+
 def test_changes_are_copied_from_the_lowest_module_that_keeps_its_ports() -> None:
     design = stand_in()
     changed = design.replace("assign o = ~i;", "assign o = i;")
@@ -145,15 +169,22 @@ def test_survivors_need_explanations(tmp_path: Path, monkeypatch: pytest.MonkeyP
     file.write_text(
         '[[survivor]]\naccelerator = "a"\nkey = "known"\nreason = "equal"\n'
         '[[survivor]]\naccelerator = "a"\nkey = "old"\nreason = "equal"\n'
+        '[[survivor]]\naccelerator = "a"\nkey = "same"\nreason = "Equivalent: by the contract"\n'
     )
     monkeypatch.setattr(command, "EXPLANATIONS", file)
     verdicts = [
         command.Verdict("a", "m", "known", False),
         command.Verdict("a", "m", "caught", False, "test_x", "AssertionError"),
         command.Verdict("a", "m", "unknown", True),
+        command.Verdict("a", "m", "same", False),
+        command.Verdict("a", "m", "proved", False, explained=command.PROVED),
     ]
     assert command.explain(verdicts) == ["a: old"]
-    assert [verdict.explained for verdict in verdicts] == ["equal", "", ""]
+    reasons = ["equal", "", "", "Equivalent: by the contract", command.PROVED]
+    assert [verdict.explained for verdict in verdicts] == reasons
+    assert command.score(verdicts) == pytest.approx(1 / 3)
     page = command.report(verdicts, 3, 1000)
-    assert "Mutants: 3 (2 of Yosys, seed 3, 1 mistakes written by hand). Caught: 1" in page
+    assert "Mutants: 5 (4 of Yosys, seed 3, 1 mistakes written by hand). Caught: 1" in page
+    assert "Survived: 4, of which 2 are equivalent (1 proved by Yosys)" in page
+    assert "Caught of those that are not: 33.3%" in page
     assert "| a | `unknown` | **none** |" in page

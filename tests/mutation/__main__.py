@@ -1,9 +1,10 @@
 """Mutation testing of the generated accelerators: `make mutate`.
 
 Seeded mutants of Yosys and designers' mistakes, in a model for each of two accelerators; the
-suite's own tests of the whole accelerator look for them. Ends with tables, writes JSON and
-docs/mutation.md, and fails when less than 95 % are caught or one that is not has no explanation
-in tests/mutation/survivors.toml.
+suite's own tests of the whole accelerator look for them. Those that survive Yosys tries to prove
+equal to the design; of the others, tests/mutation/survivors.toml says why. Ends with tables,
+writes JSON and docs/mutation.md, and fails when less than 95 % of those that differ from the
+design are caught, or one that is not caught has no explanation.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from tests.mutation.handwritten import LOGIC_MISTAKES, MICROCODE_MISTAKES
 from tests.mutation.mutants import (
     Mistake,
     Mutant,
+    is_equal,
     mutated_verilog,
     prepare,
     sample,
@@ -41,7 +43,10 @@ from egret_hw.rtl import generate_verilog, top_name
 from egret_sim import golden
 
 SHARE = 0.95
-"""At least so much must be caught."""
+"""At least so much must be caught of the mutants that differ from the design."""
+PROVED = "Equivalent: Yosys proves the module equal."
+EQUIVALENT = "Equivalent"
+"""How the explanation of a mutant begins that nothing can tell from the design."""
 FIRST_MISTAKE = 60_000
 """Numbers from here on are mistakes written by hand."""
 EXPLANATIONS = Path(__file__).parent / "survivors.toml"
@@ -146,20 +151,33 @@ def _run(
             if not verdicts[int(number)].test:
                 verdicts[int(number)].test, verdicts[int(number)].why = case.name, why
         _say(started, f"{params.name}: {len(caught)} of {len(left)} by {case.name}")
+    survived = [m for m in mutants if not verdicts[m.number].test and m.command]
+    for mutant in survived:
+        if is_equal(work, top, mutant):
+            verdicts[mutant.number].explained = PROVED
+    proved = sum(verdict.explained == PROVED for verdict in verdicts.values())
+    _say(started, f"{params.name}: {proved} of {len(survived)} survivors proved equal")
     return list(verdicts.values()), cycles
 
 
 def explain(verdicts: Sequence[Verdict]) -> list[str]:
-    """Note the explanations of what survived; return those that fit nothing any more."""
+    """Note the explanations of what survived unproved; return those that fit nothing any more."""
     entries = tomllib.loads(EXPLANATIONS.read_text(encoding="utf-8"))["survivor"]
     reasons = {(entry["accelerator"], entry["key"]): entry["reason"] for entry in entries}
     played = {verdict.accelerator for verdict in verdicts}
-    survived = {(verdict.accelerator, verdict.key) for verdict in verdicts if not verdict.test}
-    for verdict in verdicts:
-        if not verdict.test:
-            verdict.explained = reasons.get((verdict.accelerator, verdict.key), "")
+    open_ones = [verdict for verdict in verdicts if not verdict.test and not verdict.explained]
+    for verdict in open_ones:
+        verdict.explained = reasons.get((verdict.accelerator, verdict.key), "")
+    survived = {(verdict.accelerator, verdict.key) for verdict in open_ones}
     stale = [place for place in reasons if place[0] in played and place not in survived]
     return [f"{accelerator}: {key}" for accelerator, key in stale]
+
+
+def score(verdicts: Sequence[Verdict]) -> float:
+    """Return the share of the mutants that differ from the design that was caught."""
+    caught = sum(verdict.test != "" for verdict in verdicts)
+    equal = sum(verdict.explained.startswith(EQUIVALENT) for verdict in verdicts)
+    return caught / (len(verdicts) - equal)
 
 
 def report(verdicts: Sequence[Verdict], seed: int, cycles: int) -> str:
@@ -184,9 +202,10 @@ def report(verdicts: Sequence[Verdict], seed: int, cycles: int) -> str:
         "Written by `make mutate`; [verification.md](verification.md#mutants) says how.",
         "",
         f"Mutants: {len(verdicts)} ({len(verdicts) - len(by_hand)} of Yosys, seed {seed}, "
-        f"{len(by_hand)} mistakes written by hand). Caught: {found[True]}, "
-        f"{found[True] / len(verdicts):.1%}. Survived: {found[False]}. The scripts take "
-        f"{cycles:,} cycles.",
+        f"{len(by_hand)} mistakes written by hand). Caught: {found[True]}. Survived: "
+        f"{found[False]}, of which {sum(v.explained.startswith(EQUIVALENT) for v in survived)} are "
+        f"equivalent ({sum(v.explained == PROVED for v in survived)} proved by Yosys). Caught of those that "
+        f"are not: {score(verdicts):.1%}. The scripts take {cycles:,} cycles.",
         "",
         "## By module",
         "",
@@ -256,15 +275,14 @@ def main(arguments: Sequence[str]) -> int:
     write_text(options.folder / "mutants.json", json.dumps(rows, indent=1) + "\n")
     print()
     print(page)
-    caught = sum(verdict.test != "" for verdict in verdicts)
     silent = [v for v in verdicts if not v.test and not v.explained]
     for verdict in silent:
         print(f"egret: not caught: {verdict.accelerator}: {verdict.key}", file=sys.stderr)
     for entry in stale:
         print(f"egret: {EXPLANATIONS.name} explains no survivor: {entry}", file=sys.stderr)
-    if caught < SHARE * len(verdicts):
-        print(f"egret: found {caught} of {len(verdicts)}, expected {SHARE:.0%}", file=sys.stderr)
-    return int(caught < SHARE * len(verdicts) or bool(silent) or bool(stale))
+    if score(verdicts) < SHARE:
+        print(f"egret: found {score(verdicts):.1%} caught, expected {SHARE:.0%}", file=sys.stderr)
+    return int(score(verdicts) < SHARE or bool(silent) or bool(stale))
 
 
 if __name__ == "__main__":

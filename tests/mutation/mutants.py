@@ -28,6 +28,7 @@ __all__ = [
     "Mistake",
     "Mutant",
     "changed_root",
+    "is_equal",
     "mutated_verilog",
     "prepare",
     "sample",
@@ -215,6 +216,45 @@ def unlike_modules(verilog: str, top: str, other: str, other_top: str) -> set[st
     mine = {match[1]: match[0].replace(top, "") for match in _MODULE.finditer(verilog)}
     theirs = {match[0].replace(other_top, "") for match in _MODULE.finditer(other)}
     return {_short(name, top) for name, text in mine.items() if text not in theirs}
+
+
+def is_equal(folder: Path, top: str, mutant: Mutant) -> bool:
+    """Let Yosys prove that a mutant's module does what the design's does, if it can.
+
+    By induction over registers of the same name; what instances do is left open.
+
+    Parameters
+    ----------
+    folder : Path
+        Where `prepare` put the design.
+    top : str
+        Top module.
+    mutant : Mutant
+        One of Yosys.
+
+    Raises
+    ------
+    EgretError
+        Yosys failed.
+    """
+    module = top if mutant.module == "top" else f"{top}_{mutant.module}"
+    script = [
+        f"read_rtlil {_PREPARED}",
+        f"copy {module} gold",
+        mutant.command,
+        f"rename {module} gate",
+        "memory_map gold gate",
+        "opt_clean gold gate",
+        "equiv_make gold gate both",
+        "select -module both",
+        "opt_clean",
+        "equiv_struct",
+        "equiv_simple",
+        "equiv_induct",
+        "equiv_status",
+    ]
+    printed = run_yowasp("yosys", ["-p", "; ".join(script)], folder, top)
+    return "Equivalence successfully proven!" in printed
 
 
 def mutated_verilog(
