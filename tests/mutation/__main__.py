@@ -204,8 +204,8 @@ def report(verdicts: Sequence[Verdict], seed: int, cycles: int) -> str:
         f"Mutants: {len(verdicts)} ({len(verdicts) - len(by_hand)} of Yosys, seed {seed}, "
         f"{len(by_hand)} mistakes written by hand). Caught: {found[True]}. Survived: "
         f"{found[False]}, of which {sum(v.explained.startswith(EQUIVALENT) for v in survived)} are "
-        f"equivalent ({sum(v.explained == PROVED for v in survived)} proved by Yosys). Caught of those that "
-        f"are not: {score(verdicts):.1%}. The scripts take {cycles:,} cycles.",
+        f"equivalent ({sum(v.explained == PROVED for v in survived)} proved by Yosys). Caught of "
+        f"those that are not: {score(verdicts):.1%}. The scripts take {cycles:,} cycles.",
         "",
         "## By module",
         "",
