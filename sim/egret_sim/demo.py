@@ -187,7 +187,6 @@ def _curve(label: str, trained: TrainedModel) -> TrainingCurve:
         label=label,
         epochs=tuple(record.epoch for record in history),
         shape=tuple(record.nu for record in history),
-        rate=tuple(record.rate for record in history),
         code_bits_per_weight=tuple(record.bits_per_weight for record in history),
         validation_accuracy=tuple(record.validation_accuracy for record in history),
     )

@@ -721,8 +721,9 @@ def _draw_storage(data: ReportData) -> Figure:
     return figure
 
 
-_SHOWN_POINTS = 12.0
+_SHOWN_POINTS = 4.0
 """Percentage points below the best accuracy that the curve shows; the table has the rest."""
+_SERIES_COLOURS = tuple(_COLOURS[place] for place in (0, 2, 1, 3))
 
 
 def _draw_operating_points(data: ReportData) -> Figure:
@@ -733,9 +734,10 @@ def _draw_operating_points(data: ReportData) -> Figure:
     floor = max(0.0, best - _SHOWN_POINTS)
     for place, series in enumerate(dict.fromkeys(point.series for point in points)):
         own = sorted(
-            (point for point in points if point.series == series), key=lambda p: p.payload_bits
+            (point for point in points if point.series == series and point.percent >= floor),
+            key=lambda point: point.payload_bits,
         )
-        colour = _COLOURS[place % len(_COLOURS)]
+        colour = _SERIES_COLOURS[place % len(_SERIES_COLOURS)]
         axes.plot(
             [point.payload_bits for point in own],
             [point.percent for point in own],
@@ -745,16 +747,15 @@ def _draw_operating_points(data: ReportData) -> Figure:
             label=series,
         )
         for point in own:
-            if point.percent >= floor:
-                axes.annotate(
-                    point.setting,
-                    (point.payload_bits, point.percent),
-                    xytext=(0, 6 if place % 2 else -12),
-                    textcoords="offset points",
-                    ha="center",
-                    fontsize=7,
-                    color=colour,
-                )
+            axes.annotate(
+                point.setting,
+                (point.payload_bits, point.percent),
+                xytext=(0, 6 if place % 2 else -12),
+                textcoords="offset points",
+                ha="center",
+                fontsize=7,
+                color=colour,
+            )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_ylim(floor - 0.5, min(100.5, best + 0.7))
