@@ -148,9 +148,9 @@ def test_output_that_is_a_device(packed: Path) -> None:
     assert "/dev/null: cannot write here" in refused("unpack", packed, "-o", "/dev/null")
 
 
-@pytest.mark.parametrize("option", ["--seed", "--count"])
-def test_number_below_its_range(option: str, tmp_path: Path) -> None:
-    network = tmp_path / "network.egret"
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    path = tmp_path / "network.egret"
     IntegerNetwork(
         "one",
         (
@@ -165,8 +165,25 @@ def test_number_below_its_range(option: str, tmp_path: Path) -> None:
                 relu=False,
             ),
         ),
-    ).save(network)
+    ).save(path)
+    return path
+
+
+@pytest.mark.parametrize("option", ["--seed", "--count"])
+def test_number_below_its_range(option: str, network: Path) -> None:
     assert f"{option}: found -1" in refused("sim", network, f"{option}=-1")
+
+
+def test_sim_looks_at_its_options_before_it_simulates(network: Path, tmp_path: Path) -> None:
+    assert "cannot write here" in refused("sim", network, "-o", tmp_path)
+    assert "--count: found 3 with --inputs" in refused(
+        "sim", network, "--count=3", "--inputs", tmp_path / "absent.npy"
+    )
+
+
+def test_train_looks_at_its_folder_before_it_trains(packed: Path) -> None:
+    line = refused("train", "digits", "--epochs=1", "-o", packed)
+    assert "good.egret: found a file, expected a folder" in line
 
 
 def test_name_that_no_verilog_tool_reads(tmp_path: Path) -> None:

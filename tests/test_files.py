@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from egret.errors import EgretError
-from egret.files import atomic_path, write_bytes, write_text
+from egret.files import atomic_path, check_folder, check_writable, write_bytes, write_text
 
 
 def fail_within(target: Path) -> None:
@@ -105,3 +105,22 @@ def test_faults_of_other_files_are_left_alone(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "target"):
         missing.read_bytes()
+
+
+def test_targets_are_checked_ahead_and_left_alone(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    old.write_text("old")
+    check_writable(old)
+    check_writable(tmp_path / "new" / "file")
+    check_folder(tmp_path / "other")
+    check_folder(tmp_path)
+    assert old.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "old", "other"]
+    with pytest.raises(EgretError, match=r"old: found a file, expected a folder to write to$"):
+        check_folder(old)
+    with pytest.raises(EgretError, match=r"old/below: cannot write here: Not a directory$"):
+        check_folder(old / "below")
+    with pytest.raises(EgretError, match=r"other: cannot write here: found no regular file"):
+        check_writable(tmp_path / "other")
+    with pytest.raises(EgretError, match=r"old/below: cannot write here"):
+        check_writable(old / "below")

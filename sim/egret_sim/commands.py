@@ -8,6 +8,8 @@ from egret.command import Command, add_params_arguments, chosen_params
 
 __all__ = ["demo", "sim"]
 
+_COUNT = 16
+
 
 def _configure_sim(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="packed file of a compiled network (.egret)")
@@ -18,9 +20,7 @@ def _configure_sim(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.npy",
         help="inputs as float array of shape (n, features); random ones when absent",
     )
-    parser.add_argument(
-        "--count", type=int, default=16, help="number of random inputs (default: 16)"
-    )
+    parser.add_argument("--count", type=int, help=f"number of random inputs (default: {_COUNT})")
     parser.add_argument("--seed", type=int, default=1, help="seed of the random inputs")
     parser.add_argument(
         "-o",
@@ -35,13 +35,19 @@ def _run_sim(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from egret.errors import EgretError
-    from egret.files import atomic_path
+    from egret.files import atomic_path, check_writable
     from egret.network import IntegerNetwork
     from egret_sim.simulation import simulate
 
     network = IntegerNetwork.load(arguments.file)
     params = chosen_params(arguments)
+    if arguments.output is not None:
+        check_writable(arguments.output)
     if arguments.inputs is not None:
+        if arguments.count is not None:
+            raise EgretError(
+                f"--count: found {arguments.count} with --inputs, whose inputs are all run"
+            )
         try:
             inputs = np.load(arguments.inputs, allow_pickle=False)
         except FileNotFoundError as error:
@@ -51,15 +57,16 @@ def _run_sim(arguments: argparse.Namespace) -> None:
         if not isinstance(inputs, np.ndarray) or inputs.dtype.kind not in "fiu":
             raise EgretError(f"{arguments.inputs}: expected one array of numbers (.npy)")
     else:
+        count = _COUNT if arguments.count is None else arguments.count
         for option, value, least in (
-            ("--count", arguments.count, 1),
+            ("--count", count, 1),
             ("--seed", arguments.seed, 0),
         ):
             if value < least:
                 raise EgretError(f"{option}: found {value}, expected {least} or more")
         scale = network.layers[0].input_scale
         rng = np.random.default_rng(arguments.seed)
-        inputs = rng.integers(-127, 128, (arguments.count, network.input_features)) * scale
+        inputs = rng.integers(-127, 128, (count, network.input_features)) * scale
     try:
         quantized = network.quantize_input(inputs)
     except EgretError as error:
@@ -112,17 +119,19 @@ def _configure_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_demo(arguments: argparse.Namespace) -> None:
+    from egret.files import check_folder
     from egret_sim.demo import run_demo
 
+    check_folder(arguments.output)
     run_demo(arguments.output, seed=arguments.seed, params=chosen_params(arguments))
 
 
 demo = Command(
     name="demo",
     summary="the whole chain on real data: train, pack, generate, simulate, report",
-    description="""Train a digit classifier with and without the rate term, pack it, generate the
-accelerator, run the whole test set through it in Verilator, compare every value with the golden
-model, and write a report. Takes a few minutes; nothing is downloaded.
+    description="""Train a digit classifier to several numbers of bits, and without a rate, pack it,
+generate the accelerator, run the whole test set through it in Verilator, compare every value with
+the golden model, and write a report. Takes a few minutes; nothing is downloaded.
 
 example:
   egret demo -o build/demo""",

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from egret.errors import EgretError
 
-__all__ = ["atomic_path", "checked_target", "write_bytes", "write_text"]
+__all__ = [
+    "atomic_path",
+    "check_folder",
+    "check_writable",
+    "checked_target",
+    "write_bytes",
+    "write_text",
+]
 
 
 def checked_target(target: str | Path) -> Path:
@@ -34,6 +41,51 @@ def checked_target(target: str | Path) -> Path:
     except OSError as error:
         raise EgretError(f"{target}: cannot write here: {error.strerror}") from error
     return target
+
+
+def check_writable(target: str | Path) -> None:
+    """Find out before a long computation whether its result can be written.
+
+    Parameters
+    ----------
+    target : str or Path
+        Name of the output. Its folder is created when missing; nothing is left in it.
+
+    Raises
+    ------
+    EgretError
+        As from `atomic_path`.
+    """
+    with suppress(_Unchanged), atomic_path(target):
+        raise _Unchanged
+
+
+def check_folder(folder: str | Path) -> None:
+    """Find out before a long computation whether its results can be written into a folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The folder, which is created when missing; nothing is left in it.
+
+    Raises
+    ------
+    EgretError
+        It is none, or cannot be created or written to.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise EgretError(f"{folder}: found a file, expected a folder to write to")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise EgretError(f"{folder}: cannot write here: {error.strerror}") from error
+
+
+class _Unchanged(Exception):
+    """Leaves `atomic_path` without a file."""
 
 
 @contextmanager

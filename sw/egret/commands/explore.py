@@ -57,13 +57,12 @@ def _run(arguments: argparse.Namespace) -> None:
     from egret.errors import CapacityError, EgretError
     from egret.estimate import file_weights
     from egret.explore import BUSES, LANES, PARSER_BITS, explore, plot, variants
-    from egret.files import write_text
+    from egret.files import check_folder, write_text
 
     if find_spec("matplotlib") is None:
         raise EgretError("the drawing needs Matplotlib: pip install 'egret[sim]'")
     folder: Path = arguments.output
-    if folder.exists() and not folder.is_dir():
-        raise EgretError(f"{folder}: is not a folder, expected one, or a new name")
+    check_folder(folder)
     tried = variants(
         chosen_params(arguments),
         lanes=arguments.lanes or LANES,

@@ -91,6 +91,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise EgretError("--model and --data belong together: give both or neither")
     if (arguments.recipe is None) == (arguments.model is None):
         raise EgretError("name either a recipe (digits) or --model and --data")
+    from egret.files import check_folder
     from egret.quantize import check_step
     from egret.rate import entropy_per_weight
     from egret.recipes import digits
@@ -106,8 +107,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
     if arguments.step_log2 is not None:
         check_step(arguments.step_log2, "--step-log2")
-    if arguments.output.exists() and not arguments.output.is_dir():
-        raise EgretError(f"{arguments.output}: found a file, expected a folder to write to")
+    check_folder(arguments.output)
     chosen = {
         name: value
         for name in (
