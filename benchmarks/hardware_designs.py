@@ -341,18 +341,13 @@ def _top(preset: str, part: Part, name: str) -> Design:
     )
 
 
-def _tops() -> Iterator[Design]:
-    for preset in PRESETS:
-        part = ICE40 if PRESETS[preset].vendor == "ice40" else ECP5
-        yield _top(preset, part, f"top of {preset}")
-
-
 def _boards() -> Iterator[Design]:
     for preset, board in (
         ("xs-ice40", "hx8k-b-evn"),
         ("s", "ulx3s-85f"),
         ("m-ddr3", "ulx3s-85f"),
         ("m-ddr3", "orangecrab-85f"),
+        ("l-onchip", "ulx3s-85f"),
     ):
         yield _top(preset, BOARDS[board], f"{preset} on {board}")
 
@@ -361,7 +356,6 @@ _PARTS: dict[str, Callable[[], Iterator[Design]]] = {
     "parsers": _parsers,
     "lanes": _lanes,
     "arrays": _arrays,
-    "tops": _tops,
     "boards": _boards,
 }
 

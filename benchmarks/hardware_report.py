@@ -35,8 +35,7 @@ AREA_PARTS = {
     "parsers": "Parsers",
     "lanes": "Lanes",
     "arrays": "Arrays: lanes, read-out chain and row store, without bus, CRC and requantiser",
-    "tops": "The full top, with AXI, CRC and requantiser",
-    "boards": "The full top on the parts of real boards, with pads",
+    "boards": "The full top, with AXI, CRC and requantiser, on the parts of real boards, with pads",
 }
 RUN_PARTS = {
     "networks": "Whole networks, their matrices of 4,096 weights and more back to back",

@@ -773,8 +773,9 @@ def test_nothing_is_sent_before_the_crc_word_is_right(params: AcceleratorParams)
     faults.script.play(pause=TRICKLE)
 
 
-def test_bits_flipped_of_microcode() -> None:
-    faults = Faults(SETS[2], seed=11)
+@pytest.mark.parametrize("params", [SETS[2]], ids=lambda params: params.name)
+def test_bits_flipped_of_microcode(params: AcceleratorParams) -> None:
+    faults = Faults(params, seed=11)
     code = faults.setup[0]
     for bit, data in flips(code, 8, len(code)):
         if bit % 61 == 0 or bit >= 8 * (len(code) - 4):

@@ -90,10 +90,10 @@ MICROCODE_MISTAKES = (
         "passed[p].eq(passed[p]),",
     ),
     Mistake(
-        "queue off by one: it is called full when it already overflows",
+        "overflow: a queue is never called full",
         "queue.py",
-        "write.en & (next_written == taken)",
-        "write.en & (written == taken)",
+        "m.d.sync += room.eq(0)",
+        "m.d.sync += room.eq(1)",
     ),
 )
 """Of the configuration with microcode."""
