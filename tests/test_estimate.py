@@ -315,7 +315,10 @@ def test_command_prints_the_estimate(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["estimate", "some.egret", "--batch", "17"], "parameter batch: found 17"),
         (["estimate", "some.egret", "--config", "absent.yml"], "absent.yml: no such file"),
         (["explore", "absent.egret", "-o", "out"], "absent.egret: cannot read"),
-        (["explore", "some.egret", "-o", "some.egret"], "some.egret: is not a folder"),
+        (
+            ["explore", "some.egret", "-o", "some.egret"],
+            "some.egret: found a file, expected a folder",
+        ),
         (["explore", "some.egret", "-o", "out", "--lanes", "3"], "parameter lanes: found 3"),
         (
             ["explore", "some.egret", "-o", "out", "--lanes", "32", "--bus", "16"],

@@ -112,15 +112,15 @@ def test_targets_are_checked_ahead_and_left_alone(tmp_path: Path) -> None:
     old.write_text("old")
     check_writable(old)
     check_writable(tmp_path / "new" / "file")
-    check_folder(tmp_path / "other")
+    check_folder(tmp_path / "other" / "below")
     check_folder(tmp_path)
     assert old.read_text() == "old"
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "old", "other"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["new", "old"]
     with pytest.raises(EgretError, match=r"old: found a file, expected a folder to write to$"):
         check_folder(old)
     with pytest.raises(EgretError, match=r"old/below: cannot write here: Not a directory$"):
         check_folder(old / "below")
-    with pytest.raises(EgretError, match=r"other: cannot write here: found no regular file"):
-        check_writable(tmp_path / "other")
+    with pytest.raises(EgretError, match=r"new: cannot write here: found no regular file"):
+        check_writable(tmp_path / "new")
     with pytest.raises(EgretError, match=r"old/below: cannot write here"):
         check_writable(old / "below")

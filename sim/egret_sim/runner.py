@@ -27,7 +27,7 @@ from cocotb_test.simulator import Icarus, Verilator
 from egret.errors import EgretError
 from egret.files import write_text
 from egret_hw.rtl import LINT_WAIVERS
-from egret_hw.verilog_text import module_ports
+from egret_hw.verilog_text import Port, module_ports
 
 __all__ = [
     "CLOCK_NS",
@@ -218,13 +218,22 @@ def _keep_waves(work: Path, waves: Path, verilog: str, toplevel: str) -> None:
     shutil.move(made[0], target)
     lines = [f'[dumpfile] "{target}"', "[timestart] 0", "[sst_expanded] 1"]
     group = ""
-    for port in sorted(module_ports(verilog, toplevel), key=lambda port: _group(port.name)):
+    for port in sorted(_ports(verilog, toplevel), key=lambda port: _group(port.name)):
         if _group(port.name) != group:
             group = _group(port.name)
             lines.append(f"-{group}")
         bits = f"[{port.width - 1}:0]" if port.width > 1 else ""
         lines.append(f"{toplevel}.{port.name}{bits}")
     write_text(target.with_suffix(".gtkw"), "\n".join(lines) + "\n")
+
+
+def _ports(verilog: str, toplevel: str) -> list[Port]:
+    """Return the ports of the top module, none where it is not written as generated ones are."""
+    try:
+        return module_ports(verilog, toplevel)
+    except EgretError:
+        # Whether there is such a design is for the simulator to say.
+        return []
 
 
 def _group(port: str) -> str:
@@ -270,7 +279,7 @@ def run_bench(
     EgretError
         The build failed, a bench test failed, or no test ran.
     """
-    inputs = [port.name for port in module_ports(verilog, toplevel) if port.is_input]
+    inputs = [port.name for port in _ports(verilog, toplevel) if port.is_input]
     simulator, waves = chosen_simulator(), waves_folder()
     with _model_folder(verilog, toplevel, simulator, waves is not None) as (folder, work):
         job_file, outcome_file = Path(work) / "job", Path(work) / "outcome"

@@ -66,7 +66,7 @@ def check_folder(folder: str | Path) -> None:
     Parameters
     ----------
     folder : str or Path
-        The folder, which is created when missing; nothing is left in it.
+        The folder, which need not be there yet; nothing is made.
 
     Raises
     ------
@@ -76,9 +76,9 @@ def check_folder(folder: str | Path) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise EgretError(f"{folder}: found a file, expected a folder to write to")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
         raise EgretError(f"{folder}: cannot write here: {error.strerror}") from error
