@@ -37,9 +37,8 @@ _TABLE_CUT = 1
 """Bits between registers of the parsers for all codes in logic."""
 
 _LARGE_OPTIONS = ("--placer", "static", "--router", "router2")
-"""For designs of many lanes. nextpnr's default placer (HeAP) leaves M's array 150,000 units of
-wire, this one 94,000; behind HeAP the default router does not come to an end within half an
-hour."""
+"""For designs of many lanes: behind nextpnr's default placer (HeAP), which leaves them far more
+wire, its default router does not come to an end in reasonable time."""
 
 
 @dataclass(frozen=True)

@@ -120,20 +120,20 @@ def sample() -> ReportData:
         operating_points=(
             OperatingPoint(
                 series="plain, coarser steps",
-                setting="2^-3",
+                label="2^-3",
                 payload_bits=1.75,
                 correct=350,
                 total=360,
             ),
             OperatingPoint(
                 series="plain, coarser steps",
-                setting="2^-2",
+                label="2^-2",
                 payload_bits=0.5,
                 correct=40,
                 total=360,
             ),
             OperatingPoint(
-                series="Egret", setting="0.66 bits", payload_bits=0.625, correct=357, total=360
+                series="Egret", label="0.66 bits", payload_bits=0.625, correct=357, total=360
             ),
         ),
         histograms=(histogram("plain", 0.08, 1.7), histogram("rate-trained", 0.002, 0.42)),

@@ -133,7 +133,7 @@ def _operating_points(
             points.append(
                 OperatingPoint(
                     series=series,
-                    setting=setting,
+                    label=setting,
                     payload_bits=packed.payload_bits,
                     correct=round(packed.accuracy["test"] * total),
                     total=total,

@@ -213,31 +213,21 @@ class NetworkSize:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OperatingPoint:
-    """What one packed network takes, and what it is worth.
+class OperatingPoint(Accuracy):
+    """What one packed network takes, and what it is worth once it is unpacked.
 
     Parameters
     ----------
+    label : str
+        What was set to come there, for example "2^-4".
     series : str
         How its bits were saved, for example "plain, coarser steps".
-    setting : str
-        What was set to come there, for example "2^-4".
     payload_bits : float
         Codewords, codes and maps of the packed file, in bits per weight.
-    correct, total : int
-        Test samples that the unpacked network classifies correctly, and all samples.
     """
 
     series: str
-    setting: str
     payload_bits: float
-    correct: int
-    total: int
-
-    @property
-    def percent(self) -> float:
-        """Correct samples in percent."""
-        return 100 * self.correct / self.total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -748,7 +738,7 @@ def _draw_operating_points(data: ReportData) -> Figure:
         )
         for point in own:
             axes.annotate(
-                point.setting,
+                point.label,
                 (point.payload_bits, point.percent),
                 xytext=(0, 6 if place % 2 else -12),
                 textcoords="offset points",
@@ -883,7 +873,7 @@ def _format_points(data: ReportData) -> list[str]:
         *_table(
             ["", "setting", "bits/weight", "percent"],
             [
-                [point.series, point.setting, f"{point.payload_bits:.2f}", f"{point.percent:.2f}"]
+                [point.series, point.label, f"{point.payload_bits:.2f}", f"{point.percent:.2f}"]
                 for point in data.operating_points
             ],
         ),
