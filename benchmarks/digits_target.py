@@ -99,7 +99,7 @@ _COLUMNS = {
     "packed": "packed %",
     "difference": "- plain",
     "integer": "integer %",
-    "integer_difference": "- plain",
+    "integer_difference": "int-plain",
     "payload_bits": "bits",
     "file_bytes": "file B",
 }
