@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.cover import __main__ as command
+from tests.cover.constants import constant_bits
 from tests.cover.functional import Collector, groups_for
 from tests.cover.structural import Structure
 from tests.image_builder import Code, classes, code_packet, coded_matrix, golomb, map_packet
@@ -95,9 +96,30 @@ def test_verilators_files_add_up(tmp_path: Path) -> None:
     assert structure.modules() == ["lane"]
     assert structure.totals("lane") == (1, 2, 1, 3)
     assert list(structure.missing_lines()) == [("lane", 9)]
-    assert structure.missing_toggles() == {("lane", "sum"): "3", ("lane", "go"): ""}
+    assert structure.missing_toggles() == {("lane", "sum"): {3}, ("lane", "go"): set()}
     structure.add(file)
     assert structure.lines["lane", 7] == 4
+
+
+PAIR = """
+module leaf(input clk, input [1:0] i, output reg [2:0] o = 3'b100);
+  wire [1:0] both = {i[1] & i[0], 1'b0};
+  always @(posedge clk) o <= {o[2], i & both};
+endmodule
+module pair(input clk, input [2:0] i, output [2:0] a, output [2:0] b);
+  leaf first(.clk(clk), .i({i[0], 1'b1}), .o(a));
+  leaf second(.clk(clk), .i(i[2:1]), .o(b));
+endmodule
+"""
+
+
+def test_bits_are_constant_that_never_change_in_any_instance(tmp_path: Path) -> None:
+    found = constant_bits(PAIR, "pair", tmp_path)
+    # The lowest bit of `first.i` is 1 always, that of `second.i` is not.
+    assert ("leaf", "i") not in found
+    assert found["leaf", "both"] == {0}
+    assert found["leaf", "o"] == {0, 2}
+    assert found["pair", "a"] == {0, 2}
 
 
 def test_holes_get_the_reason_of_the_first_rule_that_fits(

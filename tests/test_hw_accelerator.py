@@ -500,6 +500,10 @@ def test_every_kind_of_code_from_matrix_to_matrix(params: AcceleratorParams) -> 
         what = f"{kind} at {number}, {code}"
         outcome = script.send(what, data, x if number % 3 == 0 else None)
         assert outcome.error is ErrorKind.NONE, what
+        if number < len(kinds):
+            row = indices[:1]
+            data = coded_matrix(params, row, code, map_entries=entries, code_bank=bank)
+            assert script.send(f"{what}, one row", data, x).error is ErrorKind.NONE
     script.settle("every code")
     script.play()
 
@@ -512,7 +516,9 @@ def test_corners(params: AcceleratorParams) -> None:
     depth, limit = params.map_depth, 1 << (params.weight_bits - 1)
     table = rng.integers(-limit, limit, depth)
     table[[0, 1, -1]] = 0, -limit, limit - 1
-    script.setup(map_packet(params, 0, table.tolist()))
+    # Faster than they are dealt, so that the dealer's queues fill: of words, and of sections.
+    script.setup(*[map_packet(params, 0, table.tolist())] * 3)
+    script.setup(*(map_packet(params, place, [int(table[place])]) for place in range(12)))
     code = Code(golomb(0, params))
     script.setup(code_packet(params, code))
     rows, columns = params.row_depth, params.activation_depth
@@ -803,7 +809,7 @@ def test_weights_wait_for_activations(params: AcceleratorParams) -> None:
     script.play()
 
 
-@pytest.mark.parametrize("params", [FAULTY, SETS[6]], ids=lambda params: params.name)
+@pytest.mark.parametrize("params", [FAULTY, SETS[2], SETS[6]], ids=lambda params: params.name)
 def test_wrong_lengths_are_errors(params: AcceleratorParams) -> None:
     faults = Faults(params, seed=3)
     word = faults.word
@@ -1229,13 +1235,14 @@ def test_clear_while_results_are_kept(params: AcceleratorParams) -> None:
     assert next(frames, None) is None
 
 
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
 @pytest.mark.parametrize("before", ["good matrix", "nothing", "waiting matrix"])
-def test_clear_amid_a_long_activation_packet(before: str) -> None:
+def test_clear_amid_a_long_activation_packet(params: AcceleratorParams, before: str) -> None:
     """The next matrix waits for the rest of the packet, then takes activations of its own."""
-    faults = Faults(FAULTY, seed=6)
-    golden = GoldenAccelerator(FAULTY)
+    faults = Faults(params, seed=6)
+    golden = GoldenAccelerator(params)
     own, others = faults.vector(), faults.vector(7)
-    long = faults.rng.integers(-128, 128, (300, FAULTY.batch)).astype(np.int8)
+    long = faults.rng.integers(-128, 128, (300, params.batch)).astype(np.int8)
     wrong = bytearray(faults.matrix)
     wrong[2] ^= 1
     steps = [Step("weights", packet) for packet in faults.setup]
@@ -1255,13 +1262,13 @@ def test_clear_amid_a_long_activation_packet(before: str) -> None:
         *(Step("weights", packet) for packet in faults.good_setup),
         *(Step("weights", faults.good), Step("activations", faults.packet(others))),
     ]
-    golden = GoldenAccelerator(FAULTY)
+    golden = GoldenAccelerator(params)
     for packet in faults.good_setup:
         golden.run_packet(packet)
     expected += golden.run_packet(faults.good, others[::-1]).streams
     # Where a matrix waits for fewer columns the packet is an error as soon as it is longer.
     frames = len(expected) + 1
-    recording = play(FAULTY, [*steps, Step("expect", count=frames), Step("status")], timeout=3000)
+    recording = play(params, [*steps, Step("expect", count=frames), Step("status")], timeout=3000)
     assert not recording.locked_up
     good = [frame.values for frame in recording.frames if not frame.error]
     assert len(good) == len(expected)

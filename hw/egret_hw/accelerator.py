@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -336,11 +336,11 @@ class Accelerator(wiring.Component):
         multiplies = Array(lane.multiply for lane in lanes)
         m.d.comb += [
             running.eq(reader.reading | tracker.in_flight.any() | finisher.busy),
+            multiplied.eq(sum(multiplies)),
             status.error.eq(reader.error),
             status.position.eq(reader.position),
             self.matrix_done.eq(tracker.judged),
         ]
-        m.d.sync += multiplied.eq(sum(multiplies))
         waits = reader.i.valid & ~reader.i.ready
         for name, step in {
             "matrices": tracker.judged,
@@ -352,9 +352,10 @@ class Accelerator(wiring.Component):
             "multiplies": multiplied,
             "weights": Mux(tracker.judged, tracker.weights, 0),
         }.items():
-            m.d.sync += counters[name].eq(counters[name] + step)
+            # From a register: what is counted is known late in its cycle.
+            held = Signal.like(Value.cast(step), name=f"{name}_step")
+            m.d.sync += [held.eq(step), counters[name].eq(counters[name] + held)]
             m.d.comb += status[name].eq(counters[name])
-        with m.If(self.clear):
-            m.d.sync += multiplied.eq(0)
-            m.d.sync += [counter.eq(0) for counter in counters.values()]
+            with m.If(self.clear):
+                m.d.sync += [held.eq(0), counters[name].eq(0)]
         return m

@@ -1,6 +1,6 @@
 """Dealer: hands the entries of maps, codes, biases and starts to who holds them, one a cycle."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
@@ -98,8 +98,14 @@ class Dealer(wiring.Component):
         m.submodules.words = fifo = SyncFIFOBuffered(
             width=params.bus_bits, depth=max(32, params.map_depth // per_word)
         )
-        m.submodules.sections = sections = SyncFIFO(width=section_layout().size, depth=_SECTIONS)
+        # Beside each section, whether it is of one entry: its end is looked up in registers.
+        m.submodules.sections = sections = SyncFIFO(
+            width=section_layout().size + 1, depth=_SECTIONS
+        )
         section = Signal(section_layout())
+        single = Signal()
+        begun = Signal()
+        final = Signal()
         entry = Signal(range(per_word))
         number = Signal(ENTRY_BITS)
         section_ends = Signal()
@@ -109,12 +115,12 @@ class Dealer(wiring.Component):
             fifo.w_data.eq(self.words.payload),
             fifo.w_en.eq(self.words.valid),
             self.words.ready.eq(fifo.w_rdy),
-            sections.w_data.eq(self.section.payload),
+            sections.w_data.eq(Cat(self.section.payload, self.section.payload.count == 1)),
             sections.w_en.eq(self.section.valid),
             self.section.ready.eq(sections.w_rdy),
-            section.eq(sections.r_data),
+            Cat(section, single).eq(sections.r_data),
             deal.eq(sections.r_rdy & fifo.r_rdy),
-            section_ends.eq(number + 1 == section.count),
+            section_ends.eq(Mux(begun, final, single)),
             # A section ends with its word.
             word_ends.eq(
                 section_ends | (entry[1:] == per_word // 2 - 1) & (section.wide | entry[0])
@@ -125,6 +131,8 @@ class Dealer(wiring.Component):
         with m.If(deal):
             m.d.sync += [
                 number.eq(Mux(section_ends, 0, number + 1)),
+                begun.eq(~section_ends),
+                final.eq(number + 2 == section.count),
                 entry.eq(Mux(word_ends, 0, entry + Mux(section.wide, 2, 1))),
             ]
 

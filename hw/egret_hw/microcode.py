@@ -262,15 +262,16 @@ class MicrocodeWriter(wiring.Component):
         reads = found.state.prefix | found.state.suffix
         named = Mux(reads, found.state.as_value()[:_STATE_BITS], wrong)
         word = Signal(_word_layout())
+        # A cycle ahead, so that a register tells it.
+        busy = Signal()
         m.d.sync += [
+            busy.eq(self.start | running | Cat(stage.valid for stage in stages).any()),
             word.eq(Cat(named, found.end, found.event)),
             self.microcode_write.enable.eq(found.valid),
             self.microcode_write.address.eq(found.address),
         ]
         m.d.comb += [
             self.microcode_write.word.eq(word),
-            self.busy.eq(
-                running | Cat(stage.valid for stage in stages).any() | self.microcode_write.enable
-            ),
+            self.busy.eq(busy),
         ]
         return m

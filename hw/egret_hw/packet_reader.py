@@ -288,13 +288,15 @@ class PacketReader(wiring.Component):
         header_bits = -(-MATRIX_BYTES * 8 // bus_bits) * bus_bits
         padded = Signal(header_bits)
         raw = padded[: MATRIX_BYTES * 8]
+        # Of the count of words only the bits that a header needs.
+        header_word = words[: max(1, (header_bits // bus_bits - 1).bit_length())]
         kind_field = HEADER_FIELDS["kind"]
         kind_held = raw[kind_field.offset :][: kind_field.width]
-        kind_now = Mux(words == 0, word[kind_field.offset :][: kind_field.width], kind_held)
-        header_words = Mux(
+        kind_now = Mux(header_word == 0, word[kind_field.offset :][: kind_field.width], kind_held)
+        last_header_word = Mux(
             kind_now == PacketKind.MATRIX,
-            header_bits // bus_bits,
-            -(-HEADER_BYTES * 8 // bus_bits),
+            header_bits // bus_bits - 1,
+            -(-HEADER_BYTES * 8 // bus_bits) - 1,
         )
         for fields, target in ((MATRIX_FIELDS, self.matrix), (CODE_FIELDS, self.code)):
             for name, value in _view(raw, fields).items():
@@ -341,9 +343,20 @@ class PacketReader(wiring.Component):
             section.count.eq(count),
             section.wide.eq(wide),
             section.bank.eq(code.bank),
-            body_words.eq(Mux(wide, words_for(_WIDE_BITS), words_for(ENTRY_BITS))),
         ]
-        m.d.comb += [self.section.payload.eq(section), self.section.payload.parity.eq(self.parity)]
+        m.d.comb += [
+            body_words.eq(Mux(wide, words_for(_WIDE_BITS), words_for(ENTRY_BITS))),
+            self.section.payload.eq(section),
+            self.section.payload.parity.eq(self.parity),
+        ]
+
+        # Words left of the section, and whether this is its last one: a register, for `take` is
+        # known late.
+        left = Signal(matrix.payload_words.shape())
+        final = Signal()
+
+        def begin_section(total: Value) -> None:
+            m.d.sync += [left.eq(total), final.eq(total == 1)]
 
         allocated = Signal()
         allowed = Signal()
@@ -357,24 +370,30 @@ class PacketReader(wiring.Component):
 
         # First and last beats of the slots: words at either end of the payload.
         edge = max(1, params.slots // params.beats_per_word)
-        payload_left = Signal(matrix.payload_words.shape())
         m.d.comb += [
             self.payload.payload.first.eq(words < edge),
-            self.payload.payload.last.eq(payload_left <= edge),
+            self.payload.payload.last.eq(left <= edge),
         ]
 
-        def fail(kind: ErrorKind | Value, position: Value | int) -> None:
-            m.d.sync += [self.error.eq(kind), self.position.eq(position)]
+        # The position goes with the words, whether they are right or not: what finds one wrong is
+        # known late in its cycle, and 32 registers would wait for it.
+        position = Signal(POSITION_BITS)
+        m.d.comb += self.position.eq(Mux(self.error == ErrorKind.NONE, 0, position))
+
+        def fail(kind: ErrorKind) -> None:
+            m.d.sync += self.error.eq(kind)
             m.next = "Settle"
 
-        def pass_words(total: Value, following: str) -> None:
+        def pass_words(following: str) -> None:
             """Take words of a section, at least 1; go to `following` behind its last one."""
+            m.d.sync += position.eq(offset)
             with m.If(take):
-                with m.If(words + 1 == total):
+                m.d.sync += [left.eq(left - 1), final.eq(left == 2)]
+                with m.If(final):
                     m.d.sync += words.eq(0)
                     m.next = following
                 with m.If(last):
-                    fail(ErrorKind.TRUNCATED, offset)
+                    fail(ErrorKind.TRUNCATED)
 
         def pass_body() -> None:
             m.d.comb += [
@@ -382,9 +401,11 @@ class PacketReader(wiring.Component):
                 ready.eq(self.words.ready),
             ]
             with m.If(is_matrix):
-                pass_words(body_words, "Payload")
+                pass_words("Payload")
+                with m.If(take & final):
+                    begin_section(matrix.payload_words)
             with m.Else():
-                pass_words(body_words, "CRC")
+                pass_words("CRC")
 
         @contextmanager
         def state(name: str) -> Iterator[None]:
@@ -394,47 +415,42 @@ class PacketReader(wiring.Component):
                 with m.If(self.late):
                     m.d.sync += [
                         self.error.eq(self.late_error),
-                        self.position.eq(self.late_position),
+                        position.eq(self.late_position),
                     ]
                     m.next = "Abort"
                 with m.If(self.clear):
                     m.d.comb += self.cancel.eq(1)
-                    m.d.sync += [
-                        self.error.eq(ErrorKind.NONE),
-                        self.position.eq(0),
-                        offset.eq(0),
-                    ]
+                    m.d.sync += [self.error.eq(ErrorKind.NONE), offset.eq(0)]
                     m.next = "Wipe"
 
         with m.FSM(init="Wipe") as fsm:
             with state("Header"):
                 m.d.comb += ready.eq(1)
-                m.d.sync += truncated.eq(last)
+                m.d.sync += [truncated.eq(last), position.eq(offset)]
                 with m.If(take):
-                    m.d.sync += padded.word_select(
-                        words[: max(1, (header_bits // bus_bits - 1).bit_length())], bus_bits
-                    ).eq(word)
-                    with m.If(words + 1 == header_words):
+                    m.d.sync += padded.word_select(header_word, bus_bits).eq(word)
+                    with m.If(header_word == last_header_word):
                         m.next = "Check"
                     with m.Elif(last):
-                        fail(ErrorKind.TRUNCATED, offset)
+                        fail(ErrorKind.TRUNCATED)
             with state("Check"):
                 m.d.sync += words.eq(0)
+                begin_section(body_words)
                 m.next = "Checked"
             with state("Checked"):
-                m.d.sync += payload_left.eq(matrix.payload_words)
                 with m.If(~common_good | ~kind_good):
-                    fail(ErrorKind.DESCRIPTOR, 0)
+                    m.d.sync += position.eq(0)
+                    fail(ErrorKind.DESCRIPTOR)
                 with m.Elif(truncated):
                     # The header's last word ended the packet, and with it its offset.
-                    fail(
-                        ErrorKind.TRUNCATED,
+                    m.d.sync += position.eq(
                         Mux(
                             is_matrix,
                             header_bits // bus_bits - 1,
                             -(-HEADER_BYTES * 8 // bus_bits) - 1,
-                        ),
+                        )
                     )
+                    fail(ErrorKind.TRUNCATED)
                 with m.Elif(allowed & ~self.clear & ~self.late):
                     m.d.comb += [
                         self.section.valid.eq(1),
@@ -452,17 +468,16 @@ class PacketReader(wiring.Component):
                     ready.eq(self.payload.ready & self.may_send),
                     self.payload_word.eq(take),
                 ]
-                with m.If(take):
-                    m.d.sync += payload_left.eq(payload_left - 1)
-                pass_words(matrix.payload_words, "CRC")
+                pass_words("CRC")
             with state("CRC"):
                 m.d.comb += ready.eq(1)
+                m.d.sync += position.eq(offset)
                 with m.If(take):
                     m.d.sync += words.eq(0)
                     with m.If(~last):
-                        fail(ErrorKind.OVERRUN, offset)
+                        fail(ErrorKind.OVERRUN)
                     with m.Elif(word != crc.crc):
-                        fail(ErrorKind.CRC, offset)
+                        fail(ErrorKind.CRC)
                     with m.Else():
                         m.d.comb += self.passed.eq(is_matrix)
                         m.d.sync += allocated.eq(0)

@@ -10,15 +10,16 @@ import re
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from benchmarks.page import markdown_table
+from tests.cover.constants import constant_bits
 from tests.cover.functional import Collector
-from tests.cover.structural import FLAGS, Structure
+from tests.cover.structural import FLAGS, Structure, format_bits
 from tests.mutation.campaign import find_caught, suite_cases
 from tests.mutation.player import NO_LIMIT, Played, Player
 from tests.test_hw_accelerator import SETS
@@ -32,6 +33,7 @@ from egret_sim.golden import GoldenAccelerator, Outcome
 
 EXPLANATIONS = Path(__file__).parent / "holes.toml"
 PAGE = Path(__file__).parents[2] / "docs/coverage.md"
+CONSTANT = "Constant in this accelerator, as Yosys proves."
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,17 @@ def measure(params: AcceleratorParams, folder: Path) -> Measured:
             collector.sample(packet, outcome, player.pause)
         cycles += played.recording.cycles
         print(f"{params.name}: {case.name}: {played.recording.cycles:,} cycles", flush=True)
-    return Measured(
-        params, len(cases), cycles, collector, structure, _holes(collector, structure, verilog)
-    )
+    constant = constant_bits(verilog, top_name(params), folder)
+    holes = _holes(collector, structure, verilog, constant)
+    return Measured(params, len(cases), cycles, collector, structure, holes)
 
 
-def _holes(collector: Collector, structure: Structure, verilog: str) -> list[Hole]:
+def _holes(
+    collector: Collector,
+    structure: Structure,
+    verilog: str,
+    constant: Mapping[tuple[str, str], set[int]],
+) -> list[Hole]:
     top = top_name(collector.params)
     texts = verilog.splitlines()
     holes = [
@@ -133,10 +140,15 @@ def _holes(collector: Collector, structure: Structure, verilog: str) -> list[Hol
         Hole("line", f"{_short(module, top)}: {' '.join(texts[line - 1].split())}")
         for module, line in structure.missing_lines()
     ]
-    holes += [
-        Hole("toggle", f"{_short(module, top)}.{signal}" + (f"[{bits}]" if bits else ""))
-        for (module, signal), bits in structure.missing_toggles().items()
-    ]
+    for (module, signal), bits in structure.missing_toggles().items():
+        name = f"{_short(module, top)}.{signal}"
+        proved = constant.get((module, signal), set())
+        if not bits:
+            holes.append(Hole("toggle", name, CONSTANT if proved else ""))
+            continue
+        for part, reason in ((bits & proved, CONSTANT), (bits - proved, "")):
+            if part:
+                holes.append(Hole("toggle", f"{name}[{format_bits(part)}]", reason))
     return holes
 
 
@@ -150,7 +162,7 @@ def explain(holes: Sequence[Hole], accelerator: str) -> list[Hole]:
     Parameters
     ----------
     holes : sequence of Hole
-        Holes without.
+        Holes; those that have a reason keep it.
     accelerator : str
         Whose they are.
     """
@@ -159,7 +171,8 @@ def explain(holes: Sequence[Hole], accelerator: str) -> list[Hole]:
         Hole(
             hole.kind,
             hole.what,
-            next(
+            hole.reason
+            or next(
                 (
                     rule["reason"]
                     for rule in rules

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["FLAGS", "Structure"]
+__all__ = ["FLAGS", "Structure", "format_bits"]
 
 FLAGS = ("--coverage-line", "--coverage-toggle", "--coverage-max-width", "4096")
 """Options of Verilator."""
@@ -19,7 +19,7 @@ def decoded(name: str) -> str:
     return _OTHER.sub(lambda found: chr(int(found[1], 16)), name)
 
 
-def _ranges(bits: set[int]) -> str:
+def format_bits(bits: set[int]) -> str:
     """Write bits as in Verilog: the highest first, neighbours joined."""
     parts: list[list[int]] = []
     for bit in sorted(bits, reverse=True):
@@ -73,8 +73,8 @@ class Structure:
         """Yield modules and lines of the text that were not reached."""
         yield from sorted(key for key, count in self.lines.items() if not count)
 
-    def missing_toggles(self) -> dict[tuple[str, str], str]:
-        """Return the bits that did not go up and down, by module and signal; "" for a whole one."""
+    def missing_toggles(self) -> dict[tuple[str, str], set[int]]:
+        """Return the bits that did not go up and down, by module and signal; none: of one bit."""
         missing: dict[tuple[str, str], set[int]] = {}
         for (module, name, _), count in sorted(self.toggles.items()):
             if count:
@@ -85,4 +85,4 @@ class Structure:
             bits = missing.setdefault((module, signal), set())
             if bit:
                 bits.add(int(bit))
-        return {key: _ranges(bits) for key, bits in missing.items()}
+        return missing

@@ -248,43 +248,43 @@ endmodule
 module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$125 , \$128 , \$129 , \$130 , \$132 , \$133 , \$2 , \$3 , \$4 , \$5 , \$7 , \$71 ,
-    \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$8 , \$80 , \$85 , \$90 ;
-  wire [1:0] \$10 , \$86 , \$91 ;
-  wire [10:0] \$100 , \$160 , \$82 ;
-  wire [11:0] \$101 ;
-  wire [12:0] \$102 ;
-  wire [13:0] \$103 , \$159 ;
-  wire [14:0] \$104 ;
-  wire [15:0] \$105 ;
-  wire [16:0] \$106 , \$83 ;
-  wire [17:0] \$107 , \$84 ;
-  wire [18:0] \$108 ;
-  wire [19:0] \$109 ;
-  wire [20:0] \$110 ;
-  wire [21:0] \$111 ;
-  wire [22:0] \$112 ;
-  wire [23:0] \$113 ;
-  wire [24:0] \$114 ;
-  wire [25:0] \$115 ;
-  wire [26:0] \$116 ;
-  wire [27:0] \$117 ;
-  wire [28:0] \$118 ;
-  wire [29:0] \$119 ;
-  wire [2:0] \$12 , \$14 , \$92 ;
-  wire [30:0] \$120 ;
-  wire [31:0] \$121 , \$136 ;
-  wire [32:0] \$122 , \$123 , \$124 , \$126 , \$127 , \$131 , \$134 , \$135 , \$137 ;
-  wire [3:0] \$16 , \$18 , \$20 , \$22 , \$89 , \$93 ;
-  wire [4:0] \$24 , \$26 , \$28 , \$30 , \$32 , \$34 , \$36 , \$38 , \$94 ;
+  wire \$1 , \$105 , \$106 , \$107 , \$108 , \$109 , \$110 , \$112 , \$117 , \$122 , \$125 , \$128 ,
+    \$129 , \$130 , \$132 , \$133 , \$2 , \$3 , \$4 , \$5 , \$7 , \$71 , \$72 , \$8 ;
+  wire [1:0] \$10 , \$118 , \$73 ;
+  wire [28:0] \$100 ;
+  wire [29:0] \$101 ;
+  wire [30:0] \$102 ;
+  wire [31:0] \$103 , \$136 ;
+  wire [32:0] \$104 , \$123 , \$124 , \$126 , \$127 , \$131 , \$134 , \$135 , \$137 ;
+  wire [79:0] \$113 ;
+  wire [10:0] \$114 , \$167 , \$82 ;
+  wire [16:0] \$115 , \$88 ;
+  wire [17:0] \$116 , \$89 ;
+  wire [43:0] \$119 ;
+  wire [2:0] \$12 , \$14 , \$74 ;
+  wire [3:0] \$121 , \$16 , \$18 , \$20 , \$22 , \$75 ;
+  wire [13:0] \$166 , \$85 ;
+  wire [4:0] \$24 , \$26 , \$28 , \$30 , \$32 , \$34 , \$36 , \$38 , \$76 ;
   wire [5:0] \$40 , \$42 , \$44 , \$46 , \$48 , \$50 , \$52 , \$54 , \$56 , \$58 , \$60 , \$62 ,
-    \$64 , \$66 , \$68 , \$70 , \$95 ;
-  wire [79:0] \$81 ;
-  wire [43:0] \$87 ;
-  wire [6:0] \$96 ;
-  wire [7:0] \$97 ;
-  wire [8:0] \$98 ;
-  wire [9:0] \$99 ;
+    \$64 , \$66 , \$68 , \$70 , \$77 ;
+  wire [6:0] \$78 ;
+  wire [7:0] \$79 ;
+  wire [8:0] \$80 ;
+  wire [9:0] \$81 ;
+  wire [11:0] \$83 ;
+  wire [12:0] \$84 ;
+  wire [14:0] \$86 ;
+  wire [15:0] \$87 ;
+  wire [18:0] \$90 ;
+  wire [19:0] \$91 ;
+  wire [20:0] \$92 ;
+  wire [21:0] \$93 ;
+  wire [22:0] \$94 ;
+  wire [23:0] \$95 ;
+  wire [24:0] \$96 ;
+  wire [25:0] \$97 ;
+  wire [26:0] \$98 ;
+  wire [27:0] \$99 ;
   reg \$138 ;
   reg [28:0] \$139 ;
   reg \$140 ;
@@ -297,15 +297,22 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [4:0] \$147 ;
   reg \$148 ;
   reg [1:0] \$149 ;
-  reg [5:0] \$150 ;
+  reg \$150 ;
   reg [31:0] \$151 ;
-  reg [31:0] \$152 ;
+  reg \$152 ;
   reg [31:0] \$153 ;
-  reg [31:0] \$154 ;
+  reg \$154 ;
   reg [31:0] \$155 ;
-  reg [31:0] \$156 ;
+  reg \$156 ;
   reg [31:0] \$157 ;
-  reg [31:0] \$158 ;
+  reg \$158 ;
+  reg [31:0] \$159 ;
+  reg \$160 ;
+  reg [31:0] \$161 ;
+  reg [5:0] \$162 ;
+  reg [31:0] \$163 ;
+  reg [31:0] \$164 ;
+  reg [31:0] \$165 ;
   wire [64:0] activations__payload;
   output activations__ready;
   wire activations__ready;
@@ -699,6 +706,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [1:0] complete;
   wire [1:0] \complete$93 ;
   reg [31:0] cycles = 32'd0;
+  reg cycles_step = 1'h0;
   wire drain;
   wire \drain$212 ;
   wire \drain$232 ;
@@ -1046,7 +1054,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* init = 1'h0 *)
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
-  wire [26:0] \map_write$1101 ;
+  wire [26:0] \map_write$1134 ;
   (* init = 27'h0000000 *)
   wire [26:0] \map_write$182 ;
   (* init = 27'h0000000 *)
@@ -1112,8 +1120,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* init = 27'h0000000 *)
   wire [26:0] \map_write$808 ;
   wire [69:0] matrices;
-  reg [31:0] \matrices$1087  = 32'd0;
+  reg [31:0] \matrices$1120  = 32'd0;
   wire [69:0] \matrices$137 ;
+  reg matrices_step = 1'h0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
@@ -1126,7 +1135,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg \may_send$65  = 1'h0;
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
-  wire [28:0] \microcode_write$1097 ;
+  wire [28:0] \microcode_write$1130 ;
   (* init = 29'h00000000 *)
   wire [28:0] \microcode_write$180 ;
   (* init = 29'h00000000 *)
@@ -1191,9 +1200,31 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [28:0] \microcode_write$787 ;
   (* init = 29'h00000000 *)
   wire [28:0] \microcode_write$807 ;
-  reg [5:0] multiplied = 6'h00;
+  wire [5:0] multiplied;
   reg [31:0] multiplies = 32'd0;
+  reg [5:0] multiplies_step = 6'h00;
   wire multiply;
+  wire \multiply$1085 ;
+  wire \multiply$1086 ;
+  wire \multiply$1087 ;
+  wire \multiply$1088 ;
+  wire \multiply$1089 ;
+  wire \multiply$1090 ;
+  wire \multiply$1091 ;
+  wire \multiply$1092 ;
+  wire \multiply$1093 ;
+  wire \multiply$1094 ;
+  wire \multiply$1095 ;
+  wire \multiply$1096 ;
+  wire \multiply$1097 ;
+  wire \multiply$1098 ;
+  wire \multiply$1099 ;
+  wire \multiply$1100 ;
+  wire \multiply$1101 ;
+  wire \multiply$1102 ;
+  wire \multiply$1103 ;
+  wire \multiply$1104 ;
+  wire \multiply$1105 ;
   wire \multiply$1106 ;
   wire \multiply$1107 ;
   wire \multiply$1108 ;
@@ -1204,27 +1235,6 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \multiply$1113 ;
   wire \multiply$1114 ;
   wire \multiply$1115 ;
-  wire \multiply$1116 ;
-  wire \multiply$1117 ;
-  wire \multiply$1118 ;
-  wire \multiply$1119 ;
-  wire \multiply$1120 ;
-  wire \multiply$1121 ;
-  wire \multiply$1122 ;
-  wire \multiply$1123 ;
-  wire \multiply$1124 ;
-  wire \multiply$1125 ;
-  wire \multiply$1126 ;
-  wire \multiply$1127 ;
-  wire \multiply$1128 ;
-  wire \multiply$1129 ;
-  wire \multiply$1130 ;
-  wire \multiply$1131 ;
-  wire \multiply$1132 ;
-  wire \multiply$1133 ;
-  wire \multiply$1134 ;
-  wire \multiply$1135 ;
-  wire \multiply$1136 ;
   wire [37:0] o;
   wire [256:0] o__payload;
   wire [37:0] \o__payload$1004 ;
@@ -1437,6 +1447,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire payload__valid;
   wire payload_word;
   reg [31:0] payload_words = 32'd0;
+  reg payload_words_step = 1'h0;
   reg [1:0] placed = 2'h0;
   wire [31:0] position;
   wire reading;
@@ -1530,6 +1541,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [37:0] \settings$805 ;
   wire settling;
   reg [31:0] stalls = 32'd0;
+  reg stalls_step = 1'h0;
   wire start;
   wire [40:0] \start$110 ;
   wire [40:0] \start$111 ;
@@ -1603,12 +1615,13 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* init = 16'h0000 *)
   wire [15:0] \start_write$810 ;
   reg [31:0] starved = 32'd0;
+  reg starved_step = 1'h0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
   wire [31:0] \sums$128 ;
   reg [79:0] vector_write = 80'h00000000000000000000;
-  wire [79:0] \vector_write$1100 ;
+  wire [79:0] \vector_write$1133 ;
   (* init = 80'h00000000000000000000 *)
   wire [79:0] \vector_write$184 ;
   (* init = 80'h00000000000000000000 *)
@@ -1677,11 +1690,12 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [13:0] \walk$120 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$1138 ;
+  wire [31:0] \weights$1146 ;
   wire [256:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
+  reg [31:0] weights_step = 32'd0;
   wire wipe;
   wire \wipe$122 ;
   wire wiped;
@@ -1693,6 +1707,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \words__ready$27 ;
   wire words__valid;
   wire \words__valid$29 ;
+  reg words_step = 1'h0;
   wire [79:0] write;
   assign \$1  = ~ coding;
   assign start = was_coding & \$1 ;
@@ -1773,69 +1788,69 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$71  = | in_flight;
   assign \$72  = reading | \$71 ;
   assign running = \$72  | \busy$61 ;
-  assign \$73  = ! code[32];
-  assign \$74  = load_code & \$73 ;
-  assign \$75  = ! code_write[1];
-  assign \$76  = code_write[0] & \$75 ;
-  assign \$77  = ! code_write[6:3];
-  assign \$78  = \$76  & \$77 ;
-  assign \$80  = | write[7:0];
-  assign \$81  = \$80  ? write : \vector_write$1100 ;
-  assign \$82  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$83  = \start$110 [39:24] - \$82 ;
-  assign \$84  = $signed(\$83 ) - $signed(2'h1);
-  assign \$85  = \start$110 [0] & \start$110 [40];
-  assign \$86  = 1'h1 << start_write[1];
-  assign \$87  = code_write[1] ? codes[87:44] : codes[43:0];
-  assign \$89  = code_write[2] ? \$87 [11:8] : \$87 [7:4];
-  assign \$90  = code_write[6:3] > \$89 ;
-  assign \$91  = 1'h0 + multiply;
-  assign \$92  = \$91  + \multiply$1106 ;
-  assign \$93  = \$92  + \multiply$1107 ;
-  assign \$94  = \$93  + \multiply$1108 ;
-  assign \$95  = \$94  + \multiply$1109 ;
-  assign \$96  = \$95  + \multiply$1110 ;
-  assign \$97  = \$96  + \multiply$1111 ;
-  assign \$98  = \$97  + \multiply$1112 ;
-  assign \$99  = \$98  + \multiply$1113 ;
-  assign \$100  = \$99  + \multiply$1114 ;
-  assign \$101  = \$100  + \multiply$1115 ;
-  assign \$102  = \$101  + \multiply$1116 ;
-  assign \$103  = \$102  + \multiply$1117 ;
-  assign \$104  = \$103  + \multiply$1118 ;
-  assign \$105  = \$104  + \multiply$1119 ;
-  assign \$106  = \$105  + \multiply$1120 ;
-  assign \$107  = \$106  + \multiply$1121 ;
-  assign \$108  = \$107  + \multiply$1122 ;
-  assign \$109  = \$108  + \multiply$1123 ;
-  assign \$110  = \$109  + \multiply$1124 ;
-  assign \$111  = \$110  + \multiply$1125 ;
-  assign \$112  = \$111  + \multiply$1126 ;
-  assign \$113  = \$112  + \multiply$1127 ;
-  assign \$114  = \$113  + \multiply$1128 ;
-  assign \$115  = \$114  + \multiply$1129 ;
-  assign \$116  = \$115  + \multiply$1130 ;
-  assign \$117  = \$116  + \multiply$1131 ;
-  assign \$118  = \$117  + \multiply$1132 ;
-  assign \$119  = \$118  + \multiply$1133 ;
-  assign \$120  = \$119  + \multiply$1134 ;
-  assign \$121  = \$120  + \multiply$1135 ;
-  assign \$122  = \$121  + \multiply$1136 ;
-  assign \$123  = \matrices$1087  + matrix_done;
-  assign \$124  = cycles + running;
+  assign \$73  = 1'h0 + multiply;
+  assign \$74  = \$73  + \multiply$1085 ;
+  assign \$75  = \$74  + \multiply$1086 ;
+  assign \$76  = \$75  + \multiply$1087 ;
+  assign \$77  = \$76  + \multiply$1088 ;
+  assign \$78  = \$77  + \multiply$1089 ;
+  assign \$79  = \$78  + \multiply$1090 ;
+  assign \$80  = \$79  + \multiply$1091 ;
+  assign \$81  = \$80  + \multiply$1092 ;
+  assign \$82  = \$81  + \multiply$1093 ;
+  assign \$83  = \$82  + \multiply$1094 ;
+  assign \$84  = \$83  + \multiply$1095 ;
+  assign \$85  = \$84  + \multiply$1096 ;
+  assign \$86  = \$85  + \multiply$1097 ;
+  assign \$87  = \$86  + \multiply$1098 ;
+  assign \$88  = \$87  + \multiply$1099 ;
+  assign \$89  = \$88  + \multiply$1100 ;
+  assign \$90  = \$89  + \multiply$1101 ;
+  assign \$91  = \$90  + \multiply$1102 ;
+  assign \$92  = \$91  + \multiply$1103 ;
+  assign \$93  = \$92  + \multiply$1104 ;
+  assign \$94  = \$93  + \multiply$1105 ;
+  assign \$95  = \$94  + \multiply$1106 ;
+  assign \$96  = \$95  + \multiply$1107 ;
+  assign \$97  = \$96  + \multiply$1108 ;
+  assign \$98  = \$97  + \multiply$1109 ;
+  assign \$99  = \$98  + \multiply$1110 ;
+  assign \$100  = \$99  + \multiply$1111 ;
+  assign \$101  = \$100  + \multiply$1112 ;
+  assign \$102  = \$101  + \multiply$1113 ;
+  assign \$103  = \$102  + \multiply$1114 ;
+  assign \$104  = \$103  + \multiply$1115 ;
+  assign \$105  = ! code[32];
+  assign \$106  = load_code & \$105 ;
+  assign \$107  = ! code_write[1];
+  assign \$108  = code_write[0] & \$107 ;
+  assign \$109  = ! code_write[6:3];
+  assign \$110  = \$108  & \$109 ;
+  assign \$112  = | write[7:0];
+  assign \$113  = \$112  ? write : \vector_write$1133 ;
+  assign \$114  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
+  assign \$115  = \start$110 [39:24] - \$114 ;
+  assign \$116  = $signed(\$115 ) - $signed(2'h1);
+  assign \$117  = \start$110 [0] & \start$110 [40];
+  assign \$118  = 1'h1 << start_write[1];
+  assign \$119  = code_write[1] ? codes[87:44] : codes[43:0];
+  assign \$121  = code_write[2] ? \$119 [11:8] : \$119 [7:4];
+  assign \$122  = code_write[6:3] > \$121 ;
+  assign \$123  = \matrices$1120  + matrices_step;
+  assign \$124  = cycles + cycles_step;
   assign \$125  = \i__valid$10  & o__ready;
-  assign \$126  = words + \$125 ;
-  assign \$127  = payload_words + payload_word;
+  assign \$126  = words + words_step;
+  assign \$127  = payload_words + payload_words_step;
   assign \$128  = ~ o__ready;
   assign \$129  = \i__valid$10  & \$128 ;
   assign \$130  = running & \$129 ;
-  assign \$131  = stalls + \$130 ;
+  assign \$131  = stalls + stalls_step;
   assign \$132  = ~ \i__valid$10 ;
   assign \$133  = running & \$132 ;
-  assign \$134  = starved + \$133 ;
-  assign \$135  = multiplies + multiplied;
-  assign \$136  = matrix_done ? \weights$1138  : 32'd0;
-  assign \$137  = weights + \$136 ;
+  assign \$134  = starved + starved_step;
+  assign \$135  = multiplies + multiplies_step;
+  assign \$136  = matrix_done ? \weights$1146  : 32'd0;
+  assign \$137  = weights + weights_step;
   always @(posedge clk)
     was_coding <= \$138 ;
   always @(posedge clk)
@@ -1861,23 +1876,37 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     placed <= \$149 ;
   always @(posedge clk)
-    multiplied <= \$150 ;
+    matrices_step <= \$150 ;
   always @(posedge clk)
-    \matrices$1087  <= \$151 ;
+    \matrices$1120  <= \$151 ;
   always @(posedge clk)
-    cycles <= \$152 ;
+    cycles_step <= \$152 ;
   always @(posedge clk)
-    words <= \$153 ;
+    cycles <= \$153 ;
   always @(posedge clk)
-    payload_words <= \$154 ;
+    words_step <= \$154 ;
   always @(posedge clk)
-    stalls <= \$155 ;
+    words <= \$155 ;
   always @(posedge clk)
-    starved <= \$156 ;
+    payload_words_step <= \$156 ;
   always @(posedge clk)
-    multiplies <= \$157 ;
+    payload_words <= \$157 ;
   always @(posedge clk)
-    weights <= \$158 ;
+    stalls_step <= \$158 ;
+  always @(posedge clk)
+    stalls <= \$159 ;
+  always @(posedge clk)
+    starved_step <= \$160 ;
+  always @(posedge clk)
+    starved <= \$161 ;
+  always @(posedge clk)
+    multiplies_step <= \$162 ;
+  always @(posedge clk)
+    multiplies <= \$163 ;
+  always @(posedge clk)
+    weights_step <= \$164 ;
+  always @(posedge clk)
+    weights <= \$165 ;
   egret_l_onchip_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
@@ -1885,12 +1914,12 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$1101 ),
+    .map_write(\map_write$1134 ),
     .rst(rst),
+    .section__payload(section__payload),
     .section__ready(section__ready),
     .start(\start$110 ),
     .w_data(\i__payload$6 [255:0]),
-    .\w_data$6 (section__payload),
     .w_en(words__valid),
     .\w_en$8 (section__valid),
     .words__ready(words__ready)
@@ -1909,7 +1938,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .rst(rst),
     .start(\start$123 ),
     .sums(sums),
-    .vector_write(\vector_write$1100 ),
+    .vector_write(\vector_write$1133 ),
     .walk(walk)
   );
   egret_l_onchip_core_gearbox  gearbox (
@@ -1965,7 +1994,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$215 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1106 ),
+    .multiply(\multiply$1085 ),
     .\o__payload$59 (\o__payload$220 ),
     .\o__ready$61 (\o__ready$221 ),
     .\o__valid$63 (\lane__valid$217 ),
@@ -1992,7 +2021,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$395 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1115 ),
+    .multiply(\multiply$1094 ),
     .\o__payload$59 (\o__payload$400 ),
     .\o__ready$61 (\o__ready$401 ),
     .\o__valid$63 (\lane__valid$397 ),
@@ -2019,7 +2048,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$415 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1116 ),
+    .multiply(\multiply$1095 ),
     .\o__payload$59 (\o__payload$420 ),
     .\o__ready$61 (\o__ready$421 ),
     .\o__valid$63 (\lane__valid$417 ),
@@ -2046,7 +2075,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$435 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1117 ),
+    .multiply(\multiply$1096 ),
     .\o__payload$59 (\o__payload$440 ),
     .\o__ready$61 (\o__ready$441 ),
     .\o__valid$63 (\lane__valid$437 ),
@@ -2073,7 +2102,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$455 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1118 ),
+    .multiply(\multiply$1097 ),
     .\o__payload$59 (\o__payload$460 ),
     .\o__ready$61 (\o__ready$461 ),
     .\o__valid$63 (\lane__valid$457 ),
@@ -2100,7 +2129,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$475 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1119 ),
+    .multiply(\multiply$1098 ),
     .\o__payload$59 (\o__payload$480 ),
     .\o__ready$61 (\o__ready$481 ),
     .\o__valid$63 (\lane__valid$477 ),
@@ -2127,7 +2156,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$495 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1120 ),
+    .multiply(\multiply$1099 ),
     .\o__payload$59 (\o__payload$500 ),
     .\o__ready$61 (\o__ready$501 ),
     .\o__valid$63 (\lane__valid$497 ),
@@ -2154,7 +2183,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$515 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1121 ),
+    .multiply(\multiply$1100 ),
     .\o__payload$59 (\o__payload$520 ),
     .\o__ready$61 (\o__ready$521 ),
     .\o__valid$63 (\lane__valid$517 ),
@@ -2181,7 +2210,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$535 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1122 ),
+    .multiply(\multiply$1101 ),
     .\o__payload$59 (\o__payload$540 ),
     .\o__ready$61 (\o__ready$541 ),
     .\o__valid$63 (\lane__valid$537 ),
@@ -2208,7 +2237,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$555 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1123 ),
+    .multiply(\multiply$1102 ),
     .\o__payload$59 (\o__payload$560 ),
     .\o__ready$61 (\o__ready$561 ),
     .\o__valid$63 (\lane__valid$557 ),
@@ -2235,7 +2264,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$575 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1124 ),
+    .multiply(\multiply$1103 ),
     .\o__payload$59 (\o__payload$580 ),
     .\o__ready$61 (\o__ready$581 ),
     .\o__valid$63 (\lane__valid$577 ),
@@ -2262,7 +2291,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$235 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1107 ),
+    .multiply(\multiply$1086 ),
     .\o__payload$59 (\o__payload$240 ),
     .\o__ready$61 (\o__ready$241 ),
     .\o__valid$63 (\lane__valid$237 ),
@@ -2289,7 +2318,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$595 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1125 ),
+    .multiply(\multiply$1104 ),
     .\o__payload$59 (\o__payload$600 ),
     .\o__ready$61 (\o__ready$601 ),
     .\o__valid$63 (\lane__valid$597 ),
@@ -2316,7 +2345,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$615 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1126 ),
+    .multiply(\multiply$1105 ),
     .\o__payload$59 (\o__payload$620 ),
     .\o__ready$61 (\o__ready$621 ),
     .\o__valid$63 (\lane__valid$617 ),
@@ -2343,7 +2372,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$635 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1127 ),
+    .multiply(\multiply$1106 ),
     .\o__payload$59 (\o__payload$640 ),
     .\o__ready$61 (\o__ready$641 ),
     .\o__valid$63 (\lane__valid$637 ),
@@ -2370,7 +2399,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$655 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1128 ),
+    .multiply(\multiply$1107 ),
     .\o__payload$59 (\o__payload$660 ),
     .\o__ready$61 (\o__ready$661 ),
     .\o__valid$63 (\lane__valid$657 ),
@@ -2397,7 +2426,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$675 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1129 ),
+    .multiply(\multiply$1108 ),
     .\o__payload$59 (\o__payload$680 ),
     .\o__ready$61 (\o__ready$681 ),
     .\o__valid$63 (\lane__valid$677 ),
@@ -2424,7 +2453,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$695 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1130 ),
+    .multiply(\multiply$1109 ),
     .\o__payload$59 (\o__payload$700 ),
     .\o__ready$61 (\o__ready$701 ),
     .\o__valid$63 (\lane__valid$697 ),
@@ -2451,7 +2480,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$715 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1131 ),
+    .multiply(\multiply$1110 ),
     .\o__payload$59 (\o__payload$720 ),
     .\o__ready$61 (\o__ready$721 ),
     .\o__valid$63 (\lane__valid$717 ),
@@ -2478,7 +2507,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$735 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1132 ),
+    .multiply(\multiply$1111 ),
     .\o__payload$59 (\o__payload$740 ),
     .\o__ready$61 (\o__ready$741 ),
     .\o__valid$63 (\lane__valid$737 ),
@@ -2505,7 +2534,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$755 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1133 ),
+    .multiply(\multiply$1112 ),
     .\o__payload$59 (\o__payload$760 ),
     .\o__ready$61 (\o__ready$761 ),
     .\o__valid$63 (\lane__valid$757 ),
@@ -2532,7 +2561,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$775 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1134 ),
+    .multiply(\multiply$1113 ),
     .\o__payload$59 (\o__payload$780 ),
     .\o__ready$61 (\o__ready$781 ),
     .\o__valid$63 (\lane__valid$777 ),
@@ -2559,7 +2588,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$255 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1108 ),
+    .multiply(\multiply$1087 ),
     .\o__payload$59 (\o__payload$260 ),
     .\o__ready$61 (\o__ready$261 ),
     .\o__valid$63 (\lane__valid$257 ),
@@ -2586,7 +2615,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$795 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1135 ),
+    .multiply(\multiply$1114 ),
     .\o__payload$59 (\o__payload$800 ),
     .\o__ready$61 (\o__ready$801 ),
     .\o__valid$63 (\lane__valid$797 ),
@@ -2613,7 +2642,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$815 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1136 ),
+    .multiply(\multiply$1115 ),
     .\o__payload$59 (\o__payload$820 ),
     .\o__ready$61 (\o__ready$821 ),
     .\o__valid$63 (\lane__valid$817 ),
@@ -2640,7 +2669,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$275 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1109 ),
+    .multiply(\multiply$1088 ),
     .\o__payload$59 (\o__payload$280 ),
     .\o__ready$61 (\o__ready$281 ),
     .\o__valid$63 (\lane__valid$277 ),
@@ -2667,7 +2696,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$295 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1110 ),
+    .multiply(\multiply$1089 ),
     .\o__payload$59 (\o__payload$300 ),
     .\o__ready$61 (\o__ready$301 ),
     .\o__valid$63 (\lane__valid$297 ),
@@ -2694,7 +2723,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$315 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1111 ),
+    .multiply(\multiply$1090 ),
     .\o__payload$59 (\o__payload$320 ),
     .\o__ready$61 (\o__ready$321 ),
     .\o__valid$63 (\lane__valid$317 ),
@@ -2721,7 +2750,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$335 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1112 ),
+    .multiply(\multiply$1091 ),
     .\o__payload$59 (\o__payload$340 ),
     .\o__ready$61 (\o__ready$341 ),
     .\o__valid$63 (\lane__valid$337 ),
@@ -2748,7 +2777,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$355 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1113 ),
+    .multiply(\multiply$1092 ),
     .\o__payload$59 (\o__payload$360 ),
     .\o__ready$61 (\o__ready$361 ),
     .\o__valid$63 (\lane__valid$357 ),
@@ -2775,7 +2804,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\i__valid$45 (\i__valid$375 ),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1114 ),
+    .multiply(\multiply$1093 ),
     .\o__payload$59 (\o__payload$380 ),
     .\o__ready$61 (\o__ready$381 ),
     .\o__valid$63 (\lane__valid$377 ),
@@ -3416,7 +3445,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$1138 )
+    .weights(\weights$1146 )
   );
   egret_l_onchip_core_weights_in  weights_in (
     .clk(clk),
@@ -3433,11 +3462,11 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .port_0 (\$160 ),
+    .port_0 (\$167 ),
     .rst(rst),
     .settings(codes[43:0]),
     .start(start),
-    .word(\$159 )
+    .word(\$166 )
   );
   always @* begin
     if (time_zero ) begin end
@@ -3451,7 +3480,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$139  = { 4'h0, \$159 , \$160  };
+    \$139  = { 4'h0, \$166 , \$167  };
     if (rst) begin
       \$139  = 29'h00000000;
     end
@@ -3459,7 +3488,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @* begin
     if (time_zero ) begin end
     \$140  = banks_loaded;
-    if (\$74 ) begin
+    if (\$106 ) begin
       \$140  = 1'h1;
     end
     if (cancel) begin
@@ -3472,7 +3501,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @* begin
     if (time_zero ) begin end
     \$141  = codes;
-    if (\$74 ) begin
+    if (\$106 ) begin
       \$141 [0] = code[33];
       \$141 [1] = code[34];
       \$141 [2] = code[35];
@@ -3480,7 +3509,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
       \$141 [7:4] = code[40:37];
       \$141 [11:8] = code[44:41];
     end
-    if (\$78 ) begin
+    if (\$110 ) begin
       (* full_case = 32'd1 *)
       if (code_write[2]) begin
         \$141 [19:16] = code_write[10:7];
@@ -3503,14 +3532,14 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$143  = \$81 ;
+    \$143  = \$113 ;
     if (rst) begin
       \$143  = 80'h00000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$144  = \map_write$1101 ;
+    \$144  = \map_write$1134 ;
     if (rst) begin
       \$144  = 27'h0000000;
     end
@@ -3518,7 +3547,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @* begin
     if (time_zero ) begin end
     \$145  = code_write;
-    if (\$90 ) begin
+    if (\$122 ) begin
       \$145 [10:7] = \code_write$177 [10:7];
       \$145 [22:11] = \code_write$177 [22:11];
     end
@@ -3531,7 +3560,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     \$146 [0] = \start$110 [0];
     \$146 [1] = \start$110 [1];
     \$146 [2] = \start$110 [2];
-    \$146 [15:3] = \$84 [12:0];
+    \$146 [15:3] = \$116 [12:0];
     if (cancel) begin
       \$146 [0] = 1'h0;
     end
@@ -3548,7 +3577,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$148  = \$85 ;
+    \$148  = \$117 ;
     if (cancel) begin
       \$148  = 1'h0;
     end
@@ -3560,7 +3589,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     if (time_zero ) begin end
     \$149  = 2'h0;
     if (\final ) begin
-      \$149  = \$86 ;
+      \$149  = \$118 ;
     end
     if (cancel) begin
       \$149  = 2'h0;
@@ -3571,12 +3600,12 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$150  = \$122 [5:0];
+    \$150  = matrix_done;
     if (clear) begin
-      \$150  = 6'h00;
+      \$150  = 1'h0;
     end
     if (rst) begin
-      \$150  = 6'h00;
+      \$150  = 1'h0;
     end
   end
   always @* begin
@@ -3591,17 +3620,17 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$152  = \$124 [31:0];
+    \$152  = running;
     if (clear) begin
-      \$152  = 32'd0;
+      \$152  = 1'h0;
     end
     if (rst) begin
-      \$152  = 32'd0;
+      \$152  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$153  = \$126 [31:0];
+    \$153  = \$124 [31:0];
     if (clear) begin
       \$153  = 32'd0;
     end
@@ -3611,17 +3640,17 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$154  = \$127 [31:0];
+    \$154  = \$125 ;
     if (clear) begin
-      \$154  = 32'd0;
+      \$154  = 1'h0;
     end
     if (rst) begin
-      \$154  = 32'd0;
+      \$154  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$155  = \$131 [31:0];
+    \$155  = \$126 [31:0];
     if (clear) begin
       \$155  = 32'd0;
     end
@@ -3631,17 +3660,17 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$156  = \$134 [31:0];
+    \$156  = payload_word;
     if (clear) begin
-      \$156  = 32'd0;
+      \$156  = 1'h0;
     end
     if (rst) begin
-      \$156  = 32'd0;
+      \$156  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$157  = \$135 [31:0];
+    \$157  = \$127 [31:0];
     if (clear) begin
       \$157  = 32'd0;
     end
@@ -3651,12 +3680,82 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$158  = \$137 [31:0];
+    \$158  = \$130 ;
     if (clear) begin
-      \$158  = 32'd0;
+      \$158  = 1'h0;
     end
     if (rst) begin
-      \$158  = 32'd0;
+      \$158  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$159  = \$131 [31:0];
+    if (clear) begin
+      \$159  = 32'd0;
+    end
+    if (rst) begin
+      \$159  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$160  = \$133 ;
+    if (clear) begin
+      \$160  = 1'h0;
+    end
+    if (rst) begin
+      \$160  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$161  = \$134 [31:0];
+    if (clear) begin
+      \$161  = 32'd0;
+    end
+    if (rst) begin
+      \$161  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$162  = \$104 [5:0];
+    if (clear) begin
+      \$162  = 6'h00;
+    end
+    if (rst) begin
+      \$162  = 6'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$163  = \$135 [31:0];
+    if (clear) begin
+      \$163  = 32'd0;
+    end
+    if (rst) begin
+      \$163  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$164  = \$136 ;
+    if (clear) begin
+      \$164  = 32'd0;
+    end
+    if (rst) begin
+      \$164  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$165  = \$137 [31:0];
+    if (clear) begin
+      \$165  = 32'd0;
+    end
+    if (rst) begin
+      \$165  = 32'd0;
     end
   end
   assign weights__payload = i__payload;
@@ -4239,8 +4338,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \o__valid$1014  = \i__valid$1013 ;
   assign bad_prefix = { \bad_prefix$1047 [3:2], \bad_prefix$1046 [3:2], \bad_prefix$1045 [3:2], \bad_prefix$1044 [3:2], \bad_prefix$1043 [3:2], \bad_prefix$1042 [3:2], \bad_prefix$1041 [3:2], \bad_prefix$1040 [3:2], \bad_prefix$1039 [3:2], \bad_prefix$1038 [3:2], \bad_prefix$1037 [3:2], \bad_prefix$1036 [3:2], \bad_prefix$1035 [3:2], \bad_prefix$1034 [3:2], \bad_prefix$1033 [3:2], \bad_prefix$1032 [3:2], \bad_prefix$1031 [3:2], \bad_prefix$1030 [3:2], \bad_prefix$1029 [3:2], \bad_prefix$1028 [3:2], \bad_prefix$1027 [3:2], \bad_prefix$1026 [3:2], \bad_prefix$1025 [3:2], \bad_prefix$1024 [3:2], \bad_prefix$1023 [3:2], \bad_prefix$1022 [3:2], \bad_prefix$1021 [3:2], \bad_prefix$1020 [3:2], \bad_prefix$1019 [3:2], \bad_prefix$1018 [3:2], \bad_prefix$1017 [3:2], \bad_prefix$1016 [3:2], \bad_prefix$1047 [1:0], \bad_prefix$1046 [1:0], \bad_prefix$1045 [1:0], \bad_prefix$1044 [1:0], \bad_prefix$1043 [1:0], \bad_prefix$1042 [1:0], \bad_prefix$1041 [1:0], \bad_prefix$1040 [1:0], \bad_prefix$1039 [1:0], \bad_prefix$1038 [1:0], \bad_prefix$1037 [1:0], \bad_prefix$1036 [1:0], \bad_prefix$1035 [1:0], \bad_prefix$1034 [1:0], \bad_prefix$1033 [1:0], \bad_prefix$1032 [1:0], \bad_prefix$1031 [1:0], \bad_prefix$1030 [1:0], \bad_prefix$1029 [1:0], \bad_prefix$1028 [1:0], \bad_prefix$1027 [1:0], \bad_prefix$1026 [1:0], \bad_prefix$1025 [1:0], \bad_prefix$1024 [1:0], \bad_prefix$1023 [1:0], \bad_prefix$1022 [1:0], \bad_prefix$1021 [1:0], \bad_prefix$1020 [1:0], \bad_prefix$1019 [1:0], \bad_prefix$1018 [1:0], \bad_prefix$1017 [1:0], \bad_prefix$1016 [1:0] };
   assign bad_index = { \bad_index$1080 [3:2], \bad_index$1079 [3:2], \bad_index$1078 [3:2], \bad_index$1077 [3:2], \bad_index$1076 [3:2], \bad_index$1075 [3:2], \bad_index$1074 [3:2], \bad_index$1073 [3:2], \bad_index$1072 [3:2], \bad_index$1071 [3:2], \bad_index$1070 [3:2], \bad_index$1069 [3:2], \bad_index$1068 [3:2], \bad_index$1067 [3:2], \bad_index$1066 [3:2], \bad_index$1065 [3:2], \bad_index$1064 [3:2], \bad_index$1063 [3:2], \bad_index$1062 [3:2], \bad_index$1061 [3:2], \bad_index$1060 [3:2], \bad_index$1059 [3:2], \bad_index$1058 [3:2], \bad_index$1057 [3:2], \bad_index$1056 [3:2], \bad_index$1055 [3:2], \bad_index$1054 [3:2], \bad_index$1053 [3:2], \bad_index$1052 [3:2], \bad_index$1051 [3:2], \bad_index$1050 [3:2], \bad_index$1049 [3:2], \bad_index$1080 [1:0], \bad_index$1079 [1:0], \bad_index$1078 [1:0], \bad_index$1077 [1:0], \bad_index$1076 [1:0], \bad_index$1075 [1:0], \bad_index$1074 [1:0], \bad_index$1073 [1:0], \bad_index$1072 [1:0], \bad_index$1071 [1:0], \bad_index$1070 [1:0], \bad_index$1069 [1:0], \bad_index$1068 [1:0], \bad_index$1067 [1:0], \bad_index$1066 [1:0], \bad_index$1065 [1:0], \bad_index$1064 [1:0], \bad_index$1063 [1:0], \bad_index$1062 [1:0], \bad_index$1061 [1:0], \bad_index$1060 [1:0], \bad_index$1059 [1:0], \bad_index$1058 [1:0], \bad_index$1057 [1:0], \bad_index$1056 [1:0], \bad_index$1055 [1:0], \bad_index$1054 [1:0], \bad_index$1053 [1:0], \bad_index$1052 [1:0], \bad_index$1051 [1:0], \bad_index$1050 [1:0], \bad_index$1049 [1:0] };
+  assign multiplied = \$104 [5:0];
   assign judged = matrix_done;
-  assign \microcode_write$1097  = { 4'h0, \$159 , \$160  };
+  assign \microcode_write$1130  = { 4'h0, \$166 , \$167  };
   assign status[259:228] = weights;
   assign status[227:196] = multiplies;
   assign status[195:164] = starved;
@@ -4248,7 +4348,7 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$1087 ;
+  assign status[67:36] = \matrices$1120 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
   assign \lane__payload$819 [37:8] = \o__payload$820 [32:3];
@@ -4573,32 +4673,35 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$70 [5:1] = 5'h1f;
 endmodule
 
-module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
+module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, section__payload, cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [16:0] \$1 , \$10 , \$7 , \$8 ;
-  wire [1:0] \$11 ;
-  wire [4:0] \$12 , \$13 , \$36 ;
-  wire [15:0] \$14 , \$25 , \$26 , \$27 , \$28 , \$6 ;
-  wire [31:0] \$15 ;
-  wire \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$29 , \$3 , \$30 , \$31 , \$33
-    , \$34 , \$35 , \$4 ;
-  wire [3:0] \$32 , \$5 , \$59 ;
-  wire [8:0] \$71 , \$74 ;
-  reg [15:0] \$37 ;
-  reg [3:0] \$38 ;
-  reg [15:0] \$39 ;
-  reg [31:0] \$40 ;
-  reg [37:0] \$41 ;
+  wire \$1 , \$11 , \$13 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$3 , \$32
+    , \$33 , \$34 , \$36 , \$37 , \$38 , \$4 ;
+  wire [16:0] \$10 , \$12 , \$7 , \$8 , \$9 ;
+  wire [1:0] \$14 ;
+  wire [4:0] \$15 , \$16 , \$39 ;
+  wire [15:0] \$17 , \$28 , \$29 , \$30 , \$31 , \$6 ;
+  wire [31:0] \$18 ;
+  wire [3:0] \$35 , \$5 , \$64 ;
+  wire [8:0] \$79 , \$82 ;
+  reg [15:0] \$40 ;
+  reg \$41 ;
   reg \$42 ;
-  reg [15:0] \$43 ;
-  reg \$44 ;
-  reg [26:0] \$45 ;
-  reg [22:0] \$46 ;
-  reg [43:0] \$47 ;
-  reg [40:0] \$48 ;
-  reg [2:0] \$49 ;
+  reg [3:0] \$43 ;
+  reg [15:0] \$44 ;
+  reg [31:0] \$45 ;
+  reg [37:0] \$46 ;
+  reg \$47 ;
+  reg [15:0] \$48 ;
+  reg \$49 ;
+  reg [26:0] \$50 ;
+  reg [22:0] \$51 ;
+  reg [43:0] \$52 ;
+  reg [40:0] \$53 ;
+  reg [2:0] \$54 ;
   wire [15:0] address;
+  reg begun = 1'h0;
   output [43:0] bias_write;
   reg [43:0] bias_write = 44'h00000000000;
   input cancel;
@@ -4614,6 +4717,7 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w
   wire [7:0] column_bits;
   wire deal;
   reg [3:0] entry = 4'h0;
+  reg \final  = 1'h0;
   reg [37:0] held = 38'h0000000000;
   reg held_final = 1'h0;
   reg [15:0] held_number = 16'h0000;
@@ -4623,26 +4727,27 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w
   wire [15:0] mask;
   reg [15:0] narrow = 16'h0000;
   reg [15:0] number = 16'h0000;
-  wire [37:0] r_data;
-  wire [255:0] \r_data$33 ;
+  wire [38:0] r_data;
+  wire [255:0] \r_data$36 ;
   wire r_en;
-  wire \r_en$22 ;
+  wire \r_en$24 ;
   wire r_rdy;
-  wire \r_rdy$16 ;
+  wire \r_rdy$17 ;
   input rst;
   wire rst;
   wire [37:0] section;
+  input [37:0] section__payload;
   wire [37:0] section__payload;
   output section__ready;
   wire section__ready;
   wire section__valid;
   wire section_ends;
+  wire single;
   output [40:0] start;
   reg [40:0] start = 41'h00000000000;
   input [255:0] w_data;
   wire [255:0] w_data;
-  input [37:0] \w_data$6 ;
-  wire [37:0] \w_data$6 ;
+  wire [38:0] \w_data$6 ;
   input w_en;
   wire w_en;
   input \w_en$8 ;
@@ -4655,92 +4760,101 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w
   output words__ready;
   wire words__ready;
   wire words__valid;
+  assign \$32  = \w_en$8  & section__ready;
+  assign \$33  = section__payload[2:0] == 2'h3;
+  assign \$34  = \$32  & \$33 ;
+  assign \$35  = codes + \$34 ;
+  assign \$36  = code_write[6:3] == 4'hf;
+  assign \$37  = code_write[2] & \$36 ;
+  assign \$38  = code_write[0] & \$37 ;
+  assign \$39  = \$35  - \$38 ;
   always @(posedge clk)
-    number <= \$37 ;
+    number <= \$40 ;
   always @(posedge clk)
-    entry <= \$38 ;
+    begun <= \$41 ;
   always @(posedge clk)
-    narrow <= \$39 ;
+    \final  <= \$42 ;
   always @(posedge clk)
-    wide <= \$40 ;
+    entry <= \$43 ;
   always @(posedge clk)
-    held <= \$41 ;
+    narrow <= \$44 ;
   always @(posedge clk)
-    held_valid <= \$42 ;
+    wide <= \$45 ;
   always @(posedge clk)
-    held_number <= \$43 ;
+    held <= \$46 ;
   always @(posedge clk)
-    held_final <= \$44 ;
+    held_valid <= \$47 ;
   always @(posedge clk)
-    map_write <= \$45 ;
+    held_number <= \$48 ;
   always @(posedge clk)
-    code_write <= \$46 ;
+    held_final <= \$49 ;
   always @(posedge clk)
-    bias_write <= \$47 ;
+    map_write <= \$50 ;
   always @(posedge clk)
-    start <= \$48 ;
+    code_write <= \$51 ;
   always @(posedge clk)
-    codes <= \$49 ;
-  assign deal = r_rdy & \r_rdy$16 ;
-  assign \$1  = number + 1'h1;
-  assign section_ends = \$1  == section[34:19];
+    bias_write <= \$52 ;
+  always @(posedge clk)
+    start <= \$53 ;
+  always @(posedge clk)
+    codes <= \$54 ;
+  assign \$1  = section__payload[34:19] == 1'h1;
+  assign deal = r_rdy & \r_rdy$17 ;
+  assign section_ends = begun ? \final  : r_data[38];
   assign \$2  = entry[3:1] == 3'h7;
-  assign \$3  = section[35] | entry[0];
+  assign \$3  = r_data[35] | entry[0];
   assign \$4  = \$2  & \$3 ;
   assign word_ends = section_ends | \$4 ;
   assign r_en = deal & word_ends;
-  assign \r_en$22  = deal & section_ends;
-  assign \$59  = held[36] * 3'h4;
-  assign \$5  = column_bits >> \$59 ;
+  assign \r_en$24  = deal & section_ends;
+  assign \$64  = held[36] * 3'h4;
+  assign \$5  = column_bits >> \$64 ;
   assign \$6  = 1'h1 << \$5 ;
   assign \$7  = \$6  - 1'h1;
   assign \$8  = held[18:3] + held_number;
   assign coding = | codes;
-  assign \$10  = section_ends ? 17'h00000 : \$1 ;
-  assign \$11  = section[35] ? 2'h2 : 2'h1;
-  assign \$12  = entry + \$11 ;
-  assign \$13  = word_ends ? 5'h00 : \$12 ;
-  assign \$71  = entry * 5'h10;
-  assign \$14  = \r_data$33  >> \$71 ;
-  assign \$74  = entry[3:1] * 6'h20;
-  assign \$15  = \r_data$33  >> \$74 ;
-  assign \$16  = held[2:0] == 2'h2;
-  assign \$17  = held_valid & \$16 ;
-  assign \$18  = held[2:0] == 2'h3;
-  assign \$19  = held_valid & \$18 ;
-  assign \$20  = held[2:0] == 3'h4;
-  assign \$21  = held_valid & \$20 ;
-  assign \$22  = held[2:0] == 1'h1;
-  assign \$23  = held_valid & \$22 ;
-  assign \$25  = narrow >> \$5 ;
-  assign \$26  = held[35] ? wide[31:16] : \$25 ;
-  assign \$27  = narrow & \$7 [15:0];
-  assign \$28  = held[35] ? wide[15:0] : \$27 ;
-  assign \$29  = \w_en$8  & section__ready;
-  assign \$30  = \w_data$6 [2:0] == 2'h3;
-  assign \$31  = \$29  & \$30 ;
-  assign \$32  = codes + \$31 ;
-  assign \$33  = code_write[6:3] == 4'hf;
-  assign \$34  = code_write[2] & \$33 ;
-  assign \$35  = code_write[0] & \$34 ;
-  assign \$36  = \$32  - \$35 ;
+  assign \$9  = number + 1'h1;
+  assign \$10  = section_ends ? 17'h00000 : \$9 ;
+  assign \$11  = ~ section_ends;
+  assign \$12  = number + 2'h2;
+  assign \$13  = \$12  == r_data[34:19];
+  assign \$14  = r_data[35] ? 2'h2 : 2'h1;
+  assign \$15  = entry + \$14 ;
+  assign \$16  = word_ends ? 5'h00 : \$15 ;
+  assign \$79  = entry * 5'h10;
+  assign \$17  = \r_data$36  >> \$79 ;
+  assign \$82  = entry[3:1] * 6'h20;
+  assign \$18  = \r_data$36  >> \$82 ;
+  assign \$19  = held[2:0] == 2'h2;
+  assign \$20  = held_valid & \$19 ;
+  assign \$21  = held[2:0] == 2'h3;
+  assign \$22  = held_valid & \$21 ;
+  assign \$23  = held[2:0] == 3'h4;
+  assign \$24  = held_valid & \$23 ;
+  assign \$25  = held[2:0] == 1'h1;
+  assign \$26  = held_valid & \$25 ;
+  assign \$28  = narrow >> \$5 ;
+  assign \$29  = held[35] ? wide[31:16] : \$28 ;
+  assign \$30  = narrow & \$7 [15:0];
+  assign \$31  = held[35] ? wide[15:0] : \$30 ;
   egret_l_onchip_core_dealer_sections  sections (
     .cancel(cancel),
     .clk(clk),
-    .r_data(section),
-    .r_en(\r_en$22 ),
+    .port_0 (\$1 ),
+    .port_1 (section__payload),
+    .r_data(r_data),
+    .r_en(\r_en$24 ),
     .r_rdy(r_rdy),
     .rst(rst),
     .w_en(\w_en$8 ),
-    .w_port__data(\w_data$6 ),
     .w_rdy(section__ready)
   );
   egret_l_onchip_core_dealer_words  words (
     .cancel(cancel),
     .clk(clk),
-    .r_data(\r_data$33 ),
+    .r_data(\r_data$36 ),
     .r_en(r_en),
-    .r_rdy(\r_rdy$16 ),
+    .r_rdy(\r_rdy$17 ),
     .rst(rst),
     .w_en(w_en),
     .w_port__data(w_data),
@@ -4748,63 +4862,36 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w
   );
   always @* begin
     if (time_zero ) begin end
-    \$37  = number;
+    \$40  = number;
     if (deal) begin
-      \$37  = \$10 [15:0];
+      \$40  = \$10 [15:0];
     end
     if (cancel) begin
-      \$37  = 16'h0000;
+      \$40  = 16'h0000;
     end
     if (rst) begin
-      \$37  = 16'h0000;
+      \$40  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$38  = entry;
+    \$41  = begun;
     if (deal) begin
-      \$38  = \$13 [3:0];
+      \$41  = \$11 ;
     end
     if (cancel) begin
-      \$38  = 4'h0;
+      \$41  = 1'h0;
     end
     if (rst) begin
-      \$38  = 4'h0;
+      \$41  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = \$14 ;
-    if (cancel) begin
-      \$39  = 16'h0000;
+    \$42  = \final ;
+    if (deal) begin
+      \$42  = \$13 ;
     end
-    if (rst) begin
-      \$39  = 16'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$40  = \$15 ;
-    if (cancel) begin
-      \$40  = 32'd0;
-    end
-    if (rst) begin
-      \$40  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$41  = section;
-    if (cancel) begin
-      \$41  = 38'h0000000000;
-    end
-    if (rst) begin
-      \$41  = 38'h0000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$42  = deal;
     if (cancel) begin
       \$42  = 1'h0;
     end
@@ -4814,100 +4901,154 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, \w
   end
   always @* begin
     if (time_zero ) begin end
-    \$43  = number;
+    \$43  = entry;
+    if (deal) begin
+      \$43  = \$16 [3:0];
+    end
     if (cancel) begin
-      \$43  = 16'h0000;
+      \$43  = 4'h0;
     end
     if (rst) begin
-      \$43  = 16'h0000;
+      \$43  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = section_ends;
+    \$44  = \$17 ;
     if (cancel) begin
-      \$44  = 1'h0;
+      \$44  = 16'h0000;
     end
     if (rst) begin
-      \$44  = 1'h0;
+      \$44  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45 [0] = \$17 ;
-    \$45 [10:1] = \$8 [9:0];
-    \$45 [26:11] = narrow;
+    \$45  = \$18 ;
     if (cancel) begin
-      \$45  = 27'h0000000;
+      \$45  = 32'd0;
     end
     if (rst) begin
-      \$45  = 27'h0000000;
+      \$45  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46 [0] = \$19 ;
-    \$46 [1] = held[37];
-    \$46 [2] = held_number[4];
-    \$46 [6:3] = held_number[3:0];
-    \$46 [10:7] = narrow[3:0];
-    \$46 [22:11] = narrow[15:4];
+    \$46  = r_data[37:0];
     if (cancel) begin
-      \$46  = 23'h000000;
+      \$46  = 38'h0000000000;
     end
     if (rst) begin
-      \$46  = 23'h000000;
+      \$46  = 38'h0000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47 [0] = \$21 ;
-    \$47 [11:1] = \$8 [10:0];
-    \$47 [43:12] = wide;
+    \$47  = deal;
     if (cancel) begin
-      \$47  = 44'h00000000000;
+      \$47  = 1'h0;
     end
     if (rst) begin
-      \$47  = 44'h00000000000;
+      \$47  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48 [0] = \$23 ;
-    \$48 [1] = held[36];
-    \$48 [7:2] = held_number[5:0];
-    \$48 [40] = held_final;
-    \$48 [23:8] = \$26 ;
-    \$48 [39:24] = \$28 ;
+    \$48  = number;
     if (cancel) begin
-      \$48  = 41'h00000000000;
+      \$48  = 16'h0000;
     end
     if (rst) begin
-      \$48  = 41'h00000000000;
+      \$48  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = \$36 [2:0];
+    \$49  = section_ends;
     if (cancel) begin
-      \$49  = 3'h0;
+      \$49  = 1'h0;
     end
     if (rst) begin
-      \$49  = 3'h0;
+      \$49  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$50 [0] = \$20 ;
+    \$50 [10:1] = \$8 [9:0];
+    \$50 [26:11] = narrow;
+    if (cancel) begin
+      \$50  = 27'h0000000;
+    end
+    if (rst) begin
+      \$50  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51 [0] = \$22 ;
+    \$51 [1] = held[37];
+    \$51 [2] = held_number[4];
+    \$51 [6:3] = held_number[3:0];
+    \$51 [10:7] = narrow[3:0];
+    \$51 [22:11] = narrow[15:4];
+    if (cancel) begin
+      \$51  = 23'h000000;
+    end
+    if (rst) begin
+      \$51  = 23'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$52 [0] = \$24 ;
+    \$52 [11:1] = \$8 [10:0];
+    \$52 [43:12] = wide;
+    if (cancel) begin
+      \$52  = 44'h00000000000;
+    end
+    if (rst) begin
+      \$52  = 44'h00000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$53 [0] = \$26 ;
+    \$53 [1] = held[36];
+    \$53 [7:2] = held_number[5:0];
+    \$53 [40] = held_final;
+    \$53 [23:8] = \$29 ;
+    \$53 [39:24] = \$31 ;
+    if (cancel) begin
+      \$53  = 41'h00000000000;
+    end
+    if (rst) begin
+      \$53  = 41'h00000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = \$39 [2:0];
+    if (cancel) begin
+      \$54  = 3'h0;
+    end
+    if (rst) begin
+      \$54  = 3'h0;
     end
   end
   assign words__payload = w_data;
   assign words__valid = w_en;
   assign w_rdy = words__ready;
-  assign section__payload = \w_data$6 ;
+  assign \w_data$6  = { \$1 , section__payload };
   assign section__valid = \w_en$8 ;
   assign \w_rdy$11  = section__ready;
-  assign r_data = section;
+  assign section = r_data[37:0];
+  assign single = r_data[38];
   assign mask = \$7 [15:0];
   assign address = \$8 [15:0];
 endmodule
 
-module egret_l_onchip_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__data, cancel, w_en, clk);
+module egret_l_onchip_core_dealer_sections (rst, port_0 , r_en, w_rdy, r_rdy, r_data, port_1 , cancel, w_en, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$3 , \$7 , \$8 ;
@@ -4923,40 +5064,43 @@ module egret_l_onchip_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_p
   (* init = 2'h0 *)
   wire [1:0] consume;
   reg [2:0] level = 3'h0;
+  input port_0 ;
+  wire port_0 ;
+  input [37:0] port_1 ;
+  wire [37:0] port_1 ;
   (* init = 2'h0 *)
   wire [1:0] produce;
-  output [37:0] r_data;
-  wire [37:0] r_data;
+  output [38:0] r_data;
+  wire [38:0] r_data;
   input r_en;
   wire r_en;
   (* init = 3'h0 *)
   wire [2:0] r_level;
   reg [1:0] r_port__addr = 2'h0;
-  wire [37:0] r_port__data;
+  wire [38:0] r_port__data;
   output r_rdy;
   wire r_rdy;
   input rst;
   wire rst;
-  wire [37:0] w_data;
+  wire [38:0] w_data;
   input w_en;
   wire w_en;
   (* init = 3'h0 *)
   wire [2:0] w_level;
   reg [1:0] w_port__addr = 2'h0;
-  input [37:0] w_port__data;
-  wire [37:0] w_port__data;
+  wire [38:0] w_port__data;
   wire w_port__en;
   output w_rdy;
   wire w_rdy;
-  reg [37:0] storage [3:0];
+  reg [38:0] storage [3:0];
   integer storage_entry;
   initial begin
     for (storage_entry = 0; storage_entry < 4; storage_entry = storage_entry + 1)
-      storage[storage_entry] = 38'h0000000000;
+      storage[storage_entry] = 39'h0000000000;
   end
   always @(posedge clk) begin
     if (w_port__en)
-      storage[w_port__addr] <= w_port__data;
+      storage[w_port__addr] <= { port_0 , port_1  };
   end
   assign r_data = storage[r_port__addr];
   assign w_rdy = level != 3'h4;
@@ -5023,7 +5167,8 @@ module egret_l_onchip_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_p
   assign w_level = level;
   assign r_level = level;
   assign produce = w_port__addr;
-  assign w_data = w_port__data;
+  assign w_port__data = { port_0 , port_1  };
+  assign w_data = { port_0 , port_1  };
   assign consume = r_port__addr;
   assign r_port__data = r_data;
 endmodule
@@ -10755,49 +10900,50 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   end
 endmodule
 
-module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
-, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
+, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
-    \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
-    \$125 , \$126 , \$127 , \$129 , \$13 , \$130 , \$132 , \$136 , \$137 , \$14 , \$146 , \$148 ,
-    \$15 , \$158 , \$16 , \$167 , \$17 , \$170 , \$172 , \$18 , \$19 , \$2 , \$20 , \$21 , \$23 ,
-    \$24 , \$25 , \$27 , \$3 , \$30 , \$32 , \$33 , \$34 , \$35 , \$36 , \$37 , \$38 , \$39 , \$4 ,
-    \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5 , \$55 , \$56 , \$57 , \$6 ,
-    \$62 , \$63 , \$64 , \$65 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71 , \$72 , \$73 , \$74 , \$75 ,
-    \$76 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 ,
-    \$89 , \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 , \$97 , \$98 , \$99 ;
-  wire [16:0] \$100 , \$133 , \$138 , \$139 , \$140 , \$141 , \$142 , \$96 ;
-  wire [63:0] \$114 , \$115 , \$123 ;
-  wire [11:0] \$135 ;
+  wire \$1 , \$10 , \$100 , \$101 , \$103 , \$104 , \$105 , \$107 , \$108 , \$109 , \$11 , \$110 ,
+    \$111 , \$112 , \$113 , \$114 , \$115 , \$116 , \$117 , \$118 , \$119 , \$12 , \$122 , \$123 ,
+    \$124 , \$125 , \$126 , \$127 , \$128 , \$13 , \$131 , \$132 , \$133 , \$135 , \$136 , \$138 ,
+    \$14 , \$142 , \$143 , \$144 , \$146 , \$148 , \$149 , \$15 , \$159 , \$16 , \$160 , \$161 ,
+    \$17 , \$174 , \$176 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27
+    , \$29 , \$3 , \$30 , \$31 , \$33 , \$36 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44
+    , \$45 , \$46 , \$47 , \$48 , \$49 , \$50 , \$51 , \$52 , \$53 , \$54 , \$61 , \$62 , \$63 ,
+    \$68 , \$69 , \$70 , \$71 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 , \$80 , \$81 , \$82
+    , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 , \$89 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 ,
+    \$96 , \$97 , \$98 , \$99 ;
+  wire [16:0] \$102 , \$106 , \$139 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  wire [63:0] \$120 , \$121 , \$129 ;
+  wire [11:0] \$141 ;
   wire [7:0] \$145 ;
-  wire [32:0] \$165 , \$50 , \$51 , \$52 ;
-  wire [191:0] \$60 , \$61 ;
-  wire [10:0] \$66 ;
-  reg \$173 ;
-  reg [31:0] \$174 ;
-  reg [31:0] \$175 ;
-  reg \$176 ;
+  wire [32:0] \$158 , \$56 , \$57 , \$58 ;
+  wire [191:0] \$66 , \$67 ;
+  wire [10:0] \$72 ;
   reg \$177 ;
-  reg \$178 ;
-  reg \$179 ;
-  reg [37:0] \$180 ;
-  reg [15:0] \$181 ;
+  reg [31:0] \$178 ;
+  reg [31:0] \$179 ;
+  reg \$180 ;
+  reg \$181 ;
   reg \$182 ;
-  reg [255:0] \$183 ;
-  reg [3:0] \$184 ;
-  reg [3:0] \$185 ;
+  reg \$183 ;
+  reg [37:0] \$184 ;
+  reg \$185 ;
   reg [31:0] \$186 ;
-  reg [31:0] \$187 ;
-  reg \$188 ;
+  reg [255:0] \$187 ;
+  reg [3:0] \$188 ;
+  reg [3:0] \$189 ;
+  reg [31:0] \$190 ;
+  reg \$191 ;
+  reg \$192 ;
   output allocate;
   reg allocate;
   reg allocated = 1'h0;
   reg allowed;
   input banks_loaded;
   wire banks_loaded;
-  reg [15:0] body_words = 16'h0000;
+  wire [15:0] body_words;
   output cancel;
   reg cancel;
   input clear;
@@ -10822,6 +10968,7 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
   (* enum_value_1000 = "ROW" *)
   output [3:0] error;
   reg [3:0] error = 4'h0;
+  reg \final  = 1'h0;
   reg [3:0] fsm_state = 4'h4;
   output halted;
   reg halted;
@@ -10855,6 +11002,7 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
   wire [3:0] late_error;
   input [31:0] late_position;
   wire [31:0] late_position;
+  reg [31:0] left = 32'd0;
   output load_code;
   reg load_code;
   output [179:0] matrix;
@@ -10879,11 +11027,11 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
   wire payload__ready;
   output payload__valid;
   reg payload__valid;
-  reg [31:0] payload_left = 32'd0;
   output payload_word;
   reg payload_word;
   output [31:0] position;
-  reg [31:0] position = 32'd0;
+  wire [31:0] position;
+  reg [31:0] \position$32  = 32'd0;
   output reading;
   wire reading;
   reg ready;
@@ -10924,160 +11072,165 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
   assign \$2  = padded[31:24] == 1'h1;
   assign \$3  = padded[31:24] == 2'h3;
   assign \$4  = padded[31:24] == 3'h4;
-  assign \$5  = may_allocate & section__ready;
-  assign \$6  = may_load_code & section__ready;
-  assign \$7  = ~ section[35];
-  assign \$8  = \$7  | may_load_bias;
-  assign \$9  = section__ready & \$8 ;
-  assign \$10  = words < 2'h2;
-  assign \$11  = payload_left <= 2'h2;
-  assign \$12  = \$47  | \$48 ;
-  assign \$13  = \$12  | \$41 ;
-  assign \$14  = ~ \$13 ;
-  assign \$15  = ! words;
-  assign \$16  = \$37  & \$15 ;
-  assign \$17  = ~ \$16 ;
-  assign \$18  = \$17  | i__valid;
-  assign reading = \$14  & \$18 ;
-  assign \$19  = ~ common_good;
-  assign \$20  = ~ kind_good;
-  assign \$21  = \$19  | \$20 ;
-  assign \$23  = allowed & \$1 ;
-  assign \$24  = ~ late;
-  assign \$25  = \$23  & \$24 ;
-  assign \$27  = i__valid & \$1 ;
-  assign \$30  = i__valid & may_send;
-  assign \$32  = \$30  & \$1 ;
-  assign \$33  = payload__ready & may_send;
-  assign \$34  = ~ i__payload[256];
-  assign \$35  = i__payload[255:0] != crc;
-  assign \$36  = ~ sender_busy;
-  assign \$37  = ! fsm_state;
-  assign \$38  = fsm_state == 1'h1;
-  assign \$39  = fsm_state == 2'h2;
-  assign \$40  = fsm_state == 2'h3;
-  assign \$41  = fsm_state == 3'h4;
-  assign \$42  = fsm_state == 3'h5;
-  assign \$43  = fsm_state == 3'h6;
-  assign \$44  = fsm_state == 3'h7;
-  assign \$45  = fsm_state == 4'h8;
-  assign \$46  = fsm_state == 4'h9;
-  assign \$47  = fsm_state == 4'ha;
-  assign \$48  = fsm_state == 4'hb;
-  assign \$50  = offset + 1'h1;
-  assign \$51  = i__payload[256] ? 33'h000000000 : \$50 ;
-  assign \$52  = words + 1'h1;
-  assign \$55  = matrix[15:0] == 15'h4745;
-  assign \$56  = matrix[23:16] == 2'h2;
-  assign \$57  = \$55  & \$56 ;
-  assign \$62  = | \$61 ;
-  assign \$63  = ~ \$62 ;
-  assign \$64  = | padded[47:32];
-  assign \$65  = \$63  & \$64 ;
-  assign \$67  = padded[47:32] <= 11'h400;
-  assign \$68  = \$65  & \$67 ;
-  assign \$69  = | padded[63:48];
-  assign \$70  = \$68  & \$69 ;
-  assign \$71  = padded[63:48] <= 11'h400;
-  assign \$72  = \$70  & \$71 ;
-  assign \$73  = padded[66] | padded[67];
-  assign \$74  = \$73  | padded[68];
-  assign \$75  = padded[71] & \$74 ;
-  assign \$76  = ~ \$75 ;
-  assign \$77  = \$72  & \$76 ;
-  assign \$78  = ~ padded[64];
-  assign \$79  = padded[66] & \$78 ;
-  assign \$80  = ~ kept;
-  assign \$81  = \$79  & \$80 ;
+  assign \$5  = count + 3'h7;
+  assign \$7  = count + 4'hf;
+  assign \$9  = wide ? \$6  : \$8 ;
+  assign \$10  = may_allocate & section__ready;
+  assign \$11  = may_load_code & section__ready;
+  assign \$12  = ~ section[35];
+  assign \$13  = \$12  | may_load_bias;
+  assign \$14  = section__ready & \$13 ;
+  assign \$15  = words < 2'h2;
+  assign \$16  = left <= 2'h2;
+  assign \$17  = ! error;
+  assign position = \$17  ? 32'd0 : \position$32 ;
+  assign \$18  = \$53  | \$54 ;
+  assign \$19  = \$18  | \$47 ;
+  assign \$20  = ~ \$19 ;
+  assign \$21  = ! words;
+  assign \$22  = \$43  & \$21 ;
+  assign \$23  = ~ \$22 ;
+  assign \$24  = \$23  | i__valid;
+  assign reading = \$20  & \$24 ;
+  assign \$25  = ~ common_good;
+  assign \$26  = ~ kind_good;
+  assign \$27  = \$25  | \$26 ;
+  assign \$29  = allowed & \$1 ;
+  assign \$30  = ~ late;
+  assign \$31  = \$29  & \$30 ;
+  assign \$33  = i__valid & \$1 ;
+  assign \$36  = i__valid & may_send;
+  assign \$38  = \$36  & \$1 ;
+  assign \$39  = payload__ready & may_send;
+  assign \$40  = ~ i__payload[256];
+  assign \$41  = i__payload[255:0] != crc;
+  assign \$42  = ~ sender_busy;
+  assign \$43  = ! fsm_state;
+  assign \$44  = fsm_state == 1'h1;
+  assign \$45  = fsm_state == 2'h2;
+  assign \$46  = fsm_state == 2'h3;
+  assign \$47  = fsm_state == 3'h4;
+  assign \$48  = fsm_state == 3'h5;
+  assign \$49  = fsm_state == 3'h6;
+  assign \$50  = fsm_state == 3'h7;
+  assign \$51  = fsm_state == 4'h8;
+  assign \$52  = fsm_state == 4'h9;
+  assign \$53  = fsm_state == 4'ha;
+  assign \$54  = fsm_state == 4'hb;
+  assign \$56  = offset + 1'h1;
+  assign \$57  = i__payload[256] ? 33'h000000000 : \$56 ;
+  assign \$58  = words + 1'h1;
+  assign \$61  = matrix[15:0] == 15'h4745;
+  assign \$62  = matrix[23:16] == 2'h2;
+  assign \$63  = \$61  & \$62 ;
+  assign \$68  = | \$67 ;
+  assign \$69  = ~ \$68 ;
+  assign \$70  = | padded[47:32];
+  assign \$71  = \$69  & \$70 ;
+  assign \$73  = padded[47:32] <= 11'h400;
+  assign \$74  = \$71  & \$73 ;
+  assign \$75  = | padded[63:48];
+  assign \$76  = \$74  & \$75 ;
+  assign \$77  = padded[63:48] <= 11'h400;
+  assign \$78  = \$76  & \$77 ;
+  assign \$79  = padded[66] | padded[67];
+  assign \$80  = \$79  | padded[68];
+  assign \$81  = padded[71] & \$80 ;
   assign \$82  = ~ \$81 ;
-  assign \$83  = \$77  & \$82 ;
-  assign \$84  = | padded[79:76];
-  assign \$85  = padded[73] & \$84 ;
-  assign \$86  = ~ \$85 ;
-  assign \$87  = \$83  & \$86 ;
-  assign \$88  = | padded[111:96];
-  assign \$89  = padded[70] & \$88 ;
-  assign \$90  = ~ \$89 ;
-  assign \$91  = \$87  & \$90 ;
-  assign \$92  = | padded[127:112];
-  assign \$93  = \$91  & \$92 ;
-  assign \$94  = padded[127:112] <= 11'h400;
-  assign \$95  = \$93  & \$94 ;
-  assign \$96  = padded[111:96] + padded[127:112];
-  assign \$97  = \$96  <= 11'h400;
-  assign \$98  = padded[70] | \$97 ;
-  assign \$99  = \$95  & \$98 ;
-  assign \$100  = padded[159:144] + padded[47:32];
-  assign \$101  = \$100  <= 12'h800;
-  assign \$102  = | padded[159:144];
-  assign \$103  = ~ \$102 ;
-  assign \$104  = padded[69] ? \$101  : \$103 ;
-  assign \$105  = \$99  & \$104 ;
-  assign \$106  = | padded[191:160];
-  assign \$107  = \$105  & \$106 ;
-  assign \$108  = ! padded[160];
-  assign \$109  = \$107  & \$108 ;
-  assign \$110  = padded[72] < 1'h1;
-  assign \$111  = \$109  & \$110 ;
+  assign \$83  = \$78  & \$82 ;
+  assign \$84  = ~ padded[64];
+  assign \$85  = padded[66] & \$84 ;
+  assign \$86  = ~ kept;
+  assign \$87  = \$85  & \$86 ;
+  assign \$88  = ~ \$87 ;
+  assign \$89  = \$83  & \$88 ;
+  assign \$90  = | padded[79:76];
+  assign \$91  = padded[73] & \$90 ;
+  assign \$92  = ~ \$91 ;
+  assign \$93  = \$89  & \$92 ;
+  assign \$94  = | padded[111:96];
+  assign \$95  = padded[70] & \$94 ;
+  assign \$96  = ~ \$95 ;
+  assign \$97  = \$93  & \$96 ;
+  assign \$98  = | padded[127:112];
+  assign \$99  = \$97  & \$98 ;
+  assign \$100  = padded[127:112] <= 11'h400;
+  assign \$101  = \$99  & \$100 ;
+  assign \$102  = padded[111:96] + padded[127:112];
+  assign \$103  = \$102  <= 11'h400;
+  assign \$104  = padded[70] | \$103 ;
+  assign \$105  = \$101  & \$104 ;
+  assign \$106  = padded[159:144] + padded[47:32];
+  assign \$107  = \$106  <= 12'h800;
+  assign \$108  = | padded[159:144];
+  assign \$109  = ~ \$108 ;
+  assign \$110  = padded[69] ? \$107  : \$109 ;
+  assign \$111  = \$105  & \$110 ;
+  assign \$112  = | padded[191:160];
   assign \$113  = \$111  & \$112 ;
-  assign \$116  = | \$115 ;
-  assign \$117  = ~ \$116 ;
-  assign \$118  = padded[32] < 1'h1;
+  assign \$114  = ! padded[160];
+  assign \$115  = \$113  & \$114 ;
+  assign \$116  = padded[72] < 1'h1;
+  assign \$117  = \$115  & \$116 ;
   assign \$119  = \$117  & \$118 ;
-  assign \$120  = padded[33] & padded[34];
-  assign \$121  = ~ \$120 ;
-  assign \$122  = \$119  & \$121 ;
-  assign \$127  = padded[31:24] == 2'h2;
-  assign \$129  = \$127  | \$4 ;
-  assign \$132  = \$130  & \$69 ;
-  assign \$133  = padded[47:32] + padded[63:48];
-  assign \$135  = \$127  ? 12'h400 : 12'h800;
-  assign \$136  = \$133  <= \$135 ;
-  assign \$137  = \$132  & \$136 ;
-  assign \$138  = count + 3'h7;
-  assign \$140  = count + 4'hf;
-  assign \$142  = wide ? \$139  : \$141 ;
-  assign \$145  = \$15  ? i__payload[31:24] : padded[31:24];
+  assign \$122  = | \$121 ;
+  assign \$123  = ~ \$122 ;
+  assign \$124  = padded[32] < 1'h1;
+  assign \$125  = \$123  & \$124 ;
+  assign \$126  = padded[33] & padded[34];
+  assign \$127  = ~ \$126 ;
+  assign \$128  = \$125  & \$127 ;
+  assign \$133  = padded[31:24] == 2'h2;
+  assign \$135  = \$133  | \$4 ;
+  assign \$138  = \$136  & \$75 ;
+  assign \$139  = padded[47:32] + padded[63:48];
+  assign \$141  = \$133  ? 12'h400 : 12'h800;
+  assign \$142  = \$139  <= \$141 ;
+  assign \$143  = \$138  & \$142 ;
+  assign \$144  = ! words[0];
+  assign \$145  = words[0] ? padded[31:24] : i__payload[31:24];
   assign \$146  = \$145  == 1'h1;
-  assign \$148  = \$52  == 1'h1;
-  assign \$158  = \$52  == body_words;
-  assign \$165  = payload_left - 1'h1;
-  assign \$167  = \$52  == matrix[179:148];
-  assign \$170  = in_flight == allocated;
-  assign \$172  = take & i__payload[256];
+  assign \$148  = ~ words[0];
+  assign \$149  = \$9 [15:0] == 1'h1;
+  assign \$158  = left - 1'h1;
+  assign \$159  = left == 2'h2;
+  assign \$160  = take & \final ;
+  assign \$161  = matrix[179:148] == 1'h1;
+  assign \$174  = in_flight == allocated;
+  assign \$176  = take & i__payload[256];
   always @(posedge clk)
-    in_packet <= \$173 ;
+    in_packet <= \$177 ;
   always @(posedge clk)
-    offset <= \$174 ;
+    offset <= \$178 ;
   always @(posedge clk)
-    words <= \$175 ;
+    words <= \$179 ;
   always @(posedge clk)
-    is_matrix <= \$176 ;
+    is_matrix <= \$180 ;
   always @(posedge clk)
-    is_code <= \$177 ;
+    is_code <= \$181 ;
   always @(posedge clk)
-    common_good <= \$178 ;
+    common_good <= \$182 ;
   always @(posedge clk)
-    kind_good <= \$179 ;
+    kind_good <= \$183 ;
   always @(posedge clk)
-    section <= \$180 ;
+    section <= \$184 ;
   always @(posedge clk)
-    body_words <= \$181 ;
+    truncated <= \$185 ;
   always @(posedge clk)
-    truncated <= \$182 ;
+    \position$32  <= \$186 ;
   always @(posedge clk)
-    padded <= \$183 ;
+    padded <= \$187 ;
   always @(posedge clk)
-    fsm_state <= \$184 ;
+    fsm_state <= \$188 ;
   always @(posedge clk)
-    error <= \$185 ;
+    error <= \$189 ;
   always @(posedge clk)
-    position <= \$186 ;
+    left <= \$190 ;
   always @(posedge clk)
-    payload_left <= \$187 ;
+    \final  <= \$191 ;
   always @(posedge clk)
-    allocated <= \$188 ;
-  egret_l_onchip_core_reader_crc_65  \crc$65  (
+    allocated <= \$192 ;
+  egret_l_onchip_core_reader_crc_67  \crc$67  (
     .clk(clk),
     .crc(crc),
     .data(i__payload[255:0]),
@@ -11111,11 +11264,11 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (is_matrix) begin
-      allowed = \$5 ;
+      allowed = \$10 ;
     end else if (is_code) begin
-      allowed = \$6 ;
+      allowed = \$11 ;
     end else begin
-      allowed = \$9 ;
+      allowed = \$14 ;
     end
   end
   always @* begin
@@ -11127,15 +11280,15 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             ready = words__ready;
           end
       4'h6:
           ready = words__ready;
       4'h7:
-          ready = \$33 ;
+          ready = \$39 ;
       4'h8:
           ready = 1'h1;
       4'h2:
@@ -11218,9 +11371,9 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             section__valid = 1'h1;
           end
     endcase
@@ -11234,9 +11387,9 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             allocate = is_matrix;
           end
     endcase
@@ -11250,9 +11403,9 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             load_code = is_code;
           end
     endcase
@@ -11266,13 +11419,13 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
-            words__valid = \$27 ;
+          end else if (\$31 ) begin
+            words__valid = \$33 ;
           end
       4'h6:
-          words__valid = \$27 ;
+          words__valid = \$33 ;
     endcase
   end
   always @* begin
@@ -11288,7 +11441,7 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h6:
           /* empty */;
       4'h7:
-          payload__valid = \$32 ;
+          payload__valid = \$38 ;
     endcase
   end
   always @* begin
@@ -11324,8 +11477,8 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$34 ) begin
-            end else if (\$35 ) begin
+            if (\$40 ) begin
+            end else if (\$41 ) begin
             end else begin
               passed = is_matrix;
             end
@@ -11399,7 +11552,7 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h3:
           /* empty */;
       4'h9:
-          if (\$36 ) begin
+          if (\$42 ) begin
             reject = 1'h1;
           end
     endcase
@@ -11434,778 +11587,297 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$173  = in_packet;
+    \$177  = in_packet;
     if (take) begin
-      \$173  = \$34 ;
+      \$177  = \$40 ;
     end
-    if (rst) begin
-      \$173  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$174  = offset;
-    if (take) begin
-      \$174  = \$51 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h1:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h5:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h6:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h7:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h8:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h2:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h3:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h9:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'ha:
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-      4'h4:
-        begin
-          \$174  = 32'd0;
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-        end
-      4'hb:
-        begin
-          if (\$172 ) begin
-            \$174  = 32'd0;
-          end
-          if (clear) begin
-            \$174  = 32'd0;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$174  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$175  = words;
-    if (take) begin
-      \$175  = \$52 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          /* empty */;
-      4'h1:
-          \$175  = 32'd0;
-      4'h5:
-          if (\$21 ) begin
-          end else if (truncated) begin
-          end else if (\$25 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (\$158 ) begin
-                  \$175  = 32'd0;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (\$158 ) begin
-                  \$175  = 32'd0;
-                end
-              end
-            end
-          end
-      4'h6:
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (\$158 ) begin
-                \$175  = 32'd0;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (\$158 ) begin
-                \$175  = 32'd0;
-              end
-            end
-          end
-      4'h7:
-          if (take) begin
-            if (\$167 ) begin
-              \$175  = 32'd0;
-            end
-          end
-      4'h8:
-          if (take) begin
-            \$175  = 32'd0;
-          end
-      4'h2:
-          /* empty */;
-      4'h3:
-          /* empty */;
-      4'h9:
-          /* empty */;
-      4'ha:
-          /* empty */;
-      4'h4:
-          \$175  = 32'd0;
-      4'hb:
-          if (\$172 ) begin
-            \$175  = 32'd0;
-          end
-    endcase
-    if (rst) begin
-      \$175  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$176  = \$2 ;
-    if (rst) begin
-      \$176  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$177  = \$3 ;
     if (rst) begin
       \$177  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$178  = \$57 ;
-    if (rst) begin
-      \$178  = 1'h0;
+    \$178  = offset;
+    if (take) begin
+      \$178  = \$57 [31:0];
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$2 ) begin
-      \$179  = \$113 ;
-    end else if (\$3 ) begin
-      \$179  = \$122 ;
-    end else begin
-      \$179  = \$137 ;
-    end
-    if (rst) begin
-      \$179  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$180 [36] = section[36];
-    \$180 [2:0] = padded[26:24];
-    \$180 [18:3] = padded[47:32];
-    \$180 [34:19] = count;
-    \$180 [35] = wide;
-    \$180 [37] = code[32];
-    if (rst) begin
-      \$180  = 38'h0000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$181  = \$142 [15:0];
-    if (rst) begin
-      \$181  = 16'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$182  = truncated;
     casez (fsm_state)
       4'h0:
-          \$182  = i__payload[256];
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h1:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h5:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h6:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h7:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h8:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h2:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h3:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h9:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'ha:
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+      4'h4:
+        begin
+          \$178  = 32'd0;
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+        end
+      4'hb:
+        begin
+          if (\$176 ) begin
+            \$178  = 32'd0;
+          end
+          if (clear) begin
+            \$178  = 32'd0;
+          end
+        end
     endcase
+    if (rst) begin
+      \$178  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$179  = words;
+    if (take) begin
+      \$179  = \$58 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$179  = 32'd0;
+      4'h5:
+          if (\$27 ) begin
+          end else if (truncated) begin
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (\final ) begin
+                  \$179  = 32'd0;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (\final ) begin
+                  \$179  = 32'd0;
+                end
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (\final ) begin
+                \$179  = 32'd0;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (\final ) begin
+                \$179  = 32'd0;
+              end
+            end
+          end
+      4'h7:
+          if (take) begin
+            if (\final ) begin
+              \$179  = 32'd0;
+            end
+          end
+      4'h8:
+          if (take) begin
+            \$179  = 32'd0;
+          end
+      4'h2:
+          /* empty */;
+      4'h3:
+          /* empty */;
+      4'h9:
+          /* empty */;
+      4'ha:
+          /* empty */;
+      4'h4:
+          \$179  = 32'd0;
+      4'hb:
+          if (\$176 ) begin
+            \$179  = 32'd0;
+          end
+    endcase
+    if (rst) begin
+      \$179  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$180  = \$2 ;
+    if (rst) begin
+      \$180  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$181  = \$3 ;
+    if (rst) begin
+      \$181  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$182  = \$63 ;
     if (rst) begin
       \$182  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$183  = padded;
-    casez (fsm_state)
-      4'h0:
-          if (take) begin
-            casez (words[0])
-              1'h0:
-                  \$183  = i__payload[255:0];
-            endcase
-          end
-    endcase
+    (* full_case = 32'd1 *)
+    if (\$2 ) begin
+      \$183  = \$119 ;
+    end else if (\$3 ) begin
+      \$183  = \$128 ;
+    end else begin
+      \$183  = \$143 ;
+    end
     if (rst) begin
-      \$183  = 256'h0000000000000000000000000000000000000000000000000000000000000000;
+      \$183  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = fsm_state;
+    \$184 [36] = section[36];
+    \$184 [2:0] = padded[26:24];
+    \$184 [18:3] = padded[47:32];
+    \$184 [34:19] = count;
+    \$184 [35] = wide;
+    \$184 [37] = code[32];
+    if (rst) begin
+      \$184  = 38'h0000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$185  = truncated;
+    casez (fsm_state)
+      4'h0:
+          \$185  = i__payload[256];
+    endcase
+    if (rst) begin
+      \$185  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$186  = \position$32 ;
     casez (fsm_state)
       4'h0:
         begin
-          if (take) begin
-            if (\$148 ) begin
-              \$184  = 4'h1;
-            end else if (i__payload[256]) begin
-              \$184  = 4'h2;
-            end
-          end
+          \$186  = offset;
           if (late) begin
-            \$184  = 4'h3;
-          end
-          if (clear) begin
-            \$184  = 4'h4;
+            \$186  = late_position;
           end
         end
       4'h1:
-        begin
-          \$184  = 4'h5;
           if (late) begin
-            \$184  = 4'h3;
+            \$186  = late_position;
           end
-          if (clear) begin
-            \$184  = 4'h4;
-          end
-        end
       4'h5:
         begin
-          if (\$21 ) begin
-            \$184  = 4'h2;
+          if (\$27 ) begin
+            \$186  = 32'd0;
           end else if (truncated) begin
-            \$184  = 4'h2;
-          end else if (\$25 ) begin
-            \$184  = 4'h6;
+            \$186  = { 31'h00000000, \$131  };
+          end else if (\$31 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
-              if (take) begin
-                if (\$158 ) begin
-                  \$184  = 4'h7;
-                end
-                if (i__payload[256]) begin
-                  \$184  = 4'h2;
-                end
-              end
+              \$186  = offset;
             end else begin
-              if (take) begin
-                if (\$158 ) begin
-                  \$184  = 4'h8;
-                end
-                if (i__payload[256]) begin
-                  \$184  = 4'h2;
-                end
-              end
+              \$186  = offset;
             end
           end
           if (late) begin
-            \$184  = 4'h3;
-          end
-          if (clear) begin
-            \$184  = 4'h4;
+            \$186  = late_position;
           end
         end
       4'h6:
         begin
           (* full_case = 32'd1 *)
           if (is_matrix) begin
-            if (take) begin
-              if (\$158 ) begin
-                \$184  = 4'h7;
-              end
-              if (i__payload[256]) begin
-                \$184  = 4'h2;
-              end
-            end
+            \$186  = offset;
           end else begin
-            if (take) begin
-              if (\$158 ) begin
-                \$184  = 4'h8;
-              end
-              if (i__payload[256]) begin
-                \$184  = 4'h2;
-              end
-            end
+            \$186  = offset;
           end
           if (late) begin
-            \$184  = 4'h3;
-          end
-          if (clear) begin
-            \$184  = 4'h4;
+            \$186  = late_position;
           end
         end
       4'h7:
         begin
-          if (take) begin
-            if (\$167 ) begin
-              \$184  = 4'h8;
-            end
-            if (i__payload[256]) begin
-              \$184  = 4'h2;
-            end
-          end
+          \$186  = offset;
           if (late) begin
-            \$184  = 4'h3;
-          end
-          if (clear) begin
-            \$184  = 4'h4;
+            \$186  = late_position;
           end
         end
       4'h8:
         begin
-          if (take) begin
-            (* full_case = 32'd1 *)
-            if (\$34 ) begin
-              \$184  = 4'h2;
-            end else if (\$35 ) begin
-              \$184  = 4'h2;
-            end else begin
-              \$184  = 4'h0;
-            end
-          end
+          \$186  = offset;
           if (late) begin
-            \$184  = 4'h3;
-          end
-          if (clear) begin
-            \$184  = 4'h4;
+            \$186  = late_position;
           end
         end
       4'h2:
-        begin
-          if (\$170 ) begin
-            \$184  = 4'h3;
-          end
           if (late) begin
-            \$184  = 4'h3;
+            \$186  = late_position;
           end
-          if (clear) begin
-            \$184  = 4'h4;
-          end
-        end
       4'h3:
-        begin
-          \$184  = 4'h9;
           if (late) begin
-            \$184  = 4'h3;
+            \$186  = late_position;
           end
-          if (clear) begin
-            \$184  = 4'h4;
-          end
-        end
       4'h9:
-        begin
-          if (\$36 ) begin
-            \$184  = 4'ha;
-          end
           if (late) begin
-            \$184  = 4'h3;
+            \$186  = late_position;
           end
-          if (clear) begin
-            \$184  = 4'h4;
-          end
-        end
       4'ha:
-        begin
           if (late) begin
-            \$184  = 4'h3;
+            \$186  = late_position;
           end
-          if (clear) begin
-            \$184  = 4'h4;
-          end
-        end
       4'h4:
-        begin
-          if (wiped) begin
-            (* full_case = 32'd1 *)
-            if (in_packet) begin
-              \$184  = 4'hb;
-            end else begin
-              \$184  = 4'h0;
-            end
-          end
           if (late) begin
-            \$184  = 4'h3;
+            \$186  = late_position;
           end
-          if (clear) begin
-            \$184  = 4'h4;
-          end
-        end
       4'hb:
-        begin
-          if (\$172 ) begin
-            \$184  = 4'h0;
-          end
-          if (late) begin
-            \$184  = 4'h3;
-          end
-          if (clear) begin
-            \$184  = 4'h4;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$184  = 4'h4;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$185  = error;
-    casez (fsm_state)
-      4'h0:
-        begin
-          if (take) begin
-            if (\$148 ) begin
-            end else if (i__payload[256]) begin
-              \$185  = 4'h2;
-            end
-          end
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h1:
-        begin
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h5:
-        begin
-          if (\$21 ) begin
-            \$185  = 4'h1;
-          end else if (truncated) begin
-            \$185  = 4'h2;
-          end else if (\$25 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (i__payload[256]) begin
-                  \$185  = 4'h2;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (i__payload[256]) begin
-                  \$185  = 4'h2;
-                end
-              end
-            end
-          end
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h6:
-        begin
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (i__payload[256]) begin
-                \$185  = 4'h2;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (i__payload[256]) begin
-                \$185  = 4'h2;
-              end
-            end
-          end
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h7:
-        begin
-          if (take) begin
-            if (i__payload[256]) begin
-              \$185  = 4'h2;
-            end
-          end
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h8:
-        begin
-          if (take) begin
-            if (\$34 ) begin
-              \$185  = 4'h3;
-            end else if (\$35 ) begin
-              \$185  = 4'h4;
-            end
-          end
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h2:
-        begin
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h3:
-        begin
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h9:
-        begin
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'ha:
-        begin
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'h4:
-        begin
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-      4'hb:
-        begin
-          if (late) begin
-            \$185  = late_error;
-          end
-          if (clear) begin
-            \$185  = 4'h0;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$185  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$186  = position;
-    casez (fsm_state)
-      4'h0:
-        begin
-          if (take) begin
-            if (\$148 ) begin
-            end else if (i__payload[256]) begin
-              \$186  = offset;
-            end
-          end
           if (late) begin
             \$186  = late_position;
           end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h1:
-        begin
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h5:
-        begin
-          if (\$21 ) begin
-            \$186  = 32'd0;
-          end else if (truncated) begin
-            \$186  = { 31'h00000000, \$125  };
-          end else if (\$25 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (i__payload[256]) begin
-                  \$186  = offset;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (i__payload[256]) begin
-                  \$186  = offset;
-                end
-              end
-            end
-          end
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h6:
-        begin
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (i__payload[256]) begin
-                \$186  = offset;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (i__payload[256]) begin
-                \$186  = offset;
-              end
-            end
-          end
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h7:
-        begin
-          if (take) begin
-            if (i__payload[256]) begin
-              \$186  = offset;
-            end
-          end
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h8:
-        begin
-          if (take) begin
-            if (\$34 ) begin
-              \$186  = offset;
-            end else if (\$35 ) begin
-              \$186  = offset;
-            end
-          end
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h2:
-        begin
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h3:
-        begin
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h9:
-        begin
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'ha:
-        begin
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'h4:
-        begin
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
-      4'hb:
-        begin
-          if (late) begin
-            \$186  = late_position;
-          end
-          if (clear) begin
-            \$186  = 32'd0;
-          end
-        end
     endcase
     if (rst) begin
       \$186  = 32'd0;
@@ -12213,38 +11885,508 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$187  = payload_left;
+    \$187  = padded;
     casez (fsm_state)
       4'h0:
-          /* empty */;
-      4'h1:
-          /* empty */;
-      4'h5:
-          \$187  = matrix[179:148];
-      4'h6:
-          /* empty */;
-      4'h7:
           if (take) begin
-            \$187  = \$165 [31:0];
+            casez (words[0])
+              1'h0:
+                  \$187  = i__payload[255:0];
+            endcase
           end
     endcase
     if (rst) begin
-      \$187  = 32'd0;
+      \$187  = 256'h0000000000000000000000000000000000000000000000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$188  = allocated;
+    \$188  = fsm_state;
+    casez (fsm_state)
+      4'h0:
+        begin
+          if (take) begin
+            if (\$148 ) begin
+              \$188  = 4'h1;
+            end else if (i__payload[256]) begin
+              \$188  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h1:
+        begin
+          \$188  = 4'h5;
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h5:
+        begin
+          if (\$27 ) begin
+            \$188  = 4'h2;
+          end else if (truncated) begin
+            \$188  = 4'h2;
+          end else if (\$31 ) begin
+            \$188  = 4'h6;
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (\final ) begin
+                  \$188  = 4'h7;
+                end
+                if (i__payload[256]) begin
+                  \$188  = 4'h2;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (\final ) begin
+                  \$188  = 4'h8;
+                end
+                if (i__payload[256]) begin
+                  \$188  = 4'h2;
+                end
+              end
+            end
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h6:
+        begin
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (\final ) begin
+                \$188  = 4'h7;
+              end
+              if (i__payload[256]) begin
+                \$188  = 4'h2;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (\final ) begin
+                \$188  = 4'h8;
+              end
+              if (i__payload[256]) begin
+                \$188  = 4'h2;
+              end
+            end
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h7:
+        begin
+          if (take) begin
+            if (\final ) begin
+              \$188  = 4'h8;
+            end
+            if (i__payload[256]) begin
+              \$188  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h8:
+        begin
+          if (take) begin
+            (* full_case = 32'd1 *)
+            if (\$40 ) begin
+              \$188  = 4'h2;
+            end else if (\$41 ) begin
+              \$188  = 4'h2;
+            end else begin
+              \$188  = 4'h0;
+            end
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h2:
+        begin
+          if (\$174 ) begin
+            \$188  = 4'h3;
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h3:
+        begin
+          \$188  = 4'h9;
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h9:
+        begin
+          if (\$42 ) begin
+            \$188  = 4'ha;
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'ha:
+        begin
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'h4:
+        begin
+          if (wiped) begin
+            (* full_case = 32'd1 *)
+            if (in_packet) begin
+              \$188  = 4'hb;
+            end else begin
+              \$188  = 4'h0;
+            end
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+      4'hb:
+        begin
+          if (\$176 ) begin
+            \$188  = 4'h0;
+          end
+          if (late) begin
+            \$188  = 4'h3;
+          end
+          if (clear) begin
+            \$188  = 4'h4;
+          end
+        end
+    endcase
+    if (rst) begin
+      \$188  = 4'h4;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$189  = error;
+    casez (fsm_state)
+      4'h0:
+        begin
+          if (take) begin
+            if (\$148 ) begin
+            end else if (i__payload[256]) begin
+              \$189  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h1:
+        begin
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h5:
+        begin
+          if (\$27 ) begin
+            \$189  = 4'h1;
+          end else if (truncated) begin
+            \$189  = 4'h2;
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (i__payload[256]) begin
+                  \$189  = 4'h2;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (i__payload[256]) begin
+                  \$189  = 4'h2;
+                end
+              end
+            end
+          end
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h6:
+        begin
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (i__payload[256]) begin
+                \$189  = 4'h2;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (i__payload[256]) begin
+                \$189  = 4'h2;
+              end
+            end
+          end
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h7:
+        begin
+          if (take) begin
+            if (i__payload[256]) begin
+              \$189  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h8:
+        begin
+          if (take) begin
+            if (\$40 ) begin
+              \$189  = 4'h3;
+            end else if (\$41 ) begin
+              \$189  = 4'h4;
+            end
+          end
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h2:
+        begin
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h3:
+        begin
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h9:
+        begin
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'ha:
+        begin
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'h4:
+        begin
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+      4'hb:
+        begin
+          if (late) begin
+            \$189  = late_error;
+          end
+          if (clear) begin
+            \$189  = 4'h0;
+          end
+        end
+    endcase
+    if (rst) begin
+      \$189  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$190  = left;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$190  = { 16'h0000, \$9 [15:0] };
+      4'h5:
+          if (\$27 ) begin
+          end else if (truncated) begin
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                \$190  = \$158 [31:0];
+              end
+              if (\$160 ) begin
+                \$190  = matrix[179:148];
+              end
+            end else begin
+              if (take) begin
+                \$190  = \$158 [31:0];
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              \$190  = \$158 [31:0];
+            end
+            if (\$160 ) begin
+              \$190  = matrix[179:148];
+            end
+          end else begin
+            if (take) begin
+              \$190  = \$158 [31:0];
+            end
+          end
+      4'h7:
+          if (take) begin
+            \$190  = \$158 [31:0];
+          end
+    endcase
+    if (rst) begin
+      \$190  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$191  = \final ;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$191  = \$149 ;
+      4'h5:
+          if (\$27 ) begin
+          end else if (truncated) begin
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                \$191  = \$159 ;
+              end
+              if (\$160 ) begin
+                \$191  = \$161 ;
+              end
+            end else begin
+              if (take) begin
+                \$191  = \$159 ;
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              \$191  = \$159 ;
+            end
+            if (\$160 ) begin
+              \$191  = \$161 ;
+            end
+          end else begin
+            if (take) begin
+              \$191  = \$159 ;
+            end
+          end
+      4'h7:
+          if (take) begin
+            \$191  = \$159 ;
+          end
+    endcase
+    if (rst) begin
+      \$191  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$192  = allocated;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
-            \$188  = is_matrix;
+          end else if (\$31 ) begin
+            \$192  = is_matrix;
           end
       4'h6:
           /* empty */;
@@ -12253,10 +12395,10 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$34 ) begin
-            end else if (\$35 ) begin
+            if (\$40 ) begin
+            end else if (\$41 ) begin
             end else begin
-              \$188  = 1'h0;
+              \$192  = 1'h0;
             end
           end
       4'h2:
@@ -12268,15 +12410,16 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'ha:
           /* empty */;
       4'h4:
-          \$188  = 1'h0;
+          \$192  = 1'h0;
     endcase
     if (rst) begin
-      \$188  = 1'h0;
+      \$192  = 1'h0;
     end
   end
   assign data = i__payload[255:0];
   assign valid = take;
   assign words__payload = i__payload[255:0];
+  assign body_words = \$9 [15:0];
   assign section__payload[36] = parity;
   assign { section__payload[37], section__payload[35:0] } = { section[37], section[35:0] };
   assign code[44:41] = padded[47:44];
@@ -12311,27 +12454,27 @@ module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, 
   assign matrix[31:24] = padded[31:24];
   assign matrix[23:16] = padded[23:16];
   assign matrix[15:0] = padded[15:0];
-  assign payload__payload[257] = \$11 ;
-  assign payload__payload[256] = \$10 ;
+  assign payload__payload[257] = \$16 ;
+  assign payload__payload[256] = \$15 ;
   assign payload__payload[258] = parity;
   assign payload__payload[255:0] = i__payload[255:0];
-  assign \$60  = 192'h000000000000000000000000ffc00c000000000000000000;
-  assign { \$61 [191:96], \$61 [85:76], \$61 [73:0] } = 180'h000000000000000000000000000000000000000000000;
-  assign { \$61 [95:86], \$61 [75:74] } = { padded[95:86], padded[75:74] };
-  assign \$66  = 11'h400;
-  assign \$112  = banks_loaded;
-  assign \$114  = 64'hffff00e000000000;
-  assign { \$115 [47:40], \$115 [36:0] } = 45'h000000000000;
-  assign { \$115 [63:48], \$115 [39:37] } = { padded[63:48], padded[39:37] };
-  assign \$123  = 64'h0000000000000000;
-  assign \$125  = 1'h0;
-  assign \$126  = 1'h1;
-  assign \$130  = \$129 ;
-  assign \$139  = { 3'h0, \$138 [16:3] };
-  assign \$141  = { 4'h0, \$140 [16:4] };
+  assign \$6  = { 3'h0, \$5 [16:3] };
+  assign \$8  = { 4'h0, \$7 [16:4] };
+  assign \$66  = 192'h000000000000000000000000ffc00c000000000000000000;
+  assign { \$67 [191:96], \$67 [85:76], \$67 [73:0] } = 180'h000000000000000000000000000000000000000000000;
+  assign { \$67 [95:86], \$67 [75:74] } = { padded[95:86], padded[75:74] };
+  assign \$72  = 11'h400;
+  assign \$118  = banks_loaded;
+  assign \$120  = 64'hffff00e000000000;
+  assign { \$121 [47:40], \$121 [36:0] } = 45'h000000000000;
+  assign { \$121 [63:48], \$121 [39:37] } = { padded[63:48], padded[39:37] };
+  assign \$129  = 64'h0000000000000000;
+  assign \$131  = 1'h0;
+  assign \$132  = 1'h1;
+  assign \$136  = \$135 ;
 endmodule
 
-module egret_l_onchip_core_reader_crc_65 (rst, valid, start, crc, data, clk);
+module egret_l_onchip_core_reader_crc_67 (rst, valid, start, crc, data, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$10 , \$100 , \$1000 , \$1001 , \$1002 , \$1003 , \$1004 , \$1005 , \$1006 , \$1007 , \$1008
@@ -23083,81 +23226,82 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
   end
 endmodule
 
-module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_write, word, port_0 , clk);
+module egret_l_onchip_core_writer (rst, start, settings, cancel, code_write, busy, word, port_0 , clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$116 ,
-    \$117 , \$118 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$129 , \$130 , \$131 , \$132 ,
-    \$133 , \$135 , \$137 , \$14 , \$140 , \$141 , \$142 , \$143 , \$144 , \$147 , \$148 , \$149 ,
-    \$15 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$159 , \$16 , \$160 , \$161 , \$162 ,
-    \$163 , \$164 , \$166 , \$167 , \$17 , \$172 , \$173 , \$174 , \$175 , \$176 , \$178 , \$18 ,
-    \$180 , \$183 , \$184 , \$185 , \$186 , \$187 , \$19 , \$190 , \$191 , \$192 , \$193 , \$194 ,
-    \$195 , \$196 , \$197 , \$198 , \$2 , \$20 , \$202 , \$203 , \$204 , \$205 , \$206 , \$207 ,
-    \$209 , \$21 , \$210 , \$215 , \$216 , \$217 , \$218 , \$219 , \$221 , \$223 , \$226 , \$227 ,
-    \$228 , \$229 , \$230 , \$233 , \$234 , \$235 , \$236 , \$237 , \$238 , \$239 , \$24 , \$240 ,
-    \$241 , \$245 , \$246 , \$247 , \$248 , \$249 , \$25 , \$250 , \$252 , \$253 , \$258 , \$259 ,
-    \$260 , \$261 , \$262 , \$264 , \$266 , \$269 , \$27 , \$270 , \$271 , \$272 , \$273 , \$274 ,
-    \$275 , \$29 , \$3 , \$32 , \$33 , \$36 , \$37 , \$38 , \$42 , \$44 , \$49 , \$55 , \$56 , \$57
-    , \$59 , \$6 , \$60 , \$61 , \$64 , \$65 , \$66 , \$67 , \$68 , \$69 , \$7 , \$71 , \$72 , \$75
-    , \$76 , \$77 , \$78 , \$79 , \$82 , \$83 , \$84 , \$85 , \$86 , \$89 , \$9 , \$90 , \$91 , \$92
-    , \$93 , \$96 , \$97 , \$98 , \$99 ;
-  wire [5:0] \$100 , \$101 , \$62 ;
-  wire [3:0] \$102 , \$103 , \$126 , \$127 , \$145 , \$146 , \$169 , \$170 , \$188 , \$189 , \$212 ,
-    \$213 , \$23 , \$231 , \$232 , \$255 , \$256 , \$4 , \$5 , \$50 , \$58 ;
-  wire [4:0] \$125 , \$168 , \$211 , \$254 , \$26 , \$51 , \$8 ;
+  wire \$1 , \$100 , \$101 , \$102 , \$107 , \$108 , \$109 , \$11 , \$110 , \$111 , \$112 , \$113 ,
+    \$114 , \$115 , \$119 , \$120 , \$121 , \$122 , \$123 , \$124 , \$125 , \$126 , \$127 , \$132 ,
+    \$133 , \$134 , \$135 , \$136 , \$138 , \$14 , \$140 , \$143 , \$144 , \$145 , \$146 , \$147 ,
+    \$15 , \$150 , \$151 , \$152 , \$153 , \$154 , \$155 , \$156 , \$157 , \$158 , \$16 , \$162 ,
+    \$163 , \$164 , \$165 , \$166 , \$167 , \$169 , \$17 , \$170 , \$175 , \$176 , \$177 , \$178 ,
+    \$179 , \$18 , \$181 , \$183 , \$186 , \$187 , \$188 , \$189 , \$19 , \$190 , \$193 , \$194 ,
+    \$195 , \$196 , \$197 , \$198 , \$199 , \$2 , \$20 , \$200 , \$201 , \$205 , \$206 , \$207 ,
+    \$208 , \$209 , \$21 , \$210 , \$212 , \$213 , \$218 , \$219 , \$220 , \$221 , \$222 , \$224 ,
+    \$226 , \$229 , \$230 , \$231 , \$232 , \$233 , \$236 , \$237 , \$238 , \$239 , \$24 , \$240 ,
+    \$241 , \$242 , \$243 , \$244 , \$248 , \$249 , \$25 , \$250 , \$251 , \$252 , \$253 , \$255 ,
+    \$256 , \$261 , \$262 , \$263 , \$264 , \$265 , \$267 , \$269 , \$27 , \$272 , \$273 , \$274 ,
+    \$275 , \$276 , \$29 , \$3 , \$32 , \$33 , \$36 , \$37 , \$38 , \$42 , \$44 , \$49 , \$55 , \$56
+    , \$57 , \$59 , \$6 , \$60 , \$61 , \$64 , \$65 , \$66 , \$67 , \$68 , \$69 , \$7 , \$71 , \$72
+    , \$75 , \$76 , \$77 , \$78 , \$79 , \$82 , \$83 , \$84 , \$85 , \$86 , \$89 , \$9 , \$90 , \$91
+    , \$92 , \$93 , \$96 , \$97 , \$98 , \$99 ;
+  wire [5:0] \$103 , \$104 , \$62 ;
+  wire [3:0] \$105 , \$106 , \$129 , \$130 , \$148 , \$149 , \$172 , \$173 , \$191 , \$192 , \$215 ,
+    \$216 , \$23 , \$234 , \$235 , \$258 , \$259 , \$4 , \$5 , \$50 , \$58 ;
+  wire [4:0] \$128 , \$171 , \$214 , \$257 , \$26 , \$51 , \$8 ;
   wire [10:0] \$63 ;
-  reg [22:0] \$276 ;
-  reg [13:0] \$277 ;
-  reg [13:0] \$278  = 14'h0000;
-  reg \$279 ;
-  reg [3:0] \$280 ;
-  reg \$281 ;
+  reg [22:0] \$277 ;
+  reg [13:0] \$278 ;
+  reg [13:0] \$279  = 14'h0000;
+  reg \$280 ;
+  reg [3:0] \$281 ;
   reg \$282 ;
-  reg [3:0] \$283 ;
-  reg \$284 ;
-  reg [9:0] \$285 ;
-  reg \$286 ;
-  reg [9:0] \$287 ;
-  reg [26:0] \$288 ;
+  reg \$283 ;
+  reg [3:0] \$284 ;
+  reg \$285 ;
+  reg [9:0] \$286 ;
+  reg \$287 ;
+  reg [9:0] \$288 ;
   reg [26:0] \$289 ;
-  reg [4:0] \$290 ;
-  reg [26:0] \$291 ;
+  reg [26:0] \$290 ;
+  reg [4:0] \$291 ;
   reg [26:0] \$292 ;
-  reg [4:0] \$293 ;
-  reg [26:0] \$294 ;
+  reg [26:0] \$293 ;
+  reg [4:0] \$294 ;
   reg [26:0] \$295 ;
-  reg [4:0] \$296 ;
-  reg [26:0] \$297 ;
+  reg [26:0] \$296 ;
+  reg [4:0] \$297 ;
   reg [26:0] \$298 ;
-  reg [4:0] \$299 ;
-  reg [26:0] \$300 ;
-  reg [13:0] \$301 ;
-  reg [10:0] \$302 ;
-  reg [10:0] \$303  = 11'h000;
+  reg [26:0] \$299 ;
+  reg [4:0] \$300 ;
+  reg [26:0] \$301 ;
+  reg \$302 ;
+  reg [13:0] \$303 ;
+  reg [10:0] \$304 ;
+  reg [10:0] \$305  = 11'h000;
   wire [3:0] \$signature__addr ;
-  wire [3:0] \$signature__addr$109 ;
-  wire [3:0] \$signature__addr$113 ;
-  wire [3:0] \$signature__addr$62 ;
-  wire [3:0] \$signature__addr$75 ;
-  wire [3:0] \$signature__addr$79 ;
-  wire [3:0] \$signature__addr$92 ;
-  wire [3:0] \$signature__addr$96 ;
+  wire [3:0] \$signature__addr$110 ;
+  wire [3:0] \$signature__addr$114 ;
+  wire [3:0] \$signature__addr$63 ;
+  wire [3:0] \$signature__addr$76 ;
+  wire [3:0] \$signature__addr$80 ;
+  wire [3:0] \$signature__addr$93 ;
+  wire [3:0] \$signature__addr$97 ;
   wire [3:0] \$signature__data ;
-  wire [3:0] \$signature__data$110 ;
-  wire [3:0] \$signature__data$114 ;
-  wire [3:0] \$signature__data$63 ;
-  wire [3:0] \$signature__data$76 ;
-  wire [3:0] \$signature__data$80 ;
-  wire [3:0] \$signature__data$93 ;
-  wire [3:0] \$signature__data$97 ;
+  wire [3:0] \$signature__data$111 ;
+  wire [3:0] \$signature__data$115 ;
+  wire [3:0] \$signature__data$64 ;
+  wire [3:0] \$signature__data$77 ;
+  wire [3:0] \$signature__data$81 ;
+  wire [3:0] \$signature__data$94 ;
+  wire [3:0] \$signature__data$98 ;
   wire \$signature__en ;
-  wire \$signature__en$108 ;
-  wire \$signature__en$112 ;
-  wire \$signature__en$61 ;
-  wire \$signature__en$74 ;
-  wire \$signature__en$78 ;
-  wire \$signature__en$91 ;
-  wire \$signature__en$95 ;
+  wire \$signature__en$109 ;
+  wire \$signature__en$113 ;
+  wire \$signature__en$62 ;
+  wire \$signature__en$75 ;
+  wire \$signature__en$79 ;
+  wire \$signature__en$92 ;
+  wire \$signature__en$96 ;
   reg [9:0] _write = 10'h000;
   reg [9:0] address = 10'h000;
   reg [26:0] after0 = 27'h0000000;
@@ -23224,7 +23368,9 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   wire bit3_stays;
   wire bit3_unloaded;
   output busy;
-  wire busy;
+  reg busy = 1'h0;
+  (* init = 1'h0 *)
+  wire \busy$126 ;
   input cancel;
   wire cancel;
   input clk;
@@ -23245,21 +23391,21 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   output [10:0] port_0 ;
   wire [10:0] port_0 ;
   wire [3:0] reading__addr;
-  wire [3:0] \reading__addr$111 ;
-  wire [3:0] \reading__addr$115 ;
-  wire [3:0] \reading__addr$64 ;
-  wire [3:0] \reading__addr$77 ;
-  wire [3:0] \reading__addr$81 ;
-  wire [3:0] \reading__addr$94 ;
-  wire [3:0] \reading__addr$98 ;
+  wire [3:0] \reading__addr$112 ;
+  wire [3:0] \reading__addr$116 ;
+  wire [3:0] \reading__addr$65 ;
+  wire [3:0] \reading__addr$78 ;
+  wire [3:0] \reading__addr$82 ;
+  wire [3:0] \reading__addr$95 ;
+  wire [3:0] \reading__addr$99 ;
   wire [3:0] reading__data;
   wire [3:0] \reading__data$100 ;
-  wire [3:0] \reading__data$116 ;
+  wire [3:0] \reading__data$101 ;
   wire [3:0] \reading__data$117 ;
-  wire [3:0] \reading__data$66 ;
-  wire [3:0] \reading__data$82 ;
+  wire [3:0] \reading__data$118 ;
+  wire [3:0] \reading__data$67 ;
   wire [3:0] \reading__data$83 ;
-  wire [3:0] \reading__data$99 ;
+  wire [3:0] \reading__data$84 ;
   input rst;
   wire rst;
   reg running = 1'h0;
@@ -23320,7 +23466,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
     if (_write[1])
       \U$1 [_write[5:2]] <= _write[9:6];
   end
-  assign \reading__data$66  = \U$1 [entering[14:11]];
+  assign \reading__data$67  = \U$1 [entering[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] \U$2  [15:0];
   initial begin
@@ -23345,7 +23491,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
     if (_write[0])
       \U$2 [_write[5:2]] <= _write[9:6];
   end
-  assign \reading__data$82  = \U$2 [after0[14:11]];
+  assign \reading__data$83  = \U$2 [after0[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] \U$3  [15:0];
   initial begin
@@ -23370,7 +23516,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
     if (_write[1])
       \U$3 [_write[5:2]] <= _write[9:6];
   end
-  assign \reading__data$83  = \U$3 [after0[14:11]];
+  assign \reading__data$84  = \U$3 [after0[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] \U$4  [15:0];
   initial begin
@@ -23395,7 +23541,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
     if (_write[0])
       \U$4 [_write[5:2]] <= _write[9:6];
   end
-  assign \reading__data$99  = \U$4 [after1[14:11]];
+  assign \reading__data$100  = \U$4 [after1[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] \U$5  [15:0];
   initial begin
@@ -23420,7 +23566,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
     if (_write[1])
       \U$5 [_write[5:2]] <= _write[9:6];
   end
-  assign \reading__data$100  = \U$5 [after1[14:11]];
+  assign \reading__data$101  = \U$5 [after1[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] \U$6  [15:0];
   initial begin
@@ -23445,7 +23591,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
     if (_write[0])
       \U$6 [_write[5:2]] <= _write[9:6];
   end
-  assign \reading__data$116  = \U$6 [after2[14:11]];
+  assign \reading__data$117  = \U$6 [after2[14:11]];
   (* no_rw_check = 32'd1 *)
   reg [3:0] \U$7  [15:0];
   initial begin
@@ -23470,7 +23616,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
     if (_write[1])
       \U$7 [_write[5:2]] <= _write[9:6];
   end
-  assign \reading__data$117  = \U$7 [after2[14:11]];
+  assign \reading__data$118  = \U$7 [after2[14:11]];
   assign \$1  = ~ settings[0];
   assign \$2  = settings[1] & \$1 ;
   assign \$3  = settings[0] ? settings[3] : settings[2];
@@ -23481,7 +23627,7 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   assign \$8  = \$5  + \$7 ;
   assign \$9  = ~ bare00;
   assign \$11  = \$9  & \$6 ;
-  assign \$14  = taken[2] == \$278 [0];
+  assign \$14  = taken[2] == \$279 [0];
   assign \$15  = taken[0] & \$14 ;
   assign \$16  = ! taken[1];
   assign \$19  = taken[6:3] == last00;
@@ -23535,300 +23681,292 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   assign \$96  = \$93  & bit3_event;
   assign \$97  = before3[18] & before3[1];
   assign \$98  = \$96  | \$97 ;
-  assign \$99  = after3[17] | after3[16];
-  assign \$100  = after3[18] ? 6'h2f : 6'h2e;
-  assign \$101  = \$99  ? after3[16:11] : \$100 ;
-  assign \$102  = entering[15] ? \reading__data$66  : reading__data;
-  assign \$103  = entering[15] ? \$278 [9:6] : \$278 [5:2];
-  assign \$104  = entering[14:11] == \$103 ;
-  assign \$105  = before0[15] ? \$278 [11] : \$278 [10];
-  assign bit0_opens = looked0[4] & \$105 ;
-  assign \$106  = before0[4] | bit0_opens;
-  assign bit0_loads = before0[17] & \$106 ;
-  assign \$107  = ! before0[14:11];
-  assign bit0_finishes = before0[16] & \$107 ;
-  assign \$108  = ~ before0[4];
-  assign \$109  = before0[17] & \$108 ;
-  assign \$110  = \$109  & looked0[4];
-  assign \$111  = before0[15] ? \$278 [13] : \$278 [12];
-  assign \$112  = \$110  & \$111 ;
-  assign bit0_ends = bit0_finishes | \$112 ;
-  assign \$116  = ~ \$111 ;
-  assign \$117  = looked0[4] & \$116 ;
-  assign \$118  = ~ \$117 ;
-  assign \$119  = \$109  & \$118 ;
-  assign bit0_stays = bit0_finishes | \$119 ;
+  assign \$99  = start | running;
+  assign \$100  = | { after3[0], before3[0], after2[0], before2[0], after1[0], before1[0], after0[0], before0[0], entering[0] };
+  assign \$101  = \$99  | \$100 ;
+  assign \$102  = after3[17] | after3[16];
+  assign \$103  = after3[18] ? 6'h2f : 6'h2e;
+  assign \$104  = \$102  ? after3[16:11] : \$103 ;
+  assign \$105  = entering[15] ? \reading__data$67  : reading__data;
+  assign \$106  = entering[15] ? \$279 [9:6] : \$279 [5:2];
+  assign \$107  = entering[14:11] == \$106 ;
+  assign \$108  = before0[15] ? \$279 [11] : \$279 [10];
+  assign bit0_opens = looked0[4] & \$108 ;
+  assign \$109  = before0[4] | bit0_opens;
+  assign bit0_loads = before0[17] & \$109 ;
+  assign \$110  = ! before0[14:11];
+  assign bit0_finishes = before0[16] & \$110 ;
+  assign \$111  = ~ before0[4];
+  assign \$112  = before0[17] & \$111 ;
+  assign \$113  = \$112  & looked0[4];
+  assign \$114  = before0[15] ? \$279 [13] : \$279 [12];
+  assign \$115  = \$113  & \$114 ;
+  assign bit0_ends = bit0_finishes | \$115 ;
+  assign \$119  = ~ \$114 ;
+  assign \$120  = looked0[4] & \$119 ;
+  assign \$121  = ~ \$120 ;
+  assign \$122  = \$112  & \$121 ;
+  assign bit0_stays = bit0_finishes | \$122 ;
   assign bit0_empty = looked0[3] & looked0[2];
-  assign \$120  = before0[16] | bit0_opens;
-  assign bit0_rises = before0[4] == \$120 ;
-  assign \$122  = ~ \$278 [0];
-  assign \$123  = \$122  & bit0_rises;
-  assign bit0_event = \$121  | \$123 ;
-  assign \$124  = ~ before0[15];
-  assign bit0_fresh = \$278 [0] ? \$124  : \$278 [1];
+  assign \$123  = before0[16] | bit0_opens;
+  assign bit0_rises = before0[4] == \$123 ;
+  assign \$125  = ~ \$279 [0];
+  assign \$126  = \$125  & bit0_rises;
+  assign bit0_event = \$124  | \$126 ;
+  assign \$127  = ~ before0[15];
+  assign bit0_fresh = \$279 [0] ? \$127  : \$279 [1];
   assign bit0_unloaded = bit0_ends ? bit0_fresh : bit0_event;
-  assign \$125  = before0[14:11] - 1'h1;
-  assign \$126  = \$125 [3:0] | { bit0_ends, bit0_ends, bit0_ends, bit0_ends };
-  assign \$127  = bit0_loads ? looked0[3:0] : \$126 ;
-  assign \$129  = \$71  ? bit0_fresh : bit0_unloaded;
-  assign \$130  = ~ bit0_empty;
-  assign \$131  = ~ bit0_finishes;
-  assign \$132  = before0[16] & \$131 ;
-  assign \$133  = bit0_loads ? \$130  : \$132 ;
-  assign \$135  = \$71  | bit0_stays;
-  assign \$137  = before0[17] & looked0[4];
-  assign \$140  = \$137  & \$116 ;
-  assign \$141  = ~ bit0_opens;
-  assign \$142  = \$140  & \$141 ;
-  assign \$143  = before0[18] | \$142 ;
-  assign \$144  = \$108  & \$143 ;
-  assign \$145  = after0[15] ? \reading__data$83  : \reading__data$82 ;
-  assign \$146  = after0[15] ? \$278 [9:6] : \$278 [5:2];
-  assign \$147  = after0[14:11] == \$146 ;
-  assign \$148  = before1[15] ? \$278 [11] : \$278 [10];
-  assign bit1_opens = looked1[4] & \$148 ;
-  assign \$149  = before1[3] | bit1_opens;
-  assign bit1_loads = before1[17] & \$149 ;
-  assign \$150  = ! before1[14:11];
-  assign bit1_finishes = before1[16] & \$150 ;
-  assign \$151  = ~ before1[3];
-  assign \$152  = before1[17] & \$151 ;
-  assign \$153  = \$152  & looked1[4];
-  assign \$154  = before1[15] ? \$278 [13] : \$278 [12];
-  assign \$155  = \$153  & \$154 ;
-  assign bit1_ends = bit1_finishes | \$155 ;
-  assign \$159  = ~ \$154 ;
-  assign \$160  = looked1[4] & \$159 ;
-  assign \$161  = ~ \$160 ;
-  assign \$162  = \$152  & \$161 ;
-  assign bit1_stays = bit1_finishes | \$162 ;
+  assign \$128  = before0[14:11] - 1'h1;
+  assign \$129  = \$128 [3:0] | { bit0_ends, bit0_ends, bit0_ends, bit0_ends };
+  assign \$130  = bit0_loads ? looked0[3:0] : \$129 ;
+  assign \$132  = \$71  ? bit0_fresh : bit0_unloaded;
+  assign \$133  = ~ bit0_empty;
+  assign \$134  = ~ bit0_finishes;
+  assign \$135  = before0[16] & \$134 ;
+  assign \$136  = bit0_loads ? \$133  : \$135 ;
+  assign \$138  = \$71  | bit0_stays;
+  assign \$140  = before0[17] & looked0[4];
+  assign \$143  = \$140  & \$119 ;
+  assign \$144  = ~ bit0_opens;
+  assign \$145  = \$143  & \$144 ;
+  assign \$146  = before0[18] | \$145 ;
+  assign \$147  = \$111  & \$146 ;
+  assign \$148  = after0[15] ? \reading__data$84  : \reading__data$83 ;
+  assign \$149  = after0[15] ? \$279 [9:6] : \$279 [5:2];
+  assign \$150  = after0[14:11] == \$149 ;
+  assign \$151  = before1[15] ? \$279 [11] : \$279 [10];
+  assign bit1_opens = looked1[4] & \$151 ;
+  assign \$152  = before1[3] | bit1_opens;
+  assign bit1_loads = before1[17] & \$152 ;
+  assign \$153  = ! before1[14:11];
+  assign bit1_finishes = before1[16] & \$153 ;
+  assign \$154  = ~ before1[3];
+  assign \$155  = before1[17] & \$154 ;
+  assign \$156  = \$155  & looked1[4];
+  assign \$157  = before1[15] ? \$279 [13] : \$279 [12];
+  assign \$158  = \$156  & \$157 ;
+  assign bit1_ends = bit1_finishes | \$158 ;
+  assign \$162  = ~ \$157 ;
+  assign \$163  = looked1[4] & \$162 ;
+  assign \$164  = ~ \$163 ;
+  assign \$165  = \$155  & \$164 ;
+  assign bit1_stays = bit1_finishes | \$165 ;
   assign bit1_empty = looked1[3] & looked1[2];
-  assign \$163  = before1[16] | bit1_opens;
-  assign bit1_rises = before1[3] == \$163 ;
-  assign \$166  = \$122  & bit1_rises;
-  assign bit1_event = \$164  | \$166 ;
-  assign \$167  = ~ before1[15];
-  assign bit1_fresh = \$278 [0] ? \$167  : \$278 [1];
+  assign \$166  = before1[16] | bit1_opens;
+  assign bit1_rises = before1[3] == \$166 ;
+  assign \$169  = \$125  & bit1_rises;
+  assign bit1_event = \$167  | \$169 ;
+  assign \$170  = ~ before1[15];
+  assign bit1_fresh = \$279 [0] ? \$170  : \$279 [1];
   assign bit1_unloaded = bit1_ends ? bit1_fresh : bit1_event;
-  assign \$168  = before1[14:11] - 1'h1;
-  assign \$169  = \$168 [3:0] | { bit1_ends, bit1_ends, bit1_ends, bit1_ends };
-  assign \$170  = bit1_loads ? looked1[3:0] : \$169 ;
-  assign \$172  = \$78  ? bit1_fresh : bit1_unloaded;
-  assign \$173  = ~ bit1_empty;
-  assign \$174  = ~ bit1_finishes;
-  assign \$175  = before1[16] & \$174 ;
-  assign \$176  = bit1_loads ? \$173  : \$175 ;
-  assign \$178  = \$78  | bit1_stays;
-  assign \$180  = before1[17] & looked1[4];
-  assign \$183  = \$180  & \$159 ;
-  assign \$184  = ~ bit1_opens;
-  assign \$185  = \$183  & \$184 ;
-  assign \$186  = before1[18] | \$185 ;
-  assign \$187  = \$151  & \$186 ;
-  assign \$188  = after1[15] ? \reading__data$100  : \reading__data$99 ;
-  assign \$189  = after1[15] ? \$278 [9:6] : \$278 [5:2];
-  assign \$190  = after1[14:11] == \$189 ;
-  assign \$191  = before2[15] ? \$278 [11] : \$278 [10];
-  assign bit2_opens = looked2[4] & \$191 ;
-  assign \$192  = before2[2] | bit2_opens;
-  assign bit2_loads = before2[17] & \$192 ;
-  assign \$193  = ! before2[14:11];
-  assign bit2_finishes = before2[16] & \$193 ;
-  assign \$194  = ~ before2[2];
-  assign \$195  = before2[17] & \$194 ;
-  assign \$196  = \$195  & looked2[4];
-  assign \$197  = before2[15] ? \$278 [13] : \$278 [12];
-  assign \$198  = \$196  & \$197 ;
-  assign bit2_ends = bit2_finishes | \$198 ;
-  assign \$202  = ~ \$197 ;
-  assign \$203  = looked2[4] & \$202 ;
-  assign \$204  = ~ \$203 ;
-  assign \$205  = \$195  & \$204 ;
-  assign bit2_stays = bit2_finishes | \$205 ;
+  assign \$171  = before1[14:11] - 1'h1;
+  assign \$172  = \$171 [3:0] | { bit1_ends, bit1_ends, bit1_ends, bit1_ends };
+  assign \$173  = bit1_loads ? looked1[3:0] : \$172 ;
+  assign \$175  = \$78  ? bit1_fresh : bit1_unloaded;
+  assign \$176  = ~ bit1_empty;
+  assign \$177  = ~ bit1_finishes;
+  assign \$178  = before1[16] & \$177 ;
+  assign \$179  = bit1_loads ? \$176  : \$178 ;
+  assign \$181  = \$78  | bit1_stays;
+  assign \$183  = before1[17] & looked1[4];
+  assign \$186  = \$183  & \$162 ;
+  assign \$187  = ~ bit1_opens;
+  assign \$188  = \$186  & \$187 ;
+  assign \$189  = before1[18] | \$188 ;
+  assign \$190  = \$154  & \$189 ;
+  assign \$191  = after1[15] ? \reading__data$101  : \reading__data$100 ;
+  assign \$192  = after1[15] ? \$279 [9:6] : \$279 [5:2];
+  assign \$193  = after1[14:11] == \$192 ;
+  assign \$194  = before2[15] ? \$279 [11] : \$279 [10];
+  assign bit2_opens = looked2[4] & \$194 ;
+  assign \$195  = before2[2] | bit2_opens;
+  assign bit2_loads = before2[17] & \$195 ;
+  assign \$196  = ! before2[14:11];
+  assign bit2_finishes = before2[16] & \$196 ;
+  assign \$197  = ~ before2[2];
+  assign \$198  = before2[17] & \$197 ;
+  assign \$199  = \$198  & looked2[4];
+  assign \$200  = before2[15] ? \$279 [13] : \$279 [12];
+  assign \$201  = \$199  & \$200 ;
+  assign bit2_ends = bit2_finishes | \$201 ;
+  assign \$205  = ~ \$200 ;
+  assign \$206  = looked2[4] & \$205 ;
+  assign \$207  = ~ \$206 ;
+  assign \$208  = \$198  & \$207 ;
+  assign bit2_stays = bit2_finishes | \$208 ;
   assign bit2_empty = looked2[3] & looked2[2];
-  assign \$206  = before2[16] | bit2_opens;
-  assign bit2_rises = before2[2] == \$206 ;
-  assign \$209  = \$122  & bit2_rises;
-  assign bit2_event = \$207  | \$209 ;
-  assign \$210  = ~ before2[15];
-  assign bit2_fresh = \$278 [0] ? \$210  : \$278 [1];
+  assign \$209  = before2[16] | bit2_opens;
+  assign bit2_rises = before2[2] == \$209 ;
+  assign \$212  = \$125  & bit2_rises;
+  assign bit2_event = \$210  | \$212 ;
+  assign \$213  = ~ before2[15];
+  assign bit2_fresh = \$279 [0] ? \$213  : \$279 [1];
   assign bit2_unloaded = bit2_ends ? bit2_fresh : bit2_event;
-  assign \$211  = before2[14:11] - 1'h1;
-  assign \$212  = \$211 [3:0] | { bit2_ends, bit2_ends, bit2_ends, bit2_ends };
-  assign \$213  = bit2_loads ? looked2[3:0] : \$212 ;
-  assign \$215  = \$85  ? bit2_fresh : bit2_unloaded;
-  assign \$216  = ~ bit2_empty;
-  assign \$217  = ~ bit2_finishes;
-  assign \$218  = before2[16] & \$217 ;
-  assign \$219  = bit2_loads ? \$216  : \$218 ;
-  assign \$221  = \$85  | bit2_stays;
-  assign \$223  = before2[17] & looked2[4];
-  assign \$226  = \$223  & \$202 ;
-  assign \$227  = ~ bit2_opens;
-  assign \$228  = \$226  & \$227 ;
-  assign \$229  = before2[18] | \$228 ;
-  assign \$230  = \$194  & \$229 ;
-  assign \$231  = after2[15] ? \reading__data$117  : \reading__data$116 ;
-  assign \$232  = after2[15] ? \$278 [9:6] : \$278 [5:2];
-  assign \$233  = after2[14:11] == \$232 ;
-  assign \$234  = before3[15] ? \$278 [11] : \$278 [10];
-  assign bit3_opens = looked3[4] & \$234 ;
-  assign \$235  = before3[1] | bit3_opens;
-  assign bit3_loads = before3[17] & \$235 ;
-  assign \$236  = ! before3[14:11];
-  assign bit3_finishes = before3[16] & \$236 ;
-  assign \$237  = ~ before3[1];
-  assign \$238  = before3[17] & \$237 ;
-  assign \$239  = \$238  & looked3[4];
-  assign \$240  = before3[15] ? \$278 [13] : \$278 [12];
-  assign \$241  = \$239  & \$240 ;
-  assign bit3_ends = bit3_finishes | \$241 ;
-  assign \$245  = ~ \$240 ;
-  assign \$246  = looked3[4] & \$245 ;
-  assign \$247  = ~ \$246 ;
-  assign \$248  = \$238  & \$247 ;
-  assign bit3_stays = bit3_finishes | \$248 ;
+  assign \$214  = before2[14:11] - 1'h1;
+  assign \$215  = \$214 [3:0] | { bit2_ends, bit2_ends, bit2_ends, bit2_ends };
+  assign \$216  = bit2_loads ? looked2[3:0] : \$215 ;
+  assign \$218  = \$85  ? bit2_fresh : bit2_unloaded;
+  assign \$219  = ~ bit2_empty;
+  assign \$220  = ~ bit2_finishes;
+  assign \$221  = before2[16] & \$220 ;
+  assign \$222  = bit2_loads ? \$219  : \$221 ;
+  assign \$224  = \$85  | bit2_stays;
+  assign \$226  = before2[17] & looked2[4];
+  assign \$229  = \$226  & \$205 ;
+  assign \$230  = ~ bit2_opens;
+  assign \$231  = \$229  & \$230 ;
+  assign \$232  = before2[18] | \$231 ;
+  assign \$233  = \$197  & \$232 ;
+  assign \$234  = after2[15] ? \reading__data$118  : \reading__data$117 ;
+  assign \$235  = after2[15] ? \$279 [9:6] : \$279 [5:2];
+  assign \$236  = after2[14:11] == \$235 ;
+  assign \$237  = before3[15] ? \$279 [11] : \$279 [10];
+  assign bit3_opens = looked3[4] & \$237 ;
+  assign \$238  = before3[1] | bit3_opens;
+  assign bit3_loads = before3[17] & \$238 ;
+  assign \$239  = ! before3[14:11];
+  assign bit3_finishes = before3[16] & \$239 ;
+  assign \$240  = ~ before3[1];
+  assign \$241  = before3[17] & \$240 ;
+  assign \$242  = \$241  & looked3[4];
+  assign \$243  = before3[15] ? \$279 [13] : \$279 [12];
+  assign \$244  = \$242  & \$243 ;
+  assign bit3_ends = bit3_finishes | \$244 ;
+  assign \$248  = ~ \$243 ;
+  assign \$249  = looked3[4] & \$248 ;
+  assign \$250  = ~ \$249 ;
+  assign \$251  = \$241  & \$250 ;
+  assign bit3_stays = bit3_finishes | \$251 ;
   assign bit3_empty = looked3[3] & looked3[2];
-  assign \$249  = before3[16] | bit3_opens;
-  assign bit3_rises = before3[1] == \$249 ;
-  assign \$252  = \$122  & bit3_rises;
-  assign bit3_event = \$250  | \$252 ;
-  assign \$253  = ~ before3[15];
-  assign bit3_fresh = \$278 [0] ? \$253  : \$278 [1];
+  assign \$252  = before3[16] | bit3_opens;
+  assign bit3_rises = before3[1] == \$252 ;
+  assign \$255  = \$125  & bit3_rises;
+  assign bit3_event = \$253  | \$255 ;
+  assign \$256  = ~ before3[15];
+  assign bit3_fresh = \$279 [0] ? \$256  : \$279 [1];
   assign bit3_unloaded = bit3_ends ? bit3_fresh : bit3_event;
-  assign \$254  = before3[14:11] - 1'h1;
-  assign \$255  = \$254 [3:0] | { bit3_ends, bit3_ends, bit3_ends, bit3_ends };
-  assign \$256  = bit3_loads ? looked3[3:0] : \$255 ;
-  assign \$258  = \$92  ? bit3_fresh : bit3_unloaded;
-  assign \$259  = ~ bit3_empty;
-  assign \$260  = ~ bit3_finishes;
-  assign \$261  = before3[16] & \$260 ;
-  assign \$262  = bit3_loads ? \$259  : \$261 ;
-  assign \$264  = \$92  | bit3_stays;
-  assign \$266  = before3[17] & looked3[4];
-  assign \$269  = \$266  & \$245 ;
-  assign \$270  = ~ bit3_opens;
-  assign \$271  = \$269  & \$270 ;
-  assign \$272  = before3[18] | \$271 ;
-  assign \$273  = \$237  & \$272 ;
-  assign \$274  = | { after3[0], before3[0], after2[0], before2[0], after1[0], before1[0], after0[0], before0[0], entering[0] };
-  assign \$275  = running | \$274 ;
-  assign busy = \$275  | \$303 [0];
+  assign \$257  = before3[14:11] - 1'h1;
+  assign \$258  = \$257 [3:0] | { bit3_ends, bit3_ends, bit3_ends, bit3_ends };
+  assign \$259  = bit3_loads ? looked3[3:0] : \$258 ;
+  assign \$261  = \$92  ? bit3_fresh : bit3_unloaded;
+  assign \$262  = ~ bit3_empty;
+  assign \$263  = ~ bit3_finishes;
+  assign \$264  = before3[16] & \$263 ;
+  assign \$265  = bit3_loads ? \$262  : \$264 ;
+  assign \$267  = \$92  | bit3_stays;
+  assign \$269  = before3[17] & looked3[4];
+  assign \$272  = \$269  & \$248 ;
+  assign \$273  = ~ bit3_opens;
+  assign \$274  = \$272  & \$273 ;
+  assign \$275  = before3[18] | \$274 ;
+  assign \$276  = \$240  & \$275 ;
   always @(posedge clk)
-    taken <= \$276 ;
+    taken <= \$277 ;
   always @(posedge clk)
-    \$278  <= \$277 ;
+    \$279  <= \$278 ;
   always @(posedge clk)
-    golomb00 <= \$279 ;
+    golomb00 <= \$280 ;
   always @(posedge clk)
-    last00 <= \$280 ;
+    last00 <= \$281 ;
   always @(posedge clk)
-    bare00 <= \$281 ;
+    bare00 <= \$282 ;
   always @(posedge clk)
-    golomb01 <= \$282 ;
+    golomb01 <= \$283 ;
   always @(posedge clk)
-    last01 <= \$283 ;
+    last01 <= \$284 ;
   always @(posedge clk)
-    bare01 <= \$284 ;
+    bare01 <= \$285 ;
   always @(posedge clk)
-    _write <= \$285 ;
+    _write <= \$286 ;
   always @(posedge clk)
-    running <= \$286 ;
+    running <= \$287 ;
   always @(posedge clk)
-    address <= \$287 ;
+    address <= \$288 ;
   always @(posedge clk)
-    entering <= \$288 ;
+    entering <= \$289 ;
   always @(posedge clk)
-    before0 <= \$289 ;
+    before0 <= \$290 ;
   always @(posedge clk)
-    looked0 <= \$290 ;
+    looked0 <= \$291 ;
   always @(posedge clk)
-    after0 <= \$291 ;
+    after0 <= \$292 ;
   always @(posedge clk)
-    before1 <= \$292 ;
+    before1 <= \$293 ;
   always @(posedge clk)
-    looked1 <= \$293 ;
+    looked1 <= \$294 ;
   always @(posedge clk)
-    after1 <= \$294 ;
+    after1 <= \$295 ;
   always @(posedge clk)
-    before2 <= \$295 ;
+    before2 <= \$296 ;
   always @(posedge clk)
-    looked2 <= \$296 ;
+    looked2 <= \$297 ;
   always @(posedge clk)
-    after2 <= \$297 ;
+    after2 <= \$298 ;
   always @(posedge clk)
-    before3 <= \$298 ;
+    before3 <= \$299 ;
   always @(posedge clk)
-    looked3 <= \$299 ;
+    looked3 <= \$300 ;
   always @(posedge clk)
-    after3 <= \$300 ;
+    after3 <= \$301 ;
   always @(posedge clk)
-    word <= \$301 ;
+    busy <= \$302 ;
   always @(posedge clk)
-    \$303  <= \$302 ;
+    word <= \$303 ;
+  always @(posedge clk)
+    \$305  <= \$304 ;
   always @* begin
     if (time_zero ) begin end
-    \$276  = code_write;
+    \$277  = code_write;
     if (cancel) begin
-      \$276  = 23'h000000;
+      \$277  = 23'h000000;
     end
     if (rst) begin
-      \$276  = 23'h000000;
+      \$277  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$277 [0] = settings[0];
-    \$277 [1] = \$2 ;
-    \$277 [5:2] = \$8 [3:0];
-    \$277 [10] = \$11 ;
-    \$277 [12] = \$7 ;
-    \$277 [9:6] = \$26 [3:0];
-    \$277 [11] = \$29 ;
-    \$277 [13] = \$25 ;
+    \$278 [0] = settings[0];
+    \$278 [1] = \$2 ;
+    \$278 [5:2] = \$8 [3:0];
+    \$278 [10] = \$11 ;
+    \$278 [12] = \$7 ;
+    \$278 [9:6] = \$26 [3:0];
+    \$278 [11] = \$29 ;
+    \$278 [13] = \$25 ;
     if (cancel) begin
-      \$277  = 14'h0000;
+      \$278  = 14'h0000;
     end
     if (rst) begin
-      \$277  = 14'h0000;
+      \$278  = 14'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$279  = \$3 ;
+    \$280  = \$3 ;
     if (cancel) begin
-      \$279  = 1'h0;
+      \$280  = 1'h0;
     end
     if (rst) begin
-      \$279  = 1'h0;
+      \$280  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$280  = \$4 ;
+    \$281  = \$4 ;
     if (cancel) begin
-      \$280  = 4'h0;
+      \$281  = 4'h0;
     end
     if (rst) begin
-      \$280  = 4'h0;
+      \$281  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$281  = bare00;
+    \$282  = bare00;
     if (\$20 ) begin
-      \$281  = \$21 ;
+      \$282  = \$21 ;
     end
-    if (cancel) begin
-      \$281  = 1'h0;
-    end
-    if (rst) begin
-      \$281  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$282  = settings[2];
     if (cancel) begin
       \$282  = 1'h0;
     end
@@ -23838,98 +23976,98 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   end
   always @* begin
     if (time_zero ) begin end
-    \$283  = settings[7:4];
+    \$283  = settings[2];
     if (cancel) begin
-      \$283  = 4'h0;
+      \$283  = 1'h0;
     end
     if (rst) begin
-      \$283  = 4'h0;
+      \$283  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$284  = bare01;
+    \$284  = settings[7:4];
+    if (cancel) begin
+      \$284  = 4'h0;
+    end
+    if (rst) begin
+      \$284  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$285  = bare01;
     if (\$38 ) begin
-      \$284  = \$21 ;
+      \$285  = \$21 ;
     end
     if (cancel) begin
-      \$284  = 1'h0;
+      \$285  = 1'h0;
     end
     if (rst) begin
-      \$284  = 1'h0;
+      \$285  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$285 [1:0] = { \$49 , \$44  };
-    \$285 [5:2] = \$50 ;
-    \$285 [9:6] = \$62 [3:0];
+    \$286 [1:0] = { \$49 , \$44  };
+    \$286 [5:2] = \$50 ;
+    \$286 [9:6] = \$62 [3:0];
     if (cancel) begin
-      \$285  = 10'h000;
+      \$286  = 10'h000;
     end
     if (rst) begin
-      \$285  = 10'h000;
+      \$286  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$286  = running;
+    \$287  = running;
     if (start) begin
-      \$286  = 1'h1;
+      \$287  = 1'h1;
     end else if (running) begin
       if (\$64 ) begin
-        \$286  = 1'h0;
+        \$287  = 1'h0;
       end
     end
     if (cancel) begin
-      \$286  = 1'h0;
+      \$287  = 1'h0;
     end
     if (rst) begin
-      \$286  = 1'h0;
+      \$287  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$287  = address;
+    \$288  = address;
     if (start) begin
-      \$287  = 10'h000;
+      \$288  = 10'h000;
     end else if (running) begin
-      \$287  = \$63 [9:0];
+      \$288  = \$63 [9:0];
     end
     if (cancel) begin
-      \$287  = 10'h000;
+      \$288  = 10'h000;
     end
     if (rst) begin
-      \$287  = 10'h000;
+      \$288  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$288 [26:19] = entering[26:19];
-    \$288 [0] = running;
-    \$288 [10:1] = address;
-    { \$288 [18], \$288 [16:11] } = { 1'h0, address[9:4] };
-    \$288 [17] = \$65 ;
+    \$289 [26:19] = entering[26:19];
+    \$289 [0] = running;
+    \$289 [10:1] = address;
+    { \$289 [18], \$289 [16:11] } = { 1'h0, address[9:4] };
+    \$289 [17] = \$65 ;
     if (\$66 ) begin
-      { \$288 [18:16], \$288 [14:11] } = 7'h2f;
-      \$288 [15] = \$278 [1];
+      { \$289 [18:16], \$289 [14:11] } = 7'h2f;
+      \$289 [15] = \$279 [1];
     end
     if (\$69 ) begin
-      \$288 [16] = 1'h0;
-      \$288 [18] = \$67 ;
+      \$289 [16] = 1'h0;
+      \$289 [18] = \$67 ;
     end
     if (cancel) begin
-      \$288 [18:0] = 19'h00000;
-    end
-    if (rst) begin
-      \$288  = 27'h0000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$289  = entering;
-    if (cancel) begin
-      \$289  = 27'h0000000;
+      \$289 [18:0] = 19'h00000;
     end
     if (rst) begin
       \$289  = 27'h0000000;
@@ -23937,30 +24075,30 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   end
   always @* begin
     if (time_zero ) begin end
-    \$290  = bit0_looked;
+    \$290  = entering;
     if (cancel) begin
-      \$290  = 5'h00;
+      \$290  = 27'h0000000;
     end
     if (rst) begin
-      \$290  = 5'h00;
+      \$290  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$291 [26:24], \$291 [22:20], \$291 [10:0] } = { before0[26:24], before0[22:20], before0[10:0] };
-    \$291 [18:11] = bit0_state;
-    \$291 [19] = \$72 ;
-    \$291 [23] = \$77 ;
+    \$291  = bit0_looked;
     if (cancel) begin
-      \$291  = 27'h0000000;
+      \$291  = 5'h00;
     end
     if (rst) begin
-      \$291  = 27'h0000000;
+      \$291  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$292  = after0;
+    { \$292 [26:24], \$292 [22:20], \$292 [10:0] } = { before0[26:24], before0[22:20], before0[10:0] };
+    \$292 [18:11] = bit0_state;
+    \$292 [19] = \$72 ;
+    \$292 [23] = \$77 ;
     if (cancel) begin
       \$292  = 27'h0000000;
     end
@@ -23970,30 +24108,30 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   end
   always @* begin
     if (time_zero ) begin end
-    \$293  = bit1_looked;
+    \$293  = after0;
     if (cancel) begin
-      \$293  = 5'h00;
+      \$293  = 27'h0000000;
     end
     if (rst) begin
-      \$293  = 5'h00;
+      \$293  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$294 [26:25], \$294 [23:21], \$294 [19], \$294 [10:0] } = { before1[26:25], before1[23:21], before1[19], before1[10:0] };
-    \$294 [18:11] = bit1_state;
-    \$294 [20] = \$79 ;
-    \$294 [24] = \$84 ;
+    \$294  = bit1_looked;
     if (cancel) begin
-      \$294  = 27'h0000000;
+      \$294  = 5'h00;
     end
     if (rst) begin
-      \$294  = 27'h0000000;
+      \$294  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$295  = after1;
+    { \$295 [26:25], \$295 [23:21], \$295 [19], \$295 [10:0] } = { before1[26:25], before1[23:21], before1[19], before1[10:0] };
+    \$295 [18:11] = bit1_state;
+    \$295 [20] = \$79 ;
+    \$295 [24] = \$84 ;
     if (cancel) begin
       \$295  = 27'h0000000;
     end
@@ -24003,30 +24141,30 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   end
   always @* begin
     if (time_zero ) begin end
-    \$296  = bit2_looked;
+    \$296  = after1;
     if (cancel) begin
-      \$296  = 5'h00;
+      \$296  = 27'h0000000;
     end
     if (rst) begin
-      \$296  = 5'h00;
+      \$296  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$297 [26], \$297 [24:22], \$297 [20:19], \$297 [10:0] } = { before2[26], before2[24:22], before2[20:19], before2[10:0] };
-    \$297 [18:11] = bit2_state;
-    \$297 [21] = \$86 ;
-    \$297 [25] = \$91 ;
+    \$297  = bit2_looked;
     if (cancel) begin
-      \$297  = 27'h0000000;
+      \$297  = 5'h00;
     end
     if (rst) begin
-      \$297  = 27'h0000000;
+      \$297  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$298  = after2;
+    { \$298 [26], \$298 [24:22], \$298 [20:19], \$298 [10:0] } = { before2[26], before2[24:22], before2[20:19], before2[10:0] };
+    \$298 [18:11] = bit2_state;
+    \$298 [21] = \$86 ;
+    \$298 [25] = \$91 ;
     if (cancel) begin
       \$298  = 27'h0000000;
     end
@@ -24036,125 +24174,146 @@ module egret_l_onchip_core_writer (rst, start, busy, settings, cancel, code_writ
   end
   always @* begin
     if (time_zero ) begin end
-    \$299  = bit3_looked;
+    \$299  = after2;
     if (cancel) begin
-      \$299  = 5'h00;
+      \$299  = 27'h0000000;
     end
     if (rst) begin
-      \$299  = 5'h00;
+      \$299  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$300 [25:23], \$300 [21:19], \$300 [10:0] } = { before3[25:23], before3[21:19], before3[10:0] };
-    \$300 [18:11] = bit3_state;
-    \$300 [22] = \$93 ;
-    \$300 [26] = \$98 ;
+    \$300  = bit3_looked;
     if (cancel) begin
-      \$300  = 27'h0000000;
+      \$300  = 5'h00;
     end
     if (rst) begin
-      \$300  = 27'h0000000;
+      \$300  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$301  = { after3[26:19], \$101  };
+    { \$301 [25:23], \$301 [21:19], \$301 [10:0] } = { before3[25:23], before3[21:19], before3[10:0] };
+    \$301 [18:11] = bit3_state;
+    \$301 [22] = \$93 ;
+    \$301 [26] = \$98 ;
     if (cancel) begin
-      \$301  = 14'h0000;
+      \$301  = 27'h0000000;
     end
     if (rst) begin
-      \$301  = 14'h0000;
+      \$301  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$302 [0] = after3[0];
-    \$302 [10:1] = after3[10:1];
+    \$302  = \$101 ;
     if (cancel) begin
-      \$302  = 11'h000;
+      \$302  = 1'h0;
     end
     if (rst) begin
-      \$302  = 11'h000;
+      \$302  = 1'h0;
     end
   end
-  assign bank0 = { 8'h00, \$278 , 1'h0 };
-  assign \settings$17  = { 8'h00, \$278 , 1'h0 };
-  assign microcode_write = { 4'h0, word, \$303  };
+  always @* begin
+    if (time_zero ) begin end
+    \$303  = { after3[26:19], \$104  };
+    if (cancel) begin
+      \$303  = 14'h0000;
+    end
+    if (rst) begin
+      \$303  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$304 [0] = after3[0];
+    \$304 [10:1] = after3[10:1];
+    if (cancel) begin
+      \$304  = 11'h000;
+    end
+    if (rst) begin
+      \$304  = 11'h000;
+    end
+  end
+  assign bank0 = { 8'h00, \$279 , 1'h0 };
+  assign \settings$17  = { 8'h00, \$279 , 1'h0 };
+  assign microcode_write = { 4'h0, word, \$305  };
   assign \$signature__en  = _write[0];
   assign \$signature__addr  = _write[5:2];
   assign \$signature__data  = _write[9:6];
   assign reading__addr = entering[14:11];
-  assign \$signature__en$61  = _write[1];
-  assign \$signature__addr$62  = _write[5:2];
-  assign \$signature__data$63  = _write[9:6];
-  assign \reading__addr$64  = entering[14:11];
-  assign bit0_counted = \$125 [3:0];
-  assign \$signature__en$74  = _write[0];
-  assign \$signature__addr$75  = _write[5:2];
-  assign \$signature__data$76  = _write[9:6];
-  assign \reading__addr$77  = after0[14:11];
-  assign \$signature__en$78  = _write[1];
-  assign \$signature__addr$79  = _write[5:2];
-  assign \$signature__data$80  = _write[9:6];
-  assign \reading__addr$81  = after0[14:11];
-  assign bit1_counted = \$168 [3:0];
-  assign \$signature__en$91  = _write[0];
-  assign \$signature__addr$92  = _write[5:2];
-  assign \$signature__data$93  = _write[9:6];
-  assign \reading__addr$94  = after1[14:11];
-  assign \$signature__en$95  = _write[1];
-  assign \$signature__addr$96  = _write[5:2];
-  assign \$signature__data$97  = _write[9:6];
-  assign \reading__addr$98  = after1[14:11];
-  assign bit2_counted = \$211 [3:0];
-  assign \$signature__en$108  = _write[0];
-  assign \$signature__addr$109  = _write[5:2];
-  assign \$signature__data$110  = _write[9:6];
-  assign \reading__addr$111  = after2[14:11];
-  assign \$signature__en$112  = _write[1];
-  assign \$signature__addr$113  = _write[5:2];
-  assign \$signature__data$114  = _write[9:6];
-  assign \reading__addr$115  = after2[14:11];
-  assign bit3_counted = \$254 [3:0];
-  assign port_0  = \$303 ;
-  assign bit3_state[7] = \$273 ;
-  assign bit3_state[6] = \$264 ;
-  assign bit3_state[5] = \$262 ;
-  assign bit3_state[4] = \$258 ;
-  assign bit3_state[3:0] = \$256 ;
-  assign bit3_looked[4] = \$233 ;
-  assign bit3_looked[3:0] = \$231 ;
-  assign bit2_state[7] = \$230 ;
-  assign bit2_state[6] = \$221 ;
-  assign bit2_state[5] = \$219 ;
-  assign bit2_state[4] = \$215 ;
-  assign bit2_state[3:0] = \$213 ;
-  assign bit2_looked[4] = \$190 ;
-  assign bit2_looked[3:0] = \$188 ;
-  assign bit1_state[7] = \$187 ;
-  assign bit1_state[6] = \$178 ;
-  assign bit1_state[5] = \$176 ;
-  assign bit1_state[4] = \$172 ;
-  assign bit1_state[3:0] = \$170 ;
-  assign bit1_looked[4] = \$147 ;
-  assign bit1_looked[3:0] = \$145 ;
-  assign bit0_state[7] = \$144 ;
-  assign bit0_state[6] = \$135 ;
-  assign bit0_state[5] = \$133 ;
-  assign bit0_state[4] = \$129 ;
-  assign bit0_state[3:0] = \$127 ;
-  assign bit0_looked[4] = \$104 ;
-  assign bit0_looked[3:0] = \$102 ;
+  assign \$signature__en$62  = _write[1];
+  assign \$signature__addr$63  = _write[5:2];
+  assign \$signature__data$64  = _write[9:6];
+  assign \reading__addr$65  = entering[14:11];
+  assign bit0_counted = \$128 [3:0];
+  assign \$signature__en$75  = _write[0];
+  assign \$signature__addr$76  = _write[5:2];
+  assign \$signature__data$77  = _write[9:6];
+  assign \reading__addr$78  = after0[14:11];
+  assign \$signature__en$79  = _write[1];
+  assign \$signature__addr$80  = _write[5:2];
+  assign \$signature__data$81  = _write[9:6];
+  assign \reading__addr$82  = after0[14:11];
+  assign bit1_counted = \$171 [3:0];
+  assign \$signature__en$92  = _write[0];
+  assign \$signature__addr$93  = _write[5:2];
+  assign \$signature__data$94  = _write[9:6];
+  assign \reading__addr$95  = after1[14:11];
+  assign \$signature__en$96  = _write[1];
+  assign \$signature__addr$97  = _write[5:2];
+  assign \$signature__data$98  = _write[9:6];
+  assign \reading__addr$99  = after1[14:11];
+  assign bit2_counted = \$214 [3:0];
+  assign \$signature__en$109  = _write[0];
+  assign \$signature__addr$110  = _write[5:2];
+  assign \$signature__data$111  = _write[9:6];
+  assign \reading__addr$112  = after2[14:11];
+  assign \$signature__en$113  = _write[1];
+  assign \$signature__addr$114  = _write[5:2];
+  assign \$signature__data$115  = _write[9:6];
+  assign \reading__addr$116  = after2[14:11];
+  assign bit3_counted = \$257 [3:0];
+  assign \busy$126  = busy;
+  assign port_0  = \$305 ;
+  assign bit3_state[7] = \$276 ;
+  assign bit3_state[6] = \$267 ;
+  assign bit3_state[5] = \$265 ;
+  assign bit3_state[4] = \$261 ;
+  assign bit3_state[3:0] = \$259 ;
+  assign bit3_looked[4] = \$236 ;
+  assign bit3_looked[3:0] = \$234 ;
+  assign bit2_state[7] = \$233 ;
+  assign bit2_state[6] = \$224 ;
+  assign bit2_state[5] = \$222 ;
+  assign bit2_state[4] = \$218 ;
+  assign bit2_state[3:0] = \$216 ;
+  assign bit2_looked[4] = \$193 ;
+  assign bit2_looked[3:0] = \$191 ;
+  assign bit1_state[7] = \$190 ;
+  assign bit1_state[6] = \$181 ;
+  assign bit1_state[5] = \$179 ;
+  assign bit1_state[4] = \$175 ;
+  assign bit1_state[3:0] = \$173 ;
+  assign bit1_looked[4] = \$150 ;
+  assign bit1_looked[3:0] = \$148 ;
+  assign bit0_state[7] = \$147 ;
+  assign bit0_state[6] = \$138 ;
+  assign bit0_state[5] = \$136 ;
+  assign bit0_state[4] = \$132 ;
+  assign bit0_state[3:0] = \$130 ;
+  assign bit0_looked[4] = \$107 ;
+  assign bit0_looked[3:0] = \$105 ;
   assign \$17  = 1'h1;
   assign \$18  = \$15 ;
   assign \$36  = \$33 ;
   assign \$42  = taken[0];
   assign \$61  = \$60 ;
-  assign \$121  = before0[15];
-  assign \$164  = before1[15];
-  assign \$207  = before2[15];
-  assign \$250  = before3[15];
+  assign \$124  = before0[15];
+  assign \$167  = before1[15];
+  assign \$210  = before2[15];
+  assign \$253  = before3[15];
 endmodule
 
 module egret_l_onchip_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid

@@ -246,15 +246,15 @@ endmodule
 module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$2 , \$20 , \$22 , \$27
-    , \$3 , \$32 , \$36 , \$39 , \$40 , \$41 , \$43 , \$44 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  wire [18:0] \$23 ;
-  wire [9:0] \$24 ;
-  wire [16:0] \$25 ;
-  wire [17:0] \$26 ;
-  wire [1:0] \$28 , \$33 ;
-  wire [43:0] \$29 ;
-  wire [3:0] \$31 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 ,
+    \$23 , \$28 , \$3 , \$33 , \$36 , \$39 , \$40 , \$41 , \$43 , \$44 , \$5 , \$6 , \$7 , \$8 ;
+  wire [18:0] \$24 ;
+  wire [9:0] \$25 ;
+  wire [16:0] \$26 ;
+  wire [17:0] \$27 ;
+  wire [1:0] \$29 , \$9 ;
+  wire [43:0] \$30 ;
+  wire [3:0] \$32 ;
   wire [32:0] \$34 , \$35 , \$37 , \$38 , \$42 , \$45 , \$46 , \$48 ;
   wire [31:0] \$47 ;
   reg \$49 ;
@@ -270,13 +270,20 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [1:0] \$59 ;
   reg \$60 ;
   reg [31:0] \$61 ;
-  reg [31:0] \$62 ;
+  reg \$62 ;
   reg [31:0] \$63 ;
-  reg [31:0] \$64 ;
+  reg \$64 ;
   reg [31:0] \$65 ;
-  reg [31:0] \$66 ;
+  reg \$66 ;
   reg [31:0] \$67 ;
-  reg [31:0] \$68 ;
+  reg \$68 ;
+  reg [31:0] \$69 ;
+  reg \$70 ;
+  reg [31:0] \$71 ;
+  reg \$72 ;
+  reg [31:0] \$73 ;
+  reg [31:0] \$74 ;
+  reg [31:0] \$75 ;
   wire [8:0] activations__payload;
   output activations__ready;
   wire activations__ready;
@@ -315,7 +322,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [22:0] code_write = 23'h000000;
   (* init = 23'h000000 *)
   wire [22:0] \code_write$142 ;
-  wire [22:0] \code_write$194 ;
+  wire [22:0] \code_write$196 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
   wire [87:0] \codes$130 ;
@@ -327,6 +334,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [1:0] complete;
   wire [1:0] \complete$87 ;
   reg [31:0] cycles = 32'd0;
+  reg cycles_step = 1'h0;
   wire drain;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
@@ -428,10 +436,11 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [24:0] map_write = 25'h0000000;
   (* init = 25'h0000000 *)
   wire [24:0] \map_write$146 ;
-  wire [24:0] \map_write$197 ;
+  wire [24:0] \map_write$199 ;
   wire [59:0] matrices;
   wire [59:0] \matrices$132 ;
-  reg [31:0] \matrices$183  = 32'd0;
+  reg [31:0] \matrices$185  = 32'd0;
+  reg matrices_step = 1'h0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
@@ -445,8 +454,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire memory;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$144 ;
-  reg multiplied = 1'h0;
+  wire multiplied;
   reg [31:0] multiplies = 32'd0;
+  reg multiplies_step = 1'h0;
   wire multiply;
   wire [36:0] o;
   wire [32:0] o__payload;
@@ -474,6 +484,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire payload__valid;
   wire payload_word;
   reg [31:0] payload_words = 32'd0;
+  reg payload_words_step = 1'h0;
   reg [1:0] placed = 2'h0;
   wire [31:0] position;
   wire reading;
@@ -504,6 +515,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [36:0] settings;
   wire settling;
   reg [31:0] stalls = 32'd0;
+  reg stalls_step = 1'h0;
   wire [35:0] start;
   wire [35:0] \start$105 ;
   wire \start$117 ;
@@ -514,6 +526,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* init = 14'h0000 *)
   wire [13:0] \start_write$149 ;
   reg [31:0] starved = 32'd0;
+  reg starved_step = 1'h0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
@@ -521,16 +534,17 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [18:0] vector_write = 19'h00000;
   (* init = 19'h00000 *)
   wire [18:0] \vector_write$148 ;
-  wire [18:0] \vector_write$196 ;
+  wire [18:0] \vector_write$198 ;
   wire [12:0] walk;
   wire [12:0] \walk$114 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$203 ;
+  wire [31:0] \weights$211 ;
   wire [32:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
+  reg [31:0] weights_step = 32'd0;
   wire wipe;
   wire \wipe$116 ;
   wire wiped;
@@ -542,32 +556,37 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \words__ready$27 ;
   wire words__valid;
   wire \words__valid$29 ;
+  reg words_step = 1'h0;
   wire [18:0] write;
-  assign \$23  = \$22  ? write : \vector_write$196 ;
-  assign \$24  = start[1] ? matrices[42:33] : matrices[12:3];
-  assign \$25  = start[34:19] - \$24 ;
-  assign \$26  = $signed(\$25 ) - $signed(2'h1);
-  assign \$27  = start[0] & start[35];
-  assign \$28  = 1'h1 << start_write[1];
-  assign \$29  = \code_write$194 [1] ? codes[87:44] : codes[43:0];
-  assign \$31  = \code_write$194 [2] ? \$29 [11:8] : \$29 [7:4];
-  assign \$32  = \code_write$194 [6:3] > \$31 ;
-  assign \$33  = 1'h0 + multiply;
-  assign \$34  = \matrices$183  + matrix_done;
-  assign \$35  = cycles + running;
+  assign \$17  = load_code & \$16 ;
+  assign \$19  = \code_write$196 [0] & \$18 ;
+  assign \$20  = ! \code_write$196 [6:3];
+  assign \$21  = \$19  & \$20 ;
+  assign \$22  = ~ busy_coding;
+  assign \$24  = \$23  ? write : \vector_write$198 ;
+  assign \$25  = start[1] ? matrices[42:33] : matrices[12:3];
+  assign \$26  = start[34:19] - \$25 ;
+  assign \$27  = $signed(\$26 ) - $signed(2'h1);
+  assign \$28  = start[0] & start[35];
+  assign \$29  = 1'h1 << start_write[1];
+  assign \$30  = \code_write$196 [1] ? codes[87:44] : codes[43:0];
+  assign \$32  = \code_write$196 [2] ? \$30 [11:8] : \$30 [7:4];
+  assign \$33  = \code_write$196 [6:3] > \$32 ;
+  assign \$34  = \matrices$185  + matrices_step;
+  assign \$35  = cycles + cycles_step;
   assign \$36  = \i__valid$10  & o__ready;
-  assign \$37  = words + \$36 ;
-  assign \$38  = payload_words + payload_word;
+  assign \$37  = words + words_step;
+  assign \$38  = payload_words + payload_words_step;
   assign \$39  = ~ o__ready;
   assign \$40  = \i__valid$10  & \$39 ;
   assign \$41  = running & \$40 ;
-  assign \$42  = stalls + \$41 ;
+  assign \$42  = stalls + stalls_step;
   assign \$43  = ~ \i__valid$10 ;
   assign \$44  = running & \$43 ;
-  assign \$45  = starved + \$44 ;
-  assign \$46  = multiplies + multiplied;
-  assign \$47  = matrix_done ? \weights$203  : 32'd0;
-  assign \$48  = weights + \$47 ;
+  assign \$45  = starved + starved_step;
+  assign \$46  = multiplies + multiplies_step;
+  assign \$47  = matrix_done ? \weights$211  : 32'd0;
+  assign \$48  = weights + weights_step;
   always @(posedge clk)
     was_coding <= \$49 ;
   always @(posedge clk)
@@ -591,58 +610,68 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @(posedge clk)
     placed <= \$59 ;
   always @(posedge clk)
-    multiplied <= \$60 ;
+    matrices_step <= \$60 ;
   always @(posedge clk)
-    \matrices$183  <= \$61 ;
+    \matrices$185  <= \$61 ;
   always @(posedge clk)
-    cycles <= \$62 ;
+    cycles_step <= \$62 ;
   always @(posedge clk)
-    words <= \$63 ;
+    cycles <= \$63 ;
   always @(posedge clk)
-    payload_words <= \$64 ;
+    words_step <= \$64 ;
   always @(posedge clk)
-    stalls <= \$65 ;
+    words <= \$65 ;
   always @(posedge clk)
-    starved <= \$66 ;
+    payload_words_step <= \$66 ;
   always @(posedge clk)
-    multiplies <= \$67 ;
+    payload_words <= \$67 ;
   always @(posedge clk)
-    weights <= \$68 ;
+    stalls_step <= \$68 ;
+  always @(posedge clk)
+    stalls <= \$69 ;
+  always @(posedge clk)
+    starved_step <= \$70 ;
+  always @(posedge clk)
+    starved <= \$71 ;
+  always @(posedge clk)
+    multiplies_step <= \$72 ;
+  always @(posedge clk)
+    multiplies <= \$73 ;
+  always @(posedge clk)
+    weights_step <= \$74 ;
+  always @(posedge clk)
+    weights <= \$75 ;
   assign busy_coding = coding | was_coding;
-  assign \$1  = ~ busy_coding;
   assign \$2  = banks_in_use >> code[32];
   assign \$3  = ~ \$2 ;
-  assign may_load_code = \$1  & \$3 ;
+  assign may_load_code = \$22  & \$3 ;
   assign may_load_bias = ~ busy;
-  assign may_send = \may_send$59  & \$1 ;
+  assign may_send = \may_send$59  & \$22 ;
   assign sender_busy = ~ may_report;
   assign selected = ! start_lane;
   assign \i__valid$157  = \o__valid$158  & \$5 ;
   assign \$7  = | in_flight;
   assign \$8  = reading | \$7 ;
   assign running = \$8  | busy;
-  assign \$9  = ! code[32];
-  assign \$10  = load_code & \$9 ;
-  assign \$11  = ! \code_write$194 [1];
-  assign \$12  = \code_write$194 [0] & \$11 ;
-  assign \$13  = ! \code_write$194 [6:3];
-  assign \$14  = \$12  & \$13 ;
-  assign \$16  = load_code & \$15 ;
-  assign \$18  = \code_write$194 [0] & \$17 ;
-  assign \$20  = \$18  & \$13 ;
+  assign \$9  = 1'h0 + multiply;
+  assign \$10  = ! code[32];
+  assign \$11  = load_code & \$10 ;
+  assign \$12  = ! \code_write$196 [1];
+  assign \$13  = \code_write$196 [0] & \$12 ;
+  assign \$15  = \$13  & \$20 ;
   egret_xs_ice40_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
     .clk(clk),
-    .code_write(\code_write$194 ),
+    .code_write(\code_write$196 ),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$197 ),
+    .map_write(\map_write$199 ),
     .rst(rst),
+    .section__payload(section__payload),
     .section__ready(section__ready),
     .start(start),
     .w_data(\i__payload$6 [31:0]),
-    .\w_data$6 (section__payload),
     .w_en(words__valid),
     .\w_en$8 (section__valid),
     .words__ready(words__ready)
@@ -661,7 +690,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .rst(rst),
     .start(\start$117 ),
     .sums(sums),
-    .vector_write(\vector_write$196 ),
+    .vector_write(\vector_write$198 ),
     .walk(walk)
   );
   egret_xs_ice40_core_gearbox  gearbox (
@@ -834,7 +863,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$203 )
+    .weights(\weights$211 )
   );
   egret_xs_ice40_core_weights_in  weights_in (
     .clk(clk),
@@ -859,10 +888,10 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @* begin
     if (time_zero ) begin end
     \$50  = banks_loaded;
-    if (\$10 ) begin
+    if (\$11 ) begin
       \$50 [0] = 1'h1;
     end
-    if (\$16 ) begin
+    if (\$17 ) begin
       \$50 [1] = 1'h1;
     end
     if (cancel) begin
@@ -875,7 +904,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   always @* begin
     if (time_zero ) begin end
     \$51  = codes;
-    if (\$10 ) begin
+    if (\$11 ) begin
       \$51 [0] = code[33];
       \$51 [1] = code[34];
       \$51 [2] = code[35];
@@ -883,17 +912,17 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
       \$51 [7:4] = code[40:37];
       \$51 [11:8] = code[44:41];
     end
-    if (\$14 ) begin
+    if (\$15 ) begin
       (* full_case = 32'd1 *)
-      if (\code_write$194 [2]) begin
-        \$51 [19:16] = \code_write$194 [10:7];
-        \$51 [43:32] = \code_write$194 [22:11];
+      if (\code_write$196 [2]) begin
+        \$51 [19:16] = \code_write$196 [10:7];
+        \$51 [43:32] = \code_write$196 [22:11];
       end else begin
-        \$51 [15:12] = \code_write$194 [10:7];
-        \$51 [31:20] = \code_write$194 [22:11];
+        \$51 [15:12] = \code_write$196 [10:7];
+        \$51 [31:20] = \code_write$196 [22:11];
       end
     end
-    if (\$16 ) begin
+    if (\$17 ) begin
       \$51 [44] = code[33];
       \$51 [45] = code[34];
       \$51 [46] = code[35];
@@ -901,14 +930,14 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
       \$51 [51:48] = code[40:37];
       \$51 [55:52] = code[44:41];
     end
-    if (\$20 ) begin
+    if (\$21 ) begin
       (* full_case = 32'd1 *)
-      if (\code_write$194 [2]) begin
-        \$51 [63:60] = \code_write$194 [10:7];
-        \$51 [87:76] = \code_write$194 [22:11];
+      if (\code_write$196 [2]) begin
+        \$51 [63:60] = \code_write$196 [10:7];
+        \$51 [87:76] = \code_write$196 [22:11];
       end else begin
-        \$51 [59:56] = \code_write$194 [10:7];
-        \$51 [75:64] = \code_write$194 [22:11];
+        \$51 [59:56] = \code_write$196 [10:7];
+        \$51 [75:64] = \code_write$196 [22:11];
       end
     end
     if (rst) begin
@@ -917,29 +946,29 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$52  = \$1 ;
+    \$52  = \$22 ;
     if (rst) begin
       \$52  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$53  = \$23 ;
+    \$53  = \$24 ;
     if (rst) begin
       \$53  = 19'h00000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$54  = \map_write$197 ;
+    \$54  = \map_write$199 ;
     if (rst) begin
       \$54  = 25'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$55  = \code_write$194 ;
-    if (\$32 ) begin
+    \$55  = \code_write$196 ;
+    if (\$33 ) begin
       \$55 [10:7] = code_write[10:7];
       \$55 [22:11] = code_write[22:11];
     end
@@ -952,7 +981,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     \$56 [0] = start[0];
     \$56 [1] = start[1];
     \$56 [2] = 1'h0;
-    \$56 [13:3] = \$26 [10:0];
+    \$56 [13:3] = \$27 [10:0];
     if (cancel) begin
       \$56 [0] = 1'h0;
     end
@@ -969,7 +998,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$58  = \$27 ;
+    \$58  = \$28 ;
     if (cancel) begin
       \$58  = 1'h0;
     end
@@ -981,7 +1010,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     if (time_zero ) begin end
     \$59  = 2'h0;
     if (\final ) begin
-      \$59  = \$28 ;
+      \$59  = \$29 ;
     end
     if (cancel) begin
       \$59  = 2'h0;
@@ -992,7 +1021,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = \$33 [0];
+    \$60  = matrix_done;
     if (clear) begin
       \$60  = 1'h0;
     end
@@ -1012,17 +1041,17 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$62  = \$35 [31:0];
+    \$62  = running;
     if (clear) begin
-      \$62  = 32'd0;
+      \$62  = 1'h0;
     end
     if (rst) begin
-      \$62  = 32'd0;
+      \$62  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$63  = \$37 [31:0];
+    \$63  = \$35 [31:0];
     if (clear) begin
       \$63  = 32'd0;
     end
@@ -1032,17 +1061,17 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$64  = \$38 [31:0];
+    \$64  = \$36 ;
     if (clear) begin
-      \$64  = 32'd0;
+      \$64  = 1'h0;
     end
     if (rst) begin
-      \$64  = 32'd0;
+      \$64  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$65  = \$42 [31:0];
+    \$65  = \$37 [31:0];
     if (clear) begin
       \$65  = 32'd0;
     end
@@ -1052,17 +1081,17 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$66  = \$45 [31:0];
+    \$66  = payload_word;
     if (clear) begin
-      \$66  = 32'd0;
+      \$66  = 1'h0;
     end
     if (rst) begin
-      \$66  = 32'd0;
+      \$66  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$67  = \$46 [31:0];
+    \$67  = \$38 [31:0];
     if (clear) begin
       \$67  = 32'd0;
     end
@@ -1072,12 +1101,82 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$68  = \$48 [31:0];
+    \$68  = \$41 ;
     if (clear) begin
-      \$68  = 32'd0;
+      \$68  = 1'h0;
     end
     if (rst) begin
-      \$68  = 32'd0;
+      \$68  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$69  = \$42 [31:0];
+    if (clear) begin
+      \$69  = 32'd0;
+    end
+    if (rst) begin
+      \$69  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$70  = \$44 ;
+    if (clear) begin
+      \$70  = 1'h0;
+    end
+    if (rst) begin
+      \$70  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$71  = \$45 [31:0];
+    if (clear) begin
+      \$71  = 32'd0;
+    end
+    if (rst) begin
+      \$71  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$72  = \$9 [0];
+    if (clear) begin
+      \$72  = 1'h0;
+    end
+    if (rst) begin
+      \$72  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$73  = \$46 [31:0];
+    if (clear) begin
+      \$73  = 32'd0;
+    end
+    if (rst) begin
+      \$73  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$74  = \$47 ;
+    if (clear) begin
+      \$74  = 32'd0;
+    end
+    if (rst) begin
+      \$74  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$75  = \$48 [31:0];
+    if (clear) begin
+      \$75  = 32'd0;
+    end
+    if (rst) begin
+      \$75  = 32'd0;
     end
   end
   assign weights__payload = i__payload;
@@ -1163,6 +1262,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \o__valid$172  = \i__valid$171 ;
   assign \bad_prefix$174  = bad_prefix;
   assign \bad_index$176  = bad_index;
+  assign multiplied = \$9 [0];
   assign judged = matrix_done;
   assign status[259:228] = weights;
   assign status[227:196] = multiplies;
@@ -1171,7 +1271,7 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$183 ;
+  assign status[67:36] = \matrices$185 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
   assign lane__payload[27:3] = \o__payload$164 [27:3];
@@ -1185,38 +1285,41 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \o__ready$135  = \i__ready$136 ;
   assign \$5  = \i__ready$136 ;
   assign \$6  = 1'h0;
-  assign \$15  = code[32];
-  assign \$17  = \code_write$194 [1];
-  assign \$22  = write[0];
+  assign \$16  = code[32];
+  assign \$18  = \code_write$196 [1];
+  assign \$23  = write[0];
 endmodule
 
-module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w_data$6 , cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
+module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, section__payload, cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [16:0] \$1 , \$10 , \$7 , \$8 ;
-  wire [1:0] \$11 ;
-  wire [2:0] \$12 , \$13 ;
-  wire [15:0] \$14 , \$25 , \$26 , \$27 , \$28 , \$6 ;
-  wire [31:0] \$15 ;
-  wire \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$29 , \$3 , \$30 , \$31 , \$33
-    , \$34 , \$35 , \$4 ;
-  wire [3:0] \$32 , \$5 , \$59 ;
-  wire [4:0] \$36 ;
-  wire [5:0] \$71 , \$74 ;
-  reg [15:0] \$37 ;
-  reg \$38 ;
-  reg [15:0] \$39 ;
-  reg [31:0] \$40 ;
-  reg [37:0] \$41 ;
+  wire \$1 , \$11 , \$13 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$3 , \$32
+    , \$33 , \$34 , \$36 , \$37 , \$38 , \$4 ;
+  wire [16:0] \$10 , \$12 , \$7 , \$8 , \$9 ;
+  wire [1:0] \$14 ;
+  wire [2:0] \$15 , \$16 ;
+  wire [15:0] \$17 , \$28 , \$29 , \$30 , \$31 , \$6 ;
+  wire [31:0] \$18 ;
+  wire [3:0] \$35 , \$5 , \$64 ;
+  wire [4:0] \$39 ;
+  wire [5:0] \$79 , \$82 ;
+  reg [15:0] \$40 ;
+  reg \$41 ;
   reg \$42 ;
-  reg [15:0] \$43 ;
-  reg \$44 ;
-  reg [24:0] \$45 ;
-  reg [22:0] \$46 ;
-  reg [42:0] \$47 ;
-  reg [35:0] \$48 ;
-  reg [2:0] \$49 ;
+  reg \$43 ;
+  reg [15:0] \$44 ;
+  reg [31:0] \$45 ;
+  reg [37:0] \$46 ;
+  reg \$47 ;
+  reg [15:0] \$48 ;
+  reg \$49 ;
+  reg [24:0] \$50 ;
+  reg [22:0] \$51 ;
+  reg [42:0] \$52 ;
+  reg [35:0] \$53 ;
+  reg [2:0] \$54 ;
   wire [15:0] address;
+  reg begun = 1'h0;
   output [42:0] bias_write;
   reg [42:0] bias_write = 43'h00000000000;
   input cancel;
@@ -1232,6 +1335,7 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w
   wire [7:0] column_bits;
   wire deal;
   reg entry = 1'h0;
+  reg \final  = 1'h0;
   reg [37:0] held = 38'h0000000000;
   reg held_final = 1'h0;
   reg [15:0] held_number = 16'h0000;
@@ -1241,26 +1345,27 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w
   wire [15:0] mask;
   reg [15:0] narrow = 16'h0000;
   reg [15:0] number = 16'h0000;
-  wire [37:0] r_data;
-  wire [31:0] \r_data$33 ;
+  wire [38:0] r_data;
+  wire [31:0] \r_data$36 ;
   wire r_en;
-  wire \r_en$22 ;
+  wire \r_en$24 ;
   wire r_rdy;
-  wire \r_rdy$16 ;
+  wire \r_rdy$17 ;
   input rst;
   wire rst;
   wire [37:0] section;
+  input [37:0] section__payload;
   wire [37:0] section__payload;
   output section__ready;
   wire section__ready;
   wire section__valid;
   wire section_ends;
+  wire single;
   output [35:0] start;
   reg [35:0] start = 36'h000000000;
   input [31:0] w_data;
   wire [31:0] w_data;
-  input [37:0] \w_data$6 ;
-  wire [37:0] \w_data$6 ;
+  wire [38:0] \w_data$6 ;
   input w_en;
   wire w_en;
   input \w_en$8 ;
@@ -1273,88 +1378,97 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w
   output words__ready;
   wire words__ready;
   wire words__valid;
+  assign \$32  = \w_en$8  & section__ready;
+  assign \$33  = section__payload[2:0] == 2'h3;
+  assign \$34  = \$32  & \$33 ;
+  assign \$35  = codes + \$34 ;
+  assign \$36  = code_write[6:3] == 4'hf;
+  assign \$37  = code_write[2] & \$36 ;
+  assign \$38  = code_write[0] & \$37 ;
+  assign \$39  = \$35  - \$38 ;
   always @(posedge clk)
-    number <= \$37 ;
+    number <= \$40 ;
   always @(posedge clk)
-    entry <= \$38 ;
+    begun <= \$41 ;
   always @(posedge clk)
-    narrow <= \$39 ;
+    \final  <= \$42 ;
   always @(posedge clk)
-    wide <= \$40 ;
+    entry <= \$43 ;
   always @(posedge clk)
-    held <= \$41 ;
+    narrow <= \$44 ;
   always @(posedge clk)
-    held_valid <= \$42 ;
+    wide <= \$45 ;
   always @(posedge clk)
-    held_number <= \$43 ;
+    held <= \$46 ;
   always @(posedge clk)
-    held_final <= \$44 ;
+    held_valid <= \$47 ;
   always @(posedge clk)
-    map_write <= \$45 ;
+    held_number <= \$48 ;
   always @(posedge clk)
-    code_write <= \$46 ;
+    held_final <= \$49 ;
   always @(posedge clk)
-    bias_write <= \$47 ;
+    map_write <= \$50 ;
   always @(posedge clk)
-    start <= \$48 ;
+    code_write <= \$51 ;
   always @(posedge clk)
-    codes <= \$49 ;
-  assign deal = r_rdy & \r_rdy$16 ;
-  assign \$1  = number + 1'h1;
-  assign section_ends = \$1  == section[34:19];
-  assign \$3  = section[35] | entry;
+    bias_write <= \$52 ;
+  always @(posedge clk)
+    start <= \$53 ;
+  always @(posedge clk)
+    codes <= \$54 ;
+  assign \$1  = section__payload[34:19] == 1'h1;
+  assign deal = r_rdy & \r_rdy$17 ;
+  assign section_ends = begun ? \final  : r_data[38];
+  assign \$3  = r_data[35] | entry;
   assign word_ends = section_ends | \$4 ;
   assign r_en = deal & word_ends;
-  assign \r_en$22  = deal & section_ends;
-  assign \$59  = held[36] * 3'h4;
-  assign \$5  = column_bits >> \$59 ;
+  assign \r_en$24  = deal & section_ends;
+  assign \$64  = held[36] * 3'h4;
+  assign \$5  = column_bits >> \$64 ;
   assign \$6  = 1'h1 << \$5 ;
   assign \$7  = \$6  - 1'h1;
   assign \$8  = held[18:3] + held_number;
   assign coding = | codes;
-  assign \$10  = section_ends ? 17'h00000 : \$1 ;
-  assign \$11  = section[35] ? 2'h2 : 2'h1;
-  assign \$12  = entry + \$11 ;
-  assign \$13  = word_ends ? 3'h0 : \$12 ;
-  assign \$71  = entry * 5'h10;
-  assign \$14  = \r_data$33  >> \$71 ;
-  assign \$16  = held[2:0] == 2'h2;
-  assign \$17  = held_valid & \$16 ;
-  assign \$18  = held[2:0] == 2'h3;
-  assign \$19  = held_valid & \$18 ;
-  assign \$20  = held[2:0] == 3'h4;
-  assign \$21  = held_valid & \$20 ;
-  assign \$22  = held[2:0] == 1'h1;
-  assign \$23  = held_valid & \$22 ;
-  assign \$25  = narrow >> \$5 ;
-  assign \$26  = held[35] ? wide[31:16] : \$25 ;
-  assign \$27  = narrow & \$7 [15:0];
-  assign \$28  = held[35] ? wide[15:0] : \$27 ;
-  assign \$29  = \w_en$8  & section__ready;
-  assign \$30  = \w_data$6 [2:0] == 2'h3;
-  assign \$31  = \$29  & \$30 ;
-  assign \$32  = codes + \$31 ;
-  assign \$33  = code_write[6:3] == 4'hf;
-  assign \$34  = code_write[2] & \$33 ;
-  assign \$35  = code_write[0] & \$34 ;
-  assign \$36  = \$32  - \$35 ;
+  assign \$9  = number + 1'h1;
+  assign \$10  = section_ends ? 17'h00000 : \$9 ;
+  assign \$11  = ~ section_ends;
+  assign \$12  = number + 2'h2;
+  assign \$13  = \$12  == r_data[34:19];
+  assign \$14  = r_data[35] ? 2'h2 : 2'h1;
+  assign \$15  = entry + \$14 ;
+  assign \$16  = word_ends ? 3'h0 : \$15 ;
+  assign \$79  = entry * 5'h10;
+  assign \$17  = \r_data$36  >> \$79 ;
+  assign \$19  = held[2:0] == 2'h2;
+  assign \$20  = held_valid & \$19 ;
+  assign \$21  = held[2:0] == 2'h3;
+  assign \$22  = held_valid & \$21 ;
+  assign \$23  = held[2:0] == 3'h4;
+  assign \$24  = held_valid & \$23 ;
+  assign \$25  = held[2:0] == 1'h1;
+  assign \$26  = held_valid & \$25 ;
+  assign \$28  = narrow >> \$5 ;
+  assign \$29  = held[35] ? wide[31:16] : \$28 ;
+  assign \$30  = narrow & \$7 [15:0];
+  assign \$31  = held[35] ? wide[15:0] : \$30 ;
   egret_xs_ice40_core_dealer_sections  sections (
     .cancel(cancel),
     .clk(clk),
-    .r_data(section),
-    .r_en(\r_en$22 ),
+    .port_0 (\$1 ),
+    .port_1 (section__payload),
+    .r_data(r_data),
+    .r_en(\r_en$24 ),
     .r_rdy(r_rdy),
     .rst(rst),
     .w_en(\w_en$8 ),
-    .w_port__data(\w_data$6 ),
     .w_rdy(section__ready)
   );
   egret_xs_ice40_core_dealer_words  words (
     .cancel(cancel),
     .clk(clk),
-    .r_data(\r_data$33 ),
+    .r_data(\r_data$36 ),
     .r_en(r_en),
-    .r_rdy(\r_rdy$16 ),
+    .r_rdy(\r_rdy$17 ),
     .rst(rst),
     .w_en(w_en),
     .w_port__data(w_data),
@@ -1362,63 +1476,36 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w
   );
   always @* begin
     if (time_zero ) begin end
-    \$37  = number;
+    \$40  = number;
     if (deal) begin
-      \$37  = \$10 [15:0];
+      \$40  = \$10 [15:0];
     end
     if (cancel) begin
-      \$37  = 16'h0000;
+      \$40  = 16'h0000;
     end
     if (rst) begin
-      \$37  = 16'h0000;
+      \$40  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$38  = entry;
+    \$41  = begun;
     if (deal) begin
-      \$38  = \$13 [0];
+      \$41  = \$11 ;
     end
     if (cancel) begin
-      \$38  = 1'h0;
+      \$41  = 1'h0;
     end
     if (rst) begin
-      \$38  = 1'h0;
+      \$41  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$39  = \$14 ;
-    if (cancel) begin
-      \$39  = 16'h0000;
+    \$42  = \final ;
+    if (deal) begin
+      \$42  = \$13 ;
     end
-    if (rst) begin
-      \$39  = 16'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$40  = \$15 ;
-    if (cancel) begin
-      \$40  = 32'd0;
-    end
-    if (rst) begin
-      \$40  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$41  = section;
-    if (cancel) begin
-      \$41  = 38'h0000000000;
-    end
-    if (rst) begin
-      \$41  = 38'h0000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$42  = deal;
     if (cancel) begin
       \$42  = 1'h0;
     end
@@ -1428,104 +1515,158 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, \w
   end
   always @* begin
     if (time_zero ) begin end
-    \$43  = number;
+    \$43  = entry;
+    if (deal) begin
+      \$43  = \$16 [0];
+    end
     if (cancel) begin
-      \$43  = 16'h0000;
+      \$43  = 1'h0;
     end
     if (rst) begin
-      \$43  = 16'h0000;
+      \$43  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = section_ends;
+    \$44  = \$17 ;
     if (cancel) begin
-      \$44  = 1'h0;
+      \$44  = 16'h0000;
     end
     if (rst) begin
-      \$44  = 1'h0;
+      \$44  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45 [0] = \$17 ;
-    \$45 [8:1] = \$8 [7:0];
-    \$45 [24:9] = narrow;
+    \$45  = \$18 ;
     if (cancel) begin
-      \$45  = 25'h0000000;
+      \$45  = 32'd0;
     end
     if (rst) begin
-      \$45  = 25'h0000000;
+      \$45  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46 [0] = \$19 ;
-    \$46 [1] = held[37];
-    \$46 [2] = held_number[4];
-    \$46 [6:3] = held_number[3:0];
-    \$46 [10:7] = narrow[3:0];
-    \$46 [22:11] = narrow[15:4];
+    \$46  = r_data[37:0];
     if (cancel) begin
-      \$46  = 23'h000000;
+      \$46  = 38'h0000000000;
     end
     if (rst) begin
-      \$46  = 23'h000000;
+      \$46  = 38'h0000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47 [0] = \$21 ;
-    \$47 [10:1] = \$8 [9:0];
-    \$47 [42:11] = wide;
+    \$47  = deal;
     if (cancel) begin
-      \$47  = 43'h00000000000;
+      \$47  = 1'h0;
     end
     if (rst) begin
-      \$47  = 43'h00000000000;
+      \$47  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48 [0] = \$23 ;
-    \$48 [1] = held[36];
-    \$48 [2] = held_number[0];
-    \$48 [35] = held_final;
-    \$48 [18:3] = \$26 ;
-    \$48 [34:19] = \$28 ;
+    \$48  = number;
     if (cancel) begin
-      \$48  = 36'h000000000;
+      \$48  = 16'h0000;
     end
     if (rst) begin
-      \$48  = 36'h000000000;
+      \$48  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = \$36 [2:0];
+    \$49  = section_ends;
     if (cancel) begin
-      \$49  = 3'h0;
+      \$49  = 1'h0;
     end
     if (rst) begin
-      \$49  = 3'h0;
+      \$49  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$50 [0] = \$20 ;
+    \$50 [8:1] = \$8 [7:0];
+    \$50 [24:9] = narrow;
+    if (cancel) begin
+      \$50  = 25'h0000000;
+    end
+    if (rst) begin
+      \$50  = 25'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$51 [0] = \$22 ;
+    \$51 [1] = held[37];
+    \$51 [2] = held_number[4];
+    \$51 [6:3] = held_number[3:0];
+    \$51 [10:7] = narrow[3:0];
+    \$51 [22:11] = narrow[15:4];
+    if (cancel) begin
+      \$51  = 23'h000000;
+    end
+    if (rst) begin
+      \$51  = 23'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$52 [0] = \$24 ;
+    \$52 [10:1] = \$8 [9:0];
+    \$52 [42:11] = wide;
+    if (cancel) begin
+      \$52  = 43'h00000000000;
+    end
+    if (rst) begin
+      \$52  = 43'h00000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$53 [0] = \$26 ;
+    \$53 [1] = held[36];
+    \$53 [2] = held_number[0];
+    \$53 [35] = held_final;
+    \$53 [18:3] = \$29 ;
+    \$53 [34:19] = \$31 ;
+    if (cancel) begin
+      \$53  = 36'h000000000;
+    end
+    if (rst) begin
+      \$53  = 36'h000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$54  = \$39 [2:0];
+    if (cancel) begin
+      \$54  = 3'h0;
+    end
+    if (rst) begin
+      \$54  = 3'h0;
     end
   end
   assign words__payload = w_data;
   assign words__valid = w_en;
   assign w_rdy = words__ready;
-  assign section__payload = \w_data$6 ;
+  assign \w_data$6  = { \$1 , section__payload };
   assign section__valid = \w_en$8 ;
   assign \w_rdy$11  = section__ready;
-  assign r_data = section;
+  assign section = r_data[37:0];
+  assign single = r_data[38];
   assign mask = \$7 [15:0];
   assign address = \$8 [15:0];
   assign \$2  = 1'h1;
   assign \$4  = \$3 ;
-  assign \$74  = 6'h00;
-  assign \$15  = \r_data$33 ;
+  assign \$82  = 6'h00;
+  assign \$18  = \r_data$36 ;
 endmodule
 
-module egret_xs_ice40_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_port__data, cancel, w_en, clk);
+module egret_xs_ice40_core_dealer_sections (rst, port_0 , r_en, w_rdy, r_rdy, r_data, port_1 , cancel, w_en, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$12 , \$13 , \$3 , \$7 , \$8 ;
@@ -1541,40 +1682,43 @@ module egret_xs_ice40_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_p
   (* init = 2'h0 *)
   wire [1:0] consume;
   reg [2:0] level = 3'h0;
+  input port_0 ;
+  wire port_0 ;
+  input [37:0] port_1 ;
+  wire [37:0] port_1 ;
   (* init = 2'h0 *)
   wire [1:0] produce;
-  output [37:0] r_data;
-  wire [37:0] r_data;
+  output [38:0] r_data;
+  wire [38:0] r_data;
   input r_en;
   wire r_en;
   (* init = 3'h0 *)
   wire [2:0] r_level;
   reg [1:0] r_port__addr = 2'h0;
-  wire [37:0] r_port__data;
+  wire [38:0] r_port__data;
   output r_rdy;
   wire r_rdy;
   input rst;
   wire rst;
-  wire [37:0] w_data;
+  wire [38:0] w_data;
   input w_en;
   wire w_en;
   (* init = 3'h0 *)
   wire [2:0] w_level;
   reg [1:0] w_port__addr = 2'h0;
-  input [37:0] w_port__data;
-  wire [37:0] w_port__data;
+  wire [38:0] w_port__data;
   wire w_port__en;
   output w_rdy;
   wire w_rdy;
-  reg [37:0] storage [3:0];
+  reg [38:0] storage [3:0];
   integer storage_entry;
   initial begin
     for (storage_entry = 0; storage_entry < 4; storage_entry = storage_entry + 1)
-      storage[storage_entry] = 38'h0000000000;
+      storage[storage_entry] = 39'h0000000000;
   end
   always @(posedge clk) begin
     if (w_port__en)
-      storage[w_port__addr] <= w_port__data;
+      storage[w_port__addr] <= { port_0 , port_1  };
   end
   assign r_data = storage[r_port__addr];
   assign w_rdy = level != 3'h4;
@@ -1641,7 +1785,8 @@ module egret_xs_ice40_core_dealer_sections (rst, r_en, w_rdy, r_rdy, r_data, w_p
   assign w_level = level;
   assign r_level = level;
   assign produce = w_port__addr;
-  assign w_data = w_port__data;
+  assign w_port__data = { port_0 , port_1  };
+  assign w_data = { port_0 , port_1  };
   assign consume = r_port__addr;
   assign r_port__data = r_data;
 endmodule
@@ -5477,51 +5622,51 @@ module egret_xs_ice40_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   end
 endmodule
 
-module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate, load_code
-, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, position, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
+, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$10 , \$101 , \$102 , \$103 , \$104 , \$105 , \$106 , \$107 , \$108 , \$109 , \$11 ,
-    \$110 , \$111 , \$112 , \$113 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 , \$121 , \$122 ,
-    \$123 , \$124 , \$126 , \$127 , \$128 , \$13 , \$131 , \$133 , \$135 , \$136 , \$138 , \$14 ,
-    \$142 , \$143 , \$15 , \$152 , \$154 , \$16 , \$164 , \$17 , \$173 , \$176 , \$178 , \$18 , \$19
-    , \$2 , \$20 , \$21 , \$23 , \$24 , \$25 , \$27 , \$3 , \$30 , \$32 , \$33 , \$34 , \$35 , \$36
-    , \$37 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$5
-    , \$55 , \$56 , \$57 , \$6 , \$62 , \$63 , \$64 , \$65 , \$67 , \$68 , \$69 , \$7 , \$70 , \$71
-    , \$72 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84
-    , \$85 , \$86 , \$87 , \$88 , \$89 , \$9 , \$90 , \$91 , \$92 , \$93 , \$94 , \$95 , \$97 , \$98
-    , \$99 ;
-  wire [16:0] \$100 , \$139 , \$144 , \$145 , \$146 , \$147 , \$148 , \$96 ;
-  wire [63:0] \$114 , \$115 , \$129 ;
-  wire [10:0] \$141 ;
+  wire \$1 , \$10 , \$100 , \$101 , \$103 , \$104 , \$105 , \$107 , \$108 , \$109 , \$11 , \$110 ,
+    \$111 , \$112 , \$113 , \$114 , \$115 , \$116 , \$117 , \$118 , \$119 , \$12 , \$122 , \$123 ,
+    \$124 , \$125 , \$126 , \$127 , \$128 , \$129 , \$13 , \$130 , \$132 , \$133 , \$134 , \$137 ,
+    \$139 , \$14 , \$141 , \$142 , \$144 , \$148 , \$149 , \$15 , \$150 , \$152 , \$154 , \$155 ,
+    \$16 , \$165 , \$166 , \$167 , \$17 , \$18 , \$180 , \$182 , \$19 , \$2 , \$20 , \$21 , \$22 ,
+    \$23 , \$24 , \$25 , \$26 , \$27 , \$29 , \$3 , \$30 , \$31 , \$33 , \$36 , \$38 , \$39 , \$4 ,
+    \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$46 , \$47 , \$48 , \$49 , \$50 , \$51 , \$52 , \$53
+    , \$54 , \$61 , \$62 , \$63 , \$68 , \$69 , \$70 , \$71 , \$73 , \$74 , \$75 , \$76 , \$77 ,
+    \$78 , \$79 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$87 , \$88 , \$89 , \$90 , \$91
+    , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 , \$98 , \$99 ;
+  wire [16:0] \$102 , \$106 , \$145 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  wire [63:0] \$120 , \$121 , \$135 ;
+  wire [10:0] \$147 ;
   wire [7:0] \$151 ;
-  wire [2:0] \$153 , \$162 ;
-  wire [32:0] \$171 , \$50 , \$51 , \$52 ;
-  wire [191:0] \$60 , \$61 ;
-  wire [9:0] \$66 ;
-  reg \$179 ;
-  reg [31:0] \$180 ;
-  reg [31:0] \$181 ;
-  reg \$182 ;
+  wire [2:0] \$153 , \$163 ;
+  wire [32:0] \$164 , \$56 , \$57 , \$58 ;
+  wire [191:0] \$66 , \$67 ;
+  wire [9:0] \$72 ;
   reg \$183 ;
-  reg \$184 ;
-  reg \$185 ;
-  reg [37:0] \$186 ;
-  reg [15:0] \$187 ;
+  reg [31:0] \$184 ;
+  reg [31:0] \$185 ;
+  reg \$186 ;
+  reg \$187 ;
   reg \$188 ;
-  reg [191:0] \$189 ;
-  reg [3:0] \$190 ;
-  reg [3:0] \$191 ;
+  reg \$189 ;
+  reg [37:0] \$190 ;
+  reg \$191 ;
   reg [31:0] \$192 ;
-  reg [31:0] \$193 ;
-  reg \$194 ;
+  reg [191:0] \$193 ;
+  reg [3:0] \$194 ;
+  reg [3:0] \$195 ;
+  reg [31:0] \$196 ;
+  reg \$197 ;
+  reg \$198 ;
   output allocate;
   reg allocate;
   reg allocated = 1'h0;
   reg allowed;
   input [1:0] banks_loaded;
   wire [1:0] banks_loaded;
-  reg [15:0] body_words = 16'h0000;
+  wire [15:0] body_words;
   output cancel;
   reg cancel;
   input clear;
@@ -5546,6 +5691,7 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   (* enum_value_1000 = "ROW" *)
   output [3:0] error;
   reg [3:0] error = 4'h0;
+  reg \final  = 1'h0;
   reg [3:0] fsm_state = 4'h4;
   output halted;
   reg halted;
@@ -5579,6 +5725,7 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   wire [3:0] late_error;
   input [31:0] late_position;
   wire [31:0] late_position;
+  reg [31:0] left = 32'd0;
   output load_code;
   reg load_code;
   output [179:0] matrix;
@@ -5603,11 +5750,11 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   wire payload__ready;
   output payload__valid;
   reg payload__valid;
-  reg [31:0] payload_left = 32'd0;
   output payload_word;
   reg payload_word;
   output [31:0] position;
-  reg [31:0] position = 32'd0;
+  wire [31:0] position;
+  reg [31:0] \position$32  = 32'd0;
   output reading;
   wire reading;
   reg ready;
@@ -5648,166 +5795,171 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   assign \$2  = padded[31:24] == 1'h1;
   assign \$3  = padded[31:24] == 2'h3;
   assign \$4  = padded[31:24] == 3'h4;
-  assign \$5  = may_allocate & section__ready;
-  assign \$6  = may_load_code & section__ready;
-  assign \$7  = ~ section[35];
-  assign \$8  = \$7  | may_load_bias;
-  assign \$9  = section__ready & \$8 ;
-  assign \$10  = words < 1'h1;
-  assign \$11  = payload_left <= 1'h1;
-  assign \$12  = \$47  | \$48 ;
-  assign \$13  = \$12  | \$41 ;
-  assign \$14  = ~ \$13 ;
-  assign \$15  = ! words;
-  assign \$16  = \$37  & \$15 ;
-  assign \$17  = ~ \$16 ;
-  assign \$18  = \$17  | i__valid;
-  assign reading = \$14  & \$18 ;
-  assign \$19  = ~ common_good;
-  assign \$20  = ~ kind_good;
-  assign \$21  = \$19  | \$20 ;
-  assign \$23  = allowed & \$1 ;
-  assign \$24  = ~ late;
-  assign \$25  = \$23  & \$24 ;
-  assign \$27  = i__valid & \$1 ;
-  assign \$30  = i__valid & may_send;
-  assign \$32  = \$30  & \$1 ;
-  assign \$33  = payload__ready & may_send;
-  assign \$34  = ~ i__payload[32];
-  assign \$35  = i__payload[31:0] != crc;
-  assign \$36  = ~ sender_busy;
-  assign \$37  = ! fsm_state;
-  assign \$38  = fsm_state == 1'h1;
-  assign \$39  = fsm_state == 2'h2;
-  assign \$40  = fsm_state == 2'h3;
-  assign \$41  = fsm_state == 3'h4;
-  assign \$42  = fsm_state == 3'h5;
-  assign \$43  = fsm_state == 3'h6;
-  assign \$44  = fsm_state == 3'h7;
-  assign \$45  = fsm_state == 4'h8;
-  assign \$46  = fsm_state == 4'h9;
-  assign \$47  = fsm_state == 4'ha;
-  assign \$48  = fsm_state == 4'hb;
-  assign \$50  = offset + 1'h1;
-  assign \$51  = i__payload[32] ? 33'h000000000 : \$50 ;
-  assign \$52  = words + 1'h1;
-  assign \$55  = matrix[15:0] == 15'h4745;
-  assign \$56  = matrix[23:16] == 2'h2;
-  assign \$57  = \$55  & \$56 ;
-  assign \$62  = | \$61 ;
-  assign \$63  = ~ \$62 ;
-  assign \$64  = | padded[47:32];
-  assign \$65  = \$63  & \$64 ;
-  assign \$67  = padded[47:32] <= 10'h200;
-  assign \$68  = \$65  & \$67 ;
-  assign \$69  = | padded[63:48];
-  assign \$70  = \$68  & \$69 ;
-  assign \$71  = padded[63:48] <= 10'h200;
-  assign \$72  = \$70  & \$71 ;
-  assign \$73  = padded[66] | padded[67];
-  assign \$74  = \$73  | padded[68];
-  assign \$75  = padded[71] & \$74 ;
-  assign \$76  = ~ \$75 ;
-  assign \$77  = \$72  & \$76 ;
-  assign \$78  = ~ padded[64];
-  assign \$79  = padded[66] & \$78 ;
-  assign \$80  = ~ kept;
-  assign \$81  = \$79  & \$80 ;
+  assign \$5  = count + 1'h0;
+  assign \$7  = count + 1'h1;
+  assign \$9  = wide ? \$6  : \$8 ;
+  assign \$10  = may_allocate & section__ready;
+  assign \$11  = may_load_code & section__ready;
+  assign \$12  = ~ section[35];
+  assign \$13  = \$12  | may_load_bias;
+  assign \$14  = section__ready & \$13 ;
+  assign \$15  = words < 1'h1;
+  assign \$16  = left <= 1'h1;
+  assign \$17  = ! error;
+  assign position = \$17  ? 32'd0 : \position$32 ;
+  assign \$18  = \$53  | \$54 ;
+  assign \$19  = \$18  | \$47 ;
+  assign \$20  = ~ \$19 ;
+  assign \$21  = ! words;
+  assign \$22  = \$43  & \$21 ;
+  assign \$23  = ~ \$22 ;
+  assign \$24  = \$23  | i__valid;
+  assign reading = \$20  & \$24 ;
+  assign \$25  = ~ common_good;
+  assign \$26  = ~ kind_good;
+  assign \$27  = \$25  | \$26 ;
+  assign \$29  = allowed & \$1 ;
+  assign \$30  = ~ late;
+  assign \$31  = \$29  & \$30 ;
+  assign \$33  = i__valid & \$1 ;
+  assign \$36  = i__valid & may_send;
+  assign \$38  = \$36  & \$1 ;
+  assign \$39  = payload__ready & may_send;
+  assign \$40  = ~ i__payload[32];
+  assign \$41  = i__payload[31:0] != crc;
+  assign \$42  = ~ sender_busy;
+  assign \$43  = ! fsm_state;
+  assign \$44  = fsm_state == 1'h1;
+  assign \$45  = fsm_state == 2'h2;
+  assign \$46  = fsm_state == 2'h3;
+  assign \$47  = fsm_state == 3'h4;
+  assign \$48  = fsm_state == 3'h5;
+  assign \$49  = fsm_state == 3'h6;
+  assign \$50  = fsm_state == 3'h7;
+  assign \$51  = fsm_state == 4'h8;
+  assign \$52  = fsm_state == 4'h9;
+  assign \$53  = fsm_state == 4'ha;
+  assign \$54  = fsm_state == 4'hb;
+  assign \$56  = offset + 1'h1;
+  assign \$57  = i__payload[32] ? 33'h000000000 : \$56 ;
+  assign \$58  = words + 1'h1;
+  assign \$61  = matrix[15:0] == 15'h4745;
+  assign \$62  = matrix[23:16] == 2'h2;
+  assign \$63  = \$61  & \$62 ;
+  assign \$68  = | \$67 ;
+  assign \$69  = ~ \$68 ;
+  assign \$70  = | padded[47:32];
+  assign \$71  = \$69  & \$70 ;
+  assign \$73  = padded[47:32] <= 10'h200;
+  assign \$74  = \$71  & \$73 ;
+  assign \$75  = | padded[63:48];
+  assign \$76  = \$74  & \$75 ;
+  assign \$77  = padded[63:48] <= 10'h200;
+  assign \$78  = \$76  & \$77 ;
+  assign \$79  = padded[66] | padded[67];
+  assign \$80  = \$79  | padded[68];
+  assign \$81  = padded[71] & \$80 ;
   assign \$82  = ~ \$81 ;
-  assign \$83  = \$77  & \$82 ;
-  assign \$84  = | padded[79:76];
-  assign \$85  = padded[73] & \$84 ;
-  assign \$86  = ~ \$85 ;
-  assign \$87  = \$83  & \$86 ;
-  assign \$88  = | padded[111:96];
-  assign \$89  = padded[70] & \$88 ;
-  assign \$90  = ~ \$89 ;
-  assign \$91  = \$87  & \$90 ;
-  assign \$92  = | padded[127:112];
-  assign \$93  = \$91  & \$92 ;
-  assign \$94  = padded[127:112] <= 9'h100;
-  assign \$95  = \$93  & \$94 ;
-  assign \$96  = padded[111:96] + padded[127:112];
-  assign \$97  = \$96  <= 9'h100;
-  assign \$98  = padded[70] | \$97 ;
-  assign \$99  = \$95  & \$98 ;
-  assign \$100  = padded[159:144] + padded[47:32];
-  assign \$101  = \$100  <= 11'h400;
-  assign \$102  = | padded[159:144];
-  assign \$103  = ~ \$102 ;
-  assign \$104  = padded[69] ? \$101  : \$103 ;
-  assign \$105  = \$99  & \$104 ;
-  assign \$106  = | padded[191:160];
-  assign \$107  = \$105  & \$106 ;
-  assign \$110  = padded[72] < 2'h2;
-  assign \$111  = \$109  & \$110 ;
-  assign \$112  = banks_loaded >> padded[72];
+  assign \$83  = \$78  & \$82 ;
+  assign \$84  = ~ padded[64];
+  assign \$85  = padded[66] & \$84 ;
+  assign \$86  = ~ kept;
+  assign \$87  = \$85  & \$86 ;
+  assign \$88  = ~ \$87 ;
+  assign \$89  = \$83  & \$88 ;
+  assign \$90  = | padded[79:76];
+  assign \$91  = padded[73] & \$90 ;
+  assign \$92  = ~ \$91 ;
+  assign \$93  = \$89  & \$92 ;
+  assign \$94  = | padded[111:96];
+  assign \$95  = padded[70] & \$94 ;
+  assign \$96  = ~ \$95 ;
+  assign \$97  = \$93  & \$96 ;
+  assign \$98  = | padded[127:112];
+  assign \$99  = \$97  & \$98 ;
+  assign \$100  = padded[127:112] <= 9'h100;
+  assign \$101  = \$99  & \$100 ;
+  assign \$102  = padded[111:96] + padded[127:112];
+  assign \$103  = \$102  <= 9'h100;
+  assign \$104  = padded[70] | \$103 ;
+  assign \$105  = \$101  & \$104 ;
+  assign \$106  = padded[159:144] + padded[47:32];
+  assign \$107  = \$106  <= 11'h400;
+  assign \$108  = | padded[159:144];
+  assign \$109  = ~ \$108 ;
+  assign \$110  = padded[69] ? \$107  : \$109 ;
+  assign \$111  = \$105  & \$110 ;
+  assign \$112  = | padded[191:160];
   assign \$113  = \$111  & \$112 ;
-  assign \$116  = | \$115 ;
-  assign \$117  = ~ \$116 ;
-  assign \$118  = padded[32] < 2'h2;
+  assign \$116  = padded[72] < 2'h2;
+  assign \$117  = \$115  & \$116 ;
+  assign \$118  = banks_loaded >> padded[72];
   assign \$119  = \$117  & \$118 ;
-  assign \$120  = padded[33] & padded[34];
-  assign \$121  = ~ \$120 ;
-  assign \$122  = \$119  & \$121 ;
-  assign \$123  = ~ padded[33];
-  assign \$124  = \$122  & \$123 ;
-  assign \$126  = \$123  | padded[36];
-  assign \$127  = padded[35] & \$126 ;
-  assign \$128  = \$124  & \$127 ;
-  assign \$133  = padded[31:24] == 2'h2;
-  assign \$135  = \$133  | \$4 ;
-  assign \$138  = \$136  & \$69 ;
-  assign \$139  = padded[47:32] + padded[63:48];
-  assign \$141  = \$133  ? 11'h100 : 11'h400;
-  assign \$142  = \$139  <= \$141 ;
-  assign \$143  = \$138  & \$142 ;
-  assign \$144  = count + 1'h0;
-  assign \$146  = count + 1'h1;
-  assign \$148  = wide ? \$145  : \$147 ;
-  assign \$151  = \$15  ? i__payload[31:24] : padded[31:24];
+  assign \$122  = | \$121 ;
+  assign \$123  = ~ \$122 ;
+  assign \$124  = padded[32] < 2'h2;
+  assign \$125  = \$123  & \$124 ;
+  assign \$126  = padded[33] & padded[34];
+  assign \$127  = ~ \$126 ;
+  assign \$128  = \$125  & \$127 ;
+  assign \$129  = ~ padded[33];
+  assign \$130  = \$128  & \$129 ;
+  assign \$132  = \$129  | padded[36];
+  assign \$133  = padded[35] & \$132 ;
+  assign \$134  = \$130  & \$133 ;
+  assign \$139  = padded[31:24] == 2'h2;
+  assign \$141  = \$139  | \$4 ;
+  assign \$144  = \$142  & \$75 ;
+  assign \$145  = padded[47:32] + padded[63:48];
+  assign \$147  = \$139  ? 11'h100 : 11'h400;
+  assign \$148  = \$145  <= \$147 ;
+  assign \$149  = \$144  & \$148 ;
+  assign \$150  = ! words[2:0];
+  assign \$151  = \$150  ? i__payload[31:24] : padded[31:24];
   assign \$152  = \$151  == 1'h1;
-  assign \$153  = \$152  ? 3'h6 : 3'h2;
-  assign \$154  = \$52  == \$153 ;
-  assign \$162  = is_matrix ? 3'h5 : 3'h1;
-  assign \$164  = \$52  == body_words;
-  assign \$171  = payload_left - 1'h1;
-  assign \$173  = \$52  == matrix[179:148];
-  assign \$176  = in_flight == allocated;
-  assign \$178  = take & i__payload[32];
+  assign \$153  = \$152  ? 3'h5 : 3'h1;
+  assign \$154  = words[2:0] == \$153 ;
+  assign \$155  = \$9 [15:0] == 1'h1;
+  assign \$163  = is_matrix ? 3'h5 : 3'h1;
+  assign \$164  = left - 1'h1;
+  assign \$165  = left == 2'h2;
+  assign \$166  = take & \final ;
+  assign \$167  = matrix[179:148] == 1'h1;
+  assign \$180  = in_flight == allocated;
+  assign \$182  = take & i__payload[32];
   always @(posedge clk)
-    in_packet <= \$179 ;
+    in_packet <= \$183 ;
   always @(posedge clk)
-    offset <= \$180 ;
+    offset <= \$184 ;
   always @(posedge clk)
-    words <= \$181 ;
+    words <= \$185 ;
   always @(posedge clk)
-    is_matrix <= \$182 ;
+    is_matrix <= \$186 ;
   always @(posedge clk)
-    is_code <= \$183 ;
+    is_code <= \$187 ;
   always @(posedge clk)
-    common_good <= \$184 ;
+    common_good <= \$188 ;
   always @(posedge clk)
-    kind_good <= \$185 ;
+    kind_good <= \$189 ;
   always @(posedge clk)
-    section <= \$186 ;
+    section <= \$190 ;
   always @(posedge clk)
-    body_words <= \$187 ;
+    truncated <= \$191 ;
   always @(posedge clk)
-    truncated <= \$188 ;
+    \position$32  <= \$192 ;
   always @(posedge clk)
-    padded <= \$189 ;
+    padded <= \$193 ;
   always @(posedge clk)
-    fsm_state <= \$190 ;
+    fsm_state <= \$194 ;
   always @(posedge clk)
-    error <= \$191 ;
+    error <= \$195 ;
   always @(posedge clk)
-    position <= \$192 ;
+    left <= \$196 ;
   always @(posedge clk)
-    payload_left <= \$193 ;
+    \final  <= \$197 ;
   always @(posedge clk)
-    allocated <= \$194 ;
-  egret_xs_ice40_core_reader_crc_65  \crc$65  (
+    allocated <= \$198 ;
+  egret_xs_ice40_core_reader_crc_67  \crc$67  (
     .clk(clk),
     .crc(crc),
     .data(i__payload[31:0]),
@@ -5841,11 +5993,11 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
     if (is_matrix) begin
-      allowed = \$5 ;
+      allowed = \$10 ;
     end else if (is_code) begin
-      allowed = \$6 ;
+      allowed = \$11 ;
     end else begin
-      allowed = \$9 ;
+      allowed = \$14 ;
     end
   end
   always @* begin
@@ -5857,15 +6009,15 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             ready = words__ready;
           end
       4'h6:
           ready = words__ready;
       4'h7:
-          ready = \$33 ;
+          ready = \$39 ;
       4'h8:
           ready = 1'h1;
       4'h2:
@@ -5948,9 +6100,9 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             section__valid = 1'h1;
           end
     endcase
@@ -5964,9 +6116,9 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             allocate = is_matrix;
           end
     endcase
@@ -5980,9 +6132,9 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
+          end else if (\$31 ) begin
             load_code = is_code;
           end
     endcase
@@ -5996,13 +6148,13 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
-            words__valid = \$27 ;
+          end else if (\$31 ) begin
+            words__valid = \$33 ;
           end
       4'h6:
-          words__valid = \$27 ;
+          words__valid = \$33 ;
     endcase
   end
   always @* begin
@@ -6018,7 +6170,7 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h6:
           /* empty */;
       4'h7:
-          payload__valid = \$32 ;
+          payload__valid = \$38 ;
     endcase
   end
   always @* begin
@@ -6054,8 +6206,8 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$34 ) begin
-            end else if (\$35 ) begin
+            if (\$40 ) begin
+            end else if (\$41 ) begin
             end else begin
               passed = is_matrix;
             end
@@ -6129,7 +6281,7 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h3:
           /* empty */;
       4'h9:
-          if (\$36 ) begin
+          if (\$42 ) begin
             reject = 1'h1;
           end
     endcase
@@ -6164,788 +6316,297 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$179  = in_packet;
+    \$183  = in_packet;
     if (take) begin
-      \$179  = \$34 ;
+      \$183  = \$40 ;
     end
-    if (rst) begin
-      \$179  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$180  = offset;
-    if (take) begin
-      \$180  = \$51 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h1:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h5:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h6:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h7:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h8:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h2:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h3:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h9:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'ha:
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-      4'h4:
-        begin
-          \$180  = 32'd0;
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-        end
-      4'hb:
-        begin
-          if (\$178 ) begin
-            \$180  = 32'd0;
-          end
-          if (clear) begin
-            \$180  = 32'd0;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$180  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$181  = words;
-    if (take) begin
-      \$181  = \$52 [31:0];
-    end
-    casez (fsm_state)
-      4'h0:
-          /* empty */;
-      4'h1:
-          \$181  = 32'd0;
-      4'h5:
-          if (\$21 ) begin
-          end else if (truncated) begin
-          end else if (\$25 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (\$164 ) begin
-                  \$181  = 32'd0;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (\$164 ) begin
-                  \$181  = 32'd0;
-                end
-              end
-            end
-          end
-      4'h6:
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (\$164 ) begin
-                \$181  = 32'd0;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (\$164 ) begin
-                \$181  = 32'd0;
-              end
-            end
-          end
-      4'h7:
-          if (take) begin
-            if (\$173 ) begin
-              \$181  = 32'd0;
-            end
-          end
-      4'h8:
-          if (take) begin
-            \$181  = 32'd0;
-          end
-      4'h2:
-          /* empty */;
-      4'h3:
-          /* empty */;
-      4'h9:
-          /* empty */;
-      4'ha:
-          /* empty */;
-      4'h4:
-          \$181  = 32'd0;
-      4'hb:
-          if (\$178 ) begin
-            \$181  = 32'd0;
-          end
-    endcase
-    if (rst) begin
-      \$181  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$182  = \$2 ;
-    if (rst) begin
-      \$182  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$183  = \$3 ;
     if (rst) begin
       \$183  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$184  = \$57 ;
-    if (rst) begin
-      \$184  = 1'h0;
+    \$184  = offset;
+    if (take) begin
+      \$184  = \$57 [31:0];
     end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$2 ) begin
-      \$185  = \$113 ;
-    end else if (\$3 ) begin
-      \$185  = \$128 ;
-    end else begin
-      \$185  = \$143 ;
-    end
-    if (rst) begin
-      \$185  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$186 [36] = section[36];
-    \$186 [2:0] = padded[26:24];
-    \$186 [18:3] = padded[47:32];
-    \$186 [34:19] = count;
-    \$186 [35] = wide;
-    \$186 [37] = code[32];
-    if (rst) begin
-      \$186  = 38'h0000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$187  = \$148 [15:0];
-    if (rst) begin
-      \$187  = 16'h0000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$188  = truncated;
     casez (fsm_state)
       4'h0:
-          \$188  = i__payload[32];
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h1:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h5:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h6:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h7:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h8:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h2:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h3:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h9:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'ha:
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+      4'h4:
+        begin
+          \$184  = 32'd0;
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+        end
+      4'hb:
+        begin
+          if (\$182 ) begin
+            \$184  = 32'd0;
+          end
+          if (clear) begin
+            \$184  = 32'd0;
+          end
+        end
     endcase
+    if (rst) begin
+      \$184  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$185  = words;
+    if (take) begin
+      \$185  = \$58 [31:0];
+    end
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$185  = 32'd0;
+      4'h5:
+          if (\$27 ) begin
+          end else if (truncated) begin
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (\final ) begin
+                  \$185  = 32'd0;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (\final ) begin
+                  \$185  = 32'd0;
+                end
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (\final ) begin
+                \$185  = 32'd0;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (\final ) begin
+                \$185  = 32'd0;
+              end
+            end
+          end
+      4'h7:
+          if (take) begin
+            if (\final ) begin
+              \$185  = 32'd0;
+            end
+          end
+      4'h8:
+          if (take) begin
+            \$185  = 32'd0;
+          end
+      4'h2:
+          /* empty */;
+      4'h3:
+          /* empty */;
+      4'h9:
+          /* empty */;
+      4'ha:
+          /* empty */;
+      4'h4:
+          \$185  = 32'd0;
+      4'hb:
+          if (\$182 ) begin
+            \$185  = 32'd0;
+          end
+    endcase
+    if (rst) begin
+      \$185  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$186  = \$2 ;
+    if (rst) begin
+      \$186  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$187  = \$3 ;
+    if (rst) begin
+      \$187  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$188  = \$63 ;
     if (rst) begin
       \$188  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$189  = padded;
-    casez (fsm_state)
-      4'h0:
-          if (take) begin
-            casez (words[2:0])
-              3'h0:
-                  \$189 [31:0] = i__payload[31:0];
-              3'h1:
-                  \$189 [63:32] = i__payload[31:0];
-              3'h2:
-                  \$189 [95:64] = i__payload[31:0];
-              3'h3:
-                  \$189 [127:96] = i__payload[31:0];
-              3'h4:
-                  \$189 [159:128] = i__payload[31:0];
-              3'h5:
-                  \$189 [191:160] = i__payload[31:0];
-            endcase
-          end
-    endcase
+    (* full_case = 32'd1 *)
+    if (\$2 ) begin
+      \$189  = \$119 ;
+    end else if (\$3 ) begin
+      \$189  = \$134 ;
+    end else begin
+      \$189  = \$149 ;
+    end
     if (rst) begin
-      \$189  = 192'h000000000000000000000000000000000000000000000000;
+      \$189  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = fsm_state;
+    \$190 [36] = section[36];
+    \$190 [2:0] = padded[26:24];
+    \$190 [18:3] = padded[47:32];
+    \$190 [34:19] = count;
+    \$190 [35] = wide;
+    \$190 [37] = code[32];
+    if (rst) begin
+      \$190  = 38'h0000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$191  = truncated;
+    casez (fsm_state)
+      4'h0:
+          \$191  = i__payload[32];
+    endcase
+    if (rst) begin
+      \$191  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$192  = \position$32 ;
     casez (fsm_state)
       4'h0:
         begin
-          if (take) begin
-            if (\$154 ) begin
-              \$190  = 4'h1;
-            end else if (i__payload[32]) begin
-              \$190  = 4'h2;
-            end
-          end
+          \$192  = offset;
           if (late) begin
-            \$190  = 4'h3;
-          end
-          if (clear) begin
-            \$190  = 4'h4;
+            \$192  = late_position;
           end
         end
       4'h1:
-        begin
-          \$190  = 4'h5;
           if (late) begin
-            \$190  = 4'h3;
+            \$192  = late_position;
           end
-          if (clear) begin
-            \$190  = 4'h4;
-          end
-        end
       4'h5:
         begin
-          if (\$21 ) begin
-            \$190  = 4'h2;
+          if (\$27 ) begin
+            \$192  = 32'd0;
           end else if (truncated) begin
-            \$190  = 4'h2;
-          end else if (\$25 ) begin
-            \$190  = 4'h6;
+            \$192  = { 29'h00000000, \$163  };
+          end else if (\$31 ) begin
             (* full_case = 32'd1 *)
             if (is_matrix) begin
-              if (take) begin
-                if (\$164 ) begin
-                  \$190  = 4'h7;
-                end
-                if (i__payload[32]) begin
-                  \$190  = 4'h2;
-                end
-              end
+              \$192  = offset;
             end else begin
-              if (take) begin
-                if (\$164 ) begin
-                  \$190  = 4'h8;
-                end
-                if (i__payload[32]) begin
-                  \$190  = 4'h2;
-                end
-              end
+              \$192  = offset;
             end
           end
           if (late) begin
-            \$190  = 4'h3;
-          end
-          if (clear) begin
-            \$190  = 4'h4;
+            \$192  = late_position;
           end
         end
       4'h6:
         begin
           (* full_case = 32'd1 *)
           if (is_matrix) begin
-            if (take) begin
-              if (\$164 ) begin
-                \$190  = 4'h7;
-              end
-              if (i__payload[32]) begin
-                \$190  = 4'h2;
-              end
-            end
+            \$192  = offset;
           end else begin
-            if (take) begin
-              if (\$164 ) begin
-                \$190  = 4'h8;
-              end
-              if (i__payload[32]) begin
-                \$190  = 4'h2;
-              end
-            end
+            \$192  = offset;
           end
           if (late) begin
-            \$190  = 4'h3;
-          end
-          if (clear) begin
-            \$190  = 4'h4;
+            \$192  = late_position;
           end
         end
       4'h7:
         begin
-          if (take) begin
-            if (\$173 ) begin
-              \$190  = 4'h8;
-            end
-            if (i__payload[32]) begin
-              \$190  = 4'h2;
-            end
-          end
+          \$192  = offset;
           if (late) begin
-            \$190  = 4'h3;
-          end
-          if (clear) begin
-            \$190  = 4'h4;
+            \$192  = late_position;
           end
         end
       4'h8:
         begin
-          if (take) begin
-            (* full_case = 32'd1 *)
-            if (\$34 ) begin
-              \$190  = 4'h2;
-            end else if (\$35 ) begin
-              \$190  = 4'h2;
-            end else begin
-              \$190  = 4'h0;
-            end
-          end
+          \$192  = offset;
           if (late) begin
-            \$190  = 4'h3;
-          end
-          if (clear) begin
-            \$190  = 4'h4;
+            \$192  = late_position;
           end
         end
       4'h2:
-        begin
-          if (\$176 ) begin
-            \$190  = 4'h3;
-          end
           if (late) begin
-            \$190  = 4'h3;
+            \$192  = late_position;
           end
-          if (clear) begin
-            \$190  = 4'h4;
-          end
-        end
       4'h3:
-        begin
-          \$190  = 4'h9;
           if (late) begin
-            \$190  = 4'h3;
+            \$192  = late_position;
           end
-          if (clear) begin
-            \$190  = 4'h4;
-          end
-        end
       4'h9:
-        begin
-          if (\$36 ) begin
-            \$190  = 4'ha;
-          end
           if (late) begin
-            \$190  = 4'h3;
+            \$192  = late_position;
           end
-          if (clear) begin
-            \$190  = 4'h4;
-          end
-        end
       4'ha:
-        begin
           if (late) begin
-            \$190  = 4'h3;
+            \$192  = late_position;
           end
-          if (clear) begin
-            \$190  = 4'h4;
-          end
-        end
       4'h4:
-        begin
-          if (wiped) begin
-            (* full_case = 32'd1 *)
-            if (in_packet) begin
-              \$190  = 4'hb;
-            end else begin
-              \$190  = 4'h0;
-            end
-          end
           if (late) begin
-            \$190  = 4'h3;
+            \$192  = late_position;
           end
-          if (clear) begin
-            \$190  = 4'h4;
-          end
-        end
       4'hb:
-        begin
-          if (\$178 ) begin
-            \$190  = 4'h0;
-          end
-          if (late) begin
-            \$190  = 4'h3;
-          end
-          if (clear) begin
-            \$190  = 4'h4;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$190  = 4'h4;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$191  = error;
-    casez (fsm_state)
-      4'h0:
-        begin
-          if (take) begin
-            if (\$154 ) begin
-            end else if (i__payload[32]) begin
-              \$191  = 4'h2;
-            end
-          end
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h1:
-        begin
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h5:
-        begin
-          if (\$21 ) begin
-            \$191  = 4'h1;
-          end else if (truncated) begin
-            \$191  = 4'h2;
-          end else if (\$25 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (i__payload[32]) begin
-                  \$191  = 4'h2;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (i__payload[32]) begin
-                  \$191  = 4'h2;
-                end
-              end
-            end
-          end
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h6:
-        begin
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (i__payload[32]) begin
-                \$191  = 4'h2;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (i__payload[32]) begin
-                \$191  = 4'h2;
-              end
-            end
-          end
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h7:
-        begin
-          if (take) begin
-            if (i__payload[32]) begin
-              \$191  = 4'h2;
-            end
-          end
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h8:
-        begin
-          if (take) begin
-            if (\$34 ) begin
-              \$191  = 4'h3;
-            end else if (\$35 ) begin
-              \$191  = 4'h4;
-            end
-          end
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h2:
-        begin
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h3:
-        begin
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h9:
-        begin
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'ha:
-        begin
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'h4:
-        begin
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-      4'hb:
-        begin
-          if (late) begin
-            \$191  = late_error;
-          end
-          if (clear) begin
-            \$191  = 4'h0;
-          end
-        end
-    endcase
-    if (rst) begin
-      \$191  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$192  = position;
-    casez (fsm_state)
-      4'h0:
-        begin
-          if (take) begin
-            if (\$154 ) begin
-            end else if (i__payload[32]) begin
-              \$192  = offset;
-            end
-          end
           if (late) begin
             \$192  = late_position;
           end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h1:
-        begin
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h5:
-        begin
-          if (\$21 ) begin
-            \$192  = 32'd0;
-          end else if (truncated) begin
-            \$192  = { 29'h00000000, \$162  };
-          end else if (\$25 ) begin
-            (* full_case = 32'd1 *)
-            if (is_matrix) begin
-              if (take) begin
-                if (i__payload[32]) begin
-                  \$192  = offset;
-                end
-              end
-            end else begin
-              if (take) begin
-                if (i__payload[32]) begin
-                  \$192  = offset;
-                end
-              end
-            end
-          end
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h6:
-        begin
-          (* full_case = 32'd1 *)
-          if (is_matrix) begin
-            if (take) begin
-              if (i__payload[32]) begin
-                \$192  = offset;
-              end
-            end
-          end else begin
-            if (take) begin
-              if (i__payload[32]) begin
-                \$192  = offset;
-              end
-            end
-          end
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h7:
-        begin
-          if (take) begin
-            if (i__payload[32]) begin
-              \$192  = offset;
-            end
-          end
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h8:
-        begin
-          if (take) begin
-            if (\$34 ) begin
-              \$192  = offset;
-            end else if (\$35 ) begin
-              \$192  = offset;
-            end
-          end
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h2:
-        begin
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h3:
-        begin
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h9:
-        begin
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'ha:
-        begin
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'h4:
-        begin
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
-      4'hb:
-        begin
-          if (late) begin
-            \$192  = late_position;
-          end
-          if (clear) begin
-            \$192  = 32'd0;
-          end
-        end
     endcase
     if (rst) begin
       \$192  = 32'd0;
@@ -6953,38 +6614,518 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$193  = payload_left;
+    \$193  = padded;
     casez (fsm_state)
       4'h0:
-          /* empty */;
-      4'h1:
-          /* empty */;
-      4'h5:
-          \$193  = matrix[179:148];
-      4'h6:
-          /* empty */;
-      4'h7:
           if (take) begin
-            \$193  = \$171 [31:0];
+            casez (words[2:0])
+              3'h0:
+                  \$193 [31:0] = i__payload[31:0];
+              3'h1:
+                  \$193 [63:32] = i__payload[31:0];
+              3'h2:
+                  \$193 [95:64] = i__payload[31:0];
+              3'h3:
+                  \$193 [127:96] = i__payload[31:0];
+              3'h4:
+                  \$193 [159:128] = i__payload[31:0];
+              3'h5:
+                  \$193 [191:160] = i__payload[31:0];
+            endcase
           end
     endcase
     if (rst) begin
-      \$193  = 32'd0;
+      \$193  = 192'h000000000000000000000000000000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$194  = allocated;
+    \$194  = fsm_state;
+    casez (fsm_state)
+      4'h0:
+        begin
+          if (take) begin
+            if (\$154 ) begin
+              \$194  = 4'h1;
+            end else if (i__payload[32]) begin
+              \$194  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h1:
+        begin
+          \$194  = 4'h5;
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h5:
+        begin
+          if (\$27 ) begin
+            \$194  = 4'h2;
+          end else if (truncated) begin
+            \$194  = 4'h2;
+          end else if (\$31 ) begin
+            \$194  = 4'h6;
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (\final ) begin
+                  \$194  = 4'h7;
+                end
+                if (i__payload[32]) begin
+                  \$194  = 4'h2;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (\final ) begin
+                  \$194  = 4'h8;
+                end
+                if (i__payload[32]) begin
+                  \$194  = 4'h2;
+                end
+              end
+            end
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h6:
+        begin
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (\final ) begin
+                \$194  = 4'h7;
+              end
+              if (i__payload[32]) begin
+                \$194  = 4'h2;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (\final ) begin
+                \$194  = 4'h8;
+              end
+              if (i__payload[32]) begin
+                \$194  = 4'h2;
+              end
+            end
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h7:
+        begin
+          if (take) begin
+            if (\final ) begin
+              \$194  = 4'h8;
+            end
+            if (i__payload[32]) begin
+              \$194  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h8:
+        begin
+          if (take) begin
+            (* full_case = 32'd1 *)
+            if (\$40 ) begin
+              \$194  = 4'h2;
+            end else if (\$41 ) begin
+              \$194  = 4'h2;
+            end else begin
+              \$194  = 4'h0;
+            end
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h2:
+        begin
+          if (\$180 ) begin
+            \$194  = 4'h3;
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h3:
+        begin
+          \$194  = 4'h9;
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h9:
+        begin
+          if (\$42 ) begin
+            \$194  = 4'ha;
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'ha:
+        begin
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'h4:
+        begin
+          if (wiped) begin
+            (* full_case = 32'd1 *)
+            if (in_packet) begin
+              \$194  = 4'hb;
+            end else begin
+              \$194  = 4'h0;
+            end
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+      4'hb:
+        begin
+          if (\$182 ) begin
+            \$194  = 4'h0;
+          end
+          if (late) begin
+            \$194  = 4'h3;
+          end
+          if (clear) begin
+            \$194  = 4'h4;
+          end
+        end
+    endcase
+    if (rst) begin
+      \$194  = 4'h4;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$195  = error;
+    casez (fsm_state)
+      4'h0:
+        begin
+          if (take) begin
+            if (\$154 ) begin
+            end else if (i__payload[32]) begin
+              \$195  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h1:
+        begin
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h5:
+        begin
+          if (\$27 ) begin
+            \$195  = 4'h1;
+          end else if (truncated) begin
+            \$195  = 4'h2;
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                if (i__payload[32]) begin
+                  \$195  = 4'h2;
+                end
+              end
+            end else begin
+              if (take) begin
+                if (i__payload[32]) begin
+                  \$195  = 4'h2;
+                end
+              end
+            end
+          end
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h6:
+        begin
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              if (i__payload[32]) begin
+                \$195  = 4'h2;
+              end
+            end
+          end else begin
+            if (take) begin
+              if (i__payload[32]) begin
+                \$195  = 4'h2;
+              end
+            end
+          end
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h7:
+        begin
+          if (take) begin
+            if (i__payload[32]) begin
+              \$195  = 4'h2;
+            end
+          end
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h8:
+        begin
+          if (take) begin
+            if (\$40 ) begin
+              \$195  = 4'h3;
+            end else if (\$41 ) begin
+              \$195  = 4'h4;
+            end
+          end
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h2:
+        begin
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h3:
+        begin
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h9:
+        begin
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'ha:
+        begin
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'h4:
+        begin
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+      4'hb:
+        begin
+          if (late) begin
+            \$195  = late_error;
+          end
+          if (clear) begin
+            \$195  = 4'h0;
+          end
+        end
+    endcase
+    if (rst) begin
+      \$195  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$196  = left;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$196  = { 16'h0000, \$9 [15:0] };
+      4'h5:
+          if (\$27 ) begin
+          end else if (truncated) begin
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                \$196  = \$164 [31:0];
+              end
+              if (\$166 ) begin
+                \$196  = matrix[179:148];
+              end
+            end else begin
+              if (take) begin
+                \$196  = \$164 [31:0];
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              \$196  = \$164 [31:0];
+            end
+            if (\$166 ) begin
+              \$196  = matrix[179:148];
+            end
+          end else begin
+            if (take) begin
+              \$196  = \$164 [31:0];
+            end
+          end
+      4'h7:
+          if (take) begin
+            \$196  = \$164 [31:0];
+          end
+    endcase
+    if (rst) begin
+      \$196  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$197  = \final ;
+    casez (fsm_state)
+      4'h0:
+          /* empty */;
+      4'h1:
+          \$197  = \$155 ;
+      4'h5:
+          if (\$27 ) begin
+          end else if (truncated) begin
+          end else if (\$31 ) begin
+            (* full_case = 32'd1 *)
+            if (is_matrix) begin
+              if (take) begin
+                \$197  = \$165 ;
+              end
+              if (\$166 ) begin
+                \$197  = \$167 ;
+              end
+            end else begin
+              if (take) begin
+                \$197  = \$165 ;
+              end
+            end
+          end
+      4'h6:
+          (* full_case = 32'd1 *)
+          if (is_matrix) begin
+            if (take) begin
+              \$197  = \$165 ;
+            end
+            if (\$166 ) begin
+              \$197  = \$167 ;
+            end
+          end else begin
+            if (take) begin
+              \$197  = \$165 ;
+            end
+          end
+      4'h7:
+          if (take) begin
+            \$197  = \$165 ;
+          end
+    endcase
+    if (rst) begin
+      \$197  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$198  = allocated;
     casez (fsm_state)
       4'h0:
           /* empty */;
       4'h1:
           /* empty */;
       4'h5:
-          if (\$21 ) begin
+          if (\$27 ) begin
           end else if (truncated) begin
-          end else if (\$25 ) begin
-            \$194  = is_matrix;
+          end else if (\$31 ) begin
+            \$198  = is_matrix;
           end
       4'h6:
           /* empty */;
@@ -6993,10 +7134,10 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'h8:
           if (take) begin
             (* full_case = 32'd1 *)
-            if (\$34 ) begin
-            end else if (\$35 ) begin
+            if (\$40 ) begin
+            end else if (\$41 ) begin
             end else begin
-              \$194  = 1'h0;
+              \$198  = 1'h0;
             end
           end
       4'h2:
@@ -7008,15 +7149,16 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
       4'ha:
           /* empty */;
       4'h4:
-          \$194  = 1'h0;
+          \$198  = 1'h0;
     endcase
     if (rst) begin
-      \$194  = 1'h0;
+      \$198  = 1'h0;
     end
   end
   assign data = i__payload[31:0];
   assign valid = take;
   assign words__payload = i__payload[31:0];
+  assign body_words = \$9 [15:0];
   assign section__payload[36] = parity;
   assign { section__payload[37], section__payload[35:0] } = { section[37], section[35:0] };
   assign code[44:41] = padded[47:44];
@@ -7051,27 +7193,27 @@ module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, 
   assign matrix[31:24] = padded[31:24];
   assign matrix[23:16] = padded[23:16];
   assign matrix[15:0] = padded[15:0];
-  assign payload__payload[33] = \$11 ;
-  assign payload__payload[32] = \$10 ;
+  assign payload__payload[33] = \$16 ;
+  assign payload__payload[32] = \$15 ;
   assign payload__payload[34] = parity;
   assign payload__payload[31:0] = i__payload[31:0];
-  assign \$60  = 192'h000000000000000000000000ffc00c000000000000000000;
-  assign { \$61 [191:96], \$61 [85:76], \$61 [73:0] } = 180'h000000000000000000000000000000000000000000000;
-  assign { \$61 [95:86], \$61 [75:74] } = { padded[95:86], padded[75:74] };
-  assign \$66  = 10'h200;
-  assign \$108  = 1'h1;
-  assign \$109  = \$107 ;
-  assign \$114  = 64'hffff00e000000000;
-  assign { \$115 [47:40], \$115 [36:0] } = 45'h000000000000;
-  assign { \$115 [63:48], \$115 [39:37] } = { padded[63:48], padded[39:37] };
-  assign \$129  = 64'h0000000000000000;
-  assign \$131  = 1'h0;
-  assign \$136  = \$135 ;
-  assign \$145  = \$144 ;
-  assign \$147  = { 1'h0, \$146 [16:1] };
+  assign \$6  = \$5 ;
+  assign \$8  = { 1'h0, \$7 [16:1] };
+  assign \$66  = 192'h000000000000000000000000ffc00c000000000000000000;
+  assign { \$67 [191:96], \$67 [85:76], \$67 [73:0] } = 180'h000000000000000000000000000000000000000000000;
+  assign { \$67 [95:86], \$67 [75:74] } = { padded[95:86], padded[75:74] };
+  assign \$72  = 10'h200;
+  assign \$114  = 1'h1;
+  assign \$115  = \$113 ;
+  assign \$120  = 64'hffff00e000000000;
+  assign { \$121 [47:40], \$121 [36:0] } = 45'h000000000000;
+  assign { \$121 [63:48], \$121 [39:37] } = { padded[63:48], padded[39:37] };
+  assign \$135  = 64'h0000000000000000;
+  assign \$137  = 1'h0;
+  assign \$142  = \$141 ;
 endmodule
 
-module egret_xs_ice40_core_reader_crc_65 (rst, valid, start, crc, data, clk);
+module egret_xs_ice40_core_reader_crc_67 (rst, valid, start, crc, data, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [31:0] \$1 ;

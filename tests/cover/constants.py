@@ -1,0 +1,68 @@
+"""Bits of the generated Verilog that never change, as Yosys proves."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from egret.files import write_text
+from egret_hw.yowasp import run_yowasp
+
+__all__ = ["constant_bits"]
+
+_PASSES = "opt_expr -fine; opt_clean; opt_dff"
+
+
+def _instances(modules: dict[str, Any], module: str, path: str) -> Iterator[tuple[str, str]]:
+    """Yield modules and the paths of their instances, as `flatten` writes them."""
+    yield module, path
+    for name, cell in modules[module]["cells"].items():
+        if cell["type"] in modules:
+            yield from _instances(modules, cell["type"], f"{path}{name}.")
+
+
+def constant_bits(verilog: str, top: str, folder: Path) -> dict[tuple[str, str], set[int]]:
+    """Find the bits that are constant in every instance of a module.
+
+    Proved on the whole design, by constants through gates and registers; what never changes because
+    of the values that memories hold, or of states that are not reached, is not found.
+
+    Parameters
+    ----------
+    verilog : str
+        Text of the design.
+    top : str
+        Its top module.
+    folder : Path
+        Where Yosys works.
+
+    Returns
+    -------
+    dict of tuple of str to set of int
+        Bits, by module and signal.
+
+    Raises
+    ------
+    EgretError
+        Yosys failed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "design.v", verilog)
+    script = (
+        f"read_verilog design.v; hierarchy -top {top}; proc; write_json modules.json; flatten; "
+        f"{_PASSES}; {_PASSES}; opt_expr -fine; write_json flat.json"
+    )
+    run_yowasp("yosys", ["-q", "-p", script], folder, top)
+    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))["modules"]
+    flat = json.loads((folder / "flat.json").read_text(encoding="utf-8"))["modules"][top]
+    nets = flat["netnames"]
+    found: dict[tuple[str, str], set[int]] = {}
+    for module, path in _instances(modules, top, ""):
+        for signal, net in modules[module]["netnames"].items():
+            if net["hide_name"]:
+                continue
+            # A signal that the optimiser has removed is not known to be constant.
+            bits = nets.get(path + signal, {"bits": []})["bits"]
+            constant = {place for place, bit in enumerate(bits) if isinstance(bit, str)}
+            found[module, signal] = found.get((module, signal), constant) & constant
+    return {key: bits for key, bits in found.items() if bits}
