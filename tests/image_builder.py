@@ -200,15 +200,17 @@ def matrix_packet(
     filling: str = "0",
     extra_words: int = 0,
     wide_starts: int = 0,
+    start_bits: int = 0,
     **fields: int,
 ) -> bytes:
     """Return a matrix packet.
 
-    `streams` are the substreams' bits, without the filling; `starts` the row and column of each;
-    `fields` the header fields that do not follow from these, or replace them.
+    `streams` are the substreams' bits, without the filling; `starts` the row and column of each,
+    where a column has `start_bits` if it is not 0; `fields` the header fields that do not follow
+    from these, or replace them.
     """
     rows, columns = shape
-    column_bits = 16 if wide_starts else (columns - 1).bit_length()
+    column_bits = 16 if wide_starts else start_bits or (columns - 1).bit_length()
     size = 4 if wide_starts else 2
     if any(row << column_bits >= 256**size for row, _ in starts):
         return matrix_packet(

@@ -90,11 +90,13 @@ def test_verilators_files_add_up(tmp_path: Path) -> None:
         + point("v_toggle/lane", "sum[3]:1->0", 3, "TOP.lane_0", 0)
         + point("v_toggle/lane", "__02412[0]:1->0", 3, "TOP.lane_0", 0)
         + point("v_toggle/lane", "go:0->1", 4, "TOP.lane_0", 0)
+        + point("v_toggle/lane", "table[0][5]:0->1", 5, "TOP.lane_0", 0)
+        + point("v_toggle/lane", "table[1][5]:0->1", 5, "TOP.lane_0", 1)
     )
     structure = Structure()
     structure.add(file)
     assert structure.modules() == ["lane"]
-    assert structure.totals("lane") == (1, 2, 1, 3)
+    assert structure.totals("lane") == (1, 2, 2, 5)
     assert list(structure.missing_lines()) == [("lane", 9)]
     assert structure.missing_toggles() == {("lane", "sum"): {3}, ("lane", "go"): set()}
     structure.add(file)

@@ -500,7 +500,7 @@ def test_every_kind_of_code_from_matrix_to_matrix(params: AcceleratorParams) -> 
         what = f"{kind} at {number}, {code}"
         outcome = script.send(what, data, x if number % 3 == 0 else None)
         assert outcome.error is ErrorKind.NONE, what
-        if number < len(kinds):
+        if kind not in order[:number]:
             row = indices[:1]
             data = coded_matrix(params, row, code, map_entries=entries, code_bank=bank)
             assert script.send(f"{what}, one row", data, x).error is ErrorKind.NONE
@@ -520,8 +520,9 @@ def test_corners(params: AcceleratorParams) -> None:
     script.setup(*[map_packet(params, 0, table.tolist())] * 3)
     script.setup(*(map_packet(params, place, [int(table[place])]) for place in range(12)))
     code = Code(golomb(0, params))
-    script.setup(code_packet(params, code))
     rows, columns = params.row_depth, params.activation_depth
+    biases = rng.integers(-(2**31), 2**31, 2 * rows)
+    script.setup(bias_packet(params, 0, biases.tolist()), code_packet(params, code))
 
     def run(what: str, indices: np.ndarray, **fields: Any) -> None:
         x = np.full((indices.shape[1], params.batch), -128, np.int8)
@@ -532,10 +533,14 @@ def test_corners(params: AcceleratorParams) -> None:
 
     one = np.full((1, 1), depth - 1)
     run("a single weight", one)
+    # In turns, so that either place of a matrix under way has them.
+    for bits in (15, 15, 8, 8):
+        run(f"{bits} column bits", one, start_bits=bits)
     run("in the last range", one, ranges=[(0, 0)] * (params.substreams - 1) + [(0, 1)])
     run("a single zero", one - depth)
     run("a column", rng.integers(-1, depth, (rows, 1)))
     run("a row", rng.integers(-1, depth, (1, columns)))
+    run("half of the largest matrix", rng.integers(-1, 2, (rows - 1, columns // 2 + 1)))
     run("the largest accumulators", np.full((3, columns), 1))
     run("the largest matrix of zeros", np.full((rows, columns), -1), trim=True)
     run("zeros written out", np.full((5, columns), -1), trim=False)
@@ -548,6 +553,11 @@ def test_corners(params: AcceleratorParams) -> None:
     run("far more words than needed", one, extra_words=200)
     ends = rng.integers(-1, depth, (9, 5))
     run("cut at the ends of rows", ends, ranges=row_ranges(params, ends.shape))
+    if "eg-table" in params.codes:
+        # A weight that counts in every bit, more than any lane multiplies.
+        code = Code(golomb(0, params), dense=True)
+        script.setup(code_packet(params, code))
+        run("a product for every bit", np.zeros((rows, columns), int))
     script.settle("corners")
     script.play()
 
@@ -836,6 +846,11 @@ def test_wrong_numbers_of_activations_are_errors(params: AcceleratorParams) -> N
         faults.script.setup(*faults.setup)
         outcome = faults.fault(f"{columns} columns", faults.matrix, x=faults.vector(columns))
         assert outcome.error is ErrorKind.ACTIVATIONS
+        faults.script.setup(*faults.setup)
+        what = f"{columns} columns behind a good matrix"
+        faults.script.send(what, faults.matrix, faults.vector())
+        outcome = faults.fault(what, faults.matrix, x=faults.vector(columns))
+        assert outcome.error is ErrorKind.ACTIVATIONS
     # Both: what comes first in the list of errors.
     damaged = bytearray(faults.matrix)
     damaged[-1] ^= 1
@@ -992,6 +1007,19 @@ def test_errors_of_the_second_of_two_matrices(params: AcceleratorParams) -> None
         faults.script.settle(what)
         faults.recover(what)
     assert kinds >= {ErrorKind.PREFIX, ErrorKind.INDEX, ErrorKind.ROW}
+    # A wrong index in each substream, of the first and of the second.
+    for number in range(2 * params.substreams):
+        what = f"a wrong index in substream {number // 2}, matrix {number % 2}"
+        faults.script.setup(*faults.setup)
+        if number % 2:
+            faults.script.send(what, faults.matrix, faults.vector())
+        weights = np.full((1, 4 * params.substreams), -1)
+        weights[0, 4 * (number // 2)] = 3
+        data = coded_matrix(params, weights, faults.code, map_entries=2)
+        outcome = faults.script.send(what, data, faults.vector(weights.size))
+        assert outcome.error is ErrorKind.INDEX
+        faults.script.settle(what)
+        faults.recover(what)
     faults.script.play()
 
 

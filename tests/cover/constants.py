@@ -10,7 +10,8 @@ from egret_hw.yowasp import run_yowasp
 
 __all__ = ["constant_bits"]
 
-_PASSES = "opt_expr -fine; opt_clean; opt_dff"
+_DEPTH = 8
+"""Registers behind each other that a constant is followed through, at least."""
 
 
 def _instances(modules: dict[str, Any], module: str, path: str) -> Iterator[tuple[str, str]]:
@@ -48,21 +49,32 @@ def constant_bits(verilog: str, top: str, folder: Path) -> dict[tuple[str, str],
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "design.v", verilog)
+    passes = _DEPTH * "opt_dff; opt_expr -fine; opt_clean; "
+    # Words first, as the design has them, then bits: opt_clean drops other signals in each.
     script = (
         f"read_verilog design.v; hierarchy -top {top}; proc; write_json modules.json; flatten; "
-        f"{_PASSES}; {_PASSES}; opt_expr -fine; write_json flat.json"
+        f"{passes} opt_expr -fine; write_json words.json; "
+        f"simplemap; {passes} opt_expr; write_json bits.json"
     )
     run_yowasp("yosys", ["-q", "-p", script], folder, top)
-    modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))["modules"]
-    flat = json.loads((folder / "flat.json").read_text(encoding="utf-8"))["modules"][top]
-    nets = flat["netnames"]
+
+    def read(name: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((folder / name).read_text(encoding="utf-8"))["modules"]
+        return found
+
+    modules = read("modules.json")
+    flat = [read(name)[top]["netnames"] for name in ("words.json", "bits.json")]
     found: dict[tuple[str, str], set[int]] = {}
     for module, path in _instances(modules, top, ""):
         for signal, net in modules[module]["netnames"].items():
             if net["hide_name"]:
                 continue
-            # A signal that the optimiser has removed is not known to be constant.
-            bits = nets.get(path + signal, {"bits": []})["bits"]
-            constant = {place for place, bit in enumerate(bits) if isinstance(bit, str)}
+            constant = {
+                place
+                for nets in flat
+                if path + signal in nets
+                for place, bit in enumerate(nets[path + signal]["bits"])
+                if isinstance(bit, str)
+            }
             found[module, signal] = found.get((module, signal), constant) & constant
     return {key: bits for key, bits in found.items() if bits}

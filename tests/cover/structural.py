@@ -75,14 +75,14 @@ class Structure:
 
     def missing_toggles(self) -> dict[tuple[str, str], set[int]]:
         """Return the bits that did not go up and down, by module and signal; none: of one bit."""
+        # Of a memory all words are one.
+        sums: Counter[tuple[str, str, str, str]] = Counter()
+        for (module, name, step), count in self.toggles.items():
+            indices = name.replace("]", "").split("[")
+            bit = indices[-1] if len(indices) > 1 else ""
+            sums[module, indices[0], bit, step] += count
         missing: dict[tuple[str, str], set[int]] = {}
-        for (module, name, _), count in sorted(self.toggles.items()):
-            if count:
-                continue
-            # Of a memory all words are one.
-            indices = name.removesuffix("]").replace("]", "").split("[")
-            signal, bit = indices[0], indices[-1] if len(indices) > 1 else ""
-            bits = missing.setdefault((module, signal), set())
-            if bit:
-                bits.add(int(bit))
+        for (module, signal, bit, _), count in sorted(sums.items()):
+            if not count:
+                missing.setdefault((module, signal), set()).update({int(bit)} if bit else ())
         return missing
