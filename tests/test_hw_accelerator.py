@@ -6,7 +6,7 @@ Packets are put together by hand in tests/image_builder.py, and by the packer wh
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import numpy as np
@@ -1020,6 +1020,27 @@ def test_errors_of_the_second_of_two_matrices(params: AcceleratorParams) -> None
         assert outcome.error is ErrorKind.INDEX
         faults.script.settle(what)
         faults.recover(what)
+    faults.script.play()
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_the_longest_codewords_and_longer_ones(params: AcceleratorParams) -> None:
+    """The longest prefix is a wrong index here; one more zero is an error of its own."""
+    faults = Faults(params, seed=15)
+    for bank, order in product(range(params.code_banks), range(8)):
+        code = Code(golomb(order, params))
+        longest = params.suffix_limit - order
+        for zeros, kind in ((longest, ErrorKind.INDEX), (longest + 1, ErrorKind.PREFIX)):
+            what = f"order {order} in bank {bank}, {zeros} zeros"
+            faults.script.setup(code_packet(params, code, bank), map_packet(params, 0, [0, 1]))
+            streams = ["0" * zeros + "1" + "0" * (zeros + order)]
+            streams += [""] * (params.substreams - 1)
+            data = matrix_packet(
+                params, (1, 8), streams, [(0, 0)] * params.substreams, filling=code.filling(2),
+                map_entries=2, code_bank=bank,
+            )  # fmt: skip
+            outcome = faults.fault(what, data, x=faults.vector())
+            assert outcome.error is kind, what
     faults.script.play()
 
 

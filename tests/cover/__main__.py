@@ -99,6 +99,7 @@ def measure(params: AcceleratorParams, folder: Path) -> Measured:
     folder.mkdir(parents=True, exist_ok=True)
     structure, collector = Structure(), Collector(params)
     verilog = generate_verilog(params)
+    constant = constant_bits(verilog, top_name(params), folder)
     player = CoveringPlayer(params, verilog, structure, folder)
     run_packet = GoldenAccelerator.run_packet
     sent: list[tuple[bytes, Outcome]] = []
@@ -119,7 +120,6 @@ def measure(params: AcceleratorParams, folder: Path) -> Measured:
             collector.sample(packet, outcome, player.pause)
         cycles += played.recording.cycles
         print(f"{params.name}: {case.name}: {played.recording.cycles:,} cycles", flush=True)
-    constant = constant_bits(verilog, top_name(params), folder)
     holes = _holes(collector, structure, verilog, constant)
     return Measured(params, len(cases), cycles, collector, structure, holes)
 

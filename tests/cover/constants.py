@@ -49,7 +49,7 @@ def constant_bits(verilog: str, top: str, folder: Path) -> dict[tuple[str, str],
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "design.v", verilog)
-    passes = _DEPTH * "opt_dff; opt_expr -fine; opt_clean; "
+    passes = _DEPTH * "opt_expr -fine; opt_clean; opt_dff; "
     # Words first, as the design has them, then bits: opt_clean drops other signals in each.
     script = (
         f"read_verilog design.v; hierarchy -top {top}; proc; write_json modules.json; flatten; "

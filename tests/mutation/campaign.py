@@ -54,6 +54,7 @@ _TESTS = (
     "test_matrices_before_an_error_are_finished",
     "test_errors_of_the_second_of_two_matrices",
     "test_sizes_beyond_the_limits_are_errors",
+    "test_the_longest_codewords_and_longer_ones",
     "test_a_code_waits_until_no_matrix_uses_its_bank",
     "test_every_kind_of_code_from_matrix_to_matrix",
     "test_codes_that_are_wrong_in_themselves",
