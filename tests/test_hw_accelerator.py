@@ -1029,9 +1029,11 @@ def test_the_longest_codewords_and_longer_ones(params: AcceleratorParams) -> Non
     faults = Faults(params, seed=15)
     for bank, order in product(range(params.code_banks), range(8)):
         code = Code(golomb(order, params))
+        others = [code_packet(params, Code(code.level, golomb(7 - order, params)), 1 - bank)]
         longest = params.suffix_limit - order
         for zeros, kind in ((longest, ErrorKind.INDEX), (longest + 1, ErrorKind.PREFIX)):
             what = f"order {order} in bank {bank}, {zeros} zeros"
+            faults.script.setup(*others[: params.code_banks - 1])
             faults.script.setup(code_packet(params, code, bank), map_packet(params, 0, [0, 1]))
             streams = ["0" * zeros + "1" + "0" * (zeros + order)]
             streams += [""] * (params.substreams - 1)
