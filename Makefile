@@ -28,7 +28,7 @@ endif
 # More options of `make sim-long`: --preset, --weights, --seed.
 SIM_LONG_OPTIONS ?=
 # What `make test-full` runs: names of benchmarks/full_run.py.
-FULL_STEPS := lint test sim sim-icarus faults formal sim-long
+FULL_STEPS := lint test sim sim-icarus faults formal sim-long mutate coverage
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -152,11 +152,11 @@ formal: $(READY)
 	@$(PY) -m egret_sim.formal --folder build/formal
 
 mutate: compiler $(READY)
-	@echo 'egret: making mutants of two accelerators and looking for them: about twenty minutes on two cores'
+	@echo 'egret: making mutants of two accelerators and looking for them: half an hour on two cores'
 	@OMP_NUM_THREADS=1 $(PY) -m tests.mutation
 
 coverage: compiler $(READY)
-	@echo 'egret: measuring what the tests of the accelerator cover: several minutes'
+	@echo 'egret: measuring what the tests of the accelerator cover: a quarter of an hour'
 	@OMP_NUM_THREADS=1 $(PY) -m tests.cover
 
 lint: $(READY)

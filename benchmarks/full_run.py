@@ -31,6 +31,7 @@ STEPS: dict[str, tuple[str, ...]] = {
     "formal": ("formal",),
     "sim-long": ("sim-long",),
     "mutate": ("mutate",),
+    "coverage": ("coverage",),
 }
 """Names and what make is given."""
 _PATTERNS = {

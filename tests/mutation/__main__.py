@@ -282,6 +282,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"egret: {EXPLANATIONS.name} explains no survivor: {entry}", file=sys.stderr)
     if score(verdicts) < SHARE:
         print(f"egret: found {score(verdicts):.1%} caught, expected {SHARE:.0%}", file=sys.stderr)
+    print(f"mutate: {len(verdicts)} mutants, {score(verdicts):.1%} of those that differ caught")
     return int(score(verdicts) < SHARE or bool(silent) or bool(stale))
 
 
