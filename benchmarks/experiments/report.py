@@ -15,6 +15,7 @@ from benchmarks.page import markdown_table, replace_parts
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from egret.errors import EgretError
 from egret.files import atomic_path
@@ -487,6 +488,8 @@ def _draw_lambdas(results: Sequence[Result]) -> Figure:
         _curve(below, OURS, values, points)
         for axes in (above, below):
             axes.set_xscale("log")
+            axes.set_xticks(values, [f"{value:g}" for value in values])
+            axes.xaxis.set_minor_locator(NullLocator())
         above.set_ylabel("code bits per weight")
         below.set_ylabel(_unit(result))
         below.set_xlabel("λ")
