@@ -249,10 +249,7 @@ def is_equal(folder: Path, top: str, mutant: Mutant) -> bool:
         f"rename {module} gate",
         "flatten gold gate",
         "memory_map gold gate",
-        # Bits that nothing reads need not be equal.
-        "simplemap gold gate",
-        "splitnets gold gate",
-        "opt_clean -purge gold gate",
+        "opt_clean gold gate",
         "equiv_make gold gate both",
         "select -module both",
         "opt_clean",
