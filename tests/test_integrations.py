@@ -8,6 +8,7 @@ import accelerate
 import lightning
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import transformers
 from torch import nn
@@ -76,6 +77,27 @@ def _arguments(folder: Path, **changes: Any) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(**(settings | changes))
 
 
+class Evaluations(Classifier):
+    """Keeps the weights that evaluations see, and those that they find behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        if not self.training:
+            self.seen.append(self.get_parameter("layers.0.weight").detach().clone())
+        return super().forward(x, labels)
+
+
+def _check_evaluations(seen: list[torch.Tensor], step: int, saved: torch.Tensor) -> None:
+    """Evaluations see rounded weights, checkpoints hold what they were rounded from."""
+    for weight in seen:
+        assert torch.equal(weight, round_to_step(weight, step))
+    assert not torch.equal(saved, seen[-1])
+    assert torch.equal(round_to_step(saved, step), seen[-1])
+
+
 def _trainer(folder: Path, **changes: Any) -> tuple[Any, Any, Classifier]:
     model = _classifier()
     callback = huggingface.RateCallback(target_bits=0.8, every=2)
@@ -109,6 +131,22 @@ def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     third, _, _ = _trainer(tmp_path / "whole", **changes)
     with pytest.raises(EgretError, match=r"egret_rate\.json: not found; this checkpoint was not"):
         third.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_transformers_trainer_evaluates_rounded_weights(tmp_path: Path, strategy: str) -> None:
+    changes = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 10}
+    arguments = _arguments(tmp_path, num_train_epochs=3, save_steps=10, **changes)
+    model, callback = Evaluations(), huggingface.RateCallback(target_bits=0.8)
+    rows = [{"x": x, "labels": y} for x, y in zip(*_data().tensors, strict=True)]
+    trainer = transformers.Trainer(
+        model, arguments, train_dataset=rows, eval_dataset=rows[:16], callbacks=[callback]
+    )
+    trainer.train()
+    assert len(model.seen) == 2 * 3
+    saved = safetensors.torch.load_file(tmp_path / "checkpoint-30" / "model.safetensors")
+    step = callback.step_log2["layers.0.weight"]
+    _check_evaluations(model.seen, step, saved["layers.0.weight"])
 
 
 class Module(lightning.LightningModule):
@@ -159,6 +197,35 @@ def test_lightning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert other.session.state_dict() == callback.session.state_dict()
     for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+class Validated(Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = self.evaluations = Evaluations()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.model(*batch)
+
+
+def test_lightning_validates_rounded_weights(tmp_path: Path) -> None:
+    module, callback = Validated(), egret_lightning.RateCallback(target_bits=0.8)
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[callback, lightning.pytorch.callbacks.ModelCheckpoint(tmp_path, filename="a")],
+        num_sanity_val_steps=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(_data(), batch_size=160)
+    trainer.fit(module, loader, loader)
+    assert len(module.evaluations.seen) == 1 + 2 * 2
+    saved = torch.load(tmp_path / "a.ckpt", weights_only=False)["state_dict"]
+    step = callback.step_log2["model.layers.0.weight"]
+    _check_evaluations(module.evaluations.seen[1:], step, saved["model.layers.0.weight"])
 
 
 def test_lightning_does_what_a_loop_of_ones_own_does(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ class RateCallback(SessionCallback, TrainerCallback):
 
     Its state is saved in every checkpoint, and taken up again from the one that the training is
     resumed from. After the training the model's weights are rounded. Evaluations on the way see
-    them unrounded.
+    them rounded too, and checkpoints hold them unrounded; of several evaluation sets, those after
+    the first see them unrounded.
 
     Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
@@ -44,17 +45,31 @@ class RateCallback(SessionCallback, TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Round the weights."""
-        self.session.before_gradients()
+        self.session.round_weights()
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Give them back."""
-        self.session.after_gradients()
+        self.session.restore_weights()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take the proximal step, unless a loss scaler has skipped the optimiser's."""
         optimizer = kwargs["optimizer"]
         if not getattr(optimizer, "step_was_skipped", False):
             self.session.after_step(optimizer)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Round the weights for an evaluation, which comes next if it does."""
+        if control.should_evaluate:
+            self.session.round_weights()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Do the same behind an epoch."""
+        if control.should_evaluate:
+            self.session.round_weights()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give them back."""
+        self.session.restore_weights()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save the state in the checkpoint."""

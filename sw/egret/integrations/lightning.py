@@ -3,6 +3,7 @@
 from typing import Any
 
 import lightning
+from lightning.pytorch.trainer.states import TrainerFn
 
 from egret.integrations.session import SessionCallback
 
@@ -20,7 +21,8 @@ class RateCallback(SessionCallback, lightning.Callback):
 
     For modules with one optimiser that Lightning steps itself (automatic optimisation). Its state
     is in Lightning's checkpoints. After the training the module's weights are rounded. Validation
-    on the way sees them unrounded.
+    on the way sees them rounded too, but for the check before the first step; checkpoints hold them
+    unrounded.
 
     Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
@@ -34,11 +36,11 @@ class RateCallback(SessionCallback, lightning.Callback):
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
         """Round the weights."""
-        self.session.before_gradients()
+        self.session.round_weights()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Give them back."""
-        self.session.after_gradients()
+        self.session.restore_weights()
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -47,6 +49,15 @@ class RateCallback(SessionCallback, lightning.Callback):
         if trainer.global_step > self._steps:
             self._steps = trainer.global_step
             self.session.after_step(trainer.optimizers[0])
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Round the weights, within a training."""
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self.session.round_weights()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Give them back."""
+        self.session.restore_weights()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Round the weights for good."""

@@ -65,19 +65,18 @@ class RateSession:
             raise EgretError("rate term: the training has not begun")
         return self.rate, self.quantizer
 
-    def before_gradients(self) -> None:
+    def round_weights(self) -> None:
         """Round the weights, unless they are already: gradients may be summed over batches."""
         _, quantizer = self._parts()
         if not self._rounding:
             quantizer.__enter__()
             self._rounding = True
 
-    def after_gradients(self) -> None:
-        """Give the weights back as they were, for the optimiser to step."""
-        _, quantizer = self._parts()
+    def restore_weights(self) -> None:
+        """Give the weights back as they were, if they are rounded."""
         if self._rounding:
             self._rounding = False
-            quantizer.__exit__(None, None, None)
+            self._parts()[1].__exit__(None, None, None)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the proximal step, after the optimiser's."""
@@ -86,7 +85,7 @@ class RateSession:
 
     def finish(self) -> None:
         """Round the weights for good."""
-        self.after_gradients()
+        self.restore_weights()
         self._parts()[1].apply()
 
     @property
