@@ -1304,12 +1304,14 @@ def test_clear_amid_a_long_activation_packet(params: AcceleratorParams, before: 
         steps += [Step("activations", faults.packet(own)), Step("weights", faults.matrix)]
         expected += golden.run_packet(faults.matrix, own[::-1]).streams
     if before == "waiting matrix":
-        # All of it is read before the packet comes.
+        # All of it is read before the packet comes, which is an error as soon as it is longer.
         steps += [Step("weights", faults.matrix), Step("sent")]
+        amid = Step("expect", count=1)
     else:
         steps += [Step("weights", bytes(wrong)), Step("expect", count=len(expected) + 1)]
+        amid = Step("wait", count=50)
     steps += [
-        *(Step("activations", faults.packet(long)), Step("wait", count=50), Step("clear")),
+        *(Step("activations", faults.packet(long)), amid, Step("clear")),
         *(Step("weights", packet) for packet in faults.good_setup),
         *(Step("weights", faults.good), Step("activations", faults.packet(others))),
     ]
@@ -1317,7 +1319,6 @@ def test_clear_amid_a_long_activation_packet(params: AcceleratorParams, before: 
     for packet in faults.good_setup:
         golden.run_packet(packet)
     expected += golden.run_packet(faults.good, others[::-1]).streams
-    # Where a matrix waits for fewer columns the packet is an error as soon as it is longer.
     frames = len(expected) + 1
     recording = play(params, [*steps, Step("expect", count=frames), Step("status")], timeout=3000)
     assert not recording.locked_up

@@ -265,7 +265,8 @@ def make_finisher_runs(params: AcceleratorParams) -> list[FinisherRun]:
     return runs
 
 
-FINISHERS = {f"finisher_{params.name}": params for params in (ONE, MANY)}
+SERIAL = replace(ONE, name="serial", vendor="ice40")
+FINISHERS = {f"finisher_{params.name}": params for params in (ONE, MANY, SERIAL)}
 FINISHER_RUNS = {name: make_finisher_runs(params) for name, params in FINISHERS.items()}
 
 
@@ -504,18 +505,20 @@ def test_finisher(name: str, seen: dict[str, list[FinisherSeen]]) -> None:
 
 @pytest.mark.parametrize("name", FINISHERS)
 def test_finisher_pace(name: str, seen: dict[str, list[FinisherSeen]]) -> None:
-    """The first beat comes ten cycles after the start, then one a cycle."""
+    """The first beat comes ten cycles after the start, then one a cycle; or more of both."""
     params = FINISHERS[name]
+    pace, first = (17, 2 + 7 * 17) if params is SERIAL else (1, 10)
     for run, found in zip(FINISHER_RUNS[name], seen[name], strict=True):
         if run.sink != "none":
             continue
         for job, start, done in zip(run.jobs, found.started, found.done, strict=True):
             walks = max(1, job.job["emit_results"] + job.job["emit_activations"])
             values = walks * job.job["rows"] * params.batch
-            assert done == start + 8 + values, f"{name}, seed {run.seed}"
+            end = start + first - 1 + pace * (values - 1)
+            assert done == end, f"{name}, seed {run.seed}"
             if job.job["emit_results"] or job.job["emit_activations"]:
                 cycles = [cycle for cycle, _ in found.beats if start < cycle <= done + 1]
-                assert cycles == [*range(start + 10, start + 10 + values)]
+                assert cycles == [*range(start + first, end + 2, pace)]
 
 
 @pytest.mark.parametrize("name", LOADERS)

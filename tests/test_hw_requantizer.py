@@ -1,4 +1,4 @@
-"""The requantiser alone, against exact fractions."""
+"""The requantisers alone, against exact fractions."""
 
 import math
 import random
@@ -9,16 +9,17 @@ from fractions import Fraction
 import pytest
 from tests.run_options import seeded
 
-from egret_hw.requantizer import Requantizer
+from egret_hw.requantizer import Requantizer, SerialRequantizer
 from egret_sim.bank import bank_verilog
 from egret_sim.benches.accelerator import PAUSES
 from egret_sim.benches.requantizer import Run, Seen
 from egret_sim.runner import run_bench
 
-LATENCY = 6
+LATENCY = {"parallel": 6, "serial": 5}
+PACE = {"parallel": 1, "serial": 17}
+SUMS = {"parallel": 24, "serial": 8}
 INT32 = (-(2**31), 2**31 - 1)
 MULTIPLIERS = (0, 1, 2, 3, 32768, 40503, 65535)
-SUMS = 24
 
 
 def requantize(result: int, multiplier: int, shift: int, relu: int) -> int:
@@ -63,8 +64,9 @@ def pick_bias(rng: random.Random, result: int) -> int:
     return min(result - INT32[0], INT32[1], max(result - INT32[1], INT32[0], bias))
 
 
-def make_cases() -> list[Case]:
-    rng = seeded("requantizer")
+def make_cases(name: str) -> list[Case]:
+    rng = seeded("requantizer", *(() if name == "parallel" else (name,)))
+    latency, pace, count = LATENCY[name], PACE[name], SUMS[name]
     patterns = [(source, enable) for source in PAUSES for enable in PAUSES]
     settings = [(rng.choice(MULTIPLIERS), shift) for shift in range(64)]
     settings += [(multiplier, 0) for multiplier in MULTIPLIERS]
@@ -74,7 +76,7 @@ def make_cases() -> list[Case]:
     for number, (multiplier, shift) in enumerate(settings):
         has_bias, relu = int(rng.random() < 0.6), int(rng.random() < 0.4)
         sums, expected = [], []
-        for _ in range(SUMS):
+        for _ in range(count):
             # The packer refuses a bias with which the result might not fit an int32.
             result = pick_result(rng, multiplier, shift)
             bias = pick_bias(rng, result)
@@ -91,24 +93,32 @@ def make_cases() -> list[Case]:
             enable=enable,
             seed=rng.randrange(1000),
             # Every eighth run is cut off by the next one's reset, with sums inside.
-            cycles=LATENCY + 9 if number % 8 == 7 else (SUMS + LATENCY) * 4 + 90,
+            cycles=(latency + 9) * pace
+            if number % 8 == 7
+            else (count + latency) * (pace + 3) * min(pace, 3) + 90,
+            pace=pace,
         )
         cases.append(Case(run, expected))
     return cases
 
 
-CASES = make_cases()
+CASES = {name: make_cases(name) for name in PACE}
 
 
 @pytest.fixture(scope="module")
-def recordings() -> list[list[Seen]]:
-    verilog = bank_verilog({"one": Requantizer()}, "requantizers")
-    jobs = {"one": [case.run for case in CASES]}
-    return run_bench(verilog, "requantizers", "egret_sim.benches.requantizer", jobs)["one"]
+def recordings() -> dict[str, list[list[Seen]]]:
+    members = {"parallel": Requantizer(), "serial": SerialRequantizer()}
+    verilog = bank_verilog(members, "requantizers")
+    jobs = {name: [case.run for case in cases] for name, cases in CASES.items()}
+    played: dict[str, list[list[Seen]]] = run_bench(
+        verilog, "requantizers", "egret_sim.benches.requantizer", jobs
+    )
+    return played
 
 
-def test_results(recordings: list[list[Seen]]) -> None:
-    for case, seen in zip(CASES, recordings, strict=True):
+@pytest.mark.parametrize("name", PACE)
+def test_results(name: str, recordings: dict[str, list[list[Seen]]]) -> None:
+    for case, seen in zip(CASES[name], recordings[name], strict=True):
         run = case.run
         where = f"m={run.multiplier} n={run.shift} bias={run.has_bias} {run.seed=}"
         found = [
@@ -116,30 +126,35 @@ def test_results(recordings: list[list[Seen]]) -> None:
             for cycle in seen
             if cycle.o_valid and cycle.enable
         ]
-        if run.cycles < LATENCY + 10:
+        if run.cycles <= (LATENCY[name] + 9) * run.pace:
             assert found == case.expected[: len(found)], where
             continue
         assert found == case.expected, where
         assert not seen[-1].busy, where
 
 
-def test_pace(recordings: list[list[Seen]]) -> None:
-    """A sum enters every enabled cycle and comes out six enabled cycles later."""
-    for case, seen in zip(CASES, recordings, strict=True):
+@pytest.mark.parametrize("name", PACE)
+def test_pace(name: str, recordings: dict[str, list[list[Seen]]]) -> None:
+    """A sum enters every enabled cycle and comes out `LATENCY` enabled cycles later."""
+    for case, seen in zip(CASES[name], recordings[name], strict=True):
         where = f"{case.run.source=} {case.run.enable=} {case.run.seed=}"
-        inside = [0] * LATENCY
+        inside = [0] * LATENCY[name]
+        idle = PACE[name]
         for number, cycle in enumerate(seen):
             at = f"{where}: cycle {number}"
             assert cycle.o_valid == inside[-1], at
             assert cycle.busy == any(inside), at
+            assert cycle.ready == (idle >= PACE[name]), at
+            idle = 1 if cycle.enable else idle + 1
             if cycle.enable:
                 inside = [cycle.i_valid, *inside[:-1]]
 
 
-def test_cases_cover() -> None:
+@pytest.mark.parametrize("name", PACE)
+def test_cases_cover(name: str) -> None:
     """The drawn numbers hold ties of both signs, both saturations and the extremes."""
     seen: Counter[object] = Counter()
-    for case in CASES:
+    for case in CASES[name]:
         run = case.run
         for (i_sum, i_bias), (result, _) in zip(run.sums, case.expected, strict=True):
             value = Fraction(result * run.multiplier, 2**run.shift)
@@ -152,7 +167,7 @@ def test_cases_cover() -> None:
             seen["bias", i_bias] += bool(run.has_bias) and i_bias in INT32
             seen["sum", i_sum] += bool(run.has_bias) and i_sum in INT32
     for what in (("tie", True), ("tie", False), "high", "low", "relu"):
-        assert seen[what] >= 10, what
+        assert seen[what] >= SUMS[name] // 3, what
     for extreme in INT32:
         for what in ("result", "bias", "sum"):
-            assert seen[what, extreme] >= 10, (what, extreme)
+            assert seen[what, extreme] >= SUMS[name] // 3, (what, extreme)

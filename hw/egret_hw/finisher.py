@@ -9,7 +9,7 @@ from egret.params import BIAS_BITS, MULTIPLIER_BITS, RESULT_BITS, SHIFT_BITS, Ac
 from egret_hw.dealer import bias_write_layout
 from egret_hw.elastic import ElasticBuffer
 from egret_hw.layouts import vector_write_layout
-from egret_hw.requantizer import Requantizer
+from egret_hw.requantizer import Requantizer, SerialRequantizer
 from egret_hw.row_store import walk_layout
 from egret_hw.table_memory import table_memory
 
@@ -53,7 +53,8 @@ class Finisher(wiring.Component):
     With both kinds of output the raw results are sent in a first walk, the activations in a second
     one. The last walk leaves zeros in the row store.
 
-    Latency 10 cycles from `start` to the first beat, throughput 1 vector of a row a cycle.
+    Latency 10 cycles from `start` to the first beat, throughput 1 vector of a row a cycle; with
+    N = `params.requantizer_cycles` above 1, 2 + 7 N cycles, and a vector in N.
 
     Parameters
     ----------
@@ -112,7 +113,8 @@ class Finisher(wiring.Component):
         m = Module()
         params = self.params
         batch = params.batch
-        m.submodules.requantizer = requantizer = Requantizer()
+        is_serial = params.requantizer_cycles > 1
+        m.submodules.requantizer = requantizer = SerialRequantizer() if is_serial else Requantizer()
         m.submodules.buffer = buffer = ElasticBuffer(output_layout())
         m.submodules.biases = biases = table_memory(signed(BIAS_BITS), 2 * params.row_depth)
         bias_write, bias_read = biases.write_port(), biases.read_port()
@@ -202,9 +204,16 @@ class Finisher(wiring.Component):
         sends = job.emit_results | job.emit_activations
         o_activation = Signal()
         leaves = Signal()
+        offers = requantizer.o_valid & sends
+        moves = ~requantizer.o_valid | ~sends | buffer.i.ready
+        if is_serial:
+            # Idle between jobs, and ready for the next, so that all take equally long.
+            m.d.comb += requantizer.restart.eq(self.start)
+            moves &= requantizer.ready & self.busy
+            offers &= requantizer.ready
         m.d.comb += [
             o_activation.eq(o_second | ~job.emit_results),
-            enable.eq(~requantizer.o_valid | ~sends | buffer.i.ready),
+            enable.eq(moves),
             leaves.eq(requantizer.o_valid & enable),
             self.done.eq(self.busy & leaves & o_last & (o_second | ~both)),
         ]
@@ -232,7 +241,7 @@ class Finisher(wiring.Component):
             ]
         with m.Else():
             m.d.comb += [
-                buffer.i.valid.eq(requantizer.o_valid & sends),
+                buffer.i.valid.eq(offers),
                 buffer.i.payload.data.eq(
                     Mux(o_activation, requantizer.o_activation, requantizer.o_result)
                 ),

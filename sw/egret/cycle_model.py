@@ -71,6 +71,8 @@ _SETTLE = 3
 """`tracker`: from the last sum until errors are looked at, but for the first cycle."""
 _FINISHER = 8
 """`finisher`: what a job takes besides its beats."""
+_SERIAL_FINISHER = 6
+"""`finisher` with a serial requantiser: the same in results, and a cycle."""
 _WRITER = 1034
 """`microcode`: what its writer takes."""
 _SECTIONS = 4
@@ -205,6 +207,7 @@ def run_cycles(
     word_depth: Any,
     beats_per_word: Any,
     microcode: Any,
+    result_cycles: Any,
     beat_parity: Any,
     beat_last: Any,
     passes: Any,
@@ -229,6 +232,8 @@ def run_cycles(
         Beats in a bus word.
     microcode : bool
         Codes are made into microcode.
+    result_cycles : int
+        Cycles that the requantiser takes for a result.
     beat_parity : ndarray of int64, shape (beats,)
         Parity of the matrix of each beat, counted over all matrices.
     beat_last : ndarray of uint8, shape (beats,)
@@ -553,6 +558,8 @@ def run_cycles(
             finish_left -= 1
         if begins:
             finish_left = beats[tail] + _FINISHER
+            if result_cycles > 1:
+                finish_left = (beats[tail] + _SERIAL_FINISHER) * result_cycles + 1
             finish_keeps = keeps[tail]
             finish_bank = row_bank[tail]
         may_allocate = not busy[head] and (placed[1 - head] or not busy[1 - head])

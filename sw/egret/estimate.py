@@ -54,8 +54,8 @@ class MatrixEstimate:
     multiplied : int
         Its weights that are multiplied.
     row_cycles : int
-        Cycles that its rows need at one a cycle: parts of rows from the lanes, or results,
-        whichever are more.
+        Cycles that its rows need: one for each part of a row from the lanes, or
+        `params.requantizer_cycles` for each result, whichever are more.
     """
 
     params: AcceleratorParams
@@ -303,13 +303,14 @@ class _Work:
         self.lasts.append(last)
 
     def row_cycles(self) -> list[int]:
-        """Return the cycles that each matrix's rows need at one a cycle."""
+        """Return the cycles that each matrix's rows need."""
         parts = np.zeros(len(self.parities), np.int64)
         for number, ends in enumerate(self.ends):
             for own in ends:
                 parts[number] += np.abs(own).sum()
-        beats = [row["result_beats"] for row in self.rows if row["is_matrix"]]
-        return np.maximum(parts, beats).tolist()
+        pace = self.params.requantizer_cycles
+        results = [row["result_beats"] * pace for row in self.rows if row["is_matrix"]]
+        return np.maximum(parts, results).tolist()
 
     def run(self) -> tuple[int, NDArray[np.int64]]:
         """Return the cycles of all packets, and when each matrix ended."""
@@ -342,6 +343,7 @@ class _Work:
             word_depth,
             params.beats_per_word,
             params.parser == "microcode",
+            params.requantizer_cycles,
             np.concatenate(self.parities),
             np.concatenate(self.lasts),
             passes,

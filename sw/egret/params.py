@@ -48,7 +48,7 @@ PARSERS = ("logic", "microcode")
 MICROCODE_BITS = 4
 """Stream bits that a word of microcode stands for, and the narrowest parser of that kind."""
 VENDORS = ("generic", "ecp5", "ice40", "xilinx7")
-"""Families that the generated constraints are written for; the Verilog is the same for all."""
+"""Families that the constraints are written for. iCE40s, but for UltraPlus, lack multipliers."""
 
 
 def _is_power_of_two(value: int) -> bool:
@@ -101,7 +101,8 @@ class AcceleratorParams:
         Parsed blocks with non-zeros that may wait for a lane's multipliers, 2 to 64. A power of
         two.
     vendor : str
-        One of `VENDORS`.
+        One of `VENDORS`. It decides the constraints' form, and with "ice40", whose parts have no
+        multipliers but the UltraPlus', `requantizer_cycles`.
 
     Raises
     ------
@@ -265,6 +266,11 @@ class AcceleratorParams:
     def code_banks(self) -> int:
         """Codes that an accelerator holds at a time: the microcode takes its block RAM whole."""
         return 1 if self.parser == "microcode" else 2
+
+    @property
+    def requantizer_cycles(self) -> int:
+        """Cycles for each result: 1, or without multipliers one a multiplier's bit, and one."""
+        return MULTIPLIER_BITS + 1 if self.vendor == "ice40" else 1
 
     @property
     def accumulator_bits(self) -> int:

@@ -680,15 +680,15 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .bias_write(bias_write),
     .busy(busy),
     .clk(clk),
-    .\job$52 (job),
+    .\job$54 (job),
     .kind(kind),
     .may_report(may_report),
     .o__payload(results__payload),
     .o__ready(\o__ready$38 ),
     .o__valid(results__valid),
     .report(report),
+    .restart(\start$117 ),
     .rst(rst),
-    .start(\start$117 ),
     .sums(sums),
     .vector_write(\vector_write$198 ),
     .walk(walk)
@@ -1944,35 +1944,35 @@ module egret_xs_ice40_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en,
   assign r_port__data = r_data;
 endmodule
 
-module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
+module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$54 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, restart, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$10 , \$11 , \$16 , \$18 , \$19 , \$2 , \$20 , \$22 , \$24 , \$25 , \$26 , \$27 , \$28 ,
-    \$29 , \$3 , \$36 , \$37 , \$38 , \$4 , \$5 , \$52 , \$53 , \$54 , \$55 , \$56 , \$58 , \$6 ,
-    \$7 , \$9 ;
-  wire [31:0] \$21 ;
-  wire [9:0] \$23 , \$33 , \$47 ;
-  wire [1:0] \$30 , \$31 , \$43 , \$44 ;
-  wire [10:0] \$34 , \$41 ;
-  wire [2:0] \$39 , \$40 ;
-  wire [6:0] \$81 ;
-  reg [48:0] \$59 ;
-  reg \$60 ;
-  reg \$61 ;
-  reg \$62 ;
-  reg [8:0] \$63 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 ,
+    \$25 , \$29 , \$30 , \$31 , \$32 , \$39 , \$4 , \$40 , \$41 , \$5 , \$55 , \$56 , \$57 , \$58 ,
+    \$59 , \$6 , \$61 , \$7 , \$9 ;
+  wire [31:0] \$24 ;
+  wire [9:0] \$26 , \$36 , \$50 ;
+  wire [1:0] \$33 , \$34 , \$46 , \$47 ;
+  wire [10:0] \$37 , \$44 ;
+  wire [2:0] \$42 , \$43 ;
+  wire [6:0] \$84 ;
+  reg [48:0] \$62 ;
+  reg \$63 ;
   reg \$64 ;
   reg \$65 ;
-  reg [9:0] \$66 ;
-  reg [1:0] \$67 ;
-  reg [31:0] \$68 ;
-  reg \$69 ;
-  reg \$70 ;
-  reg \$71 ;
-  reg [8:0] \$72 ;
+  reg [8:0] \$66 ;
+  reg \$67 ;
+  reg \$68 ;
+  reg [9:0] \$69 ;
+  reg [1:0] \$70 ;
+  reg [31:0] \$71 ;
+  reg \$72 ;
   reg \$73 ;
-  reg [8:0] \$74 ;
-  reg [18:0] \$75 ;
+  reg \$74 ;
+  reg [8:0] \$75 ;
+  reg \$76 ;
+  reg [8:0] \$77 ;
+  reg [18:0] \$78 ;
   wire [9:0] \$signature__addr ;
   wire [31:0] \$signature__data ;
   wire \$signature__en ;
@@ -2002,8 +2002,8 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   wire [31:0] i_sum;
   wire i_valid;
   reg [48:0] job = 49'h0000000000000;
-  input [48:0] \job$52 ;
-  wire [48:0] \job$52 ;
+  input [48:0] \job$54 ;
+  wire [48:0] \job$54 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -2022,15 +2022,15 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   wire [15:0] multiplier;
   output [33:0] o__payload;
   wire [33:0] o__payload;
-  wire [33:0] \o__payload$43 ;
+  wire [33:0] \o__payload$46 ;
   input o__ready;
   wire o__ready;
-  wire \o__ready$47 ;
+  wire \o__ready$50 ;
   output o__valid;
   wire o__valid;
-  wire \o__valid$45 ;
+  wire \o__valid$48 ;
   wire o_activation;
-  wire [7:0] \o_activation$41 ;
+  wire [7:0] \o_activation$44 ;
   reg [8:0] o_column = 9'h000;
   wire [31:0] o_result;
   reg [8:0] o_row = 9'h000;
@@ -2038,15 +2038,17 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   wire o_valid;
   reg o_vector = 1'h0;
   reg reading = 1'h0;
+  wire ready;
   wire relu;
   input report;
   wire report;
+  input restart;
+  wire restart;
   reg [8:0] row = 9'h000;
   input rst;
   wire rst;
   reg second = 1'h0;
   wire [5:0] shift;
-  input start;
   wire start;
   input [31:0] sums;
   wire [31:0] sums;
@@ -2075,85 +2077,88 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
     end
   end
   assign bias_read__data = _0_;
-  assign done = \$16  & \$18 ;
-  assign \$19  = job[23] | job[24];
-  assign \$20  = o_valid & \$19 ;
-  assign \$21  = o_activation ? { \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41 [7], \o_activation$41  } : o_result;
-  assign \$22  = ! o_vector;
-  assign \$23  = o_row + 1'h1;
-  assign \$24  = \$23  == job[9:0];
-  assign \$25  = \$22  & \$24 ;
-  assign \$26  = ~ busy;
-  assign may_report = \$26  & i__ready;
-  assign \$27  = \job$52 [23] & \job$52 [24];
-  assign \$28  = enable & reading;
-  assign \$29  = ! vector;
-  assign \$30  = vector + 1'h1;
-  assign \$31  = vector ? \$30  : 2'h0;
-  assign \$33  = row + 1'h1;
-  assign \$34  = bias_read__addr + 1'h1;
-  assign \$36  = \$33  == job[9:0];
-  assign \$37  = ~ second;
-  assign \$38  = both & \$37 ;
-  assign \$40  = \$39  | { 2'h0, reading };
-  assign \$41  = - \job$52 [9:0];
-  assign \$43  = o_vector + 1'h1;
-  assign \$44  = o_vector ? \$43  : 2'h0;
-  assign \$47  = o_column + 1'h1;
-  assign \$52  = leaves & job[22];
-  assign \$53  = ~ o_second;
-  assign \$54  = \$52  & \$53 ;
-  assign \$58  = \$56  & \$22 ;
+  assign \$16  = \$26  == job[9:0];
+  assign \$17  = \$25  & \$16 ;
+  assign \$18  = \$13  & \$17 ;
+  assign \$19  = ~ both;
+  assign \$20  = o_second | \$19 ;
+  assign done = \$18  & \$20 ;
+  assign \$21  = job[23] | job[24];
+  assign \$22  = o_valid & \$21 ;
+  assign \$23  = \$22  & ready;
+  assign \$24  = o_activation ? { \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44 [7], \o_activation$44  } : o_result;
+  assign \$25  = ! o_vector;
+  assign \$26  = o_row + 1'h1;
+  assign \$29  = ~ busy;
+  assign may_report = \$29  & i__ready;
+  assign \$30  = \job$54 [23] & \job$54 [24];
+  assign \$31  = enable & reading;
+  assign \$32  = ! vector;
+  assign \$33  = vector + 1'h1;
+  assign \$34  = vector ? \$33  : 2'h0;
+  assign \$36  = row + 1'h1;
+  assign \$37  = bias_read__addr + 1'h1;
+  assign \$39  = \$36  == job[9:0];
+  assign \$40  = ~ second;
+  assign \$41  = both & \$40 ;
+  assign \$43  = \$42  | { 2'h0, reading };
+  assign \$44  = - \job$54 [9:0];
+  assign \$46  = o_vector + 1'h1;
+  assign \$47  = o_vector ? \$46  : 2'h0;
+  assign \$50  = o_column + 1'h1;
+  assign \$55  = leaves & job[22];
+  assign \$56  = ~ o_second;
+  assign \$57  = \$55  & \$56 ;
+  assign \$61  = \$59  & \$25 ;
   always @(posedge clk)
-    job <= \$59 ;
+    job <= \$62 ;
   always @(posedge clk)
-    both <= \$60 ;
+    both <= \$63 ;
   always @(posedge clk)
-    busy <= \$61 ;
+    busy <= \$64 ;
   always @(posedge clk)
-    reading <= \$62 ;
+    reading <= \$65 ;
   always @(posedge clk)
-    row <= \$63 ;
+    row <= \$66 ;
   always @(posedge clk)
-    vector <= \$64 ;
+    vector <= \$67 ;
   always @(posedge clk)
-    second <= \$65 ;
+    second <= \$68 ;
   always @(posedge clk)
-    bias_read__addr <= \$66 ;
+    bias_read__addr <= \$69 ;
   always @(posedge clk)
-    fetched <= \$67 ;
+    fetched <= \$70 ;
   always @(posedge clk)
-    i_bias <= \$68 ;
+    i_bias <= \$71 ;
   always @(posedge clk)
-    vector_0 <= \$69 ;
+    vector_0 <= \$72 ;
   always @(posedge clk)
-    vector_1 <= \$70 ;
+    vector_1 <= \$73 ;
   always @(posedge clk)
-    o_vector <= \$71 ;
+    o_vector <= \$74 ;
   always @(posedge clk)
-    o_row <= \$72 ;
+    o_row <= \$75 ;
   always @(posedge clk)
-    o_second <= \$73 ;
+    o_second <= \$76 ;
   always @(posedge clk)
-    o_column <= \$74 ;
+    o_column <= \$77 ;
   always @(posedge clk)
-    vector_write <= \$75 ;
-  assign \$2  = reading & \$29 ;
-  assign \$3  = ~ both;
-  assign \$4  = second | \$3 ;
+    vector_write <= \$78 ;
+  assign \$2  = reading & \$32 ;
+  assign \$4  = second | \$19 ;
   assign \$5  = \$2  & \$4 ;
-  assign \$81  = vector_1 * 6'h20;
-  assign i_sum = sums >> \$81 ;
+  assign \$84  = vector_1 * 6'h20;
+  assign i_sum = sums >> \$84 ;
   assign \$6  = ~ job[23];
   assign o_activation = o_second | \$6 ;
   assign \$7  = ~ o_valid;
-  assign \$9  = ~ \$19 ;
+  assign \$9  = ~ \$21 ;
   assign \$10  = \$7  | \$9 ;
-  assign enable = \$10  | i__ready;
+  assign \$11  = \$10  | i__ready;
+  assign \$12  = ready & busy;
+  assign enable = \$11  & \$12 ;
   assign leaves = o_valid & enable;
-  assign \$11  = busy & leaves;
-  assign \$16  = \$11  & \$25 ;
-  assign \$18  = o_second | \$3 ;
+  assign \$13  = busy & leaves;
   egret_xs_ice40_core_finisher_buffer  buffer (
     .clk(clk),
     .i__payload(i__payload),
@@ -2170,11 +2175,13 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
     .i_bias(i_bias),
     .i_sum(i_sum),
     .i_valid(fetched[1]),
-    .o_activation(\o_activation$41 ),
+    .o_activation(\o_activation$44 ),
     .o_result(o_result),
     .o_valid(o_valid),
     .port_0 (job[21:20]),
     .port_1 (job[46:25]),
+    .ready(ready),
+    .restart(restart),
     .rst(rst)
   );
   always @* begin
@@ -2183,7 +2190,7 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
     if (report) begin
       i__valid = 1'h1;
     end else begin
-      i__valid = \$20 ;
+      i__valid = \$23 ;
     end
   end
   always @* begin
@@ -2195,83 +2202,38 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
       i__payload[32] = 1'h1;
       i__payload[33] = 1'h1;
     end else begin
-      i__payload[31:0] = \$21 ;
-      i__payload[32] = \$25 ;
+      i__payload[31:0] = \$24 ;
+      i__payload[32] = \$17 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$59  = job;
-    if (start) begin
-      \$59  = \job$52 ;
+    \$62  = job;
+    if (restart) begin
+      \$62  = \job$54 ;
     end
     if (rst) begin
-      \$59  = 49'h0000000000000;
+      \$62  = 49'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = both;
-    if (start) begin
-      \$60  = \$27 ;
+    \$63  = both;
+    if (restart) begin
+      \$63  = \$30 ;
     end
     if (rst) begin
-      \$60  = 1'h0;
+      \$63  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$61  = busy;
-    if (start) begin
-      \$61  = 1'h1;
+    \$64  = busy;
+    if (restart) begin
+      \$64  = 1'h1;
     end
     if (done) begin
-      \$61  = 1'h0;
-    end
-    if (rst) begin
-      \$61  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$62  = reading;
-    if (start) begin
-      \$62  = 1'h1;
-    end else if (\$28 ) begin
-      if (\$29 ) begin
-        if (\$36 ) begin
-          \$62  = \$38 ;
-        end
-      end
-    end
-    if (rst) begin
-      \$62  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$63  = row;
-    if (start) begin
-      \$63  = 9'h000;
-    end else if (\$28 ) begin
-      if (\$29 ) begin
-        \$63  = \$33 [8:0];
-        if (\$36 ) begin
-          \$63  = 9'h000;
-        end
-      end
-    end
-    if (rst) begin
-      \$63  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$64  = vector;
-    if (start) begin
       \$64  = 1'h0;
-    end else if (\$28 ) begin
-      \$64  = \$31 [0];
     end
     if (rst) begin
       \$64  = 1'h0;
@@ -2279,13 +2241,13 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   end
   always @* begin
     if (time_zero ) begin end
-    \$65  = second;
-    if (start) begin
-      \$65  = 1'h0;
-    end else if (\$28 ) begin
-      if (\$29 ) begin
-        if (\$36 ) begin
-          \$65  = 1'h1;
+    \$65  = reading;
+    if (restart) begin
+      \$65  = 1'h1;
+    end else if (\$31 ) begin
+      if (\$32 ) begin
+        if (\$39 ) begin
+          \$65  = \$41 ;
         end
       end
     end
@@ -2295,126 +2257,171 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   end
   always @* begin
     if (time_zero ) begin end
-    \$66  = bias_read__addr;
-    if (start) begin
-      \$66  = \job$52 [19:10];
-    end else if (\$28 ) begin
-      if (\$29 ) begin
-        \$66  = \$34 [9:0];
-        if (\$36 ) begin
-          \$66  = job[19:10];
+    \$66  = row;
+    if (restart) begin
+      \$66  = 9'h000;
+    end else if (\$31 ) begin
+      if (\$32 ) begin
+        \$66  = \$36 [8:0];
+        if (\$39 ) begin
+          \$66  = 9'h000;
         end
       end
     end
     if (rst) begin
-      \$66  = 10'h000;
+      \$66  = 9'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$67  = fetched;
-    if (enable) begin
-      \$67  = \$40 [1:0];
+    \$67  = vector;
+    if (restart) begin
+      \$67  = 1'h0;
+    end else if (\$31 ) begin
+      \$67  = \$34 [0];
     end
     if (rst) begin
-      \$67  = 2'h0;
+      \$67  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$68  = i_bias;
-    if (enable) begin
-      \$68  = bias_read__data;
-    end
-    if (rst) begin
-      \$68  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$69  = vector_0;
-    if (enable) begin
-      \$69  = vector;
-    end
-    if (rst) begin
-      \$69  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$70  = vector_1;
-    if (enable) begin
-      \$70  = vector_0;
-    end
-    if (rst) begin
-      \$70  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$71  = o_vector;
-    if (start) begin
-      \$71  = 1'h0;
-    end else if (leaves) begin
-      \$71  = \$44 [0];
-    end
-    if (rst) begin
-      \$71  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$72  = o_row;
-    if (start) begin
-      \$72  = 9'h000;
-    end else if (leaves) begin
-      if (\$22 ) begin
-        \$72  = \$23 [8:0];
-      end
-      if (\$25 ) begin
-        \$72  = 9'h000;
+    \$68  = second;
+    if (restart) begin
+      \$68  = 1'h0;
+    end else if (\$31 ) begin
+      if (\$32 ) begin
+        if (\$39 ) begin
+          \$68  = 1'h1;
+        end
       end
     end
     if (rst) begin
-      \$72  = 9'h000;
+      \$68  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$73  = o_second;
-    if (start) begin
+    \$69  = bias_read__addr;
+    if (restart) begin
+      \$69  = \job$54 [19:10];
+    end else if (\$31 ) begin
+      if (\$32 ) begin
+        \$69  = \$37 [9:0];
+        if (\$39 ) begin
+          \$69  = job[19:10];
+        end
+      end
+    end
+    if (rst) begin
+      \$69  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$70  = fetched;
+    if (enable) begin
+      \$70  = \$43 [1:0];
+    end
+    if (rst) begin
+      \$70  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$71  = i_bias;
+    if (enable) begin
+      \$71  = bias_read__data;
+    end
+    if (rst) begin
+      \$71  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$72  = vector_0;
+    if (enable) begin
+      \$72  = vector;
+    end
+    if (rst) begin
+      \$72  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$73  = vector_1;
+    if (enable) begin
+      \$73  = vector_0;
+    end
+    if (rst) begin
       \$73  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$74  = o_vector;
+    if (restart) begin
+      \$74  = 1'h0;
+    end else if (leaves) begin
+      \$74  = \$47 [0];
+    end
+    if (rst) begin
+      \$74  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$75  = o_row;
+    if (restart) begin
+      \$75  = 9'h000;
     end else if (leaves) begin
       if (\$25 ) begin
-        \$73  = 1'h1;
+        \$75  = \$26 [8:0];
+      end
+      if (\$17 ) begin
+        \$75  = 9'h000;
       end
     end
     if (rst) begin
-      \$73  = 1'h0;
+      \$75  = 9'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$74  = o_column;
-    if (start) begin
-      \$74  = \$41 [8:0];
+    \$76  = o_second;
+    if (restart) begin
+      \$76  = 1'h0;
     end else if (leaves) begin
-      if (\$22 ) begin
-        \$74  = \$47 [8:0];
+      if (\$17 ) begin
+        \$76  = 1'h1;
       end
     end
     if (rst) begin
-      \$74  = 9'h000;
+      \$76  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$75 [1] = job[48];
-    \$75 [10:2] = o_column;
-    \$75 [0] = \$58 ;
-    \$75 [18:11] = \o_activation$41 ;
+    \$77  = o_column;
+    if (restart) begin
+      \$77  = \$44 [8:0];
+    end else if (leaves) begin
+      if (\$25 ) begin
+        \$77  = \$50 [8:0];
+      end
+    end
     if (rst) begin
-      \$75  = 19'h00000;
+      \$77  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$78 [1] = job[48];
+    \$78 [10:2] = o_column;
+    \$78 [0] = \$61 ;
+    \$78 [18:11] = \o_activation$44 ;
+    if (rst) begin
+      \$78  = 19'h00000;
     end
   end
   assign \$signature__en  = bias_write[0];
@@ -2429,17 +2436,18 @@ module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$52 , 
   assign shift = job[46:41];
   assign i_valid = fetched[1];
   assign bias = i_bias;
-  assign \o__payload$43  = o__payload;
-  assign \o__valid$45  = o__valid;
-  assign \o__ready$47  = o__ready;
+  assign start = restart;
+  assign \o__payload$46  = o__payload;
+  assign \o__valid$48  = o__valid;
+  assign \o__ready$50  = o__ready;
   assign walk[12] = \$5 ;
   assign walk[11:3] = row;
   assign walk[2] = enable;
   assign walk[1] = job[47];
   assign walk[0] = busy;
-  assign \$39  = { fetched, 1'h0 };
-  assign \$55  = 1'h1;
-  assign \$56  = \$54 ;
+  assign \$42  = { fetched, 1'h0 };
+  assign \$58  = 1'h1;
+  assign \$59  = \$57 ;
 endmodule
 
 module egret_xs_ice40_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__payload, o__payload, o__valid, clk);
@@ -2530,37 +2538,33 @@ module egret_xs_ice40_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
   end
 endmodule
 
-module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
+module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, ready, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, restart, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$12 , \$13 , \$16 ;
-  wire [49:0] \$10 , \$11 , \$14 , \$15 , \$17 ;
-  wire [5:0] \$2 ;
-  wire [63:0] \$3 , \$4 ;
-  wire [6:0] \$5 , \$6 ;
-  wire [31:0] \$7 ;
-  wire [32:0] \$8 ;
-  wire [47:0] \$9 ;
-  reg [5:0] \$18 ;
-  reg [47:0] \$19 ;
-  reg [5:0] \$20 ;
-  reg [31:0] \$21 ;
-  reg [31:0] \$22 ;
-  reg [48:0] \$23 ;
-  reg [49:0] \$24 ;
-  reg [49:0] \$25 ;
-  reg [31:0] \$26 ;
+  wire \$1 , \$11 , \$12 , \$15 , \$20 , \$21 , \$7 ;
+  wire [49:0] \$10 ;
+  wire [48:0] \$13 , \$14 , \$16 , \$23 , \$6 , \$9 ;
+  wire [5:0] \$17 , \$2 , \$3 , \$8 ;
+  wire [31:0] \$18 , \$4 ;
+  wire [32:0] \$19 , \$5 ;
+  wire [6:0] \$22 , \$24 ;
+  reg [4:0] \$26 ;
   reg [31:0] \$27 ;
-  reg [31:0] \$28 ;
-  reg [31:0] \$29 ;
-  reg [31:0] \$30 ;
-  reg [7:0] \$31 ;
+  reg [4:0] \$28 ;
+  reg [47:0] \$29 ;
+  reg [48:0] \$30 ;
+  reg [5:0] \$31 ;
+  reg [48:0] \$32 ;
+  reg [31:0] \$33 ;
+  reg [31:0] \$34 ;
+  reg [31:0] \$35 ;
+  reg [31:0] \$36 ;
+  reg [7:0] \$37 ;
   wire busy;
   input clk;
   wire clk;
   input enable;
   wire enable;
-  reg [47:0] half = 48'h000000000000;
   wire has_bias;
   input [31:0] i_bias;
   wire [31:0] i_bias;
@@ -2568,7 +2572,7 @@ module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, port_0 , po
   wire [31:0] i_sum;
   input i_valid;
   wire i_valid;
-  reg [31:0] multiplicand = 32'd0;
+  reg [4:0] left = 5'h00;
   wire [15:0] multiplier;
   output [7:0] o_activation;
   reg [7:0] o_activation = 8'h00;
@@ -2580,153 +2584,84 @@ module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, port_0 , po
   wire [1:0] port_0 ;
   input [21:0] port_1 ;
   wire [21:0] port_1 ;
-  reg [48:0] product = 49'h0000000000000;
+  reg [47:0] product = 48'h000000000000;
+  output ready;
+  wire ready;
   wire relu;
-  reg [31:0] result = 32'd0;
+  input restart;
+  wire restart;
+  reg [31:0] result_0 = 32'd0;
   reg [31:0] result_1 = 32'd0;
   reg [31:0] result_2 = 32'd0;
   reg [31:0] result_3 = 32'd0;
-  reg [31:0] result_4 = 32'd0;
-  reg [49:0] rounded = 50'h0000000000000;
+  reg [48:0] rounded = 49'h0000000000000;
   input rst;
   wire rst;
   reg [5:0] shift = 6'h00;
-  wire [5:0] \shift$3 ;
-  reg [49:0] shifted = 50'h0000000000000;
-  reg [5:0] valid = 6'h00;
-  assign \$1  = port_1 [21:16] > 6'h30;
-  assign \$2  = \$1  ? 6'h30 : port_1 [21:16];
-  assign \$3  = 1'h1 << shift;
-  assign \$6  = \$5  | { 6'h00, i_valid };
-  assign \$7  = port_0 [0] ? i_bias : 32'd0;
-  assign \$8  = $signed(i_sum) + $signed(\$7 );
-  assign \$9  = $signed(multiplicand) * $signed({ 1'h0, port_1 [15:0] });
-  assign \$10  = $signed(product) + $signed({ 1'h0, half });
-  assign \$11  = $signed(rounded) >>> shift;
-  assign \$12  = $signed(shifted) < $signed(1'h0);
-  assign \$13  = $signed(shifted) < $signed(8'h80);
-  assign \$14  = \$13  ? 50'h3ffffffffff80 : shifted;
-  assign \$15  = port_0 [1] ? 50'h0000000000000 : \$14 ;
-  assign \$16  = $signed(shifted) >= $signed(9'h080);
-  assign \$17  = \$16  ? 50'h000000000007f : shifted;
+  wire [5:0] \shift$17 ;
+  reg [48:0] shifted = 49'h0000000000000;
+  reg [4:0] valid = 5'h00;
+  assign ready = ! left;
   assign busy = | valid;
+  assign \$1  = | left;
+  assign \$3  = \$2  | { 5'h00, i_valid };
+  assign \$4  = port_0 [0] ? i_bias : 32'd0;
+  assign \$5  = $signed(i_sum) + $signed(\$4 );
+  assign \$7  = port_1 [21:16] > 6'h30;
+  assign \$8  = \$7  ? 6'h30 : port_1 [21:16];
+  assign \$10  = $signed(\$9 ) + $signed({ 1'h0, shifted[0] });
+  assign \$11  = $signed(rounded) < $signed(1'h0);
+  assign \$12  = $signed(rounded) < $signed(8'h80);
+  assign \$13  = \$12  ? 49'h1ffffffffff80 : rounded;
+  assign \$14  = port_0 [1] ? 49'h0000000000000 : \$13 ;
+  assign \$15  = $signed(rounded) >= $signed(9'h080);
+  assign \$16  = \$15  ? 49'h000000000007f : rounded;
+  assign \$17  = left - 1'h1;
+  assign \$18  = product[0] ? result_1 : 32'd0;
+  assign \$19  = $signed(product[47:16]) + $signed(\$18 );
+  assign \$20  = shift >= 4'h8;
+  assign \$21  = | shift;
+  assign \$22  = shift - 4'h8;
+  assign \$24  = shift - 1'h1;
   always @(posedge clk)
-    shift <= \$18 ;
+    valid <= \$26 ;
   always @(posedge clk)
-    half <= \$19 ;
+    result_0 <= \$27 ;
   always @(posedge clk)
-    valid <= \$20 ;
+    left <= \$28 ;
   always @(posedge clk)
-    result <= \$21 ;
+    product <= \$29 ;
   always @(posedge clk)
-    multiplicand <= \$22 ;
+    shifted <= \$30 ;
   always @(posedge clk)
-    product <= \$23 ;
+    shift <= \$31 ;
   always @(posedge clk)
-    rounded <= \$24 ;
+    rounded <= \$32 ;
   always @(posedge clk)
-    shifted <= \$25 ;
+    o_result <= \$33 ;
   always @(posedge clk)
-    result_1 <= \$26 ;
+    result_1 <= \$34 ;
   always @(posedge clk)
-    o_result <= \$27 ;
+    result_2 <= \$35 ;
   always @(posedge clk)
-    result_2 <= \$28 ;
+    result_3 <= \$36 ;
   always @(posedge clk)
-    result_3 <= \$29 ;
-  always @(posedge clk)
-    result_4 <= \$30 ;
-  always @(posedge clk)
-    o_activation <= \$31 ;
+    o_activation <= \$37 ;
   always @* begin
     if (time_zero ) begin end
-    \$18  = \$2 ;
-    if (rst) begin
-      \$18  = 6'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$19  = \$4 [47:0];
-    if (rst) begin
-      \$19  = 48'h000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$20  = valid;
+    \$26  = valid;
     if (enable) begin
-      \$20  = \$6 [5:0];
+      \$26  = \$3 [4:0];
     end
     if (rst) begin
-      \$20  = 6'h00;
+      \$26  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$21  = result;
+    \$27  = result_0;
     if (enable) begin
-      \$21  = \$8 [31:0];
-    end
-    if (rst) begin
-      \$21  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$22  = multiplicand;
-    if (enable) begin
-      \$22  = result;
-    end
-    if (rst) begin
-      \$22  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$23  = product;
-    if (enable) begin
-      \$23  = { \$9 [47], \$9  };
-    end
-    if (rst) begin
-      \$23  = 49'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$24  = rounded;
-    if (enable) begin
-      \$24  = \$10 ;
-    end
-    if (rst) begin
-      \$24  = 50'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$25  = shifted;
-    if (enable) begin
-      \$25  = \$11 ;
-    end
-    if (rst) begin
-      \$25  = 50'h0000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$26  = result_1;
-    if (enable) begin
-      \$26  = result;
-    end
-    if (rst) begin
-      \$26  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$27  = o_result;
-    if (enable) begin
-      \$27  = result_4;
+      \$27  = \$5 [31:0];
     end
     if (rst) begin
       \$27  = 32'd0;
@@ -2734,56 +2669,137 @@ module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, port_0 , po
   end
   always @* begin
     if (time_zero ) begin end
-    \$28  = result_2;
+    \$28  = left;
     if (enable) begin
-      \$28  = result_1;
+      \$28  = 5'h10;
+    end else if (\$1 ) begin
+      \$28  = \$17 [4:0];
+    end
+    if (restart) begin
+      \$28  = 5'h00;
     end
     if (rst) begin
-      \$28  = 32'd0;
+      \$28  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$29  = result_3;
+    \$29  = product;
     if (enable) begin
-      \$29  = result_2;
+      \$29  = { 32'h00000000, port_1 [15:0] };
+    end else if (\$1 ) begin
+      \$29  = { \$19 , product[15:1] };
     end
     if (rst) begin
-      \$29  = 32'd0;
+      \$29  = 48'h000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$30  = result_4;
+    \$30  = shifted;
     if (enable) begin
-      \$30  = result_3;
-    end
-    if (rst) begin
-      \$30  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$31  = o_activation;
-    if (enable) begin
-      (* full_case = 32'd1 *)
-      if (\$12 ) begin
-        \$31  = \$15 [7:0];
-      end else begin
-        \$31  = \$17 [7:0];
+      \$30  = \$6 ;
+    end else if (\$1 ) begin
+      if (\$20 ) begin
+        \$30  = \$23 ;
+      end else if (\$21 ) begin
+        \$30  = \$9 ;
       end
     end
     if (rst) begin
-      \$31  = 8'h00;
+      \$30  = 49'h0000000000000;
     end
   end
-  assign \shift$3  = port_1 [21:16];
+  always @* begin
+    if (time_zero ) begin end
+    \$31  = shift;
+    if (enable) begin
+      \$31  = \$8 ;
+    end else if (\$1 ) begin
+      if (\$20 ) begin
+        \$31  = \$22 [5:0];
+      end else if (\$21 ) begin
+        \$31  = \$24 [5:0];
+      end
+    end
+    if (rst) begin
+      \$31  = 6'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$32  = rounded;
+    if (enable) begin
+      \$32  = \$10 [48:0];
+    end
+    if (rst) begin
+      \$32  = 49'h0000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$33  = o_result;
+    if (enable) begin
+      \$33  = result_3;
+    end
+    if (rst) begin
+      \$33  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$34  = result_1;
+    if (enable) begin
+      \$34  = result_0;
+    end
+    if (rst) begin
+      \$34  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$35  = result_2;
+    if (enable) begin
+      \$35  = result_1;
+    end
+    if (rst) begin
+      \$35  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$36  = result_3;
+    if (enable) begin
+      \$36  = result_2;
+    end
+    if (rst) begin
+      \$36  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = o_activation;
+    if (enable) begin
+      (* full_case = 32'd1 *)
+      if (\$11 ) begin
+        \$37  = \$14 [7:0];
+      end else begin
+        \$37  = \$16 [7:0];
+      end
+    end
+    if (rst) begin
+      \$37  = 8'h00;
+    end
+  end
   assign has_bias = port_0 [0];
   assign multiplier = port_1 [15:0];
+  assign \shift$17  = port_1 [21:16];
   assign relu = port_0 [1];
-  assign o_valid = valid[5];
-  assign \$4  = { 1'h0, \$3 [63:1] };
-  assign \$5  = { valid, 1'h0 };
+  assign o_valid = valid[4];
+  assign \$2  = { valid, 1'h0 };
+  assign \$6  = { product, 1'h0 };
+  assign \$9  = { shifted[48], shifted[48:1] };
+  assign \$23  = { shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48:8] };
 endmodule
 
 module egret_xs_ice40_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);

@@ -15,7 +15,10 @@ __all__ = ["Run", "Seen"]
 
 @dataclass(frozen=True)
 class Run:
-    """Settings, (sum, bias) pairs to offer, pauses, and cycles to play after a reset."""
+    """Settings, (sum, bias) pairs to offer, pauses, and cycles to play after a reset.
+
+    `pace`: the enabled cycles are so far apart at least; above 1 the component has `ready`.
+    """
 
     has_bias: int
     relu: int
@@ -26,6 +29,7 @@ class Run:
     enable: str
     seed: int
     cycles: int
+    pace: int = 1
 
 
 class Seen(NamedTuple):
@@ -37,6 +41,7 @@ class Seen(NamedTuple):
     result: int
     activation: int
     busy: int
+    ready: int
 
 
 async def _play_run(ports: Ports, run: Run) -> list[Seen]:
@@ -49,12 +54,15 @@ async def _play_run(ports: Ports, run: Run) -> list[Seen]:
         relu=run.relu,
         multiplier=run.multiplier,
         shift=run.shift,
+        **({"restart": 0} if run.pace > 1 else {}),
     )
     await ports.reset()
     waiting = list(reversed(run.sums))
     seen = []
+    idle = run.pace
     for _ in range(run.cycles):
-        enable = int(not next(holds))
+        enable = int(idle >= run.pace and not next(holds))
+        idle = 1 if enable else idle + 1
         valid = int(bool(waiting) and not next(source))
         # What is not valid may be anything, and so may what comes while nothing advances.
         i_sum, i_bias = waiting[-1] if valid and enable else _anything(rng)
@@ -66,7 +74,8 @@ async def _play_run(ports: Ports, run: Run) -> list[Seen]:
         )
         await ports.settle()
         outputs = ports.read("o_valid", "o_result", "o_activation", "busy")
-        seen.append(Seen(enable, valid, *outputs))
+        ready = ports.read("ready") if run.pace > 1 else (1,)
+        seen.append(Seen(enable, valid, *outputs, *ready))
         if valid and enable:
             waiting.pop()
         await ports.step()
