@@ -20,8 +20,8 @@ MICROCODE_MISTAKES = (
     Mistake(
         "saturation off by one",
         "requantizer.py",
-        "Mux(shifted >= limit, limit - 1, shifted)",
-        "Mux(shifted > limit, limit - 1, shifted)",
+        "Mux(value >= limit, limit - 1, value)",
+        "Mux(value > limit, limit - 1, value)",
     ),
     Mistake(
         "rounding: halves go down",
