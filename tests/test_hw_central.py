@@ -221,14 +221,17 @@ def row_sums(matrices: list[StoreMatrix], row: int) -> list[int]:
 
 def make_finisher_runs(params: AcceleratorParams) -> list[FinisherRun]:
     runs = []
-    for seed, sink in enumerate([*PAUSES] * 2):
+    is_serial = params.requantizer_cycles > 1
+    order = seeded(params.name).sample(range(32), 32)
+    for seed, sink in enumerate([*PAUSES] * (1 if is_serial else 2)):
         rng = seeded(params.name, seed)
         biases = [
             rng.choice((*INT32, 0, rng.randint(*INT32), rng.randint(-1000, 1000)))
             for _ in range(2 * params.row_depth)
         ]
         jobs = []
-        for flags in rng.sample(range(32), 32):
+        # Where every result takes many cycles the runs share all flags.
+        for flags in order[seed::4] if is_serial else rng.sample(range(32), 32):
             keep = flags & 1
             most = params.activation_depth if keep else params.row_depth
             rows = rng.choice((1, 2, most, rng.randint(1, most)))
