@@ -17,9 +17,9 @@ from egret_sim.runner import run_bench
 
 LATENCY = {"parallel": 6, "serial": 5}
 PACE = {"parallel": 1, "serial": 17}
-SUMS = {"parallel": 24, "serial": 8}
 INT32 = (-(2**31), 2**31 - 1)
 MULTIPLIERS = (0, 1, 2, 3, 32768, 40503, 65535)
+SUMS = 24
 
 
 def requantize(result: int, multiplier: int, shift: int, relu: int) -> int:
@@ -65,8 +65,8 @@ def pick_bias(rng: random.Random, result: int) -> int:
 
 
 def make_cases(name: str) -> list[Case]:
-    rng = seeded("requantizer", *(() if name == "parallel" else (name,)))
-    latency, pace, count = LATENCY[name], PACE[name], SUMS[name]
+    rng = seeded("requantizer")
+    latency, pace = LATENCY[name], PACE[name]
     patterns = [(source, enable) for source in PAUSES for enable in PAUSES]
     settings = [(rng.choice(MULTIPLIERS), shift) for shift in range(64)]
     settings += [(multiplier, 0) for multiplier in MULTIPLIERS]
@@ -76,7 +76,7 @@ def make_cases(name: str) -> list[Case]:
     for number, (multiplier, shift) in enumerate(settings):
         has_bias, relu = int(rng.random() < 0.6), int(rng.random() < 0.4)
         sums, expected = [], []
-        for _ in range(count):
+        for _ in range(SUMS):
             # The packer refuses a bias with which the result might not fit an int32.
             result = pick_result(rng, multiplier, shift)
             bias = pick_bias(rng, result)
@@ -95,7 +95,7 @@ def make_cases(name: str) -> list[Case]:
             # Every eighth run is cut off by the next one's reset, with sums inside.
             cycles=(latency + 9) * pace
             if number % 8 == 7
-            else (count + latency) * (pace + 3) * min(pace, 3) + 90,
+            else (SUMS + latency) * (pace + 3) * min(pace, 3) + 90,
             pace=pace,
         )
         cases.append(Case(run, expected))
@@ -150,11 +150,11 @@ def test_pace(name: str, recordings: dict[str, list[list[Seen]]]) -> None:
                 inside = [cycle.i_valid, *inside[:-1]]
 
 
-@pytest.mark.parametrize("name", PACE)
-def test_cases_cover(name: str) -> None:
+def test_cases_cover() -> None:
     """The drawn numbers hold ties of both signs, both saturations and the extremes."""
     seen: Counter[object] = Counter()
-    for case in CASES[name]:
+    # Both play the same ones.
+    for case in CASES["parallel"]:
         run = case.run
         for (i_sum, i_bias), (result, _) in zip(run.sums, case.expected, strict=True):
             value = Fraction(result * run.multiplier, 2**run.shift)
@@ -167,7 +167,7 @@ def test_cases_cover(name: str) -> None:
             seen["bias", i_bias] += bool(run.has_bias) and i_bias in INT32
             seen["sum", i_sum] += bool(run.has_bias) and i_sum in INT32
     for what in (("tie", True), ("tie", False), "high", "low", "relu"):
-        assert seen[what] >= SUMS[name] // 3, what
+        assert seen[what] >= 10, what
     for extreme in INT32:
         for what in ("result", "bias", "sum"):
-            assert seen[what, extreme] >= SUMS[name] // 3, (what, extreme)
+            assert seen[what, extreme] >= 10, (what, extreme)

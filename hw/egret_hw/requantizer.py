@@ -108,7 +108,7 @@ class Requantizer(wiring.Component):
 
 
 class SerialRequantizer(wiring.Component):
-    """The same in few LUTs, for parts without multipliers.
+    """Do what `Requantizer` does in few LUTs, for parts without multipliers.
 
     It multiplies a bit, and shifts by 8 or by 1, in the cycles between two enabled ones. Latency 5
     enabled cycles; throughput 1 sum an enabled cycle, of which there may be one in 17 cycles
