@@ -11,6 +11,7 @@ from benchmarks.baseline_lzc import LeadingZeroDecoder
 
 from egret.params import CODE_NAMES, PRESETS, AcceleratorParams
 from egret_hw.dealer import start_layout
+from egret_hw.fanout import Fanout
 from egret_hw.lane import Lane, LaneSettings
 from egret_hw.layouts import (
     code_layout,
@@ -164,9 +165,11 @@ clear_errors
         ]
         lanes = [Lane(params) for _ in range(params.lanes)]
         nodes = [ReadoutNode(params, params.lanes - 1 - index) for index in range(params.lanes)]
-        all_ready = Cat(lane.i.ready for lane in lanes).all()
+        m.submodules.fanout = fanout = Fanout(params)
+        wiring.connect(m, wiring.flipped(self.i), fanout.i)
         m.d.comb += [
-            self.i.ready.eq(all_ready),
+            fanout.ready.eq(Cat(lane.i.ready for lane in lanes)),
+            fanout.roomy.eq(Cat(lane.roomy for lane in lanes)),
             self.multiply.eq(Cat(lane.multiply for lane in lanes)),
             self.bad_prefix.eq(Cat(lane.bad_prefix for lane in lanes)),
             self.bad_index.eq(Cat(lane.bad_index for lane in lanes)),
@@ -186,12 +189,12 @@ clear_errors
             m.d.comb += [
                 getattr(lane, name).eq(getattr(self, name)) for name in (*broadcasts, *writes)
             ]
-            beat, sums = self.i.payload, node.lane.payload
+            beat, sums = fanout.o, node.lane.payload
             m.d.comb += [
                 lane.banks.eq(Cat(matrix.code_bank for matrix in self.matrices)),
                 lane.settings.eq(settings.o),
                 lane.selected.eq(self.selected[index]),
-                lane.i.valid.eq(self.i.valid & all_ready),
+                lane.i.valid.eq(fanout.valid),
                 lane.i.payload.bits.eq(beat.bits.word_select(index, params.parser_bits)),
                 lane.i.payload.first.eq(beat.first),
                 lane.i.payload.last.eq(beat.last),

@@ -1,14 +1,16 @@
 """The proofs can fail: broken components are caught, and `make formal` says so."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 
 from egret.image_format import ErrorKind
 from egret.params import CODE_NAMES, AcceleratorParams
 from egret_hw.elastic import ElasticBuffer
+from egret_hw.fanout import Fanout
 from egret_hw.gearbox import Gearbox
 from egret_hw.packet_reader import PacketReader
 from egret_hw.parser import UnrolledParser
@@ -19,7 +21,14 @@ from egret_sim.formal.bench import Bench
 from egret_sim.formal.parsers import parser_bench
 from egret_sim.formal.reader import reader_bench
 from egret_sim.formal.solver import Proof, run_proof
-from egret_sim.formal.streams import elastic_bench, gearbox_bench, queue_bench, readout_bench
+from egret_sim.formal.streams import (
+    FannedQueues,
+    elastic_bench,
+    fanout_bench,
+    gearbox_bench,
+    queue_bench,
+    readout_bench,
+)
 
 PARAMS = AcceleratorParams(
     name="formal",
@@ -30,6 +39,7 @@ PARAMS = AcceleratorParams(
     activation_depth=16,
     row_depth=16,
 )
+PAIR = replace(PARAMS, lanes=2, parser_bits=1, parser_cut=1, input_depth=4)
 CODES = CODE_NAMES[:1]
 
 
@@ -59,6 +69,21 @@ class Stuck(Queue):
         m = super().elaborate(platform)
         with m.If(self.o.payload == 5):
             m.d.comb += self.i.ready.eq(0)
+        return m
+
+
+class AsksLate(Fanout):
+    """Sends what the queues had room for a cycle earlier than it should ask."""
+
+    def elaborate(self, platform: object) -> Module:
+        m = super().elaborate(platform)
+        before, late, sent = Signal(), Signal(), Signal()
+        m.d.sync += [
+            before.eq(self.roomy.all()),
+            late.eq(before),
+            sent.eq(late & self.i.valid),
+        ]
+        m.d.comb += [self.i.ready.eq(late), self.valid.eq(sent)]
         return m
 
 
@@ -103,9 +128,10 @@ class MissesEnd(UnrolledParser):
 
 
 MUTANTS: dict[str, Callable[[], Bench]] = {
-    "valid drops": lambda: queue_bench(ValidDrops(4, 4), 4),
+    "valid drops": lambda: queue_bench(ValidDrops(4, 4), 4, 0),
     "overflows": lambda: elastic_bench(Overflows(4)),
-    "stuck": lambda: queue_bench(Stuck(4, 4), 4),
+    "stuck": lambda: queue_bench(Stuck(4, 4), 4, 0),
+    "asks late": lambda: fanout_bench(FannedQueues(PAIR, AsksLate(PAIR))),
     "marks": lambda: gearbox_bench(MarksTooOften(PARAMS)),
     "starves": lambda: readout_bench(Starves(PARAMS, 3), 3),
     "forgets": lambda: reader_bench(Forgets(PARAMS)),

@@ -11,6 +11,7 @@ from egret.params import AcceleratorParams
 from egret_hw.activation_loader import ActivationLoader
 from egret_hw.dealer import Dealer
 from egret_hw.elastic import ElasticBuffer
+from egret_hw.fanout import Fanout
 from egret_hw.finisher import Finisher, output_layout
 from egret_hw.gearbox import Gearbox
 from egret_hw.lane import Lane, LaneSettings
@@ -169,11 +170,11 @@ class Accelerator(wiring.Component):
             m.d.sync += loaded.eq(0)
 
         may_send = Signal()
-        m.d.sync += may_send.eq(~busy_coding)
-        m.d.comb += [
-            reader.clear.eq(self.clear),
+        m.d.sync += [
+            may_send.eq(~busy_coding),
+            # From registers: once the first two are true, only the reader's next packet makes them
+            # false, whose header takes longer than that.
             reader.may_allocate.eq(tracker.may_allocate),
-            reader.parity.eq(tracker.parity),
             reader.may_load_code.eq(
                 ~busy_coding
                 & ~tracker.banks_in_use.bit_select(
@@ -181,7 +182,11 @@ class Accelerator(wiring.Component):
                 )
             ),
             # A third matrix, before the two that a load must spare, may be with the finisher.
-            reader.may_load_bias.eq(~finisher.busy),
+            reader.may_load_bias.eq(~finisher.busy & ~tracker.finish),
+        ]
+        m.d.comb += [
+            reader.clear.eq(self.clear),
+            reader.parity.eq(tracker.parity),
             reader.banks_loaded.eq(loaded),
             # A code that has just been announced shows in `busy_coding` one cycle later.
             reader.may_send.eq(may_send & ~busy_coding),
@@ -268,8 +273,12 @@ class Accelerator(wiring.Component):
                 code_write.offset.eq(code_write.offset),
             ]
 
+        # The array is emptied a cycle later: its resets are long wires.
+        lanes_cancel = Signal()
+        m.d.sync += lanes_cancel.eq(reader.cancel)
+        cancel_lanes = ResetInserter(lanes_cancel)
         lane_settings = LaneSettings(params)
-        m.submodules.lane_settings = cancel(lane_settings)
+        m.submodules.lane_settings = cancel_lanes(lane_settings)
         m.d.comb += [
             lane_settings.codes.eq(codes),
             lane_settings.matrices.eq(matrices),
@@ -277,14 +286,19 @@ class Accelerator(wiring.Component):
         ]
         lanes = [Lane(params) for _ in range(params.lanes)]
         nodes = [ReadoutNode(params, params.lanes - 1 - index) for index in range(params.lanes)]
-        all_ready = Cat(*(lane.i.ready for lane in lanes)).all()
-        beat = gearbox.o.payload
-        m.d.comb += gearbox.o.ready.eq(all_ready)
+        m.submodules.fanout = fanout = Fanout(params)
+        wiring.connect(m, gearbox.o, fanout.i)
+        beat = fanout.o
+        m.d.comb += [
+            fanout.ready.eq(Cat(lane.i.ready for lane in lanes)),
+            fanout.roomy.eq(Cat(lane.roomy for lane in lanes)),
+            fanout.cancel.eq(reader.cancel),
+        ]
         bad_prefix = []
         bad_index = []
         for index, (lane, node) in enumerate(zip(lanes, nodes, strict=True)):
-            m.submodules[f"lane_{index}"] = cancel(lane)
-            m.submodules[f"readout_{index}"] = cancel(node)
+            m.submodules[f"lane_{index}"] = cancel_lanes(lane)
+            m.submodules[f"readout_{index}"] = cancel_lanes(node)
             m.d.comb += [
                 lane.codes.eq(codes),
                 lane.banks.eq(Cat(matrix.code_bank for matrix in matrices)),
@@ -298,7 +312,7 @@ class Accelerator(wiring.Component):
                 lane.drain.eq(reader.settling),
                 lane.go.eq(tracker.go),
                 lane.clear_errors.eq(tracker.release),
-                lane.i.valid.eq(gearbox.o.valid & all_ready),
+                lane.i.valid.eq(fanout.valid),
                 lane.i.payload.bits.eq(beat.bits.word_select(index, params.parser_bits)),
                 lane.i.payload.first.eq(beat.first),
                 lane.i.payload.last.eq(beat.last),
@@ -316,7 +330,11 @@ class Accelerator(wiring.Component):
             bad_index.append(lane.bad_index)
         for node, behind in pairwise(nodes):
             wiring.connect(m, behind.o, node.behind)
-        wiring.connect(m, nodes[0].o, store.i)
+        m.d.comb += [
+            store.i.valid.eq(nodes[0].o.valid & ~lanes_cancel),
+            store.i.payload.eq(nodes[0].o.payload),
+            nodes[0].o.ready.eq(store.i.ready),
+        ]
         for flags, errors in ((tracker.bad_prefix, bad_prefix), (tracker.bad_index, bad_index)):
             m.d.comb += flags.eq(
                 Cat(
@@ -336,7 +354,7 @@ class Accelerator(wiring.Component):
         multiplies = Array(lane.multiply for lane in lanes)
         m.d.comb += [
             running.eq(reader.reading | tracker.in_flight.any() | finisher.busy),
-            multiplied.eq(sum(multiplies)),
+            multiplied.eq(Mux(lanes_cancel, 0, sum(multiplies))),
             status.error.eq(reader.error),
             status.position.eq(reader.position),
             self.matrix_done.eq(tracker.judged),

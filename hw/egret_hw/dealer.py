@@ -137,11 +137,11 @@ class Dealer(wiring.Component):
             ]
 
         # The entry waits in a register, with what it is for.
-        narrow = Signal(ENTRY_BITS)
-        wide = Signal(_WIDE_BITS)
-        held = Signal(section_layout())
+        narrow = Signal(ENTRY_BITS, reset_less=True)
+        wide = Signal(_WIDE_BITS, reset_less=True)
+        held = Signal(section_layout(), reset_less=True)
         held_valid = Signal()
-        held_number = Signal(ENTRY_BITS)
+        held_number = Signal(ENTRY_BITS, reset_less=True)
         held_final = Signal()
         m.d.sync += [
             narrow.eq(fifo.r_data.word_select(entry, ENTRY_BITS)),

@@ -40,12 +40,18 @@ class ElasticBuffer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
         m = Module()
-        spare = Signal(self._shape)
+        # A payload that is not valid is not looked at: no reset has to reach it.
+        payload = Signal(self._shape, reset_less=True)
+        spare = Signal(self._shape, reset_less=True)
         spare_full = Signal()
-        m.d.comb += [self.i.ready.eq(~spare_full), self.level.eq(self.o.valid + spare_full)]
+        m.d.comb += [
+            self.i.ready.eq(~spare_full),
+            self.level.eq(self.o.valid + spare_full),
+            self.o.payload.eq(payload),
+        ]
         with m.If(~self.o.valid | self.o.ready):
             m.d.sync += [
-                self.o.payload.eq(Mux(spare_full, spare, self.i.payload)),
+                payload.eq(Mux(spare_full, spare, self.i.payload)),
                 self.o.valid.eq(spare_full | self.i.valid),
                 spare_full.eq(0),
             ]

@@ -54,7 +54,7 @@ class Gearbox(wiring.Component):
         m = Module()
         params = self.params
         beats = params.beats_per_word
-        word = Signal(self.i.payload.shape())
+        word = Signal(self.i.payload.shape(), reset_less=True)
         left = Signal(range(beats + 1))
         # With more beats in a word than slots, only the outermost beats are first or last.
         near_end = left <= params.slots if params.slots < beats else Const(1)

@@ -4,7 +4,7 @@ from amaranth.hdl import Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from egret.params import CODE_NAMES, AcceleratorParams
+from egret.params import CODE_NAMES, FANOUT_SPARE, AcceleratorParams
 from egret_hw.collector import Collector, block_layout
 from egret_hw.extractor import Extractor
 from egret_hw.layouts import (
@@ -128,6 +128,8 @@ class Lane(wiring.Component):
         Clear the errors of this parity.
     o : Out(stream of lane_result_layout)
         Sums of rows.
+    roomy : Out(1)
+        There is room for `FANOUT_SPARE` beats, where `fanout_cycles` is not 0.
     multiply : Out(1)
         A weight that is not 0 by its form was multiplied.
     bad_prefix, bad_index : Out(2 * C)
@@ -153,6 +155,7 @@ class Lane(wiring.Component):
                 "go": In(2),
                 "clear_errors": In(2),
                 "o": Out(stream.Signature(lane_result_layout(params))),
+                "roomy": Out(1),
                 "multiply": Out(1),
                 "bad_prefix": Out(2 * params.slots),
                 "bad_index": Out(2 * params.slots),
@@ -164,7 +167,8 @@ class Lane(wiring.Component):
         m = Module()
         params = self._params
         slots = params.slots
-        m.submodules.input = beats = Queue(self.i.payload.shape(), params.input_depth)
+        spare = FANOUT_SPARE if params.fanout_cycles else 0
+        m.submodules.input = beats = Queue(self.i.payload.shape(), params.input_depth, spare=spare)
         m.submodules.blocks = blocks = Queue(
             block_layout(params), params.block_depth, registered=False
         )
@@ -220,6 +224,7 @@ class Lane(wiring.Component):
         with m.If(beats.o.valid & beats.o.ready):
             m.d.sync += turn.eq(turn + 1)
         wiring.connect(m, wiring.flipped(self.i), beats.i)
+        m.d.comb += self.roomy.eq(beats.roomy)
 
         # The back: one enable, which falls when a sum cannot leave.
         wiring.connect(m, blocks.o, extractor.i)

@@ -16,13 +16,23 @@ _TAPS = {1: (0,), 2: (1, 0), 3: (2, 1), 4: (3, 2), 5: (4, 2), 6: (5, 4)}
 """Bits of a shift register whose sum makes it pass through all states but 0, by its length."""
 
 
-def _next_address(address: Signal) -> Value:
+def _next_address(address: Value) -> Value:
     """Return what follows an address in a cycle through all of them.
 
     A shift register costs one LUT where a counter costs one for every bit.
     """
     taps = [address[tap] for tap in _TAPS[len(address)]]
     return Cat(reduce(xor, taps) ^ ~address[:-1].any(), address[:-1])
+
+
+def _first_addresses(bits: int, count: int) -> int:
+    """Return address 0 with the bits of `count` addresses that follow it below."""
+    sequence = 0
+    for _ in range(count):
+        address = sequence & ((1 << bits) - 1)
+        new = reduce(xor, (address >> tap & 1 for tap in _TAPS[bits]))
+        sequence = sequence << 1 | new ^ (address & ((1 << bits - 1) - 1) == 0)
+    return sequence
 
 
 class Queue(wiring.Component):
@@ -40,6 +50,8 @@ class Queue(wiring.Component):
     registered : bool
         With a register at the output. Without, where more than two deep, `o` comes from the
         memory, a cycle earlier.
+    spare : int
+        Free entries that `roomy` tells of, less than `depth`; 0 where nobody asks.
 
     Attributes
     ----------
@@ -47,13 +59,25 @@ class Queue(wiring.Component):
         Stream in.
     o : Out(stream.Signature)
         Stream out. `valid` holds and `payload` is stable until `ready`.
+    roomy : Out(1)
+        At least `spare` entries were free as the cycle began, for a source that asks some cycles
+        before it sends; where more than two deep. From a register.
     """
 
-    def __init__(self, shape: ShapeLike, depth: int, *, registered: bool = True) -> None:
+    def __init__(
+        self, shape: ShapeLike, depth: int, *, registered: bool = True, spare: int = 0
+    ) -> None:
         self._shape = shape
         self._registered = registered
         self._depth = depth
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+        self._spare = spare
+        super().__init__(
+            {
+                "i": In(stream.Signature(shape)),
+                "o": Out(stream.Signature(shape)),
+                "roomy": Out(1, init=1),
+            }
+        )
 
     def elaborate(self, platform: object) -> Module:
         """Build the gates."""
@@ -66,12 +90,18 @@ class Queue(wiring.Component):
             return m
         m.submodules.entries = entries = table_memory(self._shape, depth)
         write, read = entries.write_port(), entries.read_port(domain="comb")
-        written = Signal((depth - 1).bit_length())
-        taken = Signal.like(written)
+        bits = (depth - 1).bit_length()
+        spare = self._spare
+        # The address of the next write is at the top: below come the bits of those behind it.
+        sequence = Signal(bits + spare, init=_first_addresses(bits, spare))
+        written = sequence[spare:]
+        following = Cat(_next_address(sequence[:bits])[0], sequence)
+        next_written = following[spare:][:bits]
+        taken = Signal(bits)
         room = Signal(init=1)
         some = Signal()
         move = Signal()
-        next_written, next_taken = _next_address(written), _next_address(taken)
+        next_taken = _next_address(taken)
         m.d.comb += [
             self.i.ready.eq(room),
             write.en.eq(self.i.valid & self.i.ready),
@@ -96,7 +126,7 @@ class Queue(wiring.Component):
                 self.o.payload.eq(read.data),
             ]
         with m.If(write.en):
-            m.d.sync += written.eq(next_written)
+            m.d.sync += sequence.eq(following)
         with m.If(move):
             m.d.sync += taken.eq(next_taken)
         # The last room is taken where the addresses meet behind a write, the last entry where they
@@ -109,4 +139,9 @@ class Queue(wiring.Component):
             m.d.sync += some.eq(1)
         with m.Elif(move & (next_taken == written)):
             m.d.sync += some.eq(0)
+        if spare:
+            with m.If(write.en & ~move & (sequence[:bits] == taken)):
+                m.d.sync += self.roomy.eq(0)
+            with m.If(move & ~write.en & (sequence[1:][:bits] == taken)):
+                m.d.sync += self.roomy.eq(1)
         return m

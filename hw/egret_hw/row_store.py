@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -55,7 +55,8 @@ class RowStore(wiring.Component):
     i : In(stream of sums_layout)
         Sums.
     start : In(start_layout)
-        Where a substream begins.
+        Where a substream begins: all of a matrix before its first sum, and not before the last one
+        of the matrix two before it.
     rows : In(array of 2)
         Rows of the matrix with each parity.
     banks : In(2)
@@ -110,14 +111,11 @@ class RowStore(wiring.Component):
         substreams = params.substreams
         substream_bits = (substreams - 1).bit_length()
 
-        # The row that each substream's next sum belongs to, up to one that no matrix has.
-        m.submodules.next_rows = next_rows = Memory(
-            shape=row_bits + 1, depth=2 << substream_bits, init=[]
-        )
-        row_write = next_rows.write_port()
-        row_read = next_rows.read_port(domain="comb")
+        # The row that each substream's next sum belongs to, up to one that no matrix has. A memory
+        # for each parity: the starts of one are placed while the other one's sums come.
+        depth = max(2, 1 << substream_bits)
+        next_rows = [Memory(shape=row_bits + 1, depth=depth, init=[]) for _ in range(2)]
         offered = self.i.payload
-        row = row_read.data
 
         stage = data.StructLayout(
             {
@@ -135,30 +133,28 @@ class RowStore(wiring.Component):
         )
         stages = [Signal(stage, name=f"stage_{number}") for number in range(3)]
         first, second, done = stages
-        take = Signal()
-        m.d.comb += [
-            row_read.addr.eq(
-                (offered.parity << substream_bits) | offered.substream[:substream_bits]
-            ),
-            self.i.ready.eq(~self.start.enable),
-            take.eq(self.i.valid & self.i.ready),
-        ]
-        with m.If(self.start.enable):
+        take = self.i.valid
+        m.d.comb += self.i.ready.eq(1)
+        candidates = []
+        for parity, memory in enumerate(next_rows):
+            m.submodules[f"next_rows_{parity}"] = memory
+            write, read = memory.write_port(), memory.read_port(domain="comb")
+            candidates.append(read.data)
+            starts = self.start.enable & (self.start.parity == parity)
+            takes = take & (offered.parity == parity)
             m.d.comb += [
-                row_write.en.eq(1),
-                row_write.addr.eq(
-                    (self.start.parity << substream_bits) | self.start.substream[:substream_bits]
-                ),
-                row_write.data.eq(
-                    Mux(self.start.row[row_bits:].any(), 1 << row_bits, self.start.row)
+                read.addr.eq(offered.substream),
+                write.en.eq(starts | takes & ~read.data[row_bits]),
+                write.addr.eq(Mux(starts, self.start.substream, offered.substream)),
+                write.data.eq(
+                    Mux(
+                        starts,
+                        Mux(self.start.row[row_bits:].any(), 1 << row_bits, self.start.row),
+                        read.data + 1,
+                    )
                 ),
             ]
-        with m.Else():
-            m.d.comb += [
-                row_write.en.eq(take & ~row[row_bits]),
-                row_write.addr.eq(row_read.addr),
-                row_write.data.eq(row + 1),
-            ]
+        row = Mux(offered.parity, candidates[1], candidates[0])
         m.d.sync += [later.eq(earlier) for earlier, later in pairwise(stages)]
 
         def is_same(before: data.View) -> Value:
@@ -189,15 +185,17 @@ class RowStore(wiring.Component):
         clear_walked = Signal()
         walked_bank = Signal()
         total = Signal(shape)
-        fetched = Array(Signal(shape, name=f"fetched_{bank}") for bank in range(2))
+        # What is added to, and what is walked over: of the one bank, and of the other.
+        fetched = Signal(shape, reset_less=True)
+        shown = Signal(shape, reset_less=True)
         # The last two totals, which a sum of the same row takes in place of the memory's.
-        totals = [Signal(shape, name=f"total_{age}") for age in (1, 2)]
+        totals = [Signal(shape, name=f"total_{age}", reset_less=True) for age in (1, 2)]
         m.d.sync += [later.eq(earlier) for earlier, later in pairwise([total, *totals])]
         for vector in range(params.batch):
             kept = Mux(done.after_last, totals[0][vector], totals[1][vector])
-            stored = data.View(shape, fetched[done.bank])[vector]
             m.d.comb += total[vector].eq(
-                Mux(done.after_last | done.after_second, kept, stored) + done.sums.sums[vector]
+                Mux(done.after_last | done.after_second, kept, fetched[vector])
+                + done.sums.sums[vector]
             )
         m.d.sync += [
             walked.eq(self.walk.row),
@@ -214,8 +212,6 @@ class RowStore(wiring.Component):
                 read.addr.eq(Mux(walks, self.walk.row, first.row)),
                 read.en.eq(~walks | self.walk.enable),
             ]
-            with m.If(~walks | self.walk.enable):
-                m.d.sync += fetched[bank].eq(read.data)
             with m.If(self.wipe & ~self.walk.active):
                 m.d.comb += [write.en.eq(1), write.addr.eq(wiping)]
             with m.Elif(clear_walked & (walked_bank == bank)):
@@ -226,7 +222,10 @@ class RowStore(wiring.Component):
                     write.addr.eq(done.row),
                     write.data.eq(total),
                 ]
-        m.d.comb += self.sums.eq(fetched[self.walk.bank])
+        m.d.sync += fetched.eq(Mux(second.bank, reads[1].data, reads[0].data))
+        with m.If(self.walk.enable):
+            m.d.sync += shown.eq(Mux(self.walk.bank, reads[1].data, reads[0].data))
+        m.d.comb += self.sums.eq(shown)
 
         ended = [Signal(range(substreams + 1), name=f"ended_{parity}") for parity in range(2)]
         for parity in range(2):

@@ -1,6 +1,8 @@
 """Tracker: keeps the books of the two matrices that may be under way."""
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Module, Mux, ShapeLike, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -75,7 +77,7 @@ class MatrixTracker(wiring.Component):
     release : Out(2)
         The matrix with this parity is judged, and good.
     late, late_error, late_position
-        A matrix turned out wrong.
+        A matrix turned out wrong; from registers, a cycle behind its judgement.
     judged : Out(1)
         A good matrix is judged, in this cycle.
     weights : Out(32)
@@ -138,10 +140,27 @@ class MatrixTracker(wiring.Component):
         wrong = Signal(2)
         more = Signal(2)
         keeps = Signal(2)
-        needed = [Signal.like(self.load_beats, name=f"needed_{p}") for p in range(2)]
-        received = Array(Signal.like(self.load_beats, name=f"received_{p}") for p in range(2))
-        jobs = Array(Signal(job_layout(params), name=f"job_{p}") for p in range(2))
-        sizes = Array(Signal(32, name=f"size_{p}") for p in range(2))
+
+        # What a header says means nothing while its matrix is not busy: no reset has to reach it.
+        def held(shape: ShapeLike, name: str) -> list[Any]:
+            return [Signal(shape, name=f"{name}_{p}", reset_less=True) for p in range(2)]
+
+        needed = held(self.load_beats.shape(), "needed")
+        received = Array(held(self.load_beats.shape(), "received"))
+        jobs = Array(held(job_layout(params), "job"))
+        sizes = Array(held(32, "size"))
+        matrices = held(matrix_layout(params), "matrix")
+        rows = held(params.row_depth.bit_length(), "rows")
+        column_bits = held(MATRIX_FIELDS["column_bits"].width, "column_bits")
+        m.d.comb += [
+            port[p].eq(values[p])
+            for port, values in (
+                (self.matrices, matrices),
+                (self.rows, rows),
+                (self.column_bits, column_bits),
+            )
+            for p in range(2)
+        ]
         head = Signal()
         tail = Signal()
         # Of the activation memory and the row bank, as every matrix so far leaves them.
@@ -169,7 +188,7 @@ class MatrixTracker(wiring.Component):
         bits = (params.activation_columns - 1).bit_length()
 
         for p in range(2):
-            own = self.matrices[p]
+            own = matrices[p]
             job = jobs[p]
             with m.If(self.allocate & (head == p)):
                 m.d.sync += [
@@ -185,8 +204,8 @@ class MatrixTracker(wiring.Component):
                     memory_now.eq(memory ^ header.keep_activations),
                     bank_now.eq(bank_now ^ ~header.more),
                     self.row_banks[p].eq(bank_now),
-                    self.rows[p].eq(header.rows),
-                    self.column_bits[p].eq(header.column_bits),
+                    rows[p].eq(header.rows),
+                    column_bits[p].eq(header.column_bits),
                     sizes[p].eq(header.rows * header.columns),
                     own.code_bank.eq(header.code_bank),
                     own.zigzag.eq(header.zigzag),
@@ -267,6 +286,10 @@ class MatrixTracker(wiring.Component):
         settle = Signal(range(_SETTLE_CYCLES + 1))
         substream = Signal(range(max(2, substreams)))
         retire = Signal()
+        late = Signal()
+        late_error = Signal(ErrorKind)
+        late_position = Signal(POSITION_BITS)
+        late_held = Signal(POSITION_BITS, reset_less=True)
         mine = busy & passed & self.complete & ~wanted
         m.d.comb += [
             self.job.eq(jobs[tail]),
@@ -286,18 +309,18 @@ class MatrixTracker(wiring.Component):
             with m.State("Judge"):
                 with m.If(wrong.bit_select(tail, 1)):
                     m.d.comb += [
-                        self.late.eq(1),
-                        self.late_error.eq(ErrorKind.ACTIVATIONS),
-                        self.late_position.eq(received[tail]),
+                        late.eq(1),
+                        late_error.eq(ErrorKind.ACTIVATIONS),
+                        late_position.eq(received[tail]),
                     ]
                     m.next = "Wait"
                 with m.Elif(any_bad.bit_select(tail, 1)):
                     m.next = "Search"
                 with m.Elif(self.beyond.bit_select(tail, 1)):
                     m.d.comb += [
-                        self.late.eq(1),
-                        self.late_error.eq(ErrorKind.ROW),
-                        self.late_position.eq(self.beyond_substream[tail]),
+                        late.eq(1),
+                        late_error.eq(ErrorKind.ROW),
+                        late_position.eq(self.beyond_substream[tail]),
                     ]
                     m.next = "Wait"
                 with m.Elif(more.bit_select(tail, 1)):
@@ -311,11 +334,18 @@ class MatrixTracker(wiring.Component):
                 m.d.sync += substream.eq(substream + 1)
                 with m.If(here_index | bad_prefix.bit_select(substream, 1)):
                     m.d.comb += [
-                        self.late.eq(1),
-                        self.late_error.eq(Mux(here_index, ErrorKind.INDEX, ErrorKind.PREFIX)),
-                        self.late_position.eq(substream),
+                        late.eq(1),
+                        late_error.eq(Mux(here_index, ErrorKind.INDEX, ErrorKind.PREFIX)),
+                        late_position.eq(substream),
                     ]
                     m.next = "Wait"
+        # A cycle later, which nothing waits for: where the reader goes is on its own longest path.
+        m.d.sync += [
+            self.late.eq(late),
+            self.late_error.eq(late_error),
+            late_held.eq(late_position),
+        ]
+        m.d.comb += self.late_position.eq(late_held)
         with m.If(retire):
             m.d.comb += self.release.eq(1 << tail)
             m.d.sync += [busy.bit_select(tail, 1).eq(0), tail.eq(~tail)]

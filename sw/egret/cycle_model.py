@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from egret.params import FANOUT_SPARE
+
 __all__ = ["FIELDS", "decode_substream", "run_cycles"]
 
 FIELDS = (
@@ -206,6 +208,7 @@ def run_cycles(
     block_depth: Any,
     word_depth: Any,
     beats_per_word: Any,
+    fanout: Any,
     microcode: Any,
     result_cycles: Any,
     beat_parity: Any,
@@ -230,6 +233,8 @@ def run_cycles(
         Entries of a lane's queues of beats and of blocks, and of the queue of section words.
     beats_per_word : int
         Beats in a bus word.
+    fanout : bool
+        Beats pass a register on their way to the lanes, whose room is asked for in advance.
     microcode : bool
         Codes are made into microcode.
     result_cycles : int
@@ -262,6 +267,11 @@ def run_cycles(
     words = 0
     head = 0
     matrices = 0
+    # What the reader is told of the tracker, of codes and their banks, and of the finisher is a
+    # cycle old.
+    was_free = True
+    was_loadable = True
+    was_idle = True
     # Dealer: sections that wait, and what it sent some cycles ago.
     section_count = 0
     sections = np.zeros((_SECTIONS + 1, 4), np.int64)
@@ -278,8 +288,10 @@ def run_cycles(
     writer = 0
     may_send = True
     banks_used = np.zeros(2, np.int64)
-    # Gearbox.
+    # Gearbox, and what is between it and the lanes.
     gear_left = 0
+    had_room = True
+    beat_on_way = False
     # Tracker, by parity.
     busy = np.zeros(2, np.int64)
     passed = np.zeros(2, np.int64)
@@ -356,7 +368,7 @@ def run_cycles(
         code_ends[0] = 0
 
         # What moves in this cycle, seen from registers.
-        store_takes = node_valid[0] and starts[_DEALER, 0] < 0
+        store_takes = node_valid[0]
         leaves[0] = store_takes
         for lane in range(lanes):
             room = not node_spare[lane]
@@ -364,11 +376,18 @@ def run_cycles(
             from_lane[lane] = mine and room
             leaves[lane + 1] = node_valid[lane + 1] and room and not mine
         all_ready = True
+        spare = FANOUT_SPARE if fanout else 1
         for lane in range(lanes):
             # Two entries are a buffer whose level counts the one that is offered.
             level = in_level[lane] + (in_valid[lane] if input_depth == 2 else 0)
-            all_ready = all_ready and level < input_depth
+            all_ready = all_ready and level + spare <= input_depth
+        beat_arrives = beat_on_way
+        if fanout:
+            had_room, all_ready = all_ready, had_room
         beat_moves = gear_left > 0 and all_ready
+        beat_on_way = beat_moves
+        if not fanout:
+            beat_arrives = beat_moves
         gear_ready = gear_left == 0 or (gear_left == 1 and all_ready)
 
         # Row store.
@@ -489,7 +508,7 @@ def run_cycles(
             if beat_taken:
                 amid[lane] = not beat_last[in_beat[lane]]
                 in_beat[lane] += 1
-            moves = beat_moves
+            moves = beat_arrives
             if not in_valid[lane] or beat_taken:
                 in_valid[lane] = 0
                 if in_level[lane] > 0:
@@ -562,7 +581,8 @@ def run_cycles(
                 finish_left = (beats[tail] + _SERIAL_FINISHER) * result_cycles + 1
             finish_keeps = keeps[tail]
             finish_bank = row_bank[tail]
-        may_allocate = not busy[head] and (placed[1 - head] or not busy[1 - head])
+        may_allocate = was_free
+        was_free = not busy[head] and (placed[1 - head] or not busy[1 - head])
         if starts[in_tracker, 0] >= 0 and starts[in_tracker, 1] == substreams - 1:
             placed[starts[in_tracker, 0]] = 1
         if ended_parity >= 0:
@@ -572,6 +592,9 @@ def run_cycles(
         for parity in range(2):
             banks_used[code_bank[parity]] |= busy[parity]
         coding = codes > 0 or was_coding or writer > 0
+        may_load, may_load_bias = was_loadable, was_idle
+        was_idle = not finishing and not begins
+        was_loadable = not coding and not banks_used[packets[min(packet, count - 1), _BANK]]
         if retires:
             retired[matrix[tail]] = cycles
             busy[tail] = 0
@@ -645,9 +668,9 @@ def run_cycles(
                     if packets[packet, _IS_MATRIX]:
                         bank_free = may_allocate
                     elif packets[packet, _IS_BIAS]:
-                        bank_free = not finishing
+                        bank_free = may_load_bias
                     elif packets[packet, _IS_CODE]:
-                        bank_free = not coding and not banks_used[packets[packet, _BANK]]
+                        bank_free = may_load
                     if bank_free:
                         state = _BODY
                         sections[section_count, 0] = packets[packet, _ENTRIES]

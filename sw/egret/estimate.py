@@ -342,6 +342,7 @@ class _Work:
             params.block_depth,
             word_depth,
             params.beats_per_word,
+            bool(params.fanout_cycles),
             params.parser == "microcode",
             params.requantizer_cycles,
             np.concatenate(self.parities),

@@ -17,6 +17,7 @@ __all__ = [
     "ACTIVATION_BITS",
     "BIAS_BITS",
     "CODE_NAMES",
+    "FANOUT_SPARE",
     "MAX_ORDER",
     "MICROCODE_BITS",
     "MULTIPLIER_BITS",
@@ -47,6 +48,12 @@ PARSERS = ("logic", "microcode")
 """How a parser is built: an unrolled state machine in LUTs, or its table in block RAM."""
 MICROCODE_BITS = 4
 """Stream bits that a word of microcode stands for, and the narrowest parser of that kind."""
+FANOUT_SPARE = 3
+"""Free entries that a lane's queue must have to be sent a beat that passes a register on its way.
+
+One for the beat, and one for each of the two that may be on their way already: what a lane says of
+its room passes a register, too.
+"""
 VENDORS = ("generic", "ecp5", "ice40", "xilinx7")
 """Families that the constraints are written for. iCE40s, but for UltraPlus, lack multipliers."""
 
@@ -266,6 +273,11 @@ class AcceleratorParams:
     def code_banks(self) -> int:
         """Codes that an accelerator holds at a time: the microcode takes its block RAM whole."""
         return 1 if self.parser == "microcode" else 2
+
+    @property
+    def fanout_cycles(self) -> int:
+        """Cycles that a beat takes to the lanes: 1, or 0 to one lane or where queues are short."""
+        return int(self.lanes > 1 and self.input_depth > 2)
 
     @property
     def requantizer_cycles(self) -> int:

@@ -54,6 +54,36 @@ MICROCODE_MISTAKES = (
         "Mux(held.wide, wide[:ENTRY_BITS], narrow >> column_bits)",
     ),
     Mistake(
+        "off by one: a lane says that it has room for another beat than it has",
+        "queue.py",
+        "write.en & ~move & (sequence[:bits] == taken)",
+        "write.en & ~move & (sequence[1:][:bits] == taken)",
+    ),
+    Mistake(
+        "missed register: what is on its way to the lanes goes on through a cancel",
+        "fanout.py",
+        "with m.If(self.cancel):",
+        "with m.If(self.cancel & ~self.i.valid):",
+    ),
+    Mistake(
+        "swapped banks: starts go where the other matrix's rows are",
+        "row_store.py",
+        "starts = self.start.enable & (self.start.parity == parity)",
+        "starts = self.start.enable & (self.start.parity != parity)",
+    ),
+    Mistake(
+        "missed cancel: sums of the lanes reach rows that have been forgotten",
+        "accelerator.py",
+        "nodes[0].o.valid & ~lanes_cancel",
+        "nodes[0].o.valid",
+    ),
+    Mistake(
+        "missing condition: biases are loaded as the finisher begins",
+        "accelerator.py",
+        "~finisher.busy & ~tracker.finish",
+        "~finisher.busy",
+    ),
+    Mistake(
         "missed reset: rows beyond the matrix are remembered after it",
         "row_store.py",
         "m.d.sync += [ended[parity].eq(0), self.beyond[parity].eq(0)]",

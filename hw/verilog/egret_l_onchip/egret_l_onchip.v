@@ -248,497 +248,504 @@ endmodule
 module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$105 , \$106 , \$107 , \$108 , \$109 , \$110 , \$112 , \$117 , \$122 , \$125 , \$128 ,
-    \$129 , \$130 , \$132 , \$133 , \$2 , \$3 , \$4 , \$5 , \$7 , \$71 , \$72 , \$8 ;
-  wire [1:0] \$10 , \$118 , \$73 ;
-  wire [28:0] \$100 ;
-  wire [29:0] \$101 ;
-  wire [30:0] \$102 ;
-  wire [31:0] \$103 , \$136 ;
-  wire [32:0] \$104 , \$123 , \$124 , \$126 , \$127 , \$131 , \$134 , \$135 , \$137 ;
-  wire [79:0] \$113 ;
-  wire [10:0] \$114 , \$167 , \$82 ;
-  wire [16:0] \$115 , \$88 ;
-  wire [17:0] \$116 , \$89 ;
-  wire [43:0] \$119 ;
-  wire [2:0] \$12 , \$14 , \$74 ;
-  wire [3:0] \$121 , \$16 , \$18 , \$20 , \$22 , \$75 ;
-  wire [13:0] \$166 , \$85 ;
-  wire [4:0] \$24 , \$26 , \$28 , \$30 , \$32 , \$34 , \$36 , \$38 , \$76 ;
-  wire [5:0] \$40 , \$42 , \$44 , \$46 , \$48 , \$50 , \$52 , \$54 , \$56 , \$58 , \$60 , \$62 ,
-    \$64 , \$66 , \$68 , \$70 , \$77 ;
-  wire [6:0] \$78 ;
-  wire [7:0] \$79 ;
-  wire [8:0] \$80 ;
-  wire [9:0] \$81 ;
-  wire [11:0] \$83 ;
-  wire [12:0] \$84 ;
-  wire [14:0] \$86 ;
-  wire [15:0] \$87 ;
-  wire [18:0] \$90 ;
-  wire [19:0] \$91 ;
-  wire [20:0] \$92 ;
-  wire [21:0] \$93 ;
-  wire [22:0] \$94 ;
-  wire [23:0] \$95 ;
-  wire [24:0] \$96 ;
-  wire [25:0] \$97 ;
-  wire [26:0] \$98 ;
-  wire [27:0] \$99 ;
+  wire \$1 , \$102 , \$103 , \$104 , \$106 , \$107 , \$2 , \$3 , \$36 , \$37 , \$38 , \$4 , \$72 ,
+    \$73 , \$74 , \$75 , \$76 , \$77 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$86 , \$91 , \$96
+    , \$99 ;
+  wire [3:0] \$10 , \$11 , \$41 , \$8 , \$9 , \$95 ;
+  wire [32:0] \$100 , \$101 , \$105 , \$108 , \$109 , \$111 , \$70 , \$71 , \$97 , \$98 ;
+  wire [31:0] \$110 , \$69 ;
+  wire [4:0] \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$42 ;
+  wire [13:0] \$144 , \$51 ;
+  wire [10:0] \$145 , \$48 , \$88 ;
+  wire [259:0] \$146 ;
+  wire [5:0] \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 , \$30 , \$31 ,
+    \$32 , \$33 , \$34 , \$35 , \$43 ;
+  wire [1:0] \$39 , \$5 , \$92 ;
+  wire [2:0] \$40 , \$6 , \$7 ;
+  wire [6:0] \$44 ;
+  wire [7:0] \$45 ;
+  wire [8:0] \$46 ;
+  wire [9:0] \$47 ;
+  wire [11:0] \$49 ;
+  wire [12:0] \$50 ;
+  wire [14:0] \$52 ;
+  wire [15:0] \$53 ;
+  wire [16:0] \$54 , \$89 ;
+  wire [17:0] \$55 , \$90 ;
+  wire [18:0] \$56 ;
+  wire [19:0] \$57 ;
+  wire [20:0] \$58 ;
+  wire [21:0] \$59 ;
+  wire [22:0] \$60 ;
+  wire [23:0] \$61 ;
+  wire [24:0] \$62 ;
+  wire [25:0] \$63 ;
+  wire [26:0] \$64 ;
+  wire [27:0] \$65 ;
+  wire [28:0] \$66 ;
+  wire [29:0] \$67 ;
+  wire [30:0] \$68 ;
+  wire [79:0] \$87 ;
+  wire [43:0] \$93 ;
+  reg \$112 ;
+  reg [28:0] \$113 ;
+  reg \$114 ;
+  reg [87:0] \$115 ;
+  reg \$116 ;
+  reg \$117 ;
+  reg \$118 ;
+  reg \$119 ;
+  reg [79:0] \$120 ;
+  reg [26:0] \$121 ;
+  reg [22:0] \$122 ;
+  reg [15:0] \$123 ;
+  reg [4:0] \$124 ;
+  reg \$125 ;
+  reg [1:0] \$126 ;
+  reg \$127 ;
+  reg \$128 ;
+  reg [31:0] \$129 ;
+  reg \$130 ;
+  reg [31:0] \$131 ;
+  reg \$132 ;
+  reg [31:0] \$133 ;
+  reg \$134 ;
+  reg [31:0] \$135 ;
+  reg \$136 ;
+  reg [31:0] \$137 ;
   reg \$138 ;
-  reg [28:0] \$139 ;
-  reg \$140 ;
-  reg [87:0] \$141 ;
-  reg \$142 ;
-  reg [79:0] \$143 ;
-  reg [26:0] \$144 ;
-  reg [22:0] \$145 ;
-  reg [15:0] \$146 ;
-  reg [4:0] \$147 ;
-  reg \$148 ;
-  reg [1:0] \$149 ;
-  reg \$150 ;
-  reg [31:0] \$151 ;
-  reg \$152 ;
-  reg [31:0] \$153 ;
-  reg \$154 ;
-  reg [31:0] \$155 ;
-  reg \$156 ;
-  reg [31:0] \$157 ;
-  reg \$158 ;
-  reg [31:0] \$159 ;
-  reg \$160 ;
-  reg [31:0] \$161 ;
-  reg [5:0] \$162 ;
-  reg [31:0] \$163 ;
-  reg [31:0] \$164 ;
-  reg [31:0] \$165 ;
+  reg [31:0] \$139 ;
+  reg [5:0] \$140 ;
+  reg [31:0] \$141 ;
+  reg [31:0] \$142 ;
+  reg [31:0] \$143 ;
   wire [64:0] activations__payload;
   output activations__ready;
   wire activations__ready;
   wire activations__valid;
   wire allocate;
-  wire \allocate$81 ;
+  wire \allocate$74 ;
   wire allow;
   wire [127:0] bad_index;
-  wire [3:0] \bad_index$1049 ;
-  wire [3:0] \bad_index$1050 ;
-  wire [3:0] \bad_index$1051 ;
-  wire [3:0] \bad_index$1052 ;
-  wire [3:0] \bad_index$1053 ;
-  wire [3:0] \bad_index$1054 ;
-  wire [3:0] \bad_index$1055 ;
-  wire [3:0] \bad_index$1056 ;
-  wire [3:0] \bad_index$1057 ;
-  wire [3:0] \bad_index$1058 ;
-  wire [3:0] \bad_index$1059 ;
-  wire [3:0] \bad_index$1060 ;
-  wire [3:0] \bad_index$1061 ;
-  wire [3:0] \bad_index$1062 ;
-  wire [3:0] \bad_index$1063 ;
-  wire [3:0] \bad_index$1064 ;
-  wire [3:0] \bad_index$1065 ;
-  wire [3:0] \bad_index$1066 ;
-  wire [3:0] \bad_index$1067 ;
-  wire [3:0] \bad_index$1068 ;
-  wire [3:0] \bad_index$1069 ;
-  wire [3:0] \bad_index$1070 ;
-  wire [3:0] \bad_index$1071 ;
-  wire [3:0] \bad_index$1072 ;
-  wire [3:0] \bad_index$1073 ;
-  wire [3:0] \bad_index$1074 ;
-  wire [3:0] \bad_index$1075 ;
-  wire [3:0] \bad_index$1076 ;
-  wire [3:0] \bad_index$1077 ;
-  wire [3:0] \bad_index$1078 ;
-  wire [3:0] \bad_index$1079 ;
-  wire [3:0] \bad_index$1080 ;
+  wire [3:0] \bad_index$1084 ;
+  wire [3:0] \bad_index$1085 ;
+  wire [3:0] \bad_index$1086 ;
+  wire [3:0] \bad_index$1087 ;
+  wire [3:0] \bad_index$1088 ;
+  wire [3:0] \bad_index$1089 ;
+  wire [3:0] \bad_index$1090 ;
+  wire [3:0] \bad_index$1091 ;
+  wire [3:0] \bad_index$1092 ;
+  wire [3:0] \bad_index$1093 ;
+  wire [3:0] \bad_index$1094 ;
+  wire [3:0] \bad_index$1095 ;
+  wire [3:0] \bad_index$1096 ;
+  wire [3:0] \bad_index$1097 ;
+  wire [3:0] \bad_index$1098 ;
+  wire [3:0] \bad_index$1099 ;
+  wire [3:0] \bad_index$1100 ;
+  wire [3:0] \bad_index$1101 ;
+  wire [3:0] \bad_index$1102 ;
+  wire [3:0] \bad_index$1103 ;
+  wire [3:0] \bad_index$1104 ;
+  wire [3:0] \bad_index$1105 ;
+  wire [3:0] \bad_index$1106 ;
+  wire [3:0] \bad_index$1107 ;
+  wire [3:0] \bad_index$1108 ;
+  wire [3:0] \bad_index$1109 ;
+  wire [3:0] \bad_index$1110 ;
+  wire [3:0] \bad_index$1111 ;
+  wire [3:0] \bad_index$1112 ;
+  wire [3:0] \bad_index$1113 ;
+  wire [3:0] \bad_index$1114 ;
+  wire [3:0] \bad_index$1115 ;
   wire [127:0] bad_prefix;
-  wire [3:0] \bad_prefix$1016 ;
-  wire [3:0] \bad_prefix$1017 ;
-  wire [3:0] \bad_prefix$1018 ;
-  wire [3:0] \bad_prefix$1019 ;
-  wire [3:0] \bad_prefix$1020 ;
-  wire [3:0] \bad_prefix$1021 ;
-  wire [3:0] \bad_prefix$1022 ;
-  wire [3:0] \bad_prefix$1023 ;
-  wire [3:0] \bad_prefix$1024 ;
-  wire [3:0] \bad_prefix$1025 ;
-  wire [3:0] \bad_prefix$1026 ;
-  wire [3:0] \bad_prefix$1027 ;
-  wire [3:0] \bad_prefix$1028 ;
-  wire [3:0] \bad_prefix$1029 ;
-  wire [3:0] \bad_prefix$1030 ;
-  wire [3:0] \bad_prefix$1031 ;
-  wire [3:0] \bad_prefix$1032 ;
-  wire [3:0] \bad_prefix$1033 ;
-  wire [3:0] \bad_prefix$1034 ;
-  wire [3:0] \bad_prefix$1035 ;
-  wire [3:0] \bad_prefix$1036 ;
-  wire [3:0] \bad_prefix$1037 ;
-  wire [3:0] \bad_prefix$1038 ;
-  wire [3:0] \bad_prefix$1039 ;
-  wire [3:0] \bad_prefix$1040 ;
-  wire [3:0] \bad_prefix$1041 ;
-  wire [3:0] \bad_prefix$1042 ;
-  wire [3:0] \bad_prefix$1043 ;
-  wire [3:0] \bad_prefix$1044 ;
-  wire [3:0] \bad_prefix$1045 ;
-  wire [3:0] \bad_prefix$1046 ;
-  wire [3:0] \bad_prefix$1047 ;
+  wire [3:0] \bad_prefix$1051 ;
+  wire [3:0] \bad_prefix$1052 ;
+  wire [3:0] \bad_prefix$1053 ;
+  wire [3:0] \bad_prefix$1054 ;
+  wire [3:0] \bad_prefix$1055 ;
+  wire [3:0] \bad_prefix$1056 ;
+  wire [3:0] \bad_prefix$1057 ;
+  wire [3:0] \bad_prefix$1058 ;
+  wire [3:0] \bad_prefix$1059 ;
+  wire [3:0] \bad_prefix$1060 ;
+  wire [3:0] \bad_prefix$1061 ;
+  wire [3:0] \bad_prefix$1062 ;
+  wire [3:0] \bad_prefix$1063 ;
+  wire [3:0] \bad_prefix$1064 ;
+  wire [3:0] \bad_prefix$1065 ;
+  wire [3:0] \bad_prefix$1066 ;
+  wire [3:0] \bad_prefix$1067 ;
+  wire [3:0] \bad_prefix$1068 ;
+  wire [3:0] \bad_prefix$1069 ;
+  wire [3:0] \bad_prefix$1070 ;
+  wire [3:0] \bad_prefix$1071 ;
+  wire [3:0] \bad_prefix$1072 ;
+  wire [3:0] \bad_prefix$1073 ;
+  wire [3:0] \bad_prefix$1074 ;
+  wire [3:0] \bad_prefix$1075 ;
+  wire [3:0] \bad_prefix$1076 ;
+  wire [3:0] \bad_prefix$1077 ;
+  wire [3:0] \bad_prefix$1078 ;
+  wire [3:0] \bad_prefix$1079 ;
+  wire [3:0] \bad_prefix$1080 ;
+  wire [3:0] \bad_prefix$1081 ;
+  wire [3:0] \bad_prefix$1082 ;
   wire [1:0] banks;
-  wire [1:0] \banks$174 ;
-  wire [1:0] \banks$204 ;
-  wire [1:0] \banks$224 ;
-  wire [1:0] \banks$244 ;
-  wire [1:0] \banks$264 ;
-  wire [1:0] \banks$284 ;
-  wire [1:0] \banks$304 ;
-  wire [1:0] \banks$324 ;
-  wire [1:0] \banks$344 ;
-  wire [1:0] \banks$364 ;
-  wire [1:0] \banks$384 ;
-  wire [1:0] \banks$404 ;
-  wire [1:0] \banks$424 ;
-  wire [1:0] \banks$444 ;
-  wire [1:0] \banks$464 ;
-  wire [1:0] \banks$484 ;
-  wire [1:0] \banks$504 ;
-  wire [1:0] \banks$524 ;
-  wire [1:0] \banks$544 ;
-  wire [1:0] \banks$564 ;
-  wire [1:0] \banks$584 ;
-  wire [1:0] \banks$604 ;
-  wire [1:0] \banks$624 ;
-  wire [1:0] \banks$644 ;
-  wire [1:0] \banks$664 ;
-  wire [1:0] \banks$684 ;
-  wire [1:0] \banks$704 ;
-  wire [1:0] \banks$724 ;
-  wire [1:0] \banks$744 ;
-  wire [1:0] \banks$764 ;
-  wire [1:0] \banks$784 ;
-  wire [1:0] \banks$804 ;
+  wire [1:0] \banks$208 ;
+  wire [1:0] \banks$238 ;
+  wire [1:0] \banks$258 ;
+  wire [1:0] \banks$278 ;
+  wire [1:0] \banks$298 ;
+  wire [1:0] \banks$318 ;
+  wire [1:0] \banks$338 ;
+  wire [1:0] \banks$358 ;
+  wire [1:0] \banks$378 ;
+  wire [1:0] \banks$398 ;
+  wire [1:0] \banks$418 ;
+  wire [1:0] \banks$438 ;
+  wire [1:0] \banks$458 ;
+  wire [1:0] \banks$478 ;
+  wire [1:0] \banks$498 ;
+  wire [1:0] \banks$518 ;
+  wire [1:0] \banks$538 ;
+  wire [1:0] \banks$558 ;
+  wire [1:0] \banks$578 ;
+  wire [1:0] \banks$598 ;
+  wire [1:0] \banks$618 ;
+  wire [1:0] \banks$638 ;
+  wire [1:0] \banks$658 ;
+  wire [1:0] \banks$678 ;
+  wire [1:0] \banks$698 ;
+  wire [1:0] \banks$718 ;
+  wire [1:0] \banks$738 ;
+  wire [1:0] \banks$758 ;
+  wire [1:0] \banks$778 ;
+  wire [1:0] \banks$798 ;
+  wire [1:0] \banks$818 ;
+  wire [1:0] \banks$838 ;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [7:0] beats;
   wire [37:0] behind__payload;
-  wire [37:0] \behind__payload$1003 ;
-  wire [37:0] \behind__payload$829 ;
-  wire [37:0] \behind__payload$835 ;
-  wire [37:0] \behind__payload$841 ;
-  wire [37:0] \behind__payload$847 ;
-  wire [37:0] \behind__payload$853 ;
-  wire [37:0] \behind__payload$859 ;
-  wire [37:0] \behind__payload$865 ;
-  wire [37:0] \behind__payload$871 ;
-  wire [37:0] \behind__payload$877 ;
-  wire [37:0] \behind__payload$883 ;
-  wire [37:0] \behind__payload$889 ;
-  wire [37:0] \behind__payload$895 ;
-  wire [37:0] \behind__payload$901 ;
-  wire [37:0] \behind__payload$907 ;
-  wire [37:0] \behind__payload$913 ;
-  wire [37:0] \behind__payload$919 ;
-  wire [37:0] \behind__payload$925 ;
-  wire [37:0] \behind__payload$931 ;
-  wire [37:0] \behind__payload$937 ;
-  wire [37:0] \behind__payload$943 ;
-  wire [37:0] \behind__payload$949 ;
-  wire [37:0] \behind__payload$955 ;
-  wire [37:0] \behind__payload$961 ;
-  wire [37:0] \behind__payload$967 ;
-  wire [37:0] \behind__payload$973 ;
-  wire [37:0] \behind__payload$979 ;
-  wire [37:0] \behind__payload$985 ;
-  wire [37:0] \behind__payload$991 ;
-  wire [37:0] \behind__payload$997 ;
+  wire [37:0] \behind__payload$1001 ;
+  wire [37:0] \behind__payload$1007 ;
+  wire [37:0] \behind__payload$1013 ;
+  wire [37:0] \behind__payload$1019 ;
+  wire [37:0] \behind__payload$1025 ;
+  wire [37:0] \behind__payload$1031 ;
+  wire [37:0] \behind__payload$1037 ;
+  wire [37:0] \behind__payload$863 ;
+  wire [37:0] \behind__payload$869 ;
+  wire [37:0] \behind__payload$875 ;
+  wire [37:0] \behind__payload$881 ;
+  wire [37:0] \behind__payload$887 ;
+  wire [37:0] \behind__payload$893 ;
+  wire [37:0] \behind__payload$899 ;
+  wire [37:0] \behind__payload$905 ;
+  wire [37:0] \behind__payload$911 ;
+  wire [37:0] \behind__payload$917 ;
+  wire [37:0] \behind__payload$923 ;
+  wire [37:0] \behind__payload$929 ;
+  wire [37:0] \behind__payload$935 ;
+  wire [37:0] \behind__payload$941 ;
+  wire [37:0] \behind__payload$947 ;
+  wire [37:0] \behind__payload$953 ;
+  wire [37:0] \behind__payload$959 ;
+  wire [37:0] \behind__payload$965 ;
+  wire [37:0] \behind__payload$971 ;
+  wire [37:0] \behind__payload$977 ;
+  wire [37:0] \behind__payload$983 ;
+  wire [37:0] \behind__payload$989 ;
+  wire [37:0] \behind__payload$995 ;
   wire behind__ready;
-  wire \behind__ready$1000 ;
-  wire \behind__ready$1006 ;
-  wire \behind__ready$832 ;
-  wire \behind__ready$838 ;
-  wire \behind__ready$844 ;
-  wire \behind__ready$850 ;
-  wire \behind__ready$856 ;
-  wire \behind__ready$862 ;
-  wire \behind__ready$868 ;
-  wire \behind__ready$874 ;
-  wire \behind__ready$880 ;
-  wire \behind__ready$886 ;
-  wire \behind__ready$892 ;
-  wire \behind__ready$898 ;
-  wire \behind__ready$904 ;
-  wire \behind__ready$910 ;
-  wire \behind__ready$916 ;
-  wire \behind__ready$922 ;
-  wire \behind__ready$928 ;
-  wire \behind__ready$934 ;
-  wire \behind__ready$940 ;
-  wire \behind__ready$946 ;
-  wire \behind__ready$952 ;
-  wire \behind__ready$958 ;
-  wire \behind__ready$964 ;
-  wire \behind__ready$970 ;
-  wire \behind__ready$976 ;
-  wire \behind__ready$982 ;
-  wire \behind__ready$988 ;
-  wire \behind__ready$994 ;
+  wire \behind__ready$1004 ;
+  wire \behind__ready$1010 ;
+  wire \behind__ready$1016 ;
+  wire \behind__ready$1022 ;
+  wire \behind__ready$1028 ;
+  wire \behind__ready$1034 ;
+  wire \behind__ready$1040 ;
+  wire \behind__ready$866 ;
+  wire \behind__ready$872 ;
+  wire \behind__ready$878 ;
+  wire \behind__ready$884 ;
+  wire \behind__ready$890 ;
+  wire \behind__ready$896 ;
+  wire \behind__ready$902 ;
+  wire \behind__ready$908 ;
+  wire \behind__ready$914 ;
+  wire \behind__ready$920 ;
+  wire \behind__ready$926 ;
+  wire \behind__ready$932 ;
+  wire \behind__ready$938 ;
+  wire \behind__ready$944 ;
+  wire \behind__ready$950 ;
+  wire \behind__ready$956 ;
+  wire \behind__ready$962 ;
+  wire \behind__ready$968 ;
+  wire \behind__ready$974 ;
+  wire \behind__ready$980 ;
+  wire \behind__ready$986 ;
+  wire \behind__ready$992 ;
+  wire \behind__ready$998 ;
   wire behind__valid;
-  wire \behind__valid$1001 ;
-  wire \behind__valid$1007 ;
-  wire \behind__valid$833 ;
-  wire \behind__valid$839 ;
-  wire \behind__valid$845 ;
-  wire \behind__valid$851 ;
-  wire \behind__valid$857 ;
-  wire \behind__valid$863 ;
-  wire \behind__valid$869 ;
-  wire \behind__valid$875 ;
-  wire \behind__valid$881 ;
-  wire \behind__valid$887 ;
-  wire \behind__valid$893 ;
-  wire \behind__valid$899 ;
-  wire \behind__valid$905 ;
-  wire \behind__valid$911 ;
-  wire \behind__valid$917 ;
-  wire \behind__valid$923 ;
-  wire \behind__valid$929 ;
-  wire \behind__valid$935 ;
-  wire \behind__valid$941 ;
-  wire \behind__valid$947 ;
-  wire \behind__valid$953 ;
-  wire \behind__valid$959 ;
-  wire \behind__valid$965 ;
-  wire \behind__valid$971 ;
-  wire \behind__valid$977 ;
-  wire \behind__valid$983 ;
-  wire \behind__valid$989 ;
-  wire \behind__valid$995 ;
+  wire \behind__valid$1005 ;
+  wire \behind__valid$1011 ;
+  wire \behind__valid$1017 ;
+  wire \behind__valid$1023 ;
+  wire \behind__valid$1029 ;
+  wire \behind__valid$1035 ;
+  wire \behind__valid$1041 ;
+  wire \behind__valid$867 ;
+  wire \behind__valid$873 ;
+  wire \behind__valid$879 ;
+  wire \behind__valid$885 ;
+  wire \behind__valid$891 ;
+  wire \behind__valid$897 ;
+  wire \behind__valid$903 ;
+  wire \behind__valid$909 ;
+  wire \behind__valid$915 ;
+  wire \behind__valid$921 ;
+  wire \behind__valid$927 ;
+  wire \behind__valid$933 ;
+  wire \behind__valid$939 ;
+  wire \behind__valid$945 ;
+  wire \behind__valid$951 ;
+  wire \behind__valid$957 ;
+  wire \behind__valid$963 ;
+  wire \behind__valid$969 ;
+  wire \behind__valid$975 ;
+  wire \behind__valid$981 ;
+  wire \behind__valid$987 ;
+  wire \behind__valid$993 ;
+  wire \behind__valid$999 ;
   wire [1:0] beyond;
-  wire [1:0] \beyond$95 ;
+  wire [1:0] \beyond$88 ;
   wire [11:0] beyond_substream;
-  wire [11:0] \beyond_substream$97 ;
+  wire [11:0] \beyond_substream$90 ;
   wire [43:0] bias_write;
-  wire [43:0] \bias_write$130 ;
+  wire [43:0] \bias_write$124 ;
   wire busy;
-  wire \busy$61 ;
+  wire \busy$92 ;
   wire busy_coding;
   wire cancel;
-  wire \cancel$105 ;
-  wire \cancel$118 ;
-  wire \cancel$87 ;
+  wire \cancel$112 ;
+  wire \cancel$206 ;
+  wire \cancel$80 ;
+  wire \cancel$99 ;
   input clear;
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$214 ;
-  wire [1:0] \clear_errors$234 ;
-  wire [1:0] \clear_errors$254 ;
-  wire [1:0] \clear_errors$274 ;
-  wire [1:0] \clear_errors$294 ;
-  wire [1:0] \clear_errors$314 ;
-  wire [1:0] \clear_errors$334 ;
-  wire [1:0] \clear_errors$354 ;
-  wire [1:0] \clear_errors$374 ;
-  wire [1:0] \clear_errors$394 ;
-  wire [1:0] \clear_errors$414 ;
-  wire [1:0] \clear_errors$434 ;
-  wire [1:0] \clear_errors$454 ;
-  wire [1:0] \clear_errors$474 ;
-  wire [1:0] \clear_errors$494 ;
-  wire [1:0] \clear_errors$514 ;
-  wire [1:0] \clear_errors$534 ;
-  wire [1:0] \clear_errors$554 ;
-  wire [1:0] \clear_errors$574 ;
-  wire [1:0] \clear_errors$594 ;
-  wire [1:0] \clear_errors$614 ;
-  wire [1:0] \clear_errors$634 ;
-  wire [1:0] \clear_errors$654 ;
-  wire [1:0] \clear_errors$674 ;
-  wire [1:0] \clear_errors$694 ;
-  wire [1:0] \clear_errors$714 ;
-  wire [1:0] \clear_errors$734 ;
-  wire [1:0] \clear_errors$754 ;
-  wire [1:0] \clear_errors$774 ;
-  wire [1:0] \clear_errors$794 ;
-  wire [1:0] \clear_errors$814 ;
+  wire [1:0] \clear_errors$248 ;
+  wire [1:0] \clear_errors$268 ;
+  wire [1:0] \clear_errors$288 ;
+  wire [1:0] \clear_errors$308 ;
+  wire [1:0] \clear_errors$328 ;
+  wire [1:0] \clear_errors$348 ;
+  wire [1:0] \clear_errors$368 ;
+  wire [1:0] \clear_errors$388 ;
+  wire [1:0] \clear_errors$408 ;
+  wire [1:0] \clear_errors$428 ;
+  wire [1:0] \clear_errors$448 ;
+  wire [1:0] \clear_errors$468 ;
+  wire [1:0] \clear_errors$488 ;
+  wire [1:0] \clear_errors$508 ;
+  wire [1:0] \clear_errors$528 ;
+  wire [1:0] \clear_errors$548 ;
+  wire [1:0] \clear_errors$568 ;
+  wire [1:0] \clear_errors$588 ;
+  wire [1:0] \clear_errors$608 ;
+  wire [1:0] \clear_errors$628 ;
+  wire [1:0] \clear_errors$648 ;
+  wire [1:0] \clear_errors$668 ;
+  wire [1:0] \clear_errors$688 ;
+  wire [1:0] \clear_errors$708 ;
+  wire [1:0] \clear_errors$728 ;
+  wire [1:0] \clear_errors$748 ;
+  wire [1:0] \clear_errors$768 ;
+  wire [1:0] \clear_errors$788 ;
+  wire [1:0] \clear_errors$808 ;
+  wire [1:0] \clear_errors$828 ;
+  wire [1:0] \clear_errors$848 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$177  = 23'h000000;
+  reg [22:0] \code_write$211  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$178 ;
+  wire [22:0] \code_write$212 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$206 ;
+  wire [22:0] \code_write$240 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$226 ;
+  wire [22:0] \code_write$260 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$246 ;
+  wire [22:0] \code_write$280 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$266 ;
+  wire [22:0] \code_write$300 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$286 ;
+  wire [22:0] \code_write$320 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$306 ;
+  wire [22:0] \code_write$340 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$326 ;
+  wire [22:0] \code_write$360 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$346 ;
+  wire [22:0] \code_write$380 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$366 ;
+  wire [22:0] \code_write$400 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$386 ;
+  wire [22:0] \code_write$420 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$406 ;
+  wire [22:0] \code_write$440 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$426 ;
-  (* init = 23'h000000 *)
-  wire [22:0] \code_write$446 ;
-  (* init = 23'h000000 *)
-  wire [22:0] \code_write$466 ;
+  wire [22:0] \code_write$460 ;
   wire [22:0] \code_write$48 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$486 ;
+  wire [22:0] \code_write$480 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$506 ;
+  wire [22:0] \code_write$500 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$526 ;
+  wire [22:0] \code_write$520 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$546 ;
+  wire [22:0] \code_write$540 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$566 ;
+  wire [22:0] \code_write$560 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$586 ;
+  wire [22:0] \code_write$580 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$606 ;
+  wire [22:0] \code_write$600 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$626 ;
+  wire [22:0] \code_write$620 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$646 ;
+  wire [22:0] \code_write$640 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$666 ;
+  wire [22:0] \code_write$660 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$686 ;
+  wire [22:0] \code_write$680 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$706 ;
+  wire [22:0] \code_write$700 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$726 ;
+  wire [22:0] \code_write$720 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$746 ;
+  wire [22:0] \code_write$740 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$766 ;
+  wire [22:0] \code_write$760 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$786 ;
+  wire [22:0] \code_write$780 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$806 ;
+  wire [22:0] \code_write$800 ;
+  (* init = 23'h000000 *)
+  wire [22:0] \code_write$820 ;
+  (* init = 23'h000000 *)
+  wire [22:0] \code_write$840 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$135 ;
+  wire [87:0] \codes$129 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$173 ;
+  wire [87:0] \codes$207 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$203 ;
+  wire [87:0] \codes$237 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$223 ;
+  wire [87:0] \codes$257 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$243 ;
+  wire [87:0] \codes$277 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$263 ;
+  wire [87:0] \codes$297 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$283 ;
+  wire [87:0] \codes$317 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$303 ;
+  wire [87:0] \codes$337 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$323 ;
+  wire [87:0] \codes$357 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$343 ;
+  wire [87:0] \codes$377 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$363 ;
+  wire [87:0] \codes$397 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$383 ;
+  wire [87:0] \codes$417 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$403 ;
+  wire [87:0] \codes$437 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$423 ;
+  wire [87:0] \codes$457 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$443 ;
+  wire [87:0] \codes$477 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$463 ;
+  wire [87:0] \codes$497 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$483 ;
+  wire [87:0] \codes$517 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$503 ;
+  wire [87:0] \codes$537 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$523 ;
+  wire [87:0] \codes$557 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$543 ;
+  wire [87:0] \codes$577 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$563 ;
+  wire [87:0] \codes$597 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$583 ;
+  wire [87:0] \codes$617 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$603 ;
+  wire [87:0] \codes$637 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$623 ;
+  wire [87:0] \codes$657 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$643 ;
+  wire [87:0] \codes$677 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$663 ;
+  wire [87:0] \codes$697 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$683 ;
+  wire [87:0] \codes$717 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$703 ;
+  wire [87:0] \codes$737 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$723 ;
+  wire [87:0] \codes$757 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$743 ;
+  wire [87:0] \codes$777 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$763 ;
+  wire [87:0] \codes$797 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$783 ;
+  wire [87:0] \codes$817 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$803 ;
+  wire [87:0] \codes$837 ;
   wire coding;
   wire [7:0] column_bits;
-  wire [7:0] \column_bits$109 ;
+  wire [7:0] \column_bits$103 ;
   wire [1:0] complete;
-  wire [1:0] \complete$93 ;
+  wire [1:0] \complete$86 ;
   reg [31:0] cycles = 32'd0;
   reg cycles_step = 1'h0;
   wire drain;
-  wire \drain$212 ;
-  wire \drain$232 ;
-  wire \drain$252 ;
-  wire \drain$272 ;
-  wire \drain$292 ;
-  wire \drain$312 ;
-  wire \drain$332 ;
-  wire \drain$352 ;
-  wire \drain$372 ;
-  wire \drain$392 ;
-  wire \drain$412 ;
-  wire \drain$432 ;
-  wire \drain$452 ;
-  wire \drain$472 ;
-  wire \drain$492 ;
-  wire \drain$512 ;
-  wire \drain$532 ;
-  wire \drain$552 ;
-  wire \drain$572 ;
-  wire \drain$592 ;
-  wire \drain$612 ;
-  wire \drain$632 ;
-  wire \drain$652 ;
-  wire \drain$672 ;
-  wire \drain$692 ;
-  wire \drain$712 ;
-  wire \drain$732 ;
-  wire \drain$752 ;
-  wire \drain$772 ;
-  wire \drain$792 ;
-  wire \drain$812 ;
+  wire \drain$246 ;
+  wire \drain$266 ;
+  wire \drain$286 ;
+  wire \drain$306 ;
+  wire \drain$326 ;
+  wire \drain$346 ;
+  wire \drain$366 ;
+  wire \drain$386 ;
+  wire \drain$406 ;
+  wire \drain$426 ;
+  wire \drain$446 ;
+  wire \drain$466 ;
+  wire \drain$486 ;
+  wire \drain$506 ;
+  wire \drain$526 ;
+  wire \drain$546 ;
+  wire \drain$566 ;
+  wire \drain$586 ;
+  wire \drain$606 ;
+  wire \drain$626 ;
+  wire \drain$646 ;
+  wire \drain$666 ;
+  wire \drain$686 ;
+  wire \drain$706 ;
+  wire \drain$726 ;
+  wire \drain$746 ;
+  wire \drain$766 ;
+  wire \drain$786 ;
+  wire \drain$806 ;
+  wire \drain$826 ;
+  wire \drain$846 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -755,82 +762,84 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$191 ;
-  wire [1:0] \go$213 ;
-  wire [1:0] \go$233 ;
-  wire [1:0] \go$253 ;
-  wire [1:0] \go$273 ;
-  wire [1:0] \go$293 ;
-  wire [1:0] \go$313 ;
-  wire [1:0] \go$333 ;
-  wire [1:0] \go$353 ;
-  wire [1:0] \go$373 ;
-  wire [1:0] \go$393 ;
-  wire [1:0] \go$413 ;
-  wire [1:0] \go$433 ;
-  wire [1:0] \go$453 ;
-  wire [1:0] \go$473 ;
-  wire [1:0] \go$493 ;
-  wire [1:0] \go$513 ;
-  wire [1:0] \go$533 ;
-  wire [1:0] \go$553 ;
-  wire [1:0] \go$573 ;
-  wire [1:0] \go$593 ;
-  wire [1:0] \go$613 ;
-  wire [1:0] \go$633 ;
-  wire [1:0] \go$653 ;
-  wire [1:0] \go$673 ;
-  wire [1:0] \go$693 ;
-  wire [1:0] \go$713 ;
-  wire [1:0] \go$733 ;
-  wire [1:0] \go$753 ;
-  wire [1:0] \go$773 ;
-  wire [1:0] \go$793 ;
-  wire [1:0] \go$813 ;
+  wire [1:0] \go$225 ;
+  wire [1:0] \go$247 ;
+  wire [1:0] \go$267 ;
+  wire [1:0] \go$287 ;
+  wire [1:0] \go$307 ;
+  wire [1:0] \go$327 ;
+  wire [1:0] \go$347 ;
+  wire [1:0] \go$367 ;
+  wire [1:0] \go$387 ;
+  wire [1:0] \go$407 ;
+  wire [1:0] \go$427 ;
+  wire [1:0] \go$447 ;
+  wire [1:0] \go$467 ;
+  wire [1:0] \go$487 ;
+  wire [1:0] \go$507 ;
+  wire [1:0] \go$527 ;
+  wire [1:0] \go$547 ;
+  wire [1:0] \go$567 ;
+  wire [1:0] \go$587 ;
+  wire [1:0] \go$607 ;
+  wire [1:0] \go$627 ;
+  wire [1:0] \go$647 ;
+  wire [1:0] \go$667 ;
+  wire [1:0] \go$687 ;
+  wire [1:0] \go$707 ;
+  wire [1:0] \go$727 ;
+  wire [1:0] \go$747 ;
+  wire [1:0] \go$767 ;
+  wire [1:0] \go$787 ;
+  wire [1:0] \go$807 ;
+  wire [1:0] \go$827 ;
+  wire [1:0] \go$847 ;
   wire halted;
-  wire \halted$107 ;
+  wire \halted$101 ;
   wire [179:0] header;
   input [256:0] i__payload;
   wire [256:0] i__payload;
-  wire [37:0] \i__payload$1009 ;
+  wire [37:0] \i__payload$1046 ;
   input [64:0] \i__payload$12 ;
   wire [64:0] \i__payload$12 ;
-  wire [10:0] \i__payload$195 ;
-  wire [10:0] \i__payload$216 ;
-  wire [10:0] \i__payload$236 ;
-  wire [10:0] \i__payload$256 ;
-  wire [10:0] \i__payload$276 ;
-  wire [10:0] \i__payload$296 ;
+  wire [258:0] \i__payload$134 ;
+  wire [10:0] \i__payload$229 ;
+  wire [10:0] \i__payload$250 ;
+  wire [10:0] \i__payload$270 ;
+  wire [10:0] \i__payload$290 ;
   wire [258:0] \i__payload$30 ;
-  wire [10:0] \i__payload$316 ;
-  wire [10:0] \i__payload$336 ;
-  wire [10:0] \i__payload$356 ;
-  wire [10:0] \i__payload$376 ;
-  wire [10:0] \i__payload$396 ;
-  wire [10:0] \i__payload$416 ;
-  wire [10:0] \i__payload$436 ;
-  wire [10:0] \i__payload$456 ;
-  wire [10:0] \i__payload$476 ;
-  wire [10:0] \i__payload$496 ;
-  wire [10:0] \i__payload$516 ;
-  wire [10:0] \i__payload$536 ;
-  wire [10:0] \i__payload$556 ;
-  wire [10:0] \i__payload$576 ;
-  wire [10:0] \i__payload$596 ;
+  wire [10:0] \i__payload$310 ;
+  wire [10:0] \i__payload$330 ;
+  wire [10:0] \i__payload$350 ;
+  wire [10:0] \i__payload$370 ;
+  wire [10:0] \i__payload$390 ;
+  wire [10:0] \i__payload$410 ;
+  wire [10:0] \i__payload$430 ;
+  wire [10:0] \i__payload$450 ;
+  wire [10:0] \i__payload$470 ;
+  wire [10:0] \i__payload$490 ;
+  wire [10:0] \i__payload$510 ;
+  wire [10:0] \i__payload$530 ;
+  wire [10:0] \i__payload$550 ;
+  wire [10:0] \i__payload$570 ;
+  wire [10:0] \i__payload$590 ;
   wire [256:0] \i__payload$6 ;
-  wire [10:0] \i__payload$616 ;
-  wire [10:0] \i__payload$636 ;
-  wire [10:0] \i__payload$656 ;
-  wire [10:0] \i__payload$676 ;
-  wire [10:0] \i__payload$696 ;
-  wire [10:0] \i__payload$716 ;
-  wire [10:0] \i__payload$736 ;
-  wire [10:0] \i__payload$756 ;
-  wire [10:0] \i__payload$776 ;
-  wire [10:0] \i__payload$796 ;
-  wire [10:0] \i__payload$816 ;
+  wire [10:0] \i__payload$610 ;
+  wire [10:0] \i__payload$630 ;
+  wire [10:0] \i__payload$650 ;
+  wire [10:0] \i__payload$670 ;
+  wire [10:0] \i__payload$690 ;
+  wire [10:0] \i__payload$710 ;
+  wire [10:0] \i__payload$730 ;
+  wire [10:0] \i__payload$750 ;
+  wire [10:0] \i__payload$770 ;
+  wire [10:0] \i__payload$790 ;
+  wire [10:0] \i__payload$810 ;
+  wire [10:0] \i__payload$830 ;
+  wire [10:0] \i__payload$850 ;
   wire i__ready;
-  wire \i__ready$1012 ;
+  wire \i__ready$1049 ;
+  wire \i__ready$137 ;
   wire \i__ready$141 ;
   wire \i__ready$142 ;
   wire \i__ready$143 ;
@@ -869,49 +878,50 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
-  wire \i__valid$1013 ;
+  wire \i__valid$1043 ;
+  wire \i__valid$138 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$193 ;
-  wire \i__valid$215 ;
-  wire \i__valid$235 ;
-  wire \i__valid$255 ;
-  wire \i__valid$275 ;
-  wire \i__valid$295 ;
-  wire \i__valid$315 ;
-  wire \i__valid$335 ;
+  wire \i__valid$227 ;
+  wire \i__valid$249 ;
+  wire \i__valid$269 ;
+  wire \i__valid$289 ;
+  wire \i__valid$309 ;
+  wire \i__valid$329 ;
   wire \i__valid$34 ;
-  wire \i__valid$355 ;
-  wire \i__valid$375 ;
-  wire \i__valid$395 ;
-  wire \i__valid$415 ;
-  wire \i__valid$435 ;
-  wire \i__valid$455 ;
-  wire \i__valid$475 ;
-  wire \i__valid$495 ;
-  wire \i__valid$515 ;
-  wire \i__valid$535 ;
-  wire \i__valid$555 ;
-  wire \i__valid$575 ;
-  wire \i__valid$595 ;
-  wire \i__valid$615 ;
-  wire \i__valid$635 ;
-  wire \i__valid$655 ;
-  wire \i__valid$675 ;
-  wire \i__valid$695 ;
-  wire \i__valid$715 ;
-  wire \i__valid$735 ;
-  wire \i__valid$755 ;
-  wire \i__valid$775 ;
-  wire \i__valid$795 ;
-  wire \i__valid$815 ;
+  wire \i__valid$349 ;
+  wire \i__valid$369 ;
+  wire \i__valid$389 ;
+  wire \i__valid$409 ;
+  wire \i__valid$429 ;
+  wire \i__valid$449 ;
+  wire \i__valid$469 ;
+  wire \i__valid$489 ;
+  wire \i__valid$509 ;
+  wire \i__valid$529 ;
+  wire \i__valid$549 ;
+  wire \i__valid$569 ;
+  wire \i__valid$589 ;
+  wire \i__valid$609 ;
+  wire \i__valid$629 ;
+  wire \i__valid$649 ;
+  wire \i__valid$669 ;
+  wire \i__valid$689 ;
+  wire \i__valid$709 ;
+  wire \i__valid$729 ;
+  wire \i__valid$749 ;
+  wire \i__valid$769 ;
+  wire \i__valid$789 ;
+  wire \i__valid$809 ;
+  wire \i__valid$829 ;
+  wire \i__valid$849 ;
   wire [1:0] in_flight;
-  wire [1:0] \in_flight$69 ;
+  wire [1:0] \in_flight$62 ;
   wire [50:0] job;
-  wire [50:0] \job$126 ;
+  wire [50:0] \job$120 ;
   wire judged;
   wire kept;
-  wire \kept$67 ;
+  wire \kept$60 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -924,103 +934,104 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
   wire [37:0] lane__payload;
-  wire [37:0] \lane__payload$219 ;
-  wire [37:0] \lane__payload$239 ;
-  wire [37:0] \lane__payload$259 ;
-  wire [37:0] \lane__payload$279 ;
-  wire [37:0] \lane__payload$299 ;
-  wire [37:0] \lane__payload$319 ;
-  wire [37:0] \lane__payload$339 ;
-  wire [37:0] \lane__payload$359 ;
-  wire [37:0] \lane__payload$379 ;
-  wire [37:0] \lane__payload$399 ;
-  wire [37:0] \lane__payload$419 ;
-  wire [37:0] \lane__payload$439 ;
-  wire [37:0] \lane__payload$459 ;
-  wire [37:0] \lane__payload$479 ;
-  wire [37:0] \lane__payload$499 ;
-  wire [37:0] \lane__payload$519 ;
-  wire [37:0] \lane__payload$539 ;
-  wire [37:0] \lane__payload$559 ;
-  wire [37:0] \lane__payload$579 ;
-  wire [37:0] \lane__payload$599 ;
-  wire [37:0] \lane__payload$619 ;
-  wire [37:0] \lane__payload$639 ;
-  wire [37:0] \lane__payload$659 ;
-  wire [37:0] \lane__payload$679 ;
-  wire [37:0] \lane__payload$699 ;
-  wire [37:0] \lane__payload$719 ;
-  wire [37:0] \lane__payload$739 ;
-  wire [37:0] \lane__payload$759 ;
-  wire [37:0] \lane__payload$779 ;
-  wire [37:0] \lane__payload$799 ;
-  wire [37:0] \lane__payload$819 ;
+  wire [37:0] \lane__payload$253 ;
+  wire [37:0] \lane__payload$273 ;
+  wire [37:0] \lane__payload$293 ;
+  wire [37:0] \lane__payload$313 ;
+  wire [37:0] \lane__payload$333 ;
+  wire [37:0] \lane__payload$353 ;
+  wire [37:0] \lane__payload$373 ;
+  wire [37:0] \lane__payload$393 ;
+  wire [37:0] \lane__payload$413 ;
+  wire [37:0] \lane__payload$433 ;
+  wire [37:0] \lane__payload$453 ;
+  wire [37:0] \lane__payload$473 ;
+  wire [37:0] \lane__payload$493 ;
+  wire [37:0] \lane__payload$513 ;
+  wire [37:0] \lane__payload$533 ;
+  wire [37:0] \lane__payload$553 ;
+  wire [37:0] \lane__payload$573 ;
+  wire [37:0] \lane__payload$593 ;
+  wire [37:0] \lane__payload$613 ;
+  wire [37:0] \lane__payload$633 ;
+  wire [37:0] \lane__payload$653 ;
+  wire [37:0] \lane__payload$673 ;
+  wire [37:0] \lane__payload$693 ;
+  wire [37:0] \lane__payload$713 ;
+  wire [37:0] \lane__payload$733 ;
+  wire [37:0] \lane__payload$753 ;
+  wire [37:0] \lane__payload$773 ;
+  wire [37:0] \lane__payload$793 ;
+  wire [37:0] \lane__payload$813 ;
+  wire [37:0] \lane__payload$833 ;
+  wire [37:0] \lane__payload$853 ;
   wire lane__ready;
-  wire \lane__ready$222 ;
-  wire \lane__ready$242 ;
-  wire \lane__ready$262 ;
-  wire \lane__ready$282 ;
-  wire \lane__ready$302 ;
-  wire \lane__ready$322 ;
-  wire \lane__ready$342 ;
-  wire \lane__ready$362 ;
-  wire \lane__ready$382 ;
-  wire \lane__ready$402 ;
-  wire \lane__ready$422 ;
-  wire \lane__ready$442 ;
-  wire \lane__ready$462 ;
-  wire \lane__ready$482 ;
-  wire \lane__ready$502 ;
-  wire \lane__ready$522 ;
-  wire \lane__ready$542 ;
-  wire \lane__ready$562 ;
-  wire \lane__ready$582 ;
-  wire \lane__ready$602 ;
-  wire \lane__ready$622 ;
-  wire \lane__ready$642 ;
-  wire \lane__ready$662 ;
-  wire \lane__ready$682 ;
-  wire \lane__ready$702 ;
-  wire \lane__ready$722 ;
-  wire \lane__ready$742 ;
-  wire \lane__ready$762 ;
-  wire \lane__ready$782 ;
-  wire \lane__ready$802 ;
-  wire \lane__ready$822 ;
+  wire \lane__ready$256 ;
+  wire \lane__ready$276 ;
+  wire \lane__ready$296 ;
+  wire \lane__ready$316 ;
+  wire \lane__ready$336 ;
+  wire \lane__ready$356 ;
+  wire \lane__ready$376 ;
+  wire \lane__ready$396 ;
+  wire \lane__ready$416 ;
+  wire \lane__ready$436 ;
+  wire \lane__ready$456 ;
+  wire \lane__ready$476 ;
+  wire \lane__ready$496 ;
+  wire \lane__ready$516 ;
+  wire \lane__ready$536 ;
+  wire \lane__ready$556 ;
+  wire \lane__ready$576 ;
+  wire \lane__ready$596 ;
+  wire \lane__ready$616 ;
+  wire \lane__ready$636 ;
+  wire \lane__ready$656 ;
+  wire \lane__ready$676 ;
+  wire \lane__ready$696 ;
+  wire \lane__ready$716 ;
+  wire \lane__ready$736 ;
+  wire \lane__ready$756 ;
+  wire \lane__ready$776 ;
+  wire \lane__ready$796 ;
+  wire \lane__ready$816 ;
+  wire \lane__ready$836 ;
+  wire \lane__ready$856 ;
   wire lane__valid;
-  wire \lane__valid$217 ;
-  wire \lane__valid$237 ;
-  wire \lane__valid$257 ;
-  wire \lane__valid$277 ;
-  wire \lane__valid$297 ;
-  wire \lane__valid$317 ;
-  wire \lane__valid$337 ;
-  wire \lane__valid$357 ;
-  wire \lane__valid$377 ;
-  wire \lane__valid$397 ;
-  wire \lane__valid$417 ;
-  wire \lane__valid$437 ;
-  wire \lane__valid$457 ;
-  wire \lane__valid$477 ;
-  wire \lane__valid$497 ;
-  wire \lane__valid$517 ;
-  wire \lane__valid$537 ;
-  wire \lane__valid$557 ;
-  wire \lane__valid$577 ;
-  wire \lane__valid$597 ;
-  wire \lane__valid$617 ;
-  wire \lane__valid$637 ;
-  wire \lane__valid$657 ;
-  wire \lane__valid$677 ;
-  wire \lane__valid$697 ;
-  wire \lane__valid$717 ;
-  wire \lane__valid$737 ;
-  wire \lane__valid$757 ;
-  wire \lane__valid$777 ;
-  wire \lane__valid$797 ;
-  wire \lane__valid$817 ;
+  wire \lane__valid$251 ;
+  wire \lane__valid$271 ;
+  wire \lane__valid$291 ;
+  wire \lane__valid$311 ;
+  wire \lane__valid$331 ;
+  wire \lane__valid$351 ;
+  wire \lane__valid$371 ;
+  wire \lane__valid$391 ;
+  wire \lane__valid$411 ;
+  wire \lane__valid$431 ;
+  wire \lane__valid$451 ;
+  wire \lane__valid$471 ;
+  wire \lane__valid$491 ;
+  wire \lane__valid$511 ;
+  wire \lane__valid$531 ;
+  wire \lane__valid$551 ;
+  wire \lane__valid$571 ;
+  wire \lane__valid$591 ;
+  wire \lane__valid$611 ;
+  wire \lane__valid$631 ;
+  wire \lane__valid$651 ;
+  wire \lane__valid$671 ;
+  wire \lane__valid$691 ;
+  wire \lane__valid$711 ;
+  wire \lane__valid$731 ;
+  wire \lane__valid$751 ;
+  wire \lane__valid$771 ;
+  wire \lane__valid$791 ;
+  wire \lane__valid$811 ;
+  wire \lane__valid$831 ;
+  wire \lane__valid$851 ;
+  reg lanes_cancel = 1'h0;
   wire late;
-  wire \late$71 ;
+  wire \late$64 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -1042,9 +1053,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  wire [3:0] \late_error$73 ;
+  wire [3:0] \late_error$66 ;
   wire [31:0] late_position;
-  wire [31:0] \late_position$75 ;
+  wire [31:0] \late_position$68 ;
   wire load_allow;
   wire [7:0] load_beats;
   wire load_code;
@@ -1054,394 +1065,395 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* init = 1'h0 *)
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
-  wire [26:0] \map_write$1134 ;
+  wire [26:0] \map_write$1175 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$182 ;
+  wire [26:0] \map_write$216 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$208 ;
+  wire [26:0] \map_write$242 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$228 ;
+  wire [26:0] \map_write$262 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$248 ;
+  wire [26:0] \map_write$282 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$268 ;
+  wire [26:0] \map_write$302 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$288 ;
+  wire [26:0] \map_write$322 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$308 ;
+  wire [26:0] \map_write$342 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$328 ;
+  wire [26:0] \map_write$362 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$348 ;
+  wire [26:0] \map_write$382 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$368 ;
+  wire [26:0] \map_write$402 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$388 ;
+  wire [26:0] \map_write$422 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$408 ;
+  wire [26:0] \map_write$442 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$428 ;
+  wire [26:0] \map_write$462 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$448 ;
+  wire [26:0] \map_write$482 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$468 ;
+  wire [26:0] \map_write$502 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$488 ;
+  wire [26:0] \map_write$522 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$508 ;
+  wire [26:0] \map_write$542 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$528 ;
+  wire [26:0] \map_write$562 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$548 ;
+  wire [26:0] \map_write$582 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$568 ;
+  wire [26:0] \map_write$602 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$588 ;
+  wire [26:0] \map_write$622 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$608 ;
+  wire [26:0] \map_write$642 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$628 ;
+  wire [26:0] \map_write$662 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$648 ;
+  wire [26:0] \map_write$682 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$668 ;
+  wire [26:0] \map_write$702 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$688 ;
+  wire [26:0] \map_write$722 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$708 ;
+  wire [26:0] \map_write$742 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$728 ;
+  wire [26:0] \map_write$762 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$748 ;
+  wire [26:0] \map_write$782 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$768 ;
+  wire [26:0] \map_write$802 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$788 ;
+  wire [26:0] \map_write$822 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$808 ;
+  wire [26:0] \map_write$842 ;
   wire [69:0] matrices;
-  reg [31:0] \matrices$1120  = 32'd0;
-  wire [69:0] \matrices$137 ;
+  reg [31:0] \matrices$1155  = 32'd0;
+  wire [69:0] \matrices$131 ;
   reg matrices_step = 1'h0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
-  wire may_allocate;
-  wire \may_allocate$54 ;
-  wire may_load_bias;
-  wire may_load_code;
+  reg may_allocate = 1'h0;
+  wire \may_allocate$1169 ;
+  reg may_load_bias = 1'h0;
+  reg may_load_code = 1'h0;
   wire may_report;
   wire may_send;
-  reg \may_send$65  = 1'h0;
+  reg \may_send$58  = 1'h0;
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
-  wire [28:0] \microcode_write$1130 ;
+  wire [28:0] \microcode_write$1165 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$180 ;
+  wire [28:0] \microcode_write$214 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$207 ;
+  wire [28:0] \microcode_write$241 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$227 ;
+  wire [28:0] \microcode_write$261 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$247 ;
+  wire [28:0] \microcode_write$281 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$267 ;
+  wire [28:0] \microcode_write$301 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$287 ;
+  wire [28:0] \microcode_write$321 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$307 ;
+  wire [28:0] \microcode_write$341 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$327 ;
+  wire [28:0] \microcode_write$361 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$347 ;
+  wire [28:0] \microcode_write$381 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$367 ;
+  wire [28:0] \microcode_write$401 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$387 ;
+  wire [28:0] \microcode_write$421 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$407 ;
+  wire [28:0] \microcode_write$441 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$427 ;
+  wire [28:0] \microcode_write$461 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$447 ;
+  wire [28:0] \microcode_write$481 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$467 ;
+  wire [28:0] \microcode_write$501 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$487 ;
+  wire [28:0] \microcode_write$521 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$507 ;
+  wire [28:0] \microcode_write$541 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$527 ;
+  wire [28:0] \microcode_write$561 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$547 ;
+  wire [28:0] \microcode_write$581 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$567 ;
+  wire [28:0] \microcode_write$601 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$587 ;
+  wire [28:0] \microcode_write$621 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$607 ;
+  wire [28:0] \microcode_write$641 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$627 ;
+  wire [28:0] \microcode_write$661 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$647 ;
+  wire [28:0] \microcode_write$681 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$667 ;
+  wire [28:0] \microcode_write$701 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$687 ;
+  wire [28:0] \microcode_write$721 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$707 ;
+  wire [28:0] \microcode_write$741 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$727 ;
+  wire [28:0] \microcode_write$761 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$747 ;
+  wire [28:0] \microcode_write$781 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$767 ;
+  wire [28:0] \microcode_write$801 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$787 ;
+  wire [28:0] \microcode_write$821 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$807 ;
+  wire [28:0] \microcode_write$841 ;
   wire [5:0] multiplied;
   reg [31:0] multiplies = 32'd0;
   reg [5:0] multiplies_step = 6'h00;
   wire multiply;
-  wire \multiply$1085 ;
-  wire \multiply$1086 ;
-  wire \multiply$1087 ;
-  wire \multiply$1088 ;
-  wire \multiply$1089 ;
-  wire \multiply$1090 ;
-  wire \multiply$1091 ;
-  wire \multiply$1092 ;
-  wire \multiply$1093 ;
-  wire \multiply$1094 ;
-  wire \multiply$1095 ;
-  wire \multiply$1096 ;
-  wire \multiply$1097 ;
-  wire \multiply$1098 ;
-  wire \multiply$1099 ;
-  wire \multiply$1100 ;
-  wire \multiply$1101 ;
-  wire \multiply$1102 ;
-  wire \multiply$1103 ;
-  wire \multiply$1104 ;
-  wire \multiply$1105 ;
-  wire \multiply$1106 ;
-  wire \multiply$1107 ;
-  wire \multiply$1108 ;
-  wire \multiply$1109 ;
-  wire \multiply$1110 ;
-  wire \multiply$1111 ;
-  wire \multiply$1112 ;
-  wire \multiply$1113 ;
-  wire \multiply$1114 ;
-  wire \multiply$1115 ;
+  wire \multiply$1120 ;
+  wire \multiply$1121 ;
+  wire \multiply$1122 ;
+  wire \multiply$1123 ;
+  wire \multiply$1124 ;
+  wire \multiply$1125 ;
+  wire \multiply$1126 ;
+  wire \multiply$1127 ;
+  wire \multiply$1128 ;
+  wire \multiply$1129 ;
+  wire \multiply$1130 ;
+  wire \multiply$1131 ;
+  wire \multiply$1132 ;
+  wire \multiply$1133 ;
+  wire \multiply$1134 ;
+  wire \multiply$1135 ;
+  wire \multiply$1136 ;
+  wire \multiply$1137 ;
+  wire \multiply$1138 ;
+  wire \multiply$1139 ;
+  wire \multiply$1140 ;
+  wire \multiply$1141 ;
+  wire \multiply$1142 ;
+  wire \multiply$1143 ;
+  wire \multiply$1144 ;
+  wire \multiply$1145 ;
+  wire \multiply$1146 ;
+  wire \multiply$1147 ;
+  wire \multiply$1148 ;
+  wire \multiply$1149 ;
+  wire \multiply$1150 ;
   wire [37:0] o;
+  wire [258:0] \o$230 ;
   wire [256:0] o__payload;
-  wire [37:0] \o__payload$1004 ;
-  wire [37:0] \o__payload$1010 ;
-  wire [258:0] \o__payload$196 ;
-  wire [32:0] \o__payload$200 ;
-  wire [32:0] \o__payload$220 ;
-  wire [32:0] \o__payload$240 ;
-  wire [32:0] \o__payload$260 ;
-  wire [32:0] \o__payload$280 ;
-  wire [32:0] \o__payload$300 ;
-  wire [32:0] \o__payload$320 ;
-  wire [32:0] \o__payload$340 ;
-  wire [32:0] \o__payload$360 ;
+  wire [37:0] \o__payload$1002 ;
+  wire [37:0] \o__payload$1008 ;
+  wire [37:0] \o__payload$1014 ;
+  wire [37:0] \o__payload$1020 ;
+  wire [37:0] \o__payload$1026 ;
+  wire [37:0] \o__payload$1032 ;
+  wire [37:0] \o__payload$1038 ;
+  wire [37:0] \o__payload$1047 ;
+  wire [258:0] \o__payload$135 ;
+  wire [32:0] \o__payload$234 ;
+  wire [32:0] \o__payload$254 ;
+  wire [32:0] \o__payload$274 ;
+  wire [32:0] \o__payload$294 ;
+  wire [32:0] \o__payload$314 ;
+  wire [32:0] \o__payload$334 ;
+  wire [32:0] \o__payload$354 ;
   wire [33:0] \o__payload$37 ;
-  wire [32:0] \o__payload$380 ;
-  wire [32:0] \o__payload$400 ;
-  wire [32:0] \o__payload$420 ;
-  wire [32:0] \o__payload$440 ;
-  wire [32:0] \o__payload$460 ;
-  wire [32:0] \o__payload$480 ;
-  wire [32:0] \o__payload$500 ;
-  wire [32:0] \o__payload$520 ;
-  wire [32:0] \o__payload$540 ;
-  wire [32:0] \o__payload$560 ;
-  wire [32:0] \o__payload$580 ;
-  wire [32:0] \o__payload$600 ;
-  wire [32:0] \o__payload$620 ;
-  wire [32:0] \o__payload$640 ;
-  wire [32:0] \o__payload$660 ;
-  wire [32:0] \o__payload$680 ;
-  wire [32:0] \o__payload$700 ;
-  wire [32:0] \o__payload$720 ;
-  wire [32:0] \o__payload$740 ;
-  wire [32:0] \o__payload$760 ;
-  wire [32:0] \o__payload$780 ;
-  wire [32:0] \o__payload$800 ;
-  wire [32:0] \o__payload$820 ;
-  wire [37:0] \o__payload$824 ;
-  wire [37:0] \o__payload$830 ;
-  wire [37:0] \o__payload$836 ;
-  wire [37:0] \o__payload$842 ;
-  wire [37:0] \o__payload$848 ;
-  wire [37:0] \o__payload$854 ;
-  wire [37:0] \o__payload$860 ;
-  wire [37:0] \o__payload$866 ;
-  wire [37:0] \o__payload$872 ;
-  wire [37:0] \o__payload$878 ;
-  wire [37:0] \o__payload$884 ;
-  wire [37:0] \o__payload$890 ;
-  wire [37:0] \o__payload$896 ;
-  wire [37:0] \o__payload$902 ;
-  wire [37:0] \o__payload$908 ;
-  wire [37:0] \o__payload$914 ;
-  wire [37:0] \o__payload$920 ;
-  wire [37:0] \o__payload$926 ;
-  wire [37:0] \o__payload$932 ;
-  wire [37:0] \o__payload$938 ;
-  wire [37:0] \o__payload$944 ;
-  wire [37:0] \o__payload$950 ;
-  wire [37:0] \o__payload$956 ;
-  wire [37:0] \o__payload$962 ;
-  wire [37:0] \o__payload$968 ;
-  wire [37:0] \o__payload$974 ;
-  wire [37:0] \o__payload$980 ;
-  wire [37:0] \o__payload$986 ;
-  wire [37:0] \o__payload$992 ;
-  wire [37:0] \o__payload$998 ;
+  wire [32:0] \o__payload$374 ;
+  wire [32:0] \o__payload$394 ;
+  wire [32:0] \o__payload$414 ;
+  wire [32:0] \o__payload$434 ;
+  wire [32:0] \o__payload$454 ;
+  wire [32:0] \o__payload$474 ;
+  wire [32:0] \o__payload$494 ;
+  wire [32:0] \o__payload$514 ;
+  wire [32:0] \o__payload$534 ;
+  wire [32:0] \o__payload$554 ;
+  wire [32:0] \o__payload$574 ;
+  wire [32:0] \o__payload$594 ;
+  wire [32:0] \o__payload$614 ;
+  wire [32:0] \o__payload$634 ;
+  wire [32:0] \o__payload$654 ;
+  wire [32:0] \o__payload$674 ;
+  wire [32:0] \o__payload$694 ;
+  wire [32:0] \o__payload$714 ;
+  wire [32:0] \o__payload$734 ;
+  wire [32:0] \o__payload$754 ;
+  wire [32:0] \o__payload$774 ;
+  wire [32:0] \o__payload$794 ;
+  wire [32:0] \o__payload$814 ;
+  wire [32:0] \o__payload$834 ;
+  wire [32:0] \o__payload$854 ;
+  wire [37:0] \o__payload$858 ;
+  wire [37:0] \o__payload$864 ;
+  wire [37:0] \o__payload$870 ;
+  wire [37:0] \o__payload$876 ;
+  wire [37:0] \o__payload$882 ;
+  wire [37:0] \o__payload$888 ;
+  wire [37:0] \o__payload$894 ;
+  wire [37:0] \o__payload$900 ;
+  wire [37:0] \o__payload$906 ;
+  wire [37:0] \o__payload$912 ;
+  wire [37:0] \o__payload$918 ;
+  wire [37:0] \o__payload$924 ;
+  wire [37:0] \o__payload$930 ;
+  wire [37:0] \o__payload$936 ;
+  wire [37:0] \o__payload$942 ;
+  wire [37:0] \o__payload$948 ;
+  wire [37:0] \o__payload$954 ;
+  wire [37:0] \o__payload$960 ;
+  wire [37:0] \o__payload$966 ;
+  wire [37:0] \o__payload$972 ;
+  wire [37:0] \o__payload$978 ;
+  wire [37:0] \o__payload$984 ;
+  wire [37:0] \o__payload$990 ;
+  wire [37:0] \o__payload$996 ;
   wire o__ready;
-  wire \o__ready$1005 ;
-  wire \o__ready$1011 ;
-  wire \o__ready$140 ;
-  wire \o__ready$201 ;
-  wire \o__ready$221 ;
-  wire \o__ready$241 ;
-  wire \o__ready$261 ;
-  wire \o__ready$281 ;
-  wire \o__ready$301 ;
-  wire \o__ready$321 ;
-  wire \o__ready$341 ;
-  wire \o__ready$361 ;
+  wire \o__ready$1003 ;
+  wire \o__ready$1009 ;
+  wire \o__ready$1015 ;
+  wire \o__ready$1021 ;
+  wire \o__ready$1027 ;
+  wire \o__ready$1033 ;
+  wire \o__ready$1039 ;
+  wire \o__ready$1048 ;
+  wire \o__ready$136 ;
+  wire \o__ready$235 ;
+  wire \o__ready$255 ;
+  wire \o__ready$275 ;
+  wire \o__ready$295 ;
+  wire \o__ready$315 ;
+  wire \o__ready$335 ;
+  wire \o__ready$355 ;
+  wire \o__ready$375 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
-  wire \o__ready$381 ;
-  wire \o__ready$401 ;
-  wire \o__ready$421 ;
-  wire \o__ready$441 ;
-  wire \o__ready$461 ;
-  wire \o__ready$481 ;
-  wire \o__ready$501 ;
-  wire \o__ready$521 ;
-  wire \o__ready$541 ;
-  wire \o__ready$561 ;
-  wire \o__ready$581 ;
-  wire \o__ready$601 ;
-  wire \o__ready$621 ;
-  wire \o__ready$641 ;
-  wire \o__ready$661 ;
-  wire \o__ready$681 ;
-  wire \o__ready$701 ;
-  wire \o__ready$721 ;
-  wire \o__ready$741 ;
-  wire \o__ready$761 ;
-  wire \o__ready$781 ;
-  wire \o__ready$801 ;
-  wire \o__ready$821 ;
-  wire \o__ready$825 ;
-  wire \o__ready$831 ;
-  wire \o__ready$837 ;
-  wire \o__ready$843 ;
-  wire \o__ready$849 ;
+  wire \o__ready$395 ;
+  wire \o__ready$415 ;
+  wire \o__ready$435 ;
+  wire \o__ready$455 ;
+  wire \o__ready$475 ;
+  wire \o__ready$495 ;
+  wire \o__ready$515 ;
+  wire \o__ready$535 ;
+  wire \o__ready$555 ;
+  wire \o__ready$575 ;
+  wire \o__ready$595 ;
+  wire \o__ready$615 ;
+  wire \o__ready$635 ;
+  wire \o__ready$655 ;
+  wire \o__ready$675 ;
+  wire \o__ready$695 ;
+  wire \o__ready$715 ;
+  wire \o__ready$735 ;
+  wire \o__ready$755 ;
+  wire \o__ready$775 ;
+  wire \o__ready$795 ;
+  wire \o__ready$815 ;
+  wire \o__ready$835 ;
   wire \o__ready$855 ;
-  wire \o__ready$861 ;
-  wire \o__ready$867 ;
-  wire \o__ready$873 ;
-  wire \o__ready$879 ;
-  wire \o__ready$885 ;
-  wire \o__ready$891 ;
-  wire \o__ready$897 ;
-  wire \o__ready$903 ;
-  wire \o__ready$909 ;
-  wire \o__ready$915 ;
-  wire \o__ready$921 ;
-  wire \o__ready$927 ;
-  wire \o__ready$933 ;
-  wire \o__ready$939 ;
-  wire \o__ready$945 ;
-  wire \o__ready$951 ;
-  wire \o__ready$957 ;
-  wire \o__ready$963 ;
-  wire \o__ready$969 ;
-  wire \o__ready$975 ;
-  wire \o__ready$981 ;
-  wire \o__ready$987 ;
-  wire \o__ready$993 ;
-  wire \o__ready$999 ;
+  wire \o__ready$859 ;
+  wire \o__ready$865 ;
+  wire \o__ready$871 ;
+  wire \o__ready$877 ;
+  wire \o__ready$883 ;
+  wire \o__ready$889 ;
+  wire \o__ready$895 ;
+  wire \o__ready$901 ;
+  wire \o__ready$907 ;
+  wire \o__ready$913 ;
+  wire \o__ready$919 ;
+  wire \o__ready$925 ;
+  wire \o__ready$931 ;
+  wire \o__ready$937 ;
+  wire \o__ready$943 ;
+  wire \o__ready$949 ;
+  wire \o__ready$955 ;
+  wire \o__ready$961 ;
+  wire \o__ready$967 ;
+  wire \o__ready$973 ;
+  wire \o__ready$979 ;
+  wire \o__ready$985 ;
+  wire \o__ready$991 ;
+  wire \o__ready$997 ;
   wire o__valid;
-  wire \o__valid$1002 ;
-  wire \o__valid$1008 ;
-  wire \o__valid$1014 ;
-  wire \o__valid$194 ;
-  wire \o__valid$198 ;
-  wire \o__valid$218 ;
-  wire \o__valid$238 ;
-  wire \o__valid$258 ;
-  wire \o__valid$278 ;
-  wire \o__valid$298 ;
-  wire \o__valid$318 ;
-  wire \o__valid$338 ;
-  wire \o__valid$358 ;
-  wire \o__valid$378 ;
-  wire \o__valid$398 ;
+  wire \o__valid$1000 ;
+  wire \o__valid$1006 ;
+  wire \o__valid$1012 ;
+  wire \o__valid$1018 ;
+  wire \o__valid$1024 ;
+  wire \o__valid$1030 ;
+  wire \o__valid$1036 ;
+  wire \o__valid$1042 ;
+  wire \o__valid$1044 ;
+  wire \o__valid$139 ;
+  wire \o__valid$232 ;
+  wire \o__valid$252 ;
+  wire \o__valid$272 ;
+  wire \o__valid$292 ;
+  wire \o__valid$312 ;
+  wire \o__valid$332 ;
+  wire \o__valid$352 ;
+  wire \o__valid$372 ;
+  wire \o__valid$392 ;
   wire \o__valid$41 ;
-  wire \o__valid$418 ;
-  wire \o__valid$438 ;
-  wire \o__valid$458 ;
-  wire \o__valid$478 ;
-  wire \o__valid$498 ;
-  wire \o__valid$518 ;
-  wire \o__valid$538 ;
-  wire \o__valid$558 ;
-  wire \o__valid$578 ;
-  wire \o__valid$598 ;
-  wire \o__valid$618 ;
-  wire \o__valid$638 ;
-  wire \o__valid$658 ;
-  wire \o__valid$678 ;
-  wire \o__valid$698 ;
-  wire \o__valid$718 ;
-  wire \o__valid$738 ;
-  wire \o__valid$758 ;
-  wire \o__valid$778 ;
-  wire \o__valid$798 ;
-  wire \o__valid$818 ;
-  wire \o__valid$828 ;
-  wire \o__valid$834 ;
-  wire \o__valid$840 ;
-  wire \o__valid$846 ;
+  wire \o__valid$412 ;
+  wire \o__valid$432 ;
+  wire \o__valid$452 ;
+  wire \o__valid$472 ;
+  wire \o__valid$492 ;
+  wire \o__valid$512 ;
+  wire \o__valid$532 ;
+  wire \o__valid$552 ;
+  wire \o__valid$572 ;
+  wire \o__valid$592 ;
+  wire \o__valid$612 ;
+  wire \o__valid$632 ;
+  wire \o__valid$652 ;
+  wire \o__valid$672 ;
+  wire \o__valid$692 ;
+  wire \o__valid$712 ;
+  wire \o__valid$732 ;
+  wire \o__valid$752 ;
+  wire \o__valid$772 ;
+  wire \o__valid$792 ;
+  wire \o__valid$812 ;
+  wire \o__valid$832 ;
   wire \o__valid$852 ;
-  wire \o__valid$858 ;
-  wire \o__valid$864 ;
-  wire \o__valid$870 ;
-  wire \o__valid$876 ;
-  wire \o__valid$882 ;
-  wire \o__valid$888 ;
-  wire \o__valid$894 ;
-  wire \o__valid$900 ;
-  wire \o__valid$906 ;
-  wire \o__valid$912 ;
-  wire \o__valid$918 ;
-  wire \o__valid$924 ;
-  wire \o__valid$930 ;
-  wire \o__valid$936 ;
-  wire \o__valid$942 ;
-  wire \o__valid$948 ;
-  wire \o__valid$954 ;
-  wire \o__valid$960 ;
-  wire \o__valid$966 ;
-  wire \o__valid$972 ;
-  wire \o__valid$978 ;
-  wire \o__valid$984 ;
-  wire \o__valid$990 ;
-  wire \o__valid$996 ;
+  wire \o__valid$862 ;
+  wire \o__valid$868 ;
+  wire \o__valid$874 ;
+  wire \o__valid$880 ;
+  wire \o__valid$886 ;
+  wire \o__valid$892 ;
+  wire \o__valid$898 ;
+  wire \o__valid$904 ;
+  wire \o__valid$910 ;
+  wire \o__valid$916 ;
+  wire \o__valid$922 ;
+  wire \o__valid$928 ;
+  wire \o__valid$934 ;
+  wire \o__valid$940 ;
+  wire \o__valid$946 ;
+  wire \o__valid$952 ;
+  wire \o__valid$958 ;
+  wire \o__valid$964 ;
+  wire \o__valid$970 ;
+  wire \o__valid$976 ;
+  wire \o__valid$982 ;
+  wire \o__valid$988 ;
+  wire \o__valid$994 ;
   wire parity;
-  wire \parity$56 ;
+  wire \parity$54 ;
   wire passed;
-  wire \passed$85 ;
+  wire \passed$78 ;
   wire [258:0] payload__payload;
   wire payload__ready;
   wire payload__valid;
@@ -1451,19 +1463,53 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [1:0] placed = 2'h0;
   wire [31:0] position;
   wire reading;
+  wire [31:0] ready;
   wire reject;
   wire \release ;
-  wire [1:0] \release$116 ;
-  wire [1:0] \release$117 ;
+  wire [1:0] \release$110 ;
+  wire [1:0] \release$111 ;
   wire report;
   output [33:0] results__payload;
   wire [33:0] results__payload;
   wire results__ready;
   output results__valid;
   wire results__valid;
+  wire [31:0] roomy;
+  wire \roomy$174 ;
+  wire \roomy$175 ;
+  wire \roomy$176 ;
+  wire \roomy$177 ;
+  wire \roomy$178 ;
+  wire \roomy$179 ;
+  wire \roomy$180 ;
+  wire \roomy$181 ;
+  wire \roomy$182 ;
+  wire \roomy$183 ;
+  wire \roomy$184 ;
+  wire \roomy$185 ;
+  wire \roomy$186 ;
+  wire \roomy$187 ;
+  wire \roomy$188 ;
+  wire \roomy$189 ;
+  wire \roomy$190 ;
+  wire \roomy$191 ;
+  wire \roomy$192 ;
+  wire \roomy$193 ;
+  wire \roomy$194 ;
+  wire \roomy$195 ;
+  wire \roomy$196 ;
+  wire \roomy$197 ;
+  wire \roomy$198 ;
+  wire \roomy$199 ;
+  wire \roomy$200 ;
+  wire \roomy$201 ;
+  wire \roomy$202 ;
+  wire \roomy$203 ;
+  wire \roomy$204 ;
+  wire \roomy$205 ;
   wire [1:0] row_banks;
   wire [21:0] rows;
-  wire [21:0] \rows$113 ;
+  wire [21:0] \rows$107 ;
   input rst;
   wire rst;
   wire running;
@@ -1474,232 +1520,233 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$211 ;
-  wire \selected$231 ;
-  wire \selected$251 ;
-  wire \selected$271 ;
-  wire \selected$291 ;
-  wire \selected$311 ;
-  wire \selected$331 ;
-  wire \selected$351 ;
-  wire \selected$371 ;
-  wire \selected$391 ;
-  wire \selected$411 ;
-  wire \selected$431 ;
-  wire \selected$451 ;
-  wire \selected$471 ;
-  wire \selected$491 ;
-  wire \selected$511 ;
-  wire \selected$531 ;
-  wire \selected$551 ;
-  wire \selected$571 ;
-  wire \selected$591 ;
-  wire \selected$611 ;
-  wire \selected$631 ;
-  wire \selected$651 ;
-  wire \selected$671 ;
-  wire \selected$691 ;
-  wire \selected$711 ;
-  wire \selected$731 ;
-  wire \selected$751 ;
-  wire \selected$771 ;
-  wire \selected$791 ;
-  wire \selected$811 ;
+  wire \selected$245 ;
+  wire \selected$265 ;
+  wire \selected$285 ;
+  wire \selected$305 ;
+  wire \selected$325 ;
+  wire \selected$345 ;
+  wire \selected$365 ;
+  wire \selected$385 ;
+  wire \selected$405 ;
+  wire \selected$425 ;
+  wire \selected$445 ;
+  wire \selected$465 ;
+  wire \selected$485 ;
+  wire \selected$505 ;
+  wire \selected$525 ;
+  wire \selected$545 ;
+  wire \selected$565 ;
+  wire \selected$585 ;
+  wire \selected$605 ;
+  wire \selected$625 ;
+  wire \selected$645 ;
+  wire \selected$665 ;
+  wire \selected$685 ;
+  wire \selected$705 ;
+  wire \selected$725 ;
+  wire \selected$745 ;
+  wire \selected$765 ;
+  wire \selected$785 ;
+  wire \selected$805 ;
+  wire \selected$825 ;
+  wire \selected$845 ;
   wire sender_busy;
   wire [43:0] settings;
-  wire [37:0] \settings$175 ;
-  wire [37:0] \settings$205 ;
-  wire [37:0] \settings$225 ;
-  wire [37:0] \settings$245 ;
-  wire [37:0] \settings$265 ;
-  wire [37:0] \settings$285 ;
-  wire [37:0] \settings$305 ;
-  wire [37:0] \settings$325 ;
-  wire [37:0] \settings$345 ;
-  wire [37:0] \settings$365 ;
-  wire [37:0] \settings$385 ;
-  wire [37:0] \settings$405 ;
-  wire [37:0] \settings$425 ;
-  wire [37:0] \settings$445 ;
-  wire [37:0] \settings$465 ;
-  wire [37:0] \settings$485 ;
-  wire [37:0] \settings$505 ;
-  wire [37:0] \settings$525 ;
-  wire [37:0] \settings$545 ;
-  wire [37:0] \settings$565 ;
-  wire [37:0] \settings$585 ;
-  wire [37:0] \settings$605 ;
-  wire [37:0] \settings$625 ;
-  wire [37:0] \settings$645 ;
-  wire [37:0] \settings$665 ;
-  wire [37:0] \settings$685 ;
-  wire [37:0] \settings$705 ;
-  wire [37:0] \settings$725 ;
-  wire [37:0] \settings$745 ;
-  wire [37:0] \settings$765 ;
-  wire [37:0] \settings$785 ;
-  wire [37:0] \settings$805 ;
+  wire [37:0] \settings$209 ;
+  wire [37:0] \settings$239 ;
+  wire [37:0] \settings$259 ;
+  wire [37:0] \settings$279 ;
+  wire [37:0] \settings$299 ;
+  wire [37:0] \settings$319 ;
+  wire [37:0] \settings$339 ;
+  wire [37:0] \settings$359 ;
+  wire [37:0] \settings$379 ;
+  wire [37:0] \settings$399 ;
+  wire [37:0] \settings$419 ;
+  wire [37:0] \settings$439 ;
+  wire [37:0] \settings$459 ;
+  wire [37:0] \settings$479 ;
+  wire [37:0] \settings$499 ;
+  wire [37:0] \settings$519 ;
+  wire [37:0] \settings$539 ;
+  wire [37:0] \settings$559 ;
+  wire [37:0] \settings$579 ;
+  wire [37:0] \settings$599 ;
+  wire [37:0] \settings$619 ;
+  wire [37:0] \settings$639 ;
+  wire [37:0] \settings$659 ;
+  wire [37:0] \settings$679 ;
+  wire [37:0] \settings$699 ;
+  wire [37:0] \settings$719 ;
+  wire [37:0] \settings$739 ;
+  wire [37:0] \settings$759 ;
+  wire [37:0] \settings$779 ;
+  wire [37:0] \settings$799 ;
+  wire [37:0] \settings$819 ;
+  wire [37:0] \settings$839 ;
   wire settling;
   reg [31:0] stalls = 32'd0;
   reg stalls_step = 1'h0;
   wire start;
-  wire [40:0] \start$110 ;
-  wire [40:0] \start$111 ;
-  wire \start$123 ;
+  wire [40:0] \start$104 ;
+  wire [40:0] \start$105 ;
+  wire \start$117 ;
   reg [4:0] start_lane = 5'h00;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$139 ;
+  wire [15:0] \start_write$133 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$185 ;
+  wire [15:0] \start_write$219 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$210 ;
+  wire [15:0] \start_write$244 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$230 ;
+  wire [15:0] \start_write$264 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$250 ;
+  wire [15:0] \start_write$284 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$270 ;
+  wire [15:0] \start_write$304 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$290 ;
+  wire [15:0] \start_write$324 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$310 ;
+  wire [15:0] \start_write$344 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$330 ;
+  wire [15:0] \start_write$364 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$350 ;
+  wire [15:0] \start_write$384 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$370 ;
+  wire [15:0] \start_write$404 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$390 ;
+  wire [15:0] \start_write$424 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$410 ;
+  wire [15:0] \start_write$444 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$430 ;
+  wire [15:0] \start_write$464 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$450 ;
+  wire [15:0] \start_write$484 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$470 ;
+  wire [15:0] \start_write$504 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$490 ;
+  wire [15:0] \start_write$524 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$510 ;
+  wire [15:0] \start_write$544 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$530 ;
+  wire [15:0] \start_write$564 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$550 ;
+  wire [15:0] \start_write$584 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$570 ;
+  wire [15:0] \start_write$604 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$590 ;
+  wire [15:0] \start_write$624 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$610 ;
+  wire [15:0] \start_write$644 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$630 ;
+  wire [15:0] \start_write$664 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$650 ;
+  wire [15:0] \start_write$684 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$670 ;
+  wire [15:0] \start_write$704 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$690 ;
+  wire [15:0] \start_write$724 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$710 ;
+  wire [15:0] \start_write$744 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$730 ;
+  wire [15:0] \start_write$764 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$750 ;
+  wire [15:0] \start_write$784 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$770 ;
+  wire [15:0] \start_write$804 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$790 ;
+  wire [15:0] \start_write$824 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$810 ;
+  wire [15:0] \start_write$844 ;
   reg [31:0] starved = 32'd0;
   reg starved_step = 1'h0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
-  wire [31:0] \sums$128 ;
+  wire [31:0] \sums$122 ;
+  wire valid;
   reg [79:0] vector_write = 80'h00000000000000000000;
-  wire [79:0] \vector_write$1133 ;
+  wire [79:0] \vector_write$1174 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$184 ;
+  wire [79:0] \vector_write$218 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$209 ;
+  wire [79:0] \vector_write$243 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$229 ;
+  wire [79:0] \vector_write$263 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$249 ;
+  wire [79:0] \vector_write$283 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$269 ;
+  wire [79:0] \vector_write$303 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$289 ;
+  wire [79:0] \vector_write$323 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$309 ;
+  wire [79:0] \vector_write$343 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$329 ;
+  wire [79:0] \vector_write$363 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$349 ;
+  wire [79:0] \vector_write$383 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$369 ;
+  wire [79:0] \vector_write$403 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$389 ;
+  wire [79:0] \vector_write$423 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$409 ;
+  wire [79:0] \vector_write$443 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$429 ;
+  wire [79:0] \vector_write$463 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$449 ;
+  wire [79:0] \vector_write$483 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$469 ;
+  wire [79:0] \vector_write$503 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$489 ;
+  wire [79:0] \vector_write$523 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$509 ;
+  wire [79:0] \vector_write$543 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$529 ;
+  wire [79:0] \vector_write$563 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$549 ;
+  wire [79:0] \vector_write$583 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$569 ;
+  wire [79:0] \vector_write$603 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$589 ;
+  wire [79:0] \vector_write$623 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$609 ;
+  wire [79:0] \vector_write$643 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$629 ;
+  wire [79:0] \vector_write$663 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$649 ;
+  wire [79:0] \vector_write$683 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$669 ;
+  wire [79:0] \vector_write$703 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$689 ;
+  wire [79:0] \vector_write$723 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$709 ;
+  wire [79:0] \vector_write$743 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$729 ;
+  wire [79:0] \vector_write$763 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$749 ;
+  wire [79:0] \vector_write$783 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$769 ;
+  wire [79:0] \vector_write$803 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$789 ;
+  wire [79:0] \vector_write$823 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$809 ;
+  wire [79:0] \vector_write$843 ;
   wire [13:0] walk;
-  wire [13:0] \walk$120 ;
+  wire [13:0] \walk$114 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$1146 ;
+  wire [31:0] \weights$1187 ;
   wire [256:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
   reg [31:0] weights_step = 32'd0;
   wire wipe;
-  wire \wipe$122 ;
+  wire \wipe$116 ;
   wire wiped;
-  wire \wiped$79 ;
+  wire \wiped$72 ;
   reg [31:0] words = 32'd0;
   wire [255:0] words__payload;
   wire [255:0] \words__payload$25 ;
@@ -1714,199 +1761,178 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign \$2  = coding | was_coding;
   assign busy_coding = \$2  | busy;
   assign \$3  = ~ busy_coding;
-  assign \$5  = ~ \$4 ;
-  assign may_load_code = \$3  & \$5 ;
-  assign may_load_bias = ~ \busy$61 ;
-  assign may_send = \may_send$65  & \$3 ;
+  assign may_send = \may_send$58  & \$3 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$140  = & { \i__ready$172 , \i__ready$171 , \i__ready$170 , \i__ready$169 , \i__ready$168 , \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
   assign selected = ! start_lane;
-  assign \$7  = & { \i__ready$172 , \i__ready$171 , \i__ready$170 , \i__ready$169 , \i__ready$168 , \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
-  assign \i__valid$193  = \o__valid$194  & \$7 ;
-  assign \selected$211  = start_lane == 1'h1;
-  assign \i__valid$215  = \o__valid$194  & \$7 ;
-  assign \selected$231  = start_lane == 2'h2;
-  assign \i__valid$235  = \o__valid$194  & \$7 ;
-  assign \selected$251  = start_lane == 2'h3;
-  assign \i__valid$255  = \o__valid$194  & \$7 ;
-  assign \selected$271  = start_lane == 3'h4;
-  assign \i__valid$275  = \o__valid$194  & \$7 ;
-  assign \selected$291  = start_lane == 3'h5;
-  assign \i__valid$295  = \o__valid$194  & \$7 ;
-  assign \selected$311  = start_lane == 3'h6;
-  assign \i__valid$315  = \o__valid$194  & \$7 ;
-  assign \selected$331  = start_lane == 3'h7;
-  assign \i__valid$335  = \o__valid$194  & \$7 ;
-  assign \selected$351  = start_lane == 4'h8;
-  assign \i__valid$355  = \o__valid$194  & \$7 ;
-  assign \selected$371  = start_lane == 4'h9;
-  assign \i__valid$375  = \o__valid$194  & \$7 ;
-  assign \selected$391  = start_lane == 4'ha;
-  assign \i__valid$395  = \o__valid$194  & \$7 ;
-  assign \selected$411  = start_lane == 4'hb;
-  assign \i__valid$415  = \o__valid$194  & \$7 ;
-  assign \selected$431  = start_lane == 4'hc;
-  assign \i__valid$435  = \o__valid$194  & \$7 ;
-  assign \selected$451  = start_lane == 4'hd;
-  assign \i__valid$455  = \o__valid$194  & \$7 ;
-  assign \selected$471  = start_lane == 4'he;
-  assign \i__valid$475  = \o__valid$194  & \$7 ;
-  assign \selected$491  = start_lane == 4'hf;
-  assign \i__valid$495  = \o__valid$194  & \$7 ;
-  assign \selected$511  = start_lane == 5'h10;
-  assign \i__valid$515  = \o__valid$194  & \$7 ;
-  assign \selected$531  = start_lane == 5'h11;
-  assign \i__valid$535  = \o__valid$194  & \$7 ;
-  assign \selected$551  = start_lane == 5'h12;
-  assign \i__valid$555  = \o__valid$194  & \$7 ;
-  assign \selected$571  = start_lane == 5'h13;
-  assign \i__valid$575  = \o__valid$194  & \$7 ;
-  assign \selected$591  = start_lane == 5'h14;
-  assign \i__valid$595  = \o__valid$194  & \$7 ;
-  assign \selected$611  = start_lane == 5'h15;
-  assign \i__valid$615  = \o__valid$194  & \$7 ;
-  assign \selected$631  = start_lane == 5'h16;
-  assign \i__valid$635  = \o__valid$194  & \$7 ;
-  assign \selected$651  = start_lane == 5'h17;
-  assign \i__valid$655  = \o__valid$194  & \$7 ;
-  assign \selected$671  = start_lane == 5'h18;
-  assign \i__valid$675  = \o__valid$194  & \$7 ;
-  assign \selected$691  = start_lane == 5'h19;
-  assign \i__valid$695  = \o__valid$194  & \$7 ;
-  assign \selected$711  = start_lane == 5'h1a;
-  assign \i__valid$715  = \o__valid$194  & \$7 ;
-  assign \selected$731  = start_lane == 5'h1b;
-  assign \i__valid$735  = \o__valid$194  & \$7 ;
-  assign \selected$751  = start_lane == 5'h1c;
-  assign \i__valid$755  = \o__valid$194  & \$7 ;
-  assign \selected$771  = start_lane == 5'h1d;
-  assign \i__valid$775  = \o__valid$194  & \$7 ;
-  assign \selected$791  = start_lane == 5'h1e;
-  assign \i__valid$795  = \o__valid$194  & \$7 ;
-  assign \selected$811  = start_lane == 5'h1f;
-  assign \i__valid$815  = \o__valid$194  & \$7 ;
-  assign \$71  = | in_flight;
-  assign \$72  = reading | \$71 ;
-  assign running = \$72  | \busy$61 ;
-  assign \$73  = 1'h0 + multiply;
-  assign \$74  = \$73  + \multiply$1085 ;
-  assign \$75  = \$74  + \multiply$1086 ;
-  assign \$76  = \$75  + \multiply$1087 ;
-  assign \$77  = \$76  + \multiply$1088 ;
-  assign \$78  = \$77  + \multiply$1089 ;
-  assign \$79  = \$78  + \multiply$1090 ;
-  assign \$80  = \$79  + \multiply$1091 ;
-  assign \$81  = \$80  + \multiply$1092 ;
-  assign \$82  = \$81  + \multiply$1093 ;
-  assign \$83  = \$82  + \multiply$1094 ;
-  assign \$84  = \$83  + \multiply$1095 ;
-  assign \$85  = \$84  + \multiply$1096 ;
-  assign \$86  = \$85  + \multiply$1097 ;
-  assign \$87  = \$86  + \multiply$1098 ;
-  assign \$88  = \$87  + \multiply$1099 ;
-  assign \$89  = \$88  + \multiply$1100 ;
-  assign \$90  = \$89  + \multiply$1101 ;
-  assign \$91  = \$90  + \multiply$1102 ;
-  assign \$92  = \$91  + \multiply$1103 ;
-  assign \$93  = \$92  + \multiply$1104 ;
-  assign \$94  = \$93  + \multiply$1105 ;
-  assign \$95  = \$94  + \multiply$1106 ;
-  assign \$96  = \$95  + \multiply$1107 ;
-  assign \$97  = \$96  + \multiply$1108 ;
-  assign \$98  = \$97  + \multiply$1109 ;
-  assign \$99  = \$98  + \multiply$1110 ;
-  assign \$100  = \$99  + \multiply$1111 ;
-  assign \$101  = \$100  + \multiply$1112 ;
-  assign \$102  = \$101  + \multiply$1113 ;
-  assign \$103  = \$102  + \multiply$1114 ;
-  assign \$104  = \$103  + \multiply$1115 ;
-  assign \$105  = ! code[32];
-  assign \$106  = load_code & \$105 ;
-  assign \$107  = ! code_write[1];
-  assign \$108  = code_write[0] & \$107 ;
-  assign \$109  = ! code_write[6:3];
-  assign \$110  = \$108  & \$109 ;
-  assign \$112  = | write[7:0];
-  assign \$113  = \$112  ? write : \vector_write$1133 ;
-  assign \$114  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$115  = \start$110 [39:24] - \$114 ;
-  assign \$116  = $signed(\$115 ) - $signed(2'h1);
-  assign \$117  = \start$110 [0] & \start$110 [40];
-  assign \$118  = 1'h1 << start_write[1];
-  assign \$119  = code_write[1] ? codes[87:44] : codes[43:0];
-  assign \$121  = code_write[2] ? \$119 [11:8] : \$119 [7:4];
-  assign \$122  = code_write[6:3] > \$121 ;
-  assign \$123  = \matrices$1120  + matrices_step;
-  assign \$124  = cycles + cycles_step;
-  assign \$125  = \i__valid$10  & o__ready;
-  assign \$126  = words + words_step;
-  assign \$127  = payload_words + payload_words_step;
-  assign \$128  = ~ o__ready;
-  assign \$129  = \i__valid$10  & \$128 ;
-  assign \$130  = running & \$129 ;
-  assign \$131  = stalls + stalls_step;
-  assign \$132  = ~ \i__valid$10 ;
-  assign \$133  = running & \$132 ;
-  assign \$134  = starved + starved_step;
-  assign \$135  = multiplies + multiplies_step;
-  assign \$136  = matrix_done ? \weights$1146  : 32'd0;
-  assign \$137  = weights + weights_step;
+  assign \selected$245  = start_lane == 1'h1;
+  assign \selected$265  = start_lane == 2'h2;
+  assign \selected$285  = start_lane == 2'h3;
+  assign \selected$305  = start_lane == 3'h4;
+  assign \selected$325  = start_lane == 3'h5;
+  assign \selected$345  = start_lane == 3'h6;
+  assign \selected$365  = start_lane == 3'h7;
+  assign \selected$385  = start_lane == 4'h8;
+  assign \selected$405  = start_lane == 4'h9;
+  assign \selected$425  = start_lane == 4'ha;
+  assign \selected$445  = start_lane == 4'hb;
+  assign \selected$465  = start_lane == 4'hc;
+  assign \selected$485  = start_lane == 4'hd;
+  assign \selected$505  = start_lane == 4'he;
+  assign \selected$525  = start_lane == 4'hf;
+  assign \selected$545  = start_lane == 5'h10;
+  assign \selected$565  = start_lane == 5'h11;
+  assign \selected$585  = start_lane == 5'h12;
+  assign \selected$605  = start_lane == 5'h13;
+  assign \selected$625  = start_lane == 5'h14;
+  assign \selected$645  = start_lane == 5'h15;
+  assign \selected$665  = start_lane == 5'h16;
+  assign \selected$685  = start_lane == 5'h17;
+  assign \selected$705  = start_lane == 5'h18;
+  assign \selected$725  = start_lane == 5'h19;
+  assign \selected$745  = start_lane == 5'h1a;
+  assign \selected$765  = start_lane == 5'h1b;
+  assign \selected$785  = start_lane == 5'h1c;
+  assign \selected$805  = start_lane == 5'h1d;
+  assign \selected$825  = start_lane == 5'h1e;
+  assign \selected$845  = start_lane == 5'h1f;
+  assign \$36  = ~ lanes_cancel;
+  assign \i__valid$1043  = \o__valid$1044  & \$36 ;
+  assign \$37  = | in_flight;
+  assign \$38  = reading | \$37 ;
+  assign running = \$38  | finishing;
+  assign \$39  = 1'h0 + multiply;
+  assign \$40  = \$39  + \multiply$1120 ;
+  assign \$41  = \$40  + \multiply$1121 ;
+  assign \$42  = \$41  + \multiply$1122 ;
+  assign \$43  = \$42  + \multiply$1123 ;
+  assign \$44  = \$43  + \multiply$1124 ;
+  assign \$45  = \$44  + \multiply$1125 ;
+  assign \$46  = \$45  + \multiply$1126 ;
+  assign \$47  = \$46  + \multiply$1127 ;
+  assign \$48  = \$47  + \multiply$1128 ;
+  assign \$49  = \$48  + \multiply$1129 ;
+  assign \$50  = \$49  + \multiply$1130 ;
+  assign \$51  = \$50  + \multiply$1131 ;
+  assign \$52  = \$51  + \multiply$1132 ;
+  assign \$53  = \$52  + \multiply$1133 ;
+  assign \$54  = \$53  + \multiply$1134 ;
+  assign \$55  = \$54  + \multiply$1135 ;
+  assign \$56  = \$55  + \multiply$1136 ;
+  assign \$57  = \$56  + \multiply$1137 ;
+  assign \$58  = \$57  + \multiply$1138 ;
+  assign \$59  = \$58  + \multiply$1139 ;
+  assign \$60  = \$59  + \multiply$1140 ;
+  assign \$61  = \$60  + \multiply$1141 ;
+  assign \$62  = \$61  + \multiply$1142 ;
+  assign \$63  = \$62  + \multiply$1143 ;
+  assign \$64  = \$63  + \multiply$1144 ;
+  assign \$65  = \$64  + \multiply$1145 ;
+  assign \$66  = \$65  + \multiply$1146 ;
+  assign \$67  = \$66  + \multiply$1147 ;
+  assign \$68  = \$67  + \multiply$1148 ;
+  assign \$69  = \$68  + \multiply$1149 ;
+  assign \$70  = \$69  + \multiply$1150 ;
+  assign \$71  = lanes_cancel ? 33'h000000000 : \$70 ;
+  assign \$72  = ! code[32];
+  assign \$73  = load_code & \$72 ;
+  assign \$74  = ! code_write[1];
+  assign \$75  = code_write[0] & \$74 ;
+  assign \$76  = ! code_write[6:3];
+  assign \$77  = \$75  & \$76 ;
+  assign \$81  = ~ \$80 ;
+  assign \$82  = \$3  & \$81 ;
+  assign \$83  = ~ finishing;
+  assign \$84  = ~ \start$117 ;
+  assign \$85  = \$83  & \$84 ;
+  assign \$86  = | write[7:0];
+  assign \$87  = \$86  ? write : \vector_write$1174 ;
+  assign \$88  = \start$104 [1] ? matrices[48:38] : matrices[13:3];
+  assign \$89  = \start$104 [39:24] - \$88 ;
+  assign \$90  = $signed(\$89 ) - $signed(2'h1);
+  assign \$91  = \start$104 [0] & \start$104 [40];
+  assign \$92  = 1'h1 << start_write[1];
+  assign \$93  = code_write[1] ? codes[87:44] : codes[43:0];
+  assign \$95  = code_write[2] ? \$93 [11:8] : \$93 [7:4];
+  assign \$96  = code_write[6:3] > \$95 ;
+  assign \$97  = \matrices$1155  + matrices_step;
+  assign \$98  = cycles + cycles_step;
+  assign \$99  = \i__valid$10  & o__ready;
+  assign \$100  = words + words_step;
+  assign \$101  = payload_words + payload_words_step;
+  assign \$102  = ~ o__ready;
+  assign \$103  = \i__valid$10  & \$102 ;
+  assign \$104  = running & \$103 ;
+  assign \$105  = stalls + stalls_step;
+  assign \$106  = ~ \i__valid$10 ;
+  assign \$107  = running & \$106 ;
+  assign \$108  = starved + starved_step;
+  assign \$109  = multiplies + multiplies_step;
+  assign \$110  = matrix_done ? \weights$1187  : 32'd0;
+  assign \$111  = weights + weights_step;
   always @(posedge clk)
-    was_coding <= \$138 ;
+    was_coding <= \$112 ;
   always @(posedge clk)
-    microcode_write <= \$139 ;
+    microcode_write <= \$113 ;
   always @(posedge clk)
-    banks_loaded <= \$140 ;
+    banks_loaded <= \$114 ;
   always @(posedge clk)
-    codes <= \$141 ;
+    codes <= \$115 ;
   always @(posedge clk)
-    \may_send$65  <= \$142 ;
+    \may_send$58  <= \$116 ;
   always @(posedge clk)
-    vector_write <= \$143 ;
+    may_allocate <= \$117 ;
   always @(posedge clk)
-    map_write <= \$144 ;
+    may_load_code <= \$118 ;
   always @(posedge clk)
-    \code_write$177  <= \$145 ;
+    may_load_bias <= \$119 ;
   always @(posedge clk)
-    start_write <= \$146 ;
+    vector_write <= \$120 ;
   always @(posedge clk)
-    start_lane <= \$147 ;
+    map_write <= \$121 ;
   always @(posedge clk)
-    \final  <= \$148 ;
+    \code_write$211  <= \$122 ;
   always @(posedge clk)
-    placed <= \$149 ;
+    start_write <= \$123 ;
   always @(posedge clk)
-    matrices_step <= \$150 ;
+    start_lane <= \$124 ;
   always @(posedge clk)
-    \matrices$1120  <= \$151 ;
+    \final  <= \$125 ;
   always @(posedge clk)
-    cycles_step <= \$152 ;
+    placed <= \$126 ;
   always @(posedge clk)
-    cycles <= \$153 ;
+    lanes_cancel <= \$127 ;
   always @(posedge clk)
-    words_step <= \$154 ;
+    matrices_step <= \$128 ;
   always @(posedge clk)
-    words <= \$155 ;
+    \matrices$1155  <= \$129 ;
   always @(posedge clk)
-    payload_words_step <= \$156 ;
+    cycles_step <= \$130 ;
   always @(posedge clk)
-    payload_words <= \$157 ;
+    cycles <= \$131 ;
   always @(posedge clk)
-    stalls_step <= \$158 ;
+    words_step <= \$132 ;
   always @(posedge clk)
-    stalls <= \$159 ;
+    words <= \$133 ;
   always @(posedge clk)
-    starved_step <= \$160 ;
+    payload_words_step <= \$134 ;
   always @(posedge clk)
-    starved <= \$161 ;
+    payload_words <= \$135 ;
   always @(posedge clk)
-    multiplies_step <= \$162 ;
+    stalls_step <= \$136 ;
   always @(posedge clk)
-    multiplies <= \$163 ;
+    stalls <= \$137 ;
   always @(posedge clk)
-    weights_step <= \$164 ;
+    starved_step <= \$138 ;
   always @(posedge clk)
-    weights <= \$165 ;
+    starved <= \$139 ;
+  always @(posedge clk)
+    multiplies_step <= \$140 ;
+  always @(posedge clk)
+    multiplies <= \$141 ;
+  always @(posedge clk)
+    weights_step <= \$142 ;
+  always @(posedge clk)
+    weights <= \$143 ;
   egret_l_onchip_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
@@ -1914,19 +1940,60 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$1134 ),
+    .map_write(\map_write$1175 ),
     .rst(rst),
     .section__payload(section__payload),
     .section__ready(section__ready),
-    .start(\start$110 ),
+    .start(\start$104 ),
     .w_data(\i__payload$6 [255:0]),
     .w_en(words__valid),
     .\w_en$8 (section__valid),
     .words__ready(words__ready)
   );
+  egret_l_onchip_core_fanout  fanout (
+    .beat(\$146 ),
+    .cancel(cancel),
+    .clk(clk),
+    .i__payload(\i__payload$134 ),
+    .i__ready(\o__ready$136 ),
+    .i__valid(\i__valid$138 ),
+    .port_0 (\roomy$174 ),
+    .port_1 (\roomy$175 ),
+    .port_2 (\roomy$176 ),
+    .port_3 (\roomy$177 ),
+    .port_4 (\roomy$178 ),
+    .port_5 (\roomy$179 ),
+    .port_6 (\roomy$180 ),
+    .port_7 (\roomy$181 ),
+    .port_8 (\roomy$182 ),
+    .port_9 (\roomy$183 ),
+    .port_10 (\roomy$184 ),
+    .port_11 (\roomy$185 ),
+    .port_12 (\roomy$186 ),
+    .port_13 (\roomy$187 ),
+    .port_14 (\roomy$188 ),
+    .port_15 (\roomy$189 ),
+    .port_16 (\roomy$190 ),
+    .port_17 (\roomy$191 ),
+    .port_18 (\roomy$192 ),
+    .port_19 (\roomy$193 ),
+    .port_20 (\roomy$194 ),
+    .port_21 (\roomy$195 ),
+    .port_22 (\roomy$196 ),
+    .port_23 (\roomy$197 ),
+    .port_24 (\roomy$198 ),
+    .port_25 (\roomy$199 ),
+    .port_26 (\roomy$200 ),
+    .port_27 (\roomy$201 ),
+    .port_28 (\roomy$202 ),
+    .port_29 (\roomy$203 ),
+    .port_30 (\roomy$204 ),
+    .port_31 (\roomy$205 ),
+    .rst(rst)
+  );
   egret_l_onchip_core_finisher  finisher (
     .bias_write(bias_write),
-    .busy(\busy$61 ),
+    .busy(finishing),
     .clk(clk),
     .\job$52 (job),
     .kind(kind),
@@ -1936,9 +2003,9 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .o__valid(results__valid),
     .report(report),
     .rst(rst),
-    .start(\start$123 ),
+    .start(\start$117 ),
     .sums(sums),
-    .vector_write(\vector_write$1133 ),
+    .vector_write(\vector_write$1174 ),
     .walk(walk)
   );
   egret_l_onchip_core_gearbox  gearbox (
@@ -1947,881 +2014,913 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$196 ),
-    .o__ready(\o__ready$140 ),
-    .o__valid(\o__valid$194 ),
+    .o__payload(\i__payload$134 ),
+    .o__ready(\o__ready$136 ),
+    .o__valid(\i__valid$138 ),
     .rst(rst)
   );
   egret_l_onchip_core_lane  lane_0 (
-    .bad_index(\bad_index$1049 ),
-    .bad_prefix(\bad_prefix$1016 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1084 ),
+    .bad_prefix(\bad_prefix$1051 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$195 ),
+    .\i__payload$41 (\i__payload$229 ),
     .\i__ready$43 (\i__ready$141 ),
-    .\i__valid$45 (\i__valid$193 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$59 (\o__payload$200 ),
-    .\o__ready$61 (\o__ready$201 ),
-    .\o__valid$63 (lane__valid),
+    .\o__payload$61 (\o__payload$234 ),
+    .\o__ready$63 (\o__ready$235 ),
+    .\o__valid$65 (lane__valid),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$174 ),
     .rst(rst),
     .selected(selected),
-    .settings(\settings$175 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_1 (
-    .bad_index(\bad_index$1050 ),
-    .bad_prefix(\bad_prefix$1017 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1085 ),
+    .bad_prefix(\bad_prefix$1052 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$216 ),
+    .\i__payload$41 (\i__payload$250 ),
     .\i__ready$43 (\i__ready$142 ),
-    .\i__valid$45 (\i__valid$215 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1085 ),
-    .\o__payload$59 (\o__payload$220 ),
-    .\o__ready$61 (\o__ready$221 ),
-    .\o__valid$63 (\lane__valid$217 ),
+    .multiply(\multiply$1120 ),
+    .\o__payload$61 (\o__payload$254 ),
+    .\o__ready$63 (\o__ready$255 ),
+    .\o__valid$65 (\lane__valid$251 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$175 ),
     .rst(rst),
-    .selected(\selected$211 ),
-    .settings(\settings$175 ),
+    .selected(\selected$245 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_10 (
-    .bad_index(\bad_index$1059 ),
-    .bad_prefix(\bad_prefix$1026 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1094 ),
+    .bad_prefix(\bad_prefix$1061 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$396 ),
+    .\i__payload$41 (\i__payload$430 ),
     .\i__ready$43 (\i__ready$151 ),
-    .\i__valid$45 (\i__valid$395 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1094 ),
-    .\o__payload$59 (\o__payload$400 ),
-    .\o__ready$61 (\o__ready$401 ),
-    .\o__valid$63 (\lane__valid$397 ),
+    .multiply(\multiply$1129 ),
+    .\o__payload$61 (\o__payload$434 ),
+    .\o__ready$63 (\o__ready$435 ),
+    .\o__valid$65 (\lane__valid$431 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$184 ),
     .rst(rst),
-    .selected(\selected$391 ),
-    .settings(\settings$175 ),
+    .selected(\selected$425 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_11 (
-    .bad_index(\bad_index$1060 ),
-    .bad_prefix(\bad_prefix$1027 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1095 ),
+    .bad_prefix(\bad_prefix$1062 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$416 ),
+    .\i__payload$41 (\i__payload$450 ),
     .\i__ready$43 (\i__ready$152 ),
-    .\i__valid$45 (\i__valid$415 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1095 ),
-    .\o__payload$59 (\o__payload$420 ),
-    .\o__ready$61 (\o__ready$421 ),
-    .\o__valid$63 (\lane__valid$417 ),
+    .multiply(\multiply$1130 ),
+    .\o__payload$61 (\o__payload$454 ),
+    .\o__ready$63 (\o__ready$455 ),
+    .\o__valid$65 (\lane__valid$451 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$185 ),
     .rst(rst),
-    .selected(\selected$411 ),
-    .settings(\settings$175 ),
+    .selected(\selected$445 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_12 (
-    .bad_index(\bad_index$1061 ),
-    .bad_prefix(\bad_prefix$1028 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1096 ),
+    .bad_prefix(\bad_prefix$1063 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$436 ),
+    .\i__payload$41 (\i__payload$470 ),
     .\i__ready$43 (\i__ready$153 ),
-    .\i__valid$45 (\i__valid$435 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1096 ),
-    .\o__payload$59 (\o__payload$440 ),
-    .\o__ready$61 (\o__ready$441 ),
-    .\o__valid$63 (\lane__valid$437 ),
+    .multiply(\multiply$1131 ),
+    .\o__payload$61 (\o__payload$474 ),
+    .\o__ready$63 (\o__ready$475 ),
+    .\o__valid$65 (\lane__valid$471 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$186 ),
     .rst(rst),
-    .selected(\selected$431 ),
-    .settings(\settings$175 ),
+    .selected(\selected$465 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_13 (
-    .bad_index(\bad_index$1062 ),
-    .bad_prefix(\bad_prefix$1029 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1097 ),
+    .bad_prefix(\bad_prefix$1064 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$456 ),
+    .\i__payload$41 (\i__payload$490 ),
     .\i__ready$43 (\i__ready$154 ),
-    .\i__valid$45 (\i__valid$455 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1097 ),
-    .\o__payload$59 (\o__payload$460 ),
-    .\o__ready$61 (\o__ready$461 ),
-    .\o__valid$63 (\lane__valid$457 ),
+    .multiply(\multiply$1132 ),
+    .\o__payload$61 (\o__payload$494 ),
+    .\o__ready$63 (\o__ready$495 ),
+    .\o__valid$65 (\lane__valid$491 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$187 ),
     .rst(rst),
-    .selected(\selected$451 ),
-    .settings(\settings$175 ),
+    .selected(\selected$485 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_14 (
-    .bad_index(\bad_index$1063 ),
-    .bad_prefix(\bad_prefix$1030 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1098 ),
+    .bad_prefix(\bad_prefix$1065 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$476 ),
+    .\i__payload$41 (\i__payload$510 ),
     .\i__ready$43 (\i__ready$155 ),
-    .\i__valid$45 (\i__valid$475 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1098 ),
-    .\o__payload$59 (\o__payload$480 ),
-    .\o__ready$61 (\o__ready$481 ),
-    .\o__valid$63 (\lane__valid$477 ),
+    .multiply(\multiply$1133 ),
+    .\o__payload$61 (\o__payload$514 ),
+    .\o__ready$63 (\o__ready$515 ),
+    .\o__valid$65 (\lane__valid$511 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$188 ),
     .rst(rst),
-    .selected(\selected$471 ),
-    .settings(\settings$175 ),
+    .selected(\selected$505 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_15 (
-    .bad_index(\bad_index$1064 ),
-    .bad_prefix(\bad_prefix$1031 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1099 ),
+    .bad_prefix(\bad_prefix$1066 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$496 ),
+    .\i__payload$41 (\i__payload$530 ),
     .\i__ready$43 (\i__ready$156 ),
-    .\i__valid$45 (\i__valid$495 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1099 ),
-    .\o__payload$59 (\o__payload$500 ),
-    .\o__ready$61 (\o__ready$501 ),
-    .\o__valid$63 (\lane__valid$497 ),
+    .multiply(\multiply$1134 ),
+    .\o__payload$61 (\o__payload$534 ),
+    .\o__ready$63 (\o__ready$535 ),
+    .\o__valid$65 (\lane__valid$531 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$189 ),
     .rst(rst),
-    .selected(\selected$491 ),
-    .settings(\settings$175 ),
+    .selected(\selected$525 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_16 (
-    .bad_index(\bad_index$1065 ),
-    .bad_prefix(\bad_prefix$1032 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1100 ),
+    .bad_prefix(\bad_prefix$1067 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$516 ),
+    .\i__payload$41 (\i__payload$550 ),
     .\i__ready$43 (\i__ready$157 ),
-    .\i__valid$45 (\i__valid$515 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1100 ),
-    .\o__payload$59 (\o__payload$520 ),
-    .\o__ready$61 (\o__ready$521 ),
-    .\o__valid$63 (\lane__valid$517 ),
+    .multiply(\multiply$1135 ),
+    .\o__payload$61 (\o__payload$554 ),
+    .\o__ready$63 (\o__ready$555 ),
+    .\o__valid$65 (\lane__valid$551 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$190 ),
     .rst(rst),
-    .selected(\selected$511 ),
-    .settings(\settings$175 ),
+    .selected(\selected$545 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_17 (
-    .bad_index(\bad_index$1066 ),
-    .bad_prefix(\bad_prefix$1033 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1101 ),
+    .bad_prefix(\bad_prefix$1068 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$536 ),
+    .\i__payload$41 (\i__payload$570 ),
     .\i__ready$43 (\i__ready$158 ),
-    .\i__valid$45 (\i__valid$535 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1101 ),
-    .\o__payload$59 (\o__payload$540 ),
-    .\o__ready$61 (\o__ready$541 ),
-    .\o__valid$63 (\lane__valid$537 ),
+    .multiply(\multiply$1136 ),
+    .\o__payload$61 (\o__payload$574 ),
+    .\o__ready$63 (\o__ready$575 ),
+    .\o__valid$65 (\lane__valid$571 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$191 ),
     .rst(rst),
-    .selected(\selected$531 ),
-    .settings(\settings$175 ),
+    .selected(\selected$565 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_18 (
-    .bad_index(\bad_index$1067 ),
-    .bad_prefix(\bad_prefix$1034 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1102 ),
+    .bad_prefix(\bad_prefix$1069 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$556 ),
+    .\i__payload$41 (\i__payload$590 ),
     .\i__ready$43 (\i__ready$159 ),
-    .\i__valid$45 (\i__valid$555 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1102 ),
-    .\o__payload$59 (\o__payload$560 ),
-    .\o__ready$61 (\o__ready$561 ),
-    .\o__valid$63 (\lane__valid$557 ),
+    .multiply(\multiply$1137 ),
+    .\o__payload$61 (\o__payload$594 ),
+    .\o__ready$63 (\o__ready$595 ),
+    .\o__valid$65 (\lane__valid$591 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$192 ),
     .rst(rst),
-    .selected(\selected$551 ),
-    .settings(\settings$175 ),
+    .selected(\selected$585 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_19 (
-    .bad_index(\bad_index$1068 ),
-    .bad_prefix(\bad_prefix$1035 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1103 ),
+    .bad_prefix(\bad_prefix$1070 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$576 ),
+    .\i__payload$41 (\i__payload$610 ),
     .\i__ready$43 (\i__ready$160 ),
-    .\i__valid$45 (\i__valid$575 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1103 ),
-    .\o__payload$59 (\o__payload$580 ),
-    .\o__ready$61 (\o__ready$581 ),
-    .\o__valid$63 (\lane__valid$577 ),
+    .multiply(\multiply$1138 ),
+    .\o__payload$61 (\o__payload$614 ),
+    .\o__ready$63 (\o__ready$615 ),
+    .\o__valid$65 (\lane__valid$611 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$193 ),
     .rst(rst),
-    .selected(\selected$571 ),
-    .settings(\settings$175 ),
+    .selected(\selected$605 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_2 (
-    .bad_index(\bad_index$1051 ),
-    .bad_prefix(\bad_prefix$1018 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1086 ),
+    .bad_prefix(\bad_prefix$1053 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$236 ),
+    .\i__payload$41 (\i__payload$270 ),
     .\i__ready$43 (\i__ready$143 ),
-    .\i__valid$45 (\i__valid$235 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1086 ),
-    .\o__payload$59 (\o__payload$240 ),
-    .\o__ready$61 (\o__ready$241 ),
-    .\o__valid$63 (\lane__valid$237 ),
+    .multiply(\multiply$1121 ),
+    .\o__payload$61 (\o__payload$274 ),
+    .\o__ready$63 (\o__ready$275 ),
+    .\o__valid$65 (\lane__valid$271 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$176 ),
     .rst(rst),
-    .selected(\selected$231 ),
-    .settings(\settings$175 ),
+    .selected(\selected$265 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_20 (
-    .bad_index(\bad_index$1069 ),
-    .bad_prefix(\bad_prefix$1036 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1104 ),
+    .bad_prefix(\bad_prefix$1071 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$596 ),
+    .\i__payload$41 (\i__payload$630 ),
     .\i__ready$43 (\i__ready$161 ),
-    .\i__valid$45 (\i__valid$595 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1104 ),
-    .\o__payload$59 (\o__payload$600 ),
-    .\o__ready$61 (\o__ready$601 ),
-    .\o__valid$63 (\lane__valid$597 ),
+    .multiply(\multiply$1139 ),
+    .\o__payload$61 (\o__payload$634 ),
+    .\o__ready$63 (\o__ready$635 ),
+    .\o__valid$65 (\lane__valid$631 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$194 ),
     .rst(rst),
-    .selected(\selected$591 ),
-    .settings(\settings$175 ),
+    .selected(\selected$625 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_21 (
-    .bad_index(\bad_index$1070 ),
-    .bad_prefix(\bad_prefix$1037 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1105 ),
+    .bad_prefix(\bad_prefix$1072 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$616 ),
+    .\i__payload$41 (\i__payload$650 ),
     .\i__ready$43 (\i__ready$162 ),
-    .\i__valid$45 (\i__valid$615 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1105 ),
-    .\o__payload$59 (\o__payload$620 ),
-    .\o__ready$61 (\o__ready$621 ),
-    .\o__valid$63 (\lane__valid$617 ),
+    .multiply(\multiply$1140 ),
+    .\o__payload$61 (\o__payload$654 ),
+    .\o__ready$63 (\o__ready$655 ),
+    .\o__valid$65 (\lane__valid$651 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$195 ),
     .rst(rst),
-    .selected(\selected$611 ),
-    .settings(\settings$175 ),
+    .selected(\selected$645 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_22 (
-    .bad_index(\bad_index$1071 ),
-    .bad_prefix(\bad_prefix$1038 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1106 ),
+    .bad_prefix(\bad_prefix$1073 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$636 ),
+    .\i__payload$41 (\i__payload$670 ),
     .\i__ready$43 (\i__ready$163 ),
-    .\i__valid$45 (\i__valid$635 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1106 ),
-    .\o__payload$59 (\o__payload$640 ),
-    .\o__ready$61 (\o__ready$641 ),
-    .\o__valid$63 (\lane__valid$637 ),
+    .multiply(\multiply$1141 ),
+    .\o__payload$61 (\o__payload$674 ),
+    .\o__ready$63 (\o__ready$675 ),
+    .\o__valid$65 (\lane__valid$671 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$196 ),
     .rst(rst),
-    .selected(\selected$631 ),
-    .settings(\settings$175 ),
+    .selected(\selected$665 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_23 (
-    .bad_index(\bad_index$1072 ),
-    .bad_prefix(\bad_prefix$1039 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1107 ),
+    .bad_prefix(\bad_prefix$1074 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$656 ),
+    .\i__payload$41 (\i__payload$690 ),
     .\i__ready$43 (\i__ready$164 ),
-    .\i__valid$45 (\i__valid$655 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1107 ),
-    .\o__payload$59 (\o__payload$660 ),
-    .\o__ready$61 (\o__ready$661 ),
-    .\o__valid$63 (\lane__valid$657 ),
+    .multiply(\multiply$1142 ),
+    .\o__payload$61 (\o__payload$694 ),
+    .\o__ready$63 (\o__ready$695 ),
+    .\o__valid$65 (\lane__valid$691 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$197 ),
     .rst(rst),
-    .selected(\selected$651 ),
-    .settings(\settings$175 ),
+    .selected(\selected$685 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_24 (
-    .bad_index(\bad_index$1073 ),
-    .bad_prefix(\bad_prefix$1040 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1108 ),
+    .bad_prefix(\bad_prefix$1075 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$676 ),
+    .\i__payload$41 (\i__payload$710 ),
     .\i__ready$43 (\i__ready$165 ),
-    .\i__valid$45 (\i__valid$675 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1108 ),
-    .\o__payload$59 (\o__payload$680 ),
-    .\o__ready$61 (\o__ready$681 ),
-    .\o__valid$63 (\lane__valid$677 ),
+    .multiply(\multiply$1143 ),
+    .\o__payload$61 (\o__payload$714 ),
+    .\o__ready$63 (\o__ready$715 ),
+    .\o__valid$65 (\lane__valid$711 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$198 ),
     .rst(rst),
-    .selected(\selected$671 ),
-    .settings(\settings$175 ),
+    .selected(\selected$705 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_25 (
-    .bad_index(\bad_index$1074 ),
-    .bad_prefix(\bad_prefix$1041 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1109 ),
+    .bad_prefix(\bad_prefix$1076 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$696 ),
+    .\i__payload$41 (\i__payload$730 ),
     .\i__ready$43 (\i__ready$166 ),
-    .\i__valid$45 (\i__valid$695 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1109 ),
-    .\o__payload$59 (\o__payload$700 ),
-    .\o__ready$61 (\o__ready$701 ),
-    .\o__valid$63 (\lane__valid$697 ),
+    .multiply(\multiply$1144 ),
+    .\o__payload$61 (\o__payload$734 ),
+    .\o__ready$63 (\o__ready$735 ),
+    .\o__valid$65 (\lane__valid$731 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$199 ),
     .rst(rst),
-    .selected(\selected$691 ),
-    .settings(\settings$175 ),
+    .selected(\selected$725 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_26 (
-    .bad_index(\bad_index$1075 ),
-    .bad_prefix(\bad_prefix$1042 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1110 ),
+    .bad_prefix(\bad_prefix$1077 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$716 ),
+    .\i__payload$41 (\i__payload$750 ),
     .\i__ready$43 (\i__ready$167 ),
-    .\i__valid$45 (\i__valid$715 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1110 ),
-    .\o__payload$59 (\o__payload$720 ),
-    .\o__ready$61 (\o__ready$721 ),
-    .\o__valid$63 (\lane__valid$717 ),
+    .multiply(\multiply$1145 ),
+    .\o__payload$61 (\o__payload$754 ),
+    .\o__ready$63 (\o__ready$755 ),
+    .\o__valid$65 (\lane__valid$751 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$200 ),
     .rst(rst),
-    .selected(\selected$711 ),
-    .settings(\settings$175 ),
+    .selected(\selected$745 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_27 (
-    .bad_index(\bad_index$1076 ),
-    .bad_prefix(\bad_prefix$1043 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1111 ),
+    .bad_prefix(\bad_prefix$1078 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$736 ),
+    .\i__payload$41 (\i__payload$770 ),
     .\i__ready$43 (\i__ready$168 ),
-    .\i__valid$45 (\i__valid$735 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1111 ),
-    .\o__payload$59 (\o__payload$740 ),
-    .\o__ready$61 (\o__ready$741 ),
-    .\o__valid$63 (\lane__valid$737 ),
+    .multiply(\multiply$1146 ),
+    .\o__payload$61 (\o__payload$774 ),
+    .\o__ready$63 (\o__ready$775 ),
+    .\o__valid$65 (\lane__valid$771 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$201 ),
     .rst(rst),
-    .selected(\selected$731 ),
-    .settings(\settings$175 ),
+    .selected(\selected$765 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_28 (
-    .bad_index(\bad_index$1077 ),
-    .bad_prefix(\bad_prefix$1044 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1112 ),
+    .bad_prefix(\bad_prefix$1079 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$756 ),
+    .\i__payload$41 (\i__payload$790 ),
     .\i__ready$43 (\i__ready$169 ),
-    .\i__valid$45 (\i__valid$755 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1112 ),
-    .\o__payload$59 (\o__payload$760 ),
-    .\o__ready$61 (\o__ready$761 ),
-    .\o__valid$63 (\lane__valid$757 ),
+    .multiply(\multiply$1147 ),
+    .\o__payload$61 (\o__payload$794 ),
+    .\o__ready$63 (\o__ready$795 ),
+    .\o__valid$65 (\lane__valid$791 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$202 ),
     .rst(rst),
-    .selected(\selected$751 ),
-    .settings(\settings$175 ),
+    .selected(\selected$785 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_29 (
-    .bad_index(\bad_index$1078 ),
-    .bad_prefix(\bad_prefix$1045 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1113 ),
+    .bad_prefix(\bad_prefix$1080 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$776 ),
+    .\i__payload$41 (\i__payload$810 ),
     .\i__ready$43 (\i__ready$170 ),
-    .\i__valid$45 (\i__valid$775 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1113 ),
-    .\o__payload$59 (\o__payload$780 ),
-    .\o__ready$61 (\o__ready$781 ),
-    .\o__valid$63 (\lane__valid$777 ),
+    .multiply(\multiply$1148 ),
+    .\o__payload$61 (\o__payload$814 ),
+    .\o__ready$63 (\o__ready$815 ),
+    .\o__valid$65 (\lane__valid$811 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$203 ),
     .rst(rst),
-    .selected(\selected$771 ),
-    .settings(\settings$175 ),
+    .selected(\selected$805 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_3 (
-    .bad_index(\bad_index$1052 ),
-    .bad_prefix(\bad_prefix$1019 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1087 ),
+    .bad_prefix(\bad_prefix$1054 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$256 ),
+    .\i__payload$41 (\i__payload$290 ),
     .\i__ready$43 (\i__ready$144 ),
-    .\i__valid$45 (\i__valid$255 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1087 ),
-    .\o__payload$59 (\o__payload$260 ),
-    .\o__ready$61 (\o__ready$261 ),
-    .\o__valid$63 (\lane__valid$257 ),
+    .multiply(\multiply$1122 ),
+    .\o__payload$61 (\o__payload$294 ),
+    .\o__ready$63 (\o__ready$295 ),
+    .\o__valid$65 (\lane__valid$291 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$177 ),
     .rst(rst),
-    .selected(\selected$251 ),
-    .settings(\settings$175 ),
+    .selected(\selected$285 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_30 (
-    .bad_index(\bad_index$1079 ),
-    .bad_prefix(\bad_prefix$1046 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1114 ),
+    .bad_prefix(\bad_prefix$1081 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$796 ),
+    .\i__payload$41 (\i__payload$830 ),
     .\i__ready$43 (\i__ready$171 ),
-    .\i__valid$45 (\i__valid$795 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1114 ),
-    .\o__payload$59 (\o__payload$800 ),
-    .\o__ready$61 (\o__ready$801 ),
-    .\o__valid$63 (\lane__valid$797 ),
+    .multiply(\multiply$1149 ),
+    .\o__payload$61 (\o__payload$834 ),
+    .\o__ready$63 (\o__ready$835 ),
+    .\o__valid$65 (\lane__valid$831 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$204 ),
     .rst(rst),
-    .selected(\selected$791 ),
-    .settings(\settings$175 ),
+    .selected(\selected$825 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_31 (
-    .bad_index(\bad_index$1080 ),
-    .bad_prefix(\bad_prefix$1047 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1115 ),
+    .bad_prefix(\bad_prefix$1082 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$816 ),
+    .\i__payload$41 (\i__payload$850 ),
     .\i__ready$43 (\i__ready$172 ),
-    .\i__valid$45 (\i__valid$815 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1115 ),
-    .\o__payload$59 (\o__payload$820 ),
-    .\o__ready$61 (\o__ready$821 ),
-    .\o__valid$63 (\lane__valid$817 ),
+    .multiply(\multiply$1150 ),
+    .\o__payload$61 (\o__payload$854 ),
+    .\o__ready$63 (\o__ready$855 ),
+    .\o__valid$65 (\lane__valid$851 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$205 ),
     .rst(rst),
-    .selected(\selected$811 ),
-    .settings(\settings$175 ),
+    .selected(\selected$845 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_4 (
-    .bad_index(\bad_index$1053 ),
-    .bad_prefix(\bad_prefix$1020 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1088 ),
+    .bad_prefix(\bad_prefix$1055 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$276 ),
+    .\i__payload$41 (\i__payload$310 ),
     .\i__ready$43 (\i__ready$145 ),
-    .\i__valid$45 (\i__valid$275 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1088 ),
-    .\o__payload$59 (\o__payload$280 ),
-    .\o__ready$61 (\o__ready$281 ),
-    .\o__valid$63 (\lane__valid$277 ),
+    .multiply(\multiply$1123 ),
+    .\o__payload$61 (\o__payload$314 ),
+    .\o__ready$63 (\o__ready$315 ),
+    .\o__valid$65 (\lane__valid$311 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$178 ),
     .rst(rst),
-    .selected(\selected$271 ),
-    .settings(\settings$175 ),
+    .selected(\selected$305 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_5 (
-    .bad_index(\bad_index$1054 ),
-    .bad_prefix(\bad_prefix$1021 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1089 ),
+    .bad_prefix(\bad_prefix$1056 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$296 ),
+    .\i__payload$41 (\i__payload$330 ),
     .\i__ready$43 (\i__ready$146 ),
-    .\i__valid$45 (\i__valid$295 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1089 ),
-    .\o__payload$59 (\o__payload$300 ),
-    .\o__ready$61 (\o__ready$301 ),
-    .\o__valid$63 (\lane__valid$297 ),
+    .multiply(\multiply$1124 ),
+    .\o__payload$61 (\o__payload$334 ),
+    .\o__ready$63 (\o__ready$335 ),
+    .\o__valid$65 (\lane__valid$331 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$179 ),
     .rst(rst),
-    .selected(\selected$291 ),
-    .settings(\settings$175 ),
+    .selected(\selected$325 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_6 (
-    .bad_index(\bad_index$1055 ),
-    .bad_prefix(\bad_prefix$1022 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1090 ),
+    .bad_prefix(\bad_prefix$1057 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$316 ),
+    .\i__payload$41 (\i__payload$350 ),
     .\i__ready$43 (\i__ready$147 ),
-    .\i__valid$45 (\i__valid$315 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1090 ),
-    .\o__payload$59 (\o__payload$320 ),
-    .\o__ready$61 (\o__ready$321 ),
-    .\o__valid$63 (\lane__valid$317 ),
+    .multiply(\multiply$1125 ),
+    .\o__payload$61 (\o__payload$354 ),
+    .\o__ready$63 (\o__ready$355 ),
+    .\o__valid$65 (\lane__valid$351 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$180 ),
     .rst(rst),
-    .selected(\selected$311 ),
-    .settings(\settings$175 ),
+    .selected(\selected$345 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_7 (
-    .bad_index(\bad_index$1056 ),
-    .bad_prefix(\bad_prefix$1023 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1091 ),
+    .bad_prefix(\bad_prefix$1058 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$336 ),
+    .\i__payload$41 (\i__payload$370 ),
     .\i__ready$43 (\i__ready$148 ),
-    .\i__valid$45 (\i__valid$335 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1091 ),
-    .\o__payload$59 (\o__payload$340 ),
-    .\o__ready$61 (\o__ready$341 ),
-    .\o__valid$63 (\lane__valid$337 ),
+    .multiply(\multiply$1126 ),
+    .\o__payload$61 (\o__payload$374 ),
+    .\o__ready$63 (\o__ready$375 ),
+    .\o__valid$65 (\lane__valid$371 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$181 ),
     .rst(rst),
-    .selected(\selected$331 ),
-    .settings(\settings$175 ),
+    .selected(\selected$365 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_8 (
-    .bad_index(\bad_index$1057 ),
-    .bad_prefix(\bad_prefix$1024 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1092 ),
+    .bad_prefix(\bad_prefix$1059 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$356 ),
+    .\i__payload$41 (\i__payload$390 ),
     .\i__ready$43 (\i__ready$149 ),
-    .\i__valid$45 (\i__valid$355 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1092 ),
-    .\o__payload$59 (\o__payload$360 ),
-    .\o__ready$61 (\o__ready$361 ),
-    .\o__valid$63 (\lane__valid$357 ),
+    .multiply(\multiply$1127 ),
+    .\o__payload$61 (\o__payload$394 ),
+    .\o__ready$63 (\o__ready$395 ),
+    .\o__valid$65 (\lane__valid$391 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$182 ),
     .rst(rst),
-    .selected(\selected$351 ),
-    .settings(\settings$175 ),
+    .selected(\selected$385 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane  lane_9 (
-    .bad_index(\bad_index$1058 ),
-    .bad_prefix(\bad_prefix$1025 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$1093 ),
+    .bad_prefix(\bad_prefix$1060 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$177 ),
+    .code_write(\code_write$211 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$376 ),
+    .\i__payload$41 (\i__payload$410 ),
     .\i__ready$43 (\i__ready$150 ),
-    .\i__valid$45 (\i__valid$375 ),
+    .\i__valid$45 (\$146 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$1093 ),
-    .\o__payload$59 (\o__payload$380 ),
-    .\o__ready$61 (\o__ready$381 ),
-    .\o__valid$63 (\lane__valid$377 ),
+    .multiply(\multiply$1128 ),
+    .\o__payload$61 (\o__payload$414 ),
+    .\o__ready$63 (\o__ready$415 ),
+    .\o__valid$65 (\lane__valid$411 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$183 ),
     .rst(rst),
-    .selected(\selected$371 ),
-    .settings(\settings$175 ),
+    .selected(\selected$405 ),
+    .settings(\settings$209 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane_settings  lane_settings (
-    .cancel(cancel),
     .clk(clk),
     .codes(codes),
+    .lanes_cancel(lanes_cancel),
     .matrices(matrices),
-    .o(\settings$175 ),
+    .o(\settings$209 ),
     .rst(rst),
     .start_write(start_write)
   );
@@ -2885,447 +2984,446 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   );
   egret_l_onchip_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$825 ),
+    .behind__ready(\o__ready$859 ),
     .behind__valid(behind__valid),
-    .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$201 ),
+    .lane__ready(\o__ready$235 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$1009 ),
-    .o__ready(\o__ready$1011 ),
-    .o__valid(\i__valid$1013 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$1046 ),
+    .o__valid(\o__valid$1044 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$829 ),
-    .behind__ready(\o__ready$831 ),
-    .behind__valid(\behind__valid$833 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$863 ),
+    .behind__ready(\o__ready$865 ),
+    .behind__valid(\behind__valid$867 ),
     .clk(clk),
-    .lane__payload(\lane__payload$219 ),
-    .lane__ready(\o__ready$221 ),
-    .lane__valid(\lane__valid$217 ),
+    .lane__payload(\lane__payload$253 ),
+    .lane__ready(\o__ready$255 ),
+    .lane__valid(\lane__valid$251 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(behind__payload),
-    .o__ready(\o__ready$825 ),
+    .o__ready(\o__ready$859 ),
     .o__valid(behind__valid),
     .rst(rst)
   );
   egret_l_onchip_core_readout_10  readout_10 (
-    .behind__payload(\behind__payload$883 ),
-    .behind__ready(\o__ready$885 ),
-    .behind__valid(\behind__valid$887 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$917 ),
+    .behind__ready(\o__ready$919 ),
+    .behind__valid(\behind__valid$921 ),
     .clk(clk),
-    .lane__payload(\lane__payload$399 ),
-    .lane__ready(\o__ready$401 ),
-    .lane__valid(\lane__valid$397 ),
-    .o__payload(\behind__payload$877 ),
-    .o__ready(\o__ready$879 ),
-    .o__valid(\behind__valid$881 ),
+    .lane__payload(\lane__payload$433 ),
+    .lane__ready(\o__ready$435 ),
+    .lane__valid(\lane__valid$431 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$911 ),
+    .o__ready(\o__ready$913 ),
+    .o__valid(\behind__valid$915 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_11  readout_11 (
-    .behind__payload(\behind__payload$889 ),
-    .behind__ready(\o__ready$891 ),
-    .behind__valid(\behind__valid$893 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$923 ),
+    .behind__ready(\o__ready$925 ),
+    .behind__valid(\behind__valid$927 ),
     .clk(clk),
-    .lane__payload(\lane__payload$419 ),
-    .lane__ready(\o__ready$421 ),
-    .lane__valid(\lane__valid$417 ),
-    .o__payload(\behind__payload$883 ),
-    .o__ready(\o__ready$885 ),
-    .o__valid(\behind__valid$887 ),
+    .lane__payload(\lane__payload$453 ),
+    .lane__ready(\o__ready$455 ),
+    .lane__valid(\lane__valid$451 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$917 ),
+    .o__ready(\o__ready$919 ),
+    .o__valid(\behind__valid$921 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_12  readout_12 (
-    .behind__payload(\behind__payload$895 ),
-    .behind__ready(\o__ready$897 ),
-    .behind__valid(\behind__valid$899 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$929 ),
+    .behind__ready(\o__ready$931 ),
+    .behind__valid(\behind__valid$933 ),
     .clk(clk),
-    .lane__payload(\lane__payload$439 ),
-    .lane__ready(\o__ready$441 ),
-    .lane__valid(\lane__valid$437 ),
-    .o__payload(\behind__payload$889 ),
-    .o__ready(\o__ready$891 ),
-    .o__valid(\behind__valid$893 ),
+    .lane__payload(\lane__payload$473 ),
+    .lane__ready(\o__ready$475 ),
+    .lane__valid(\lane__valid$471 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$923 ),
+    .o__ready(\o__ready$925 ),
+    .o__valid(\behind__valid$927 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_13  readout_13 (
-    .behind__payload(\behind__payload$901 ),
-    .behind__ready(\o__ready$903 ),
-    .behind__valid(\behind__valid$905 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$935 ),
+    .behind__ready(\o__ready$937 ),
+    .behind__valid(\behind__valid$939 ),
     .clk(clk),
-    .lane__payload(\lane__payload$459 ),
-    .lane__ready(\o__ready$461 ),
-    .lane__valid(\lane__valid$457 ),
-    .o__payload(\behind__payload$895 ),
-    .o__ready(\o__ready$897 ),
-    .o__valid(\behind__valid$899 ),
+    .lane__payload(\lane__payload$493 ),
+    .lane__ready(\o__ready$495 ),
+    .lane__valid(\lane__valid$491 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$929 ),
+    .o__ready(\o__ready$931 ),
+    .o__valid(\behind__valid$933 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_14  readout_14 (
-    .behind__payload(\behind__payload$907 ),
-    .behind__ready(\o__ready$909 ),
-    .behind__valid(\behind__valid$911 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$941 ),
+    .behind__ready(\o__ready$943 ),
+    .behind__valid(\behind__valid$945 ),
     .clk(clk),
-    .lane__payload(\lane__payload$479 ),
-    .lane__ready(\o__ready$481 ),
-    .lane__valid(\lane__valid$477 ),
-    .o__payload(\behind__payload$901 ),
-    .o__ready(\o__ready$903 ),
-    .o__valid(\behind__valid$905 ),
+    .lane__payload(\lane__payload$513 ),
+    .lane__ready(\o__ready$515 ),
+    .lane__valid(\lane__valid$511 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$935 ),
+    .o__ready(\o__ready$937 ),
+    .o__valid(\behind__valid$939 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_15  readout_15 (
-    .behind__payload(\behind__payload$913 ),
-    .behind__ready(\o__ready$915 ),
-    .behind__valid(\behind__valid$917 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$947 ),
+    .behind__ready(\o__ready$949 ),
+    .behind__valid(\behind__valid$951 ),
     .clk(clk),
-    .lane__payload(\lane__payload$499 ),
-    .lane__ready(\o__ready$501 ),
-    .lane__valid(\lane__valid$497 ),
-    .o__payload(\behind__payload$907 ),
-    .o__ready(\o__ready$909 ),
-    .o__valid(\behind__valid$911 ),
+    .lane__payload(\lane__payload$533 ),
+    .lane__ready(\o__ready$535 ),
+    .lane__valid(\lane__valid$531 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$941 ),
+    .o__ready(\o__ready$943 ),
+    .o__valid(\behind__valid$945 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_16  readout_16 (
-    .behind__payload(\behind__payload$919 ),
-    .behind__ready(\o__ready$921 ),
-    .behind__valid(\behind__valid$923 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$953 ),
+    .behind__ready(\o__ready$955 ),
+    .behind__valid(\behind__valid$957 ),
     .clk(clk),
-    .lane__payload(\lane__payload$519 ),
-    .lane__ready(\o__ready$521 ),
-    .lane__valid(\lane__valid$517 ),
-    .o__payload(\behind__payload$913 ),
-    .o__ready(\o__ready$915 ),
-    .o__valid(\behind__valid$917 ),
+    .lane__payload(\lane__payload$553 ),
+    .lane__ready(\o__ready$555 ),
+    .lane__valid(\lane__valid$551 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$947 ),
+    .o__ready(\o__ready$949 ),
+    .o__valid(\behind__valid$951 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_17  readout_17 (
-    .behind__payload(\behind__payload$925 ),
-    .behind__ready(\o__ready$927 ),
-    .behind__valid(\behind__valid$929 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$959 ),
+    .behind__ready(\o__ready$961 ),
+    .behind__valid(\behind__valid$963 ),
     .clk(clk),
-    .lane__payload(\lane__payload$539 ),
-    .lane__ready(\o__ready$541 ),
-    .lane__valid(\lane__valid$537 ),
-    .o__payload(\behind__payload$919 ),
-    .o__ready(\o__ready$921 ),
-    .o__valid(\behind__valid$923 ),
+    .lane__payload(\lane__payload$573 ),
+    .lane__ready(\o__ready$575 ),
+    .lane__valid(\lane__valid$571 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$953 ),
+    .o__ready(\o__ready$955 ),
+    .o__valid(\behind__valid$957 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_18  readout_18 (
-    .behind__payload(\behind__payload$931 ),
-    .behind__ready(\o__ready$933 ),
-    .behind__valid(\behind__valid$935 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$965 ),
+    .behind__ready(\o__ready$967 ),
+    .behind__valid(\behind__valid$969 ),
     .clk(clk),
-    .lane__payload(\lane__payload$559 ),
-    .lane__ready(\o__ready$561 ),
-    .lane__valid(\lane__valid$557 ),
-    .o__payload(\behind__payload$925 ),
-    .o__ready(\o__ready$927 ),
-    .o__valid(\behind__valid$929 ),
+    .lane__payload(\lane__payload$593 ),
+    .lane__ready(\o__ready$595 ),
+    .lane__valid(\lane__valid$591 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$959 ),
+    .o__ready(\o__ready$961 ),
+    .o__valid(\behind__valid$963 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_19  readout_19 (
-    .behind__payload(\behind__payload$937 ),
-    .behind__ready(\o__ready$939 ),
-    .behind__valid(\behind__valid$941 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$971 ),
+    .behind__ready(\o__ready$973 ),
+    .behind__valid(\behind__valid$975 ),
     .clk(clk),
-    .lane__payload(\lane__payload$579 ),
-    .lane__ready(\o__ready$581 ),
-    .lane__valid(\lane__valid$577 ),
-    .o__payload(\behind__payload$931 ),
-    .o__ready(\o__ready$933 ),
-    .o__valid(\behind__valid$935 ),
+    .lane__payload(\lane__payload$613 ),
+    .lane__ready(\o__ready$615 ),
+    .lane__valid(\lane__valid$611 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$965 ),
+    .o__ready(\o__ready$967 ),
+    .o__valid(\behind__valid$969 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_2  readout_2 (
-    .behind__payload(\behind__payload$835 ),
-    .behind__ready(\o__ready$837 ),
-    .behind__valid(\behind__valid$839 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$869 ),
+    .behind__ready(\o__ready$871 ),
+    .behind__valid(\behind__valid$873 ),
     .clk(clk),
-    .lane__payload(\lane__payload$239 ),
-    .lane__ready(\o__ready$241 ),
-    .lane__valid(\lane__valid$237 ),
-    .o__payload(\behind__payload$829 ),
-    .o__ready(\o__ready$831 ),
-    .o__valid(\behind__valid$833 ),
+    .lane__payload(\lane__payload$273 ),
+    .lane__ready(\o__ready$275 ),
+    .lane__valid(\lane__valid$271 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$863 ),
+    .o__ready(\o__ready$865 ),
+    .o__valid(\behind__valid$867 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_20  readout_20 (
-    .behind__payload(\behind__payload$943 ),
-    .behind__ready(\o__ready$945 ),
-    .behind__valid(\behind__valid$947 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$977 ),
+    .behind__ready(\o__ready$979 ),
+    .behind__valid(\behind__valid$981 ),
     .clk(clk),
-    .lane__payload(\lane__payload$599 ),
-    .lane__ready(\o__ready$601 ),
-    .lane__valid(\lane__valid$597 ),
-    .o__payload(\behind__payload$937 ),
-    .o__ready(\o__ready$939 ),
-    .o__valid(\behind__valid$941 ),
+    .lane__payload(\lane__payload$633 ),
+    .lane__ready(\o__ready$635 ),
+    .lane__valid(\lane__valid$631 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$971 ),
+    .o__ready(\o__ready$973 ),
+    .o__valid(\behind__valid$975 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_21  readout_21 (
-    .behind__payload(\behind__payload$949 ),
-    .behind__ready(\o__ready$951 ),
-    .behind__valid(\behind__valid$953 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$983 ),
+    .behind__ready(\o__ready$985 ),
+    .behind__valid(\behind__valid$987 ),
     .clk(clk),
-    .lane__payload(\lane__payload$619 ),
-    .lane__ready(\o__ready$621 ),
-    .lane__valid(\lane__valid$617 ),
-    .o__payload(\behind__payload$943 ),
-    .o__ready(\o__ready$945 ),
-    .o__valid(\behind__valid$947 ),
+    .lane__payload(\lane__payload$653 ),
+    .lane__ready(\o__ready$655 ),
+    .lane__valid(\lane__valid$651 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$977 ),
+    .o__ready(\o__ready$979 ),
+    .o__valid(\behind__valid$981 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_22  readout_22 (
-    .behind__payload(\behind__payload$955 ),
-    .behind__ready(\o__ready$957 ),
-    .behind__valid(\behind__valid$959 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$989 ),
+    .behind__ready(\o__ready$991 ),
+    .behind__valid(\behind__valid$993 ),
     .clk(clk),
-    .lane__payload(\lane__payload$639 ),
-    .lane__ready(\o__ready$641 ),
-    .lane__valid(\lane__valid$637 ),
-    .o__payload(\behind__payload$949 ),
-    .o__ready(\o__ready$951 ),
-    .o__valid(\behind__valid$953 ),
+    .lane__payload(\lane__payload$673 ),
+    .lane__ready(\o__ready$675 ),
+    .lane__valid(\lane__valid$671 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$983 ),
+    .o__ready(\o__ready$985 ),
+    .o__valid(\behind__valid$987 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_23  readout_23 (
-    .behind__payload(\behind__payload$961 ),
-    .behind__ready(\o__ready$963 ),
-    .behind__valid(\behind__valid$965 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$995 ),
+    .behind__ready(\o__ready$997 ),
+    .behind__valid(\behind__valid$999 ),
     .clk(clk),
-    .lane__payload(\lane__payload$659 ),
-    .lane__ready(\o__ready$661 ),
-    .lane__valid(\lane__valid$657 ),
-    .o__payload(\behind__payload$955 ),
-    .o__ready(\o__ready$957 ),
-    .o__valid(\behind__valid$959 ),
+    .lane__payload(\lane__payload$693 ),
+    .lane__ready(\o__ready$695 ),
+    .lane__valid(\lane__valid$691 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$989 ),
+    .o__ready(\o__ready$991 ),
+    .o__valid(\behind__valid$993 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_24  readout_24 (
-    .behind__payload(\behind__payload$967 ),
-    .behind__ready(\o__ready$969 ),
-    .behind__valid(\behind__valid$971 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$1001 ),
+    .behind__ready(\o__ready$1003 ),
+    .behind__valid(\behind__valid$1005 ),
     .clk(clk),
-    .lane__payload(\lane__payload$679 ),
-    .lane__ready(\o__ready$681 ),
-    .lane__valid(\lane__valid$677 ),
-    .o__payload(\behind__payload$961 ),
-    .o__ready(\o__ready$963 ),
-    .o__valid(\behind__valid$965 ),
+    .lane__payload(\lane__payload$713 ),
+    .lane__ready(\o__ready$715 ),
+    .lane__valid(\lane__valid$711 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$995 ),
+    .o__ready(\o__ready$997 ),
+    .o__valid(\behind__valid$999 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_25  readout_25 (
-    .behind__payload(\behind__payload$973 ),
-    .behind__ready(\o__ready$975 ),
-    .behind__valid(\behind__valid$977 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$1007 ),
+    .behind__ready(\o__ready$1009 ),
+    .behind__valid(\behind__valid$1011 ),
     .clk(clk),
-    .lane__payload(\lane__payload$699 ),
-    .lane__ready(\o__ready$701 ),
-    .lane__valid(\lane__valid$697 ),
-    .o__payload(\behind__payload$967 ),
-    .o__ready(\o__ready$969 ),
-    .o__valid(\behind__valid$971 ),
+    .lane__payload(\lane__payload$733 ),
+    .lane__ready(\o__ready$735 ),
+    .lane__valid(\lane__valid$731 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$1001 ),
+    .o__ready(\o__ready$1003 ),
+    .o__valid(\behind__valid$1005 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_26  readout_26 (
-    .behind__payload(\behind__payload$979 ),
-    .behind__ready(\o__ready$981 ),
-    .behind__valid(\behind__valid$983 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$1013 ),
+    .behind__ready(\o__ready$1015 ),
+    .behind__valid(\behind__valid$1017 ),
     .clk(clk),
-    .lane__payload(\lane__payload$719 ),
-    .lane__ready(\o__ready$721 ),
-    .lane__valid(\lane__valid$717 ),
-    .o__payload(\behind__payload$973 ),
-    .o__ready(\o__ready$975 ),
-    .o__valid(\behind__valid$977 ),
+    .lane__payload(\lane__payload$753 ),
+    .lane__ready(\o__ready$755 ),
+    .lane__valid(\lane__valid$751 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$1007 ),
+    .o__ready(\o__ready$1009 ),
+    .o__valid(\behind__valid$1011 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_27  readout_27 (
-    .behind__payload(\behind__payload$985 ),
-    .behind__ready(\o__ready$987 ),
-    .behind__valid(\behind__valid$989 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$1019 ),
+    .behind__ready(\o__ready$1021 ),
+    .behind__valid(\behind__valid$1023 ),
     .clk(clk),
-    .lane__payload(\lane__payload$739 ),
-    .lane__ready(\o__ready$741 ),
-    .lane__valid(\lane__valid$737 ),
-    .o__payload(\behind__payload$979 ),
-    .o__ready(\o__ready$981 ),
-    .o__valid(\behind__valid$983 ),
+    .lane__payload(\lane__payload$773 ),
+    .lane__ready(\o__ready$775 ),
+    .lane__valid(\lane__valid$771 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$1013 ),
+    .o__ready(\o__ready$1015 ),
+    .o__valid(\behind__valid$1017 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_28  readout_28 (
-    .behind__payload(\behind__payload$991 ),
-    .behind__ready(\o__ready$993 ),
-    .behind__valid(\behind__valid$995 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$1025 ),
+    .behind__ready(\o__ready$1027 ),
+    .behind__valid(\behind__valid$1029 ),
     .clk(clk),
-    .lane__payload(\lane__payload$759 ),
-    .lane__ready(\o__ready$761 ),
-    .lane__valid(\lane__valid$757 ),
-    .o__payload(\behind__payload$985 ),
-    .o__ready(\o__ready$987 ),
-    .o__valid(\behind__valid$989 ),
+    .lane__payload(\lane__payload$793 ),
+    .lane__ready(\o__ready$795 ),
+    .lane__valid(\lane__valid$791 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$1019 ),
+    .o__ready(\o__ready$1021 ),
+    .o__valid(\behind__valid$1023 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_29  readout_29 (
-    .behind__payload(\behind__payload$997 ),
-    .behind__ready(\o__ready$999 ),
-    .behind__valid(\behind__valid$1001 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$1031 ),
+    .behind__ready(\o__ready$1033 ),
+    .behind__valid(\behind__valid$1035 ),
     .clk(clk),
-    .lane__payload(\lane__payload$779 ),
-    .lane__ready(\o__ready$781 ),
-    .lane__valid(\lane__valid$777 ),
-    .o__payload(\behind__payload$991 ),
-    .o__ready(\o__ready$993 ),
-    .o__valid(\behind__valid$995 ),
+    .lane__payload(\lane__payload$813 ),
+    .lane__ready(\o__ready$815 ),
+    .lane__valid(\lane__valid$811 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$1025 ),
+    .o__ready(\o__ready$1027 ),
+    .o__valid(\behind__valid$1029 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_3  readout_3 (
-    .behind__payload(\behind__payload$841 ),
-    .behind__ready(\o__ready$843 ),
-    .behind__valid(\behind__valid$845 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$875 ),
+    .behind__ready(\o__ready$877 ),
+    .behind__valid(\behind__valid$879 ),
     .clk(clk),
-    .lane__payload(\lane__payload$259 ),
-    .lane__ready(\o__ready$261 ),
-    .lane__valid(\lane__valid$257 ),
-    .o__payload(\behind__payload$835 ),
-    .o__ready(\o__ready$837 ),
-    .o__valid(\behind__valid$839 ),
+    .lane__payload(\lane__payload$293 ),
+    .lane__ready(\o__ready$295 ),
+    .lane__valid(\lane__valid$291 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$869 ),
+    .o__ready(\o__ready$871 ),
+    .o__valid(\behind__valid$873 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_30  readout_30 (
-    .behind__payload(\behind__payload$1003 ),
-    .behind__ready(\o__ready$1005 ),
-    .behind__valid(\behind__valid$1007 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$1037 ),
+    .behind__ready(\o__ready$1039 ),
+    .behind__valid(\behind__valid$1041 ),
     .clk(clk),
-    .lane__payload(\lane__payload$799 ),
-    .lane__ready(\o__ready$801 ),
-    .lane__valid(\lane__valid$797 ),
-    .o__payload(\behind__payload$997 ),
-    .o__ready(\o__ready$999 ),
-    .o__valid(\behind__valid$1001 ),
+    .lane__payload(\lane__payload$833 ),
+    .lane__ready(\o__ready$835 ),
+    .lane__valid(\lane__valid$831 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$1031 ),
+    .o__ready(\o__ready$1033 ),
+    .o__valid(\behind__valid$1035 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_31  readout_31 (
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$819 ),
-    .lane__ready(\o__ready$821 ),
-    .lane__valid(\lane__valid$817 ),
-    .o__payload(\behind__payload$1003 ),
-    .o__ready(\o__ready$1005 ),
-    .o__valid(\behind__valid$1007 ),
+    .lane__payload(\lane__payload$853 ),
+    .lane__ready(\o__ready$855 ),
+    .lane__valid(\lane__valid$851 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$1037 ),
+    .o__ready(\o__ready$1039 ),
+    .o__valid(\behind__valid$1041 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_4  readout_4 (
-    .behind__payload(\behind__payload$847 ),
-    .behind__ready(\o__ready$849 ),
-    .behind__valid(\behind__valid$851 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$881 ),
+    .behind__ready(\o__ready$883 ),
+    .behind__valid(\behind__valid$885 ),
     .clk(clk),
-    .lane__payload(\lane__payload$279 ),
-    .lane__ready(\o__ready$281 ),
-    .lane__valid(\lane__valid$277 ),
-    .o__payload(\behind__payload$841 ),
-    .o__ready(\o__ready$843 ),
-    .o__valid(\behind__valid$845 ),
+    .lane__payload(\lane__payload$313 ),
+    .lane__ready(\o__ready$315 ),
+    .lane__valid(\lane__valid$311 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$875 ),
+    .o__ready(\o__ready$877 ),
+    .o__valid(\behind__valid$879 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_5  readout_5 (
-    .behind__payload(\behind__payload$853 ),
-    .behind__ready(\o__ready$855 ),
-    .behind__valid(\behind__valid$857 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$887 ),
+    .behind__ready(\o__ready$889 ),
+    .behind__valid(\behind__valid$891 ),
     .clk(clk),
-    .lane__payload(\lane__payload$299 ),
-    .lane__ready(\o__ready$301 ),
-    .lane__valid(\lane__valid$297 ),
-    .o__payload(\behind__payload$847 ),
-    .o__ready(\o__ready$849 ),
-    .o__valid(\behind__valid$851 ),
+    .lane__payload(\lane__payload$333 ),
+    .lane__ready(\o__ready$335 ),
+    .lane__valid(\lane__valid$331 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$881 ),
+    .o__ready(\o__ready$883 ),
+    .o__valid(\behind__valid$885 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_6  readout_6 (
-    .behind__payload(\behind__payload$859 ),
-    .behind__ready(\o__ready$861 ),
-    .behind__valid(\behind__valid$863 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$893 ),
+    .behind__ready(\o__ready$895 ),
+    .behind__valid(\behind__valid$897 ),
     .clk(clk),
-    .lane__payload(\lane__payload$319 ),
-    .lane__ready(\o__ready$321 ),
-    .lane__valid(\lane__valid$317 ),
-    .o__payload(\behind__payload$853 ),
-    .o__ready(\o__ready$855 ),
-    .o__valid(\behind__valid$857 ),
+    .lane__payload(\lane__payload$353 ),
+    .lane__ready(\o__ready$355 ),
+    .lane__valid(\lane__valid$351 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$887 ),
+    .o__ready(\o__ready$889 ),
+    .o__valid(\behind__valid$891 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_7  readout_7 (
-    .behind__payload(\behind__payload$865 ),
-    .behind__ready(\o__ready$867 ),
-    .behind__valid(\behind__valid$869 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$899 ),
+    .behind__ready(\o__ready$901 ),
+    .behind__valid(\behind__valid$903 ),
     .clk(clk),
-    .lane__payload(\lane__payload$339 ),
-    .lane__ready(\o__ready$341 ),
-    .lane__valid(\lane__valid$337 ),
-    .o__payload(\behind__payload$859 ),
-    .o__ready(\o__ready$861 ),
-    .o__valid(\behind__valid$863 ),
+    .lane__payload(\lane__payload$373 ),
+    .lane__ready(\o__ready$375 ),
+    .lane__valid(\lane__valid$371 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$893 ),
+    .o__ready(\o__ready$895 ),
+    .o__valid(\behind__valid$897 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_8  readout_8 (
-    .behind__payload(\behind__payload$871 ),
-    .behind__ready(\o__ready$873 ),
-    .behind__valid(\behind__valid$875 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$905 ),
+    .behind__ready(\o__ready$907 ),
+    .behind__valid(\behind__valid$909 ),
     .clk(clk),
-    .lane__payload(\lane__payload$359 ),
-    .lane__ready(\o__ready$361 ),
-    .lane__valid(\lane__valid$357 ),
-    .o__payload(\behind__payload$865 ),
-    .o__ready(\o__ready$867 ),
-    .o__valid(\behind__valid$869 ),
+    .lane__payload(\lane__payload$393 ),
+    .lane__ready(\o__ready$395 ),
+    .lane__valid(\lane__valid$391 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$899 ),
+    .o__ready(\o__ready$901 ),
+    .o__valid(\behind__valid$903 ),
     .rst(rst)
   );
   egret_l_onchip_core_readout_9  readout_9 (
-    .behind__payload(\behind__payload$877 ),
-    .behind__ready(\o__ready$879 ),
-    .behind__valid(\behind__valid$881 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$911 ),
+    .behind__ready(\o__ready$913 ),
+    .behind__valid(\behind__valid$915 ),
     .clk(clk),
-    .lane__payload(\lane__payload$379 ),
-    .lane__ready(\o__ready$381 ),
-    .lane__valid(\lane__valid$377 ),
-    .o__payload(\behind__payload$871 ),
-    .o__ready(\o__ready$873 ),
-    .o__valid(\behind__valid$875 ),
+    .lane__payload(\lane__payload$413 ),
+    .lane__ready(\o__ready$415 ),
+    .lane__valid(\lane__valid$411 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$905 ),
+    .o__ready(\o__ready$907 ),
+    .o__valid(\behind__valid$909 ),
     .rst(rst)
   );
   egret_l_onchip_core_store  store (
@@ -3335,13 +3433,12 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$1009 ),
-    .i__ready(\o__ready$1011 ),
-    .i__valid(\i__valid$1013 ),
-    .\release (\release$116 ),
+    .i__payload(\i__payload$1046 ),
+    .i__valid(\i__valid$1043 ),
+    .\release (\release$110 ),
     .rows(rows),
     .rst(rst),
-    .start(\start$110 ),
+    .start(\start$104 ),
     .sums(sums),
     .walk(walk),
     .wipe(wipe),
@@ -3356,96 +3453,96 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .clk(clk),
     .column_bits(column_bits),
     .complete(complete),
-    .finish(\start$123 ),
-    .finishing(\busy$61 ),
+    .finish(\start$117 ),
+    .finishing(finishing),
     .go(go),
     .header(header),
     .in_flight(in_flight),
     .job(job),
     .judged(matrix_done),
     .kept(kept),
-    .late(late),
-    .late_error(late_error),
-    .late_position(late_position),
+    .\late$70 (late),
+    .\late_error$71 (late_error),
+    .\late_position$56 (late_position),
     .load_allow(allow),
     .load_beats(load_beats),
     .load_ended(load_ended),
     .load_memory(memory),
     .load_release(\release ),
     .matrices(matrices),
-    .may_allocate(may_allocate),
+    .may_allocate(\may_allocate$1169 ),
     .parity(parity),
-    .\passed$57 (passed),
-    .\placed$58 (placed),
-    .port_0 (\bad_prefix$1016 ),
-    .port_1 (\bad_index$1049 ),
-    .port_2 (\bad_prefix$1017 ),
-    .port_3 (\bad_index$1050 ),
-    .port_4 (\bad_prefix$1018 ),
-    .port_5 (\bad_index$1051 ),
-    .port_6 (\bad_prefix$1019 ),
-    .port_7 (\bad_index$1052 ),
-    .port_8 (\bad_prefix$1020 ),
-    .port_9 (\bad_index$1053 ),
-    .port_10 (\bad_prefix$1021 ),
-    .port_11 (\bad_index$1054 ),
-    .port_12 (\bad_prefix$1022 ),
-    .port_13 (\bad_index$1055 ),
-    .port_14 (\bad_prefix$1023 ),
-    .port_15 (\bad_index$1056 ),
-    .port_16 (\bad_prefix$1024 ),
-    .port_17 (\bad_index$1057 ),
-    .port_18 (\bad_prefix$1025 ),
-    .port_19 (\bad_index$1058 ),
-    .port_20 (\bad_prefix$1026 ),
-    .port_21 (\bad_index$1059 ),
-    .port_22 (\bad_prefix$1027 ),
-    .port_23 (\bad_index$1060 ),
-    .port_24 (\bad_prefix$1028 ),
-    .port_25 (\bad_index$1061 ),
-    .port_26 (\bad_prefix$1029 ),
-    .port_27 (\bad_index$1062 ),
-    .port_28 (\bad_prefix$1030 ),
-    .port_29 (\bad_index$1063 ),
-    .port_30 (\bad_prefix$1031 ),
-    .port_31 (\bad_index$1064 ),
-    .port_32 (\bad_prefix$1032 ),
-    .port_33 (\bad_index$1065 ),
-    .port_34 (\bad_prefix$1033 ),
-    .port_35 (\bad_index$1066 ),
-    .port_36 (\bad_prefix$1034 ),
-    .port_37 (\bad_index$1067 ),
-    .port_38 (\bad_prefix$1035 ),
-    .port_39 (\bad_index$1068 ),
-    .port_40 (\bad_prefix$1036 ),
-    .port_41 (\bad_index$1069 ),
-    .port_42 (\bad_prefix$1037 ),
-    .port_43 (\bad_index$1070 ),
-    .port_44 (\bad_prefix$1038 ),
-    .port_45 (\bad_index$1071 ),
-    .port_46 (\bad_prefix$1039 ),
-    .port_47 (\bad_index$1072 ),
-    .port_48 (\bad_prefix$1040 ),
-    .port_49 (\bad_index$1073 ),
-    .port_50 (\bad_prefix$1041 ),
-    .port_51 (\bad_index$1074 ),
-    .port_52 (\bad_prefix$1042 ),
-    .port_53 (\bad_index$1075 ),
-    .port_54 (\bad_prefix$1043 ),
-    .port_55 (\bad_index$1076 ),
-    .port_56 (\bad_prefix$1044 ),
-    .port_57 (\bad_index$1077 ),
-    .port_58 (\bad_prefix$1045 ),
-    .port_59 (\bad_index$1078 ),
-    .port_60 (\bad_prefix$1046 ),
-    .port_61 (\bad_index$1079 ),
-    .port_62 (\bad_prefix$1047 ),
-    .port_63 (\bad_index$1080 ),
-    .\release (\release$116 ),
+    .\passed$65 (passed),
+    .\placed$66 (placed),
+    .port_0 (\bad_prefix$1051 ),
+    .port_1 (\bad_index$1084 ),
+    .port_2 (\bad_prefix$1052 ),
+    .port_3 (\bad_index$1085 ),
+    .port_4 (\bad_prefix$1053 ),
+    .port_5 (\bad_index$1086 ),
+    .port_6 (\bad_prefix$1054 ),
+    .port_7 (\bad_index$1087 ),
+    .port_8 (\bad_prefix$1055 ),
+    .port_9 (\bad_index$1088 ),
+    .port_10 (\bad_prefix$1056 ),
+    .port_11 (\bad_index$1089 ),
+    .port_12 (\bad_prefix$1057 ),
+    .port_13 (\bad_index$1090 ),
+    .port_14 (\bad_prefix$1058 ),
+    .port_15 (\bad_index$1091 ),
+    .port_16 (\bad_prefix$1059 ),
+    .port_17 (\bad_index$1092 ),
+    .port_18 (\bad_prefix$1060 ),
+    .port_19 (\bad_index$1093 ),
+    .port_20 (\bad_prefix$1061 ),
+    .port_21 (\bad_index$1094 ),
+    .port_22 (\bad_prefix$1062 ),
+    .port_23 (\bad_index$1095 ),
+    .port_24 (\bad_prefix$1063 ),
+    .port_25 (\bad_index$1096 ),
+    .port_26 (\bad_prefix$1064 ),
+    .port_27 (\bad_index$1097 ),
+    .port_28 (\bad_prefix$1065 ),
+    .port_29 (\bad_index$1098 ),
+    .port_30 (\bad_prefix$1066 ),
+    .port_31 (\bad_index$1099 ),
+    .port_32 (\bad_prefix$1067 ),
+    .port_33 (\bad_index$1100 ),
+    .port_34 (\bad_prefix$1068 ),
+    .port_35 (\bad_index$1101 ),
+    .port_36 (\bad_prefix$1069 ),
+    .port_37 (\bad_index$1102 ),
+    .port_38 (\bad_prefix$1070 ),
+    .port_39 (\bad_index$1103 ),
+    .port_40 (\bad_prefix$1071 ),
+    .port_41 (\bad_index$1104 ),
+    .port_42 (\bad_prefix$1072 ),
+    .port_43 (\bad_index$1105 ),
+    .port_44 (\bad_prefix$1073 ),
+    .port_45 (\bad_index$1106 ),
+    .port_46 (\bad_prefix$1074 ),
+    .port_47 (\bad_index$1107 ),
+    .port_48 (\bad_prefix$1075 ),
+    .port_49 (\bad_index$1108 ),
+    .port_50 (\bad_prefix$1076 ),
+    .port_51 (\bad_index$1109 ),
+    .port_52 (\bad_prefix$1077 ),
+    .port_53 (\bad_index$1110 ),
+    .port_54 (\bad_prefix$1078 ),
+    .port_55 (\bad_index$1111 ),
+    .port_56 (\bad_prefix$1079 ),
+    .port_57 (\bad_index$1112 ),
+    .port_58 (\bad_prefix$1080 ),
+    .port_59 (\bad_index$1113 ),
+    .port_60 (\bad_prefix$1081 ),
+    .port_61 (\bad_index$1114 ),
+    .port_62 (\bad_prefix$1082 ),
+    .port_63 (\bad_index$1115 ),
+    .\release (\release$110 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$1146 )
+    .weights(\weights$1187 )
   );
   egret_l_onchip_core_weights_in  weights_in (
     .clk(clk),
@@ -3462,300 +3559,328 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .port_0 (\$167 ),
+    .port_0 (\$145 ),
     .rst(rst),
     .settings(codes[43:0]),
     .start(start),
-    .word(\$166 )
+    .word(\$144 )
   );
   always @* begin
     if (time_zero ) begin end
-    \$138  = coding;
+    \$112  = coding;
     if (cancel) begin
-      \$138  = 1'h0;
+      \$112  = 1'h0;
     end
     if (rst) begin
-      \$138  = 1'h0;
+      \$112  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$139  = { 4'h0, \$166 , \$167  };
+    \$113  = { 4'h0, \$144 , \$145  };
     if (rst) begin
-      \$139  = 29'h00000000;
+      \$113  = 29'h00000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$140  = banks_loaded;
-    if (\$106 ) begin
-      \$140  = 1'h1;
+    \$114  = banks_loaded;
+    if (\$73 ) begin
+      \$114  = 1'h1;
     end
     if (cancel) begin
-      \$140  = 1'h0;
+      \$114  = 1'h0;
     end
     if (rst) begin
-      \$140  = 1'h0;
+      \$114  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$141  = codes;
-    if (\$106 ) begin
-      \$141 [0] = code[33];
-      \$141 [1] = code[34];
-      \$141 [2] = code[35];
-      \$141 [3] = code[36];
-      \$141 [7:4] = code[40:37];
-      \$141 [11:8] = code[44:41];
+    \$115  = codes;
+    if (\$73 ) begin
+      \$115 [0] = code[33];
+      \$115 [1] = code[34];
+      \$115 [2] = code[35];
+      \$115 [3] = code[36];
+      \$115 [7:4] = code[40:37];
+      \$115 [11:8] = code[44:41];
     end
-    if (\$110 ) begin
+    if (\$77 ) begin
       (* full_case = 32'd1 *)
       if (code_write[2]) begin
-        \$141 [19:16] = code_write[10:7];
-        \$141 [43:32] = code_write[22:11];
+        \$115 [19:16] = code_write[10:7];
+        \$115 [43:32] = code_write[22:11];
       end else begin
-        \$141 [15:12] = code_write[10:7];
-        \$141 [31:20] = code_write[22:11];
+        \$115 [15:12] = code_write[10:7];
+        \$115 [31:20] = code_write[22:11];
       end
     end
     if (rst) begin
-      \$141  = 88'h0000000000000000000000;
+      \$115  = 88'h0000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$142  = \$3 ;
+    \$116  = \$3 ;
     if (rst) begin
-      \$142  = 1'h0;
+      \$116  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$143  = \$113 ;
+    \$117  = \may_allocate$1169 ;
     if (rst) begin
-      \$143  = 80'h00000000000000000000;
+      \$117  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$144  = \map_write$1134 ;
+    \$118  = \$82 ;
     if (rst) begin
-      \$144  = 27'h0000000;
+      \$118  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$145  = code_write;
-    if (\$122 ) begin
-      \$145 [10:7] = \code_write$177 [10:7];
-      \$145 [22:11] = \code_write$177 [22:11];
+    \$119  = \$85 ;
+    if (rst) begin
+      \$119  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$120  = \$87 ;
+    if (rst) begin
+      \$120  = 80'h00000000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$121  = \map_write$1175 ;
+    if (rst) begin
+      \$121  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$122  = code_write;
+    if (\$96 ) begin
+      \$122 [10:7] = \code_write$211 [10:7];
+      \$122 [22:11] = \code_write$211 [22:11];
     end
     if (rst) begin
-      \$145  = 23'h000000;
+      \$122  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$146 [0] = \start$110 [0];
-    \$146 [1] = \start$110 [1];
-    \$146 [2] = \start$110 [2];
-    \$146 [15:3] = \$116 [12:0];
+    \$123 [0] = \start$104 [0];
+    \$123 [1] = \start$104 [1];
+    \$123 [2] = \start$104 [2];
+    \$123 [15:3] = \$90 [12:0];
     if (cancel) begin
-      \$146 [0] = 1'h0;
+      \$123 [0] = 1'h0;
     end
     if (rst) begin
-      \$146  = 16'h0000;
+      \$123  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$147  = \start$110 [7:3];
+    \$124  = \start$104 [7:3];
     if (rst) begin
-      \$147  = 5'h00;
+      \$124  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$148  = \$117 ;
+    \$125  = \$91 ;
     if (cancel) begin
-      \$148  = 1'h0;
+      \$125  = 1'h0;
     end
     if (rst) begin
-      \$148  = 1'h0;
+      \$125  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$149  = 2'h0;
+    \$126  = 2'h0;
     if (\final ) begin
-      \$149  = \$118 ;
+      \$126  = \$92 ;
     end
     if (cancel) begin
-      \$149  = 2'h0;
+      \$126  = 2'h0;
     end
     if (rst) begin
-      \$149  = 2'h0;
+      \$126  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$150  = matrix_done;
-    if (clear) begin
-      \$150  = 1'h0;
-    end
+    \$127  = cancel;
     if (rst) begin
-      \$150  = 1'h0;
+      \$127  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$151  = \$123 [31:0];
+    \$128  = matrix_done;
     if (clear) begin
-      \$151  = 32'd0;
+      \$128  = 1'h0;
     end
     if (rst) begin
-      \$151  = 32'd0;
+      \$128  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$152  = running;
+    \$129  = \$97 [31:0];
     if (clear) begin
-      \$152  = 1'h0;
+      \$129  = 32'd0;
     end
     if (rst) begin
-      \$152  = 1'h0;
+      \$129  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$153  = \$124 [31:0];
+    \$130  = running;
     if (clear) begin
-      \$153  = 32'd0;
+      \$130  = 1'h0;
     end
     if (rst) begin
-      \$153  = 32'd0;
+      \$130  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$154  = \$125 ;
+    \$131  = \$98 [31:0];
     if (clear) begin
-      \$154  = 1'h0;
+      \$131  = 32'd0;
     end
     if (rst) begin
-      \$154  = 1'h0;
+      \$131  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$155  = \$126 [31:0];
+    \$132  = \$99 ;
     if (clear) begin
-      \$155  = 32'd0;
+      \$132  = 1'h0;
     end
     if (rst) begin
-      \$155  = 32'd0;
+      \$132  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$156  = payload_word;
+    \$133  = \$100 [31:0];
     if (clear) begin
-      \$156  = 1'h0;
+      \$133  = 32'd0;
     end
     if (rst) begin
-      \$156  = 1'h0;
+      \$133  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$157  = \$127 [31:0];
+    \$134  = payload_word;
     if (clear) begin
-      \$157  = 32'd0;
+      \$134  = 1'h0;
     end
     if (rst) begin
-      \$157  = 32'd0;
+      \$134  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$158  = \$130 ;
+    \$135  = \$101 [31:0];
     if (clear) begin
-      \$158  = 1'h0;
+      \$135  = 32'd0;
     end
     if (rst) begin
-      \$158  = 1'h0;
+      \$135  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$159  = \$131 [31:0];
+    \$136  = \$104 ;
     if (clear) begin
-      \$159  = 32'd0;
+      \$136  = 1'h0;
     end
     if (rst) begin
-      \$159  = 32'd0;
+      \$136  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$160  = \$133 ;
+    \$137  = \$105 [31:0];
     if (clear) begin
-      \$160  = 1'h0;
+      \$137  = 32'd0;
     end
     if (rst) begin
-      \$160  = 1'h0;
+      \$137  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$161  = \$134 [31:0];
+    \$138  = \$107 ;
     if (clear) begin
-      \$161  = 32'd0;
+      \$138  = 1'h0;
     end
     if (rst) begin
-      \$161  = 32'd0;
+      \$138  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$162  = \$104 [5:0];
+    \$139  = \$108 [31:0];
     if (clear) begin
-      \$162  = 6'h00;
+      \$139  = 32'd0;
     end
     if (rst) begin
-      \$162  = 6'h00;
+      \$139  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$163  = \$135 [31:0];
+    \$140  = \$71 [5:0];
     if (clear) begin
-      \$163  = 32'd0;
+      \$140  = 6'h00;
     end
     if (rst) begin
-      \$163  = 32'd0;
+      \$140  = 6'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$164  = \$136 ;
+    \$141  = \$109 [31:0];
     if (clear) begin
-      \$164  = 32'd0;
+      \$141  = 32'd0;
     end
     if (rst) begin
-      \$164  = 32'd0;
+      \$141  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$165  = \$137 [31:0];
+    \$142  = \$110 ;
     if (clear) begin
-      \$165  = 32'd0;
+      \$142  = 32'd0;
     end
     if (rst) begin
-      \$165  = 32'd0;
+      \$142  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$143  = \$111 [31:0];
+    if (clear) begin
+      \$143  = 32'd0;
+    end
+    if (rst) begin
+      \$143  = 32'd0;
     end
   end
   assign weights__payload = i__payload;
@@ -3783,564 +3908,603 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign settings = codes[43:0];
   assign \code_write$48  = code_write;
   assign \clear$52  = clear;
-  assign \may_allocate$54  = may_allocate;
-  assign \parity$56  = parity;
+  assign \parity$54  = parity;
   assign loaded = banks_loaded;
-  assign \kept$67  = kept;
-  assign \in_flight$69  = in_flight;
-  assign \late$71  = late;
-  assign \late_error$73  = late_error;
-  assign \late_position$75  = late_position;
-  assign \wiped$79  = wiped;
-  assign \allocate$81  = allocate;
+  assign \kept$60  = kept;
+  assign \in_flight$62  = in_flight;
+  assign \late$64  = late;
+  assign \late_error$66  = late_error;
+  assign \late_position$68  = late_position;
+  assign \wiped$72  = wiped;
+  assign \allocate$74  = allocate;
   assign matrix = header;
-  assign \passed$85  = passed;
-  assign \cancel$87  = cancel;
+  assign \passed$78  = passed;
+  assign \cancel$80  = cancel;
   assign beats = load_beats;
   assign ended = load_ended;
-  assign \complete$93  = complete;
-  assign \beyond$95  = beyond;
-  assign \beyond_substream$97  = beyond_substream;
-  assign finishing = \busy$61 ;
+  assign \complete$86  = complete;
+  assign \beyond$88  = beyond;
+  assign \beyond_substream$90  = beyond_substream;
+  assign \busy$92  = finishing;
   assign load_allow = allow;
   assign load_memory = memory;
   assign load_release = \release ;
-  assign \cancel$105  = cancel;
-  assign \halted$107  = halted;
-  assign \column_bits$109  = column_bits;
-  assign \start$111  = \start$110 ;
-  assign \rows$113  = rows;
+  assign \cancel$99  = cancel;
+  assign \halted$101  = halted;
+  assign \column_bits$103  = column_bits;
+  assign \start$105  = \start$104 ;
+  assign \rows$107  = rows;
   assign row_banks = banks;
-  assign \release$117  = \release$116 ;
-  assign \cancel$118  = cancel;
-  assign \walk$120  = walk;
-  assign \wipe$122  = wipe;
-  assign finish = \start$123 ;
-  assign \job$126  = job;
-  assign \sums$128  = sums;
-  assign \bias_write$130  = bias_write;
+  assign \release$111  = \release$110 ;
+  assign \cancel$112  = cancel;
+  assign \walk$114  = walk;
+  assign \wipe$116  = wipe;
+  assign finish = \start$117 ;
+  assign \job$120  = job;
+  assign \sums$122  = sums;
+  assign \bias_write$124  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$135  = codes;
-  assign \matrices$137  = matrices;
-  assign \start_write$139  = start_write;
-  assign \codes$173  = codes;
-  assign \banks$174  = { matrices[35], matrices[0] };
-  assign o = \settings$175 ;
-  assign \code_write$178  = \code_write$177 ;
-  assign \microcode_write$180  = microcode_write;
-  assign \map_write$182  = map_write;
-  assign \vector_write$184  = vector_write;
-  assign \start_write$185  = start_write;
+  assign \codes$129  = codes;
+  assign \matrices$131  = matrices;
+  assign \start_write$133  = start_write;
+  assign \o__payload$135  = \i__payload$134 ;
+  assign \i__ready$137  = \o__ready$136 ;
+  assign \o__valid$139  = \i__valid$138 ;
+  assign ready = { \i__ready$172 , \i__ready$171 , \i__ready$170 , \i__ready$169 , \i__ready$168 , \i__ready$167 , \i__ready$166 , \i__ready$165 , \i__ready$164 , \i__ready$163 , \i__ready$162 , \i__ready$161 , \i__ready$160 , \i__ready$159 , \i__ready$158 , \i__ready$157 , \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
+  assign roomy = { \roomy$205 , \roomy$204 , \roomy$203 , \roomy$202 , \roomy$201 , \roomy$200 , \roomy$199 , \roomy$198 , \roomy$197 , \roomy$196 , \roomy$195 , \roomy$194 , \roomy$193 , \roomy$192 , \roomy$191 , \roomy$190 , \roomy$189 , \roomy$188 , \roomy$187 , \roomy$186 , \roomy$185 , \roomy$184 , \roomy$183 , \roomy$182 , \roomy$181 , \roomy$180 , \roomy$179 , \roomy$178 , \roomy$177 , \roomy$176 , \roomy$175 , \roomy$174  };
+  assign \cancel$206  = cancel;
+  assign \codes$207  = codes;
+  assign \banks$208  = { matrices[35], matrices[0] };
+  assign o = \settings$209 ;
+  assign \code_write$212  = \code_write$211 ;
+  assign \microcode_write$214  = microcode_write;
+  assign \map_write$216  = map_write;
+  assign \vector_write$218  = vector_write;
+  assign \start_write$219  = start_write;
   assign settling = drain;
-  assign \go$191  = go;
-  assign clear_errors = \release$116 ;
-  assign \o__valid$198  = lane__valid;
-  assign lane__ready = \o__ready$201 ;
-  assign \codes$203  = codes;
-  assign \banks$204  = { matrices[35], matrices[0] };
-  assign \settings$205  = \settings$175 ;
-  assign \code_write$206  = \code_write$177 ;
-  assign \microcode_write$207  = microcode_write;
-  assign \map_write$208  = map_write;
-  assign \vector_write$209  = vector_write;
-  assign \start_write$210  = start_write;
-  assign \drain$212  = drain;
-  assign \go$213  = go;
-  assign \clear_errors$214  = \release$116 ;
-  assign \o__valid$218  = \lane__valid$217 ;
-  assign \lane__ready$222  = \o__ready$221 ;
-  assign \codes$223  = codes;
-  assign \banks$224  = { matrices[35], matrices[0] };
-  assign \settings$225  = \settings$175 ;
-  assign \code_write$226  = \code_write$177 ;
-  assign \microcode_write$227  = microcode_write;
-  assign \map_write$228  = map_write;
-  assign \vector_write$229  = vector_write;
-  assign \start_write$230  = start_write;
-  assign \drain$232  = drain;
-  assign \go$233  = go;
-  assign \clear_errors$234  = \release$116 ;
-  assign \o__valid$238  = \lane__valid$237 ;
-  assign \lane__ready$242  = \o__ready$241 ;
-  assign \codes$243  = codes;
-  assign \banks$244  = { matrices[35], matrices[0] };
-  assign \settings$245  = \settings$175 ;
-  assign \code_write$246  = \code_write$177 ;
-  assign \microcode_write$247  = microcode_write;
-  assign \map_write$248  = map_write;
-  assign \vector_write$249  = vector_write;
-  assign \start_write$250  = start_write;
-  assign \drain$252  = drain;
-  assign \go$253  = go;
-  assign \clear_errors$254  = \release$116 ;
-  assign \o__valid$258  = \lane__valid$257 ;
-  assign \lane__ready$262  = \o__ready$261 ;
-  assign \codes$263  = codes;
-  assign \banks$264  = { matrices[35], matrices[0] };
-  assign \settings$265  = \settings$175 ;
-  assign \code_write$266  = \code_write$177 ;
-  assign \microcode_write$267  = microcode_write;
-  assign \map_write$268  = map_write;
-  assign \vector_write$269  = vector_write;
-  assign \start_write$270  = start_write;
-  assign \drain$272  = drain;
-  assign \go$273  = go;
-  assign \clear_errors$274  = \release$116 ;
-  assign \o__valid$278  = \lane__valid$277 ;
-  assign \lane__ready$282  = \o__ready$281 ;
-  assign \codes$283  = codes;
-  assign \banks$284  = { matrices[35], matrices[0] };
-  assign \settings$285  = \settings$175 ;
-  assign \code_write$286  = \code_write$177 ;
-  assign \microcode_write$287  = microcode_write;
-  assign \map_write$288  = map_write;
-  assign \vector_write$289  = vector_write;
-  assign \start_write$290  = start_write;
-  assign \drain$292  = drain;
-  assign \go$293  = go;
-  assign \clear_errors$294  = \release$116 ;
-  assign \o__valid$298  = \lane__valid$297 ;
-  assign \lane__ready$302  = \o__ready$301 ;
-  assign \codes$303  = codes;
-  assign \banks$304  = { matrices[35], matrices[0] };
-  assign \settings$305  = \settings$175 ;
-  assign \code_write$306  = \code_write$177 ;
-  assign \microcode_write$307  = microcode_write;
-  assign \map_write$308  = map_write;
-  assign \vector_write$309  = vector_write;
-  assign \start_write$310  = start_write;
-  assign \drain$312  = drain;
-  assign \go$313  = go;
-  assign \clear_errors$314  = \release$116 ;
-  assign \o__valid$318  = \lane__valid$317 ;
-  assign \lane__ready$322  = \o__ready$321 ;
-  assign \codes$323  = codes;
-  assign \banks$324  = { matrices[35], matrices[0] };
-  assign \settings$325  = \settings$175 ;
-  assign \code_write$326  = \code_write$177 ;
-  assign \microcode_write$327  = microcode_write;
-  assign \map_write$328  = map_write;
-  assign \vector_write$329  = vector_write;
-  assign \start_write$330  = start_write;
-  assign \drain$332  = drain;
-  assign \go$333  = go;
-  assign \clear_errors$334  = \release$116 ;
-  assign \o__valid$338  = \lane__valid$337 ;
-  assign \lane__ready$342  = \o__ready$341 ;
-  assign \codes$343  = codes;
-  assign \banks$344  = { matrices[35], matrices[0] };
-  assign \settings$345  = \settings$175 ;
-  assign \code_write$346  = \code_write$177 ;
-  assign \microcode_write$347  = microcode_write;
-  assign \map_write$348  = map_write;
-  assign \vector_write$349  = vector_write;
-  assign \start_write$350  = start_write;
-  assign \drain$352  = drain;
-  assign \go$353  = go;
-  assign \clear_errors$354  = \release$116 ;
-  assign \o__valid$358  = \lane__valid$357 ;
-  assign \lane__ready$362  = \o__ready$361 ;
-  assign \codes$363  = codes;
-  assign \banks$364  = { matrices[35], matrices[0] };
-  assign \settings$365  = \settings$175 ;
-  assign \code_write$366  = \code_write$177 ;
-  assign \microcode_write$367  = microcode_write;
-  assign \map_write$368  = map_write;
-  assign \vector_write$369  = vector_write;
-  assign \start_write$370  = start_write;
-  assign \drain$372  = drain;
-  assign \go$373  = go;
-  assign \clear_errors$374  = \release$116 ;
-  assign \o__valid$378  = \lane__valid$377 ;
-  assign \lane__ready$382  = \o__ready$381 ;
-  assign \codes$383  = codes;
-  assign \banks$384  = { matrices[35], matrices[0] };
-  assign \settings$385  = \settings$175 ;
-  assign \code_write$386  = \code_write$177 ;
-  assign \microcode_write$387  = microcode_write;
-  assign \map_write$388  = map_write;
-  assign \vector_write$389  = vector_write;
-  assign \start_write$390  = start_write;
-  assign \drain$392  = drain;
-  assign \go$393  = go;
-  assign \clear_errors$394  = \release$116 ;
-  assign \o__valid$398  = \lane__valid$397 ;
-  assign \lane__ready$402  = \o__ready$401 ;
-  assign \codes$403  = codes;
-  assign \banks$404  = { matrices[35], matrices[0] };
-  assign \settings$405  = \settings$175 ;
-  assign \code_write$406  = \code_write$177 ;
-  assign \microcode_write$407  = microcode_write;
-  assign \map_write$408  = map_write;
-  assign \vector_write$409  = vector_write;
-  assign \start_write$410  = start_write;
-  assign \drain$412  = drain;
-  assign \go$413  = go;
-  assign \clear_errors$414  = \release$116 ;
-  assign \o__valid$418  = \lane__valid$417 ;
-  assign \lane__ready$422  = \o__ready$421 ;
-  assign \codes$423  = codes;
-  assign \banks$424  = { matrices[35], matrices[0] };
-  assign \settings$425  = \settings$175 ;
-  assign \code_write$426  = \code_write$177 ;
-  assign \microcode_write$427  = microcode_write;
-  assign \map_write$428  = map_write;
-  assign \vector_write$429  = vector_write;
-  assign \start_write$430  = start_write;
-  assign \drain$432  = drain;
-  assign \go$433  = go;
-  assign \clear_errors$434  = \release$116 ;
-  assign \o__valid$438  = \lane__valid$437 ;
-  assign \lane__ready$442  = \o__ready$441 ;
-  assign \codes$443  = codes;
-  assign \banks$444  = { matrices[35], matrices[0] };
-  assign \settings$445  = \settings$175 ;
-  assign \code_write$446  = \code_write$177 ;
-  assign \microcode_write$447  = microcode_write;
-  assign \map_write$448  = map_write;
-  assign \vector_write$449  = vector_write;
-  assign \start_write$450  = start_write;
-  assign \drain$452  = drain;
-  assign \go$453  = go;
-  assign \clear_errors$454  = \release$116 ;
-  assign \o__valid$458  = \lane__valid$457 ;
-  assign \lane__ready$462  = \o__ready$461 ;
-  assign \codes$463  = codes;
-  assign \banks$464  = { matrices[35], matrices[0] };
-  assign \settings$465  = \settings$175 ;
-  assign \code_write$466  = \code_write$177 ;
-  assign \microcode_write$467  = microcode_write;
-  assign \map_write$468  = map_write;
-  assign \vector_write$469  = vector_write;
-  assign \start_write$470  = start_write;
-  assign \drain$472  = drain;
-  assign \go$473  = go;
-  assign \clear_errors$474  = \release$116 ;
-  assign \o__valid$478  = \lane__valid$477 ;
-  assign \lane__ready$482  = \o__ready$481 ;
-  assign \codes$483  = codes;
-  assign \banks$484  = { matrices[35], matrices[0] };
-  assign \settings$485  = \settings$175 ;
-  assign \code_write$486  = \code_write$177 ;
-  assign \microcode_write$487  = microcode_write;
-  assign \map_write$488  = map_write;
-  assign \vector_write$489  = vector_write;
-  assign \start_write$490  = start_write;
-  assign \drain$492  = drain;
-  assign \go$493  = go;
-  assign \clear_errors$494  = \release$116 ;
-  assign \o__valid$498  = \lane__valid$497 ;
-  assign \lane__ready$502  = \o__ready$501 ;
-  assign \codes$503  = codes;
-  assign \banks$504  = { matrices[35], matrices[0] };
-  assign \settings$505  = \settings$175 ;
-  assign \code_write$506  = \code_write$177 ;
-  assign \microcode_write$507  = microcode_write;
-  assign \map_write$508  = map_write;
-  assign \vector_write$509  = vector_write;
-  assign \start_write$510  = start_write;
-  assign \drain$512  = drain;
-  assign \go$513  = go;
-  assign \clear_errors$514  = \release$116 ;
-  assign \o__valid$518  = \lane__valid$517 ;
-  assign \lane__ready$522  = \o__ready$521 ;
-  assign \codes$523  = codes;
-  assign \banks$524  = { matrices[35], matrices[0] };
-  assign \settings$525  = \settings$175 ;
-  assign \code_write$526  = \code_write$177 ;
-  assign \microcode_write$527  = microcode_write;
-  assign \map_write$528  = map_write;
-  assign \vector_write$529  = vector_write;
-  assign \start_write$530  = start_write;
-  assign \drain$532  = drain;
-  assign \go$533  = go;
-  assign \clear_errors$534  = \release$116 ;
-  assign \o__valid$538  = \lane__valid$537 ;
-  assign \lane__ready$542  = \o__ready$541 ;
-  assign \codes$543  = codes;
-  assign \banks$544  = { matrices[35], matrices[0] };
-  assign \settings$545  = \settings$175 ;
-  assign \code_write$546  = \code_write$177 ;
-  assign \microcode_write$547  = microcode_write;
-  assign \map_write$548  = map_write;
-  assign \vector_write$549  = vector_write;
-  assign \start_write$550  = start_write;
-  assign \drain$552  = drain;
-  assign \go$553  = go;
-  assign \clear_errors$554  = \release$116 ;
-  assign \o__valid$558  = \lane__valid$557 ;
-  assign \lane__ready$562  = \o__ready$561 ;
-  assign \codes$563  = codes;
-  assign \banks$564  = { matrices[35], matrices[0] };
-  assign \settings$565  = \settings$175 ;
-  assign \code_write$566  = \code_write$177 ;
-  assign \microcode_write$567  = microcode_write;
-  assign \map_write$568  = map_write;
-  assign \vector_write$569  = vector_write;
-  assign \start_write$570  = start_write;
-  assign \drain$572  = drain;
-  assign \go$573  = go;
-  assign \clear_errors$574  = \release$116 ;
-  assign \o__valid$578  = \lane__valid$577 ;
-  assign \lane__ready$582  = \o__ready$581 ;
-  assign \codes$583  = codes;
-  assign \banks$584  = { matrices[35], matrices[0] };
-  assign \settings$585  = \settings$175 ;
-  assign \code_write$586  = \code_write$177 ;
-  assign \microcode_write$587  = microcode_write;
-  assign \map_write$588  = map_write;
-  assign \vector_write$589  = vector_write;
-  assign \start_write$590  = start_write;
-  assign \drain$592  = drain;
-  assign \go$593  = go;
-  assign \clear_errors$594  = \release$116 ;
-  assign \o__valid$598  = \lane__valid$597 ;
-  assign \lane__ready$602  = \o__ready$601 ;
-  assign \codes$603  = codes;
-  assign \banks$604  = { matrices[35], matrices[0] };
-  assign \settings$605  = \settings$175 ;
-  assign \code_write$606  = \code_write$177 ;
-  assign \microcode_write$607  = microcode_write;
-  assign \map_write$608  = map_write;
-  assign \vector_write$609  = vector_write;
-  assign \start_write$610  = start_write;
-  assign \drain$612  = drain;
-  assign \go$613  = go;
-  assign \clear_errors$614  = \release$116 ;
-  assign \o__valid$618  = \lane__valid$617 ;
-  assign \lane__ready$622  = \o__ready$621 ;
-  assign \codes$623  = codes;
-  assign \banks$624  = { matrices[35], matrices[0] };
-  assign \settings$625  = \settings$175 ;
-  assign \code_write$626  = \code_write$177 ;
-  assign \microcode_write$627  = microcode_write;
-  assign \map_write$628  = map_write;
-  assign \vector_write$629  = vector_write;
-  assign \start_write$630  = start_write;
-  assign \drain$632  = drain;
-  assign \go$633  = go;
-  assign \clear_errors$634  = \release$116 ;
-  assign \o__valid$638  = \lane__valid$637 ;
-  assign \lane__ready$642  = \o__ready$641 ;
-  assign \codes$643  = codes;
-  assign \banks$644  = { matrices[35], matrices[0] };
-  assign \settings$645  = \settings$175 ;
-  assign \code_write$646  = \code_write$177 ;
-  assign \microcode_write$647  = microcode_write;
-  assign \map_write$648  = map_write;
-  assign \vector_write$649  = vector_write;
-  assign \start_write$650  = start_write;
-  assign \drain$652  = drain;
-  assign \go$653  = go;
-  assign \clear_errors$654  = \release$116 ;
-  assign \o__valid$658  = \lane__valid$657 ;
-  assign \lane__ready$662  = \o__ready$661 ;
-  assign \codes$663  = codes;
-  assign \banks$664  = { matrices[35], matrices[0] };
-  assign \settings$665  = \settings$175 ;
-  assign \code_write$666  = \code_write$177 ;
-  assign \microcode_write$667  = microcode_write;
-  assign \map_write$668  = map_write;
-  assign \vector_write$669  = vector_write;
-  assign \start_write$670  = start_write;
-  assign \drain$672  = drain;
-  assign \go$673  = go;
-  assign \clear_errors$674  = \release$116 ;
-  assign \o__valid$678  = \lane__valid$677 ;
-  assign \lane__ready$682  = \o__ready$681 ;
-  assign \codes$683  = codes;
-  assign \banks$684  = { matrices[35], matrices[0] };
-  assign \settings$685  = \settings$175 ;
-  assign \code_write$686  = \code_write$177 ;
-  assign \microcode_write$687  = microcode_write;
-  assign \map_write$688  = map_write;
-  assign \vector_write$689  = vector_write;
-  assign \start_write$690  = start_write;
-  assign \drain$692  = drain;
-  assign \go$693  = go;
-  assign \clear_errors$694  = \release$116 ;
-  assign \o__valid$698  = \lane__valid$697 ;
-  assign \lane__ready$702  = \o__ready$701 ;
-  assign \codes$703  = codes;
-  assign \banks$704  = { matrices[35], matrices[0] };
-  assign \settings$705  = \settings$175 ;
-  assign \code_write$706  = \code_write$177 ;
-  assign \microcode_write$707  = microcode_write;
-  assign \map_write$708  = map_write;
-  assign \vector_write$709  = vector_write;
-  assign \start_write$710  = start_write;
-  assign \drain$712  = drain;
-  assign \go$713  = go;
-  assign \clear_errors$714  = \release$116 ;
-  assign \o__valid$718  = \lane__valid$717 ;
-  assign \lane__ready$722  = \o__ready$721 ;
-  assign \codes$723  = codes;
-  assign \banks$724  = { matrices[35], matrices[0] };
-  assign \settings$725  = \settings$175 ;
-  assign \code_write$726  = \code_write$177 ;
-  assign \microcode_write$727  = microcode_write;
-  assign \map_write$728  = map_write;
-  assign \vector_write$729  = vector_write;
-  assign \start_write$730  = start_write;
-  assign \drain$732  = drain;
-  assign \go$733  = go;
-  assign \clear_errors$734  = \release$116 ;
-  assign \o__valid$738  = \lane__valid$737 ;
-  assign \lane__ready$742  = \o__ready$741 ;
-  assign \codes$743  = codes;
-  assign \banks$744  = { matrices[35], matrices[0] };
-  assign \settings$745  = \settings$175 ;
-  assign \code_write$746  = \code_write$177 ;
-  assign \microcode_write$747  = microcode_write;
-  assign \map_write$748  = map_write;
-  assign \vector_write$749  = vector_write;
-  assign \start_write$750  = start_write;
-  assign \drain$752  = drain;
-  assign \go$753  = go;
-  assign \clear_errors$754  = \release$116 ;
-  assign \o__valid$758  = \lane__valid$757 ;
-  assign \lane__ready$762  = \o__ready$761 ;
-  assign \codes$763  = codes;
-  assign \banks$764  = { matrices[35], matrices[0] };
-  assign \settings$765  = \settings$175 ;
-  assign \code_write$766  = \code_write$177 ;
-  assign \microcode_write$767  = microcode_write;
-  assign \map_write$768  = map_write;
-  assign \vector_write$769  = vector_write;
-  assign \start_write$770  = start_write;
-  assign \drain$772  = drain;
-  assign \go$773  = go;
-  assign \clear_errors$774  = \release$116 ;
-  assign \o__valid$778  = \lane__valid$777 ;
-  assign \lane__ready$782  = \o__ready$781 ;
-  assign \codes$783  = codes;
-  assign \banks$784  = { matrices[35], matrices[0] };
-  assign \settings$785  = \settings$175 ;
-  assign \code_write$786  = \code_write$177 ;
-  assign \microcode_write$787  = microcode_write;
-  assign \map_write$788  = map_write;
-  assign \vector_write$789  = vector_write;
-  assign \start_write$790  = start_write;
-  assign \drain$792  = drain;
-  assign \go$793  = go;
-  assign \clear_errors$794  = \release$116 ;
-  assign \o__valid$798  = \lane__valid$797 ;
-  assign \lane__ready$802  = \o__ready$801 ;
-  assign \codes$803  = codes;
-  assign \banks$804  = { matrices[35], matrices[0] };
-  assign \settings$805  = \settings$175 ;
-  assign \code_write$806  = \code_write$177 ;
-  assign \microcode_write$807  = microcode_write;
-  assign \map_write$808  = map_write;
-  assign \vector_write$809  = vector_write;
-  assign \start_write$810  = start_write;
-  assign \drain$812  = drain;
-  assign \go$813  = go;
-  assign \clear_errors$814  = \release$116 ;
-  assign \o__valid$818  = \lane__valid$817 ;
-  assign \lane__ready$822  = \o__ready$821 ;
-  assign \o__payload$824  = behind__payload;
-  assign behind__ready = \o__ready$825 ;
-  assign \o__valid$828  = behind__valid;
-  assign \o__payload$830  = \behind__payload$829 ;
-  assign \behind__ready$832  = \o__ready$831 ;
-  assign \o__valid$834  = \behind__valid$833 ;
-  assign \o__payload$836  = \behind__payload$835 ;
-  assign \behind__ready$838  = \o__ready$837 ;
-  assign \o__valid$840  = \behind__valid$839 ;
-  assign \o__payload$842  = \behind__payload$841 ;
-  assign \behind__ready$844  = \o__ready$843 ;
-  assign \o__valid$846  = \behind__valid$845 ;
-  assign \o__payload$848  = \behind__payload$847 ;
-  assign \behind__ready$850  = \o__ready$849 ;
-  assign \o__valid$852  = \behind__valid$851 ;
-  assign \o__payload$854  = \behind__payload$853 ;
-  assign \behind__ready$856  = \o__ready$855 ;
-  assign \o__valid$858  = \behind__valid$857 ;
-  assign \o__payload$860  = \behind__payload$859 ;
-  assign \behind__ready$862  = \o__ready$861 ;
-  assign \o__valid$864  = \behind__valid$863 ;
-  assign \o__payload$866  = \behind__payload$865 ;
-  assign \behind__ready$868  = \o__ready$867 ;
-  assign \o__valid$870  = \behind__valid$869 ;
-  assign \o__payload$872  = \behind__payload$871 ;
-  assign \behind__ready$874  = \o__ready$873 ;
-  assign \o__valid$876  = \behind__valid$875 ;
-  assign \o__payload$878  = \behind__payload$877 ;
-  assign \behind__ready$880  = \o__ready$879 ;
-  assign \o__valid$882  = \behind__valid$881 ;
-  assign \o__payload$884  = \behind__payload$883 ;
-  assign \behind__ready$886  = \o__ready$885 ;
-  assign \o__valid$888  = \behind__valid$887 ;
-  assign \o__payload$890  = \behind__payload$889 ;
-  assign \behind__ready$892  = \o__ready$891 ;
-  assign \o__valid$894  = \behind__valid$893 ;
-  assign \o__payload$896  = \behind__payload$895 ;
-  assign \behind__ready$898  = \o__ready$897 ;
-  assign \o__valid$900  = \behind__valid$899 ;
-  assign \o__payload$902  = \behind__payload$901 ;
-  assign \behind__ready$904  = \o__ready$903 ;
-  assign \o__valid$906  = \behind__valid$905 ;
-  assign \o__payload$908  = \behind__payload$907 ;
-  assign \behind__ready$910  = \o__ready$909 ;
-  assign \o__valid$912  = \behind__valid$911 ;
-  assign \o__payload$914  = \behind__payload$913 ;
-  assign \behind__ready$916  = \o__ready$915 ;
-  assign \o__valid$918  = \behind__valid$917 ;
-  assign \o__payload$920  = \behind__payload$919 ;
-  assign \behind__ready$922  = \o__ready$921 ;
-  assign \o__valid$924  = \behind__valid$923 ;
-  assign \o__payload$926  = \behind__payload$925 ;
-  assign \behind__ready$928  = \o__ready$927 ;
-  assign \o__valid$930  = \behind__valid$929 ;
-  assign \o__payload$932  = \behind__payload$931 ;
-  assign \behind__ready$934  = \o__ready$933 ;
-  assign \o__valid$936  = \behind__valid$935 ;
-  assign \o__payload$938  = \behind__payload$937 ;
-  assign \behind__ready$940  = \o__ready$939 ;
-  assign \o__valid$942  = \behind__valid$941 ;
-  assign \o__payload$944  = \behind__payload$943 ;
-  assign \behind__ready$946  = \o__ready$945 ;
-  assign \o__valid$948  = \behind__valid$947 ;
-  assign \o__payload$950  = \behind__payload$949 ;
-  assign \behind__ready$952  = \o__ready$951 ;
-  assign \o__valid$954  = \behind__valid$953 ;
-  assign \o__payload$956  = \behind__payload$955 ;
-  assign \behind__ready$958  = \o__ready$957 ;
-  assign \o__valid$960  = \behind__valid$959 ;
-  assign \o__payload$962  = \behind__payload$961 ;
-  assign \behind__ready$964  = \o__ready$963 ;
-  assign \o__valid$966  = \behind__valid$965 ;
-  assign \o__payload$968  = \behind__payload$967 ;
-  assign \behind__ready$970  = \o__ready$969 ;
-  assign \o__valid$972  = \behind__valid$971 ;
-  assign \o__payload$974  = \behind__payload$973 ;
-  assign \behind__ready$976  = \o__ready$975 ;
-  assign \o__valid$978  = \behind__valid$977 ;
-  assign \o__payload$980  = \behind__payload$979 ;
-  assign \behind__ready$982  = \o__ready$981 ;
-  assign \o__valid$984  = \behind__valid$983 ;
-  assign \o__payload$986  = \behind__payload$985 ;
-  assign \behind__ready$988  = \o__ready$987 ;
-  assign \o__valid$990  = \behind__valid$989 ;
-  assign \o__payload$992  = \behind__payload$991 ;
-  assign \behind__ready$994  = \o__ready$993 ;
-  assign \o__valid$996  = \behind__valid$995 ;
-  assign \o__payload$998  = \behind__payload$997 ;
-  assign \behind__ready$1000  = \o__ready$999 ;
-  assign \o__valid$1002  = \behind__valid$1001 ;
-  assign \o__payload$1004  = \behind__payload$1003 ;
-  assign \behind__ready$1006  = \o__ready$1005 ;
-  assign \o__valid$1008  = \behind__valid$1007 ;
-  assign \o__payload$1010  = \i__payload$1009 ;
-  assign \i__ready$1012  = \o__ready$1011 ;
-  assign \o__valid$1014  = \i__valid$1013 ;
-  assign bad_prefix = { \bad_prefix$1047 [3:2], \bad_prefix$1046 [3:2], \bad_prefix$1045 [3:2], \bad_prefix$1044 [3:2], \bad_prefix$1043 [3:2], \bad_prefix$1042 [3:2], \bad_prefix$1041 [3:2], \bad_prefix$1040 [3:2], \bad_prefix$1039 [3:2], \bad_prefix$1038 [3:2], \bad_prefix$1037 [3:2], \bad_prefix$1036 [3:2], \bad_prefix$1035 [3:2], \bad_prefix$1034 [3:2], \bad_prefix$1033 [3:2], \bad_prefix$1032 [3:2], \bad_prefix$1031 [3:2], \bad_prefix$1030 [3:2], \bad_prefix$1029 [3:2], \bad_prefix$1028 [3:2], \bad_prefix$1027 [3:2], \bad_prefix$1026 [3:2], \bad_prefix$1025 [3:2], \bad_prefix$1024 [3:2], \bad_prefix$1023 [3:2], \bad_prefix$1022 [3:2], \bad_prefix$1021 [3:2], \bad_prefix$1020 [3:2], \bad_prefix$1019 [3:2], \bad_prefix$1018 [3:2], \bad_prefix$1017 [3:2], \bad_prefix$1016 [3:2], \bad_prefix$1047 [1:0], \bad_prefix$1046 [1:0], \bad_prefix$1045 [1:0], \bad_prefix$1044 [1:0], \bad_prefix$1043 [1:0], \bad_prefix$1042 [1:0], \bad_prefix$1041 [1:0], \bad_prefix$1040 [1:0], \bad_prefix$1039 [1:0], \bad_prefix$1038 [1:0], \bad_prefix$1037 [1:0], \bad_prefix$1036 [1:0], \bad_prefix$1035 [1:0], \bad_prefix$1034 [1:0], \bad_prefix$1033 [1:0], \bad_prefix$1032 [1:0], \bad_prefix$1031 [1:0], \bad_prefix$1030 [1:0], \bad_prefix$1029 [1:0], \bad_prefix$1028 [1:0], \bad_prefix$1027 [1:0], \bad_prefix$1026 [1:0], \bad_prefix$1025 [1:0], \bad_prefix$1024 [1:0], \bad_prefix$1023 [1:0], \bad_prefix$1022 [1:0], \bad_prefix$1021 [1:0], \bad_prefix$1020 [1:0], \bad_prefix$1019 [1:0], \bad_prefix$1018 [1:0], \bad_prefix$1017 [1:0], \bad_prefix$1016 [1:0] };
-  assign bad_index = { \bad_index$1080 [3:2], \bad_index$1079 [3:2], \bad_index$1078 [3:2], \bad_index$1077 [3:2], \bad_index$1076 [3:2], \bad_index$1075 [3:2], \bad_index$1074 [3:2], \bad_index$1073 [3:2], \bad_index$1072 [3:2], \bad_index$1071 [3:2], \bad_index$1070 [3:2], \bad_index$1069 [3:2], \bad_index$1068 [3:2], \bad_index$1067 [3:2], \bad_index$1066 [3:2], \bad_index$1065 [3:2], \bad_index$1064 [3:2], \bad_index$1063 [3:2], \bad_index$1062 [3:2], \bad_index$1061 [3:2], \bad_index$1060 [3:2], \bad_index$1059 [3:2], \bad_index$1058 [3:2], \bad_index$1057 [3:2], \bad_index$1056 [3:2], \bad_index$1055 [3:2], \bad_index$1054 [3:2], \bad_index$1053 [3:2], \bad_index$1052 [3:2], \bad_index$1051 [3:2], \bad_index$1050 [3:2], \bad_index$1049 [3:2], \bad_index$1080 [1:0], \bad_index$1079 [1:0], \bad_index$1078 [1:0], \bad_index$1077 [1:0], \bad_index$1076 [1:0], \bad_index$1075 [1:0], \bad_index$1074 [1:0], \bad_index$1073 [1:0], \bad_index$1072 [1:0], \bad_index$1071 [1:0], \bad_index$1070 [1:0], \bad_index$1069 [1:0], \bad_index$1068 [1:0], \bad_index$1067 [1:0], \bad_index$1066 [1:0], \bad_index$1065 [1:0], \bad_index$1064 [1:0], \bad_index$1063 [1:0], \bad_index$1062 [1:0], \bad_index$1061 [1:0], \bad_index$1060 [1:0], \bad_index$1059 [1:0], \bad_index$1058 [1:0], \bad_index$1057 [1:0], \bad_index$1056 [1:0], \bad_index$1055 [1:0], \bad_index$1054 [1:0], \bad_index$1053 [1:0], \bad_index$1052 [1:0], \bad_index$1051 [1:0], \bad_index$1050 [1:0], \bad_index$1049 [1:0] };
-  assign multiplied = \$104 [5:0];
+  assign \go$225  = go;
+  assign clear_errors = \release$110 ;
+  assign \i__valid$227  = \$146 [0];
+  assign valid = \$146 [0];
+  assign \o$230  = \$146 [259:1];
+  assign \o__valid$232  = lane__valid;
+  assign lane__ready = \o__ready$235 ;
+  assign \codes$237  = codes;
+  assign \banks$238  = { matrices[35], matrices[0] };
+  assign \settings$239  = \settings$209 ;
+  assign \code_write$240  = \code_write$211 ;
+  assign \microcode_write$241  = microcode_write;
+  assign \map_write$242  = map_write;
+  assign \vector_write$243  = vector_write;
+  assign \start_write$244  = start_write;
+  assign \drain$246  = drain;
+  assign \go$247  = go;
+  assign \clear_errors$248  = \release$110 ;
+  assign \i__valid$249  = \$146 [0];
+  assign \o__valid$252  = \lane__valid$251 ;
+  assign \lane__ready$256  = \o__ready$255 ;
+  assign \codes$257  = codes;
+  assign \banks$258  = { matrices[35], matrices[0] };
+  assign \settings$259  = \settings$209 ;
+  assign \code_write$260  = \code_write$211 ;
+  assign \microcode_write$261  = microcode_write;
+  assign \map_write$262  = map_write;
+  assign \vector_write$263  = vector_write;
+  assign \start_write$264  = start_write;
+  assign \drain$266  = drain;
+  assign \go$267  = go;
+  assign \clear_errors$268  = \release$110 ;
+  assign \i__valid$269  = \$146 [0];
+  assign \o__valid$272  = \lane__valid$271 ;
+  assign \lane__ready$276  = \o__ready$275 ;
+  assign \codes$277  = codes;
+  assign \banks$278  = { matrices[35], matrices[0] };
+  assign \settings$279  = \settings$209 ;
+  assign \code_write$280  = \code_write$211 ;
+  assign \microcode_write$281  = microcode_write;
+  assign \map_write$282  = map_write;
+  assign \vector_write$283  = vector_write;
+  assign \start_write$284  = start_write;
+  assign \drain$286  = drain;
+  assign \go$287  = go;
+  assign \clear_errors$288  = \release$110 ;
+  assign \i__valid$289  = \$146 [0];
+  assign \o__valid$292  = \lane__valid$291 ;
+  assign \lane__ready$296  = \o__ready$295 ;
+  assign \codes$297  = codes;
+  assign \banks$298  = { matrices[35], matrices[0] };
+  assign \settings$299  = \settings$209 ;
+  assign \code_write$300  = \code_write$211 ;
+  assign \microcode_write$301  = microcode_write;
+  assign \map_write$302  = map_write;
+  assign \vector_write$303  = vector_write;
+  assign \start_write$304  = start_write;
+  assign \drain$306  = drain;
+  assign \go$307  = go;
+  assign \clear_errors$308  = \release$110 ;
+  assign \i__valid$309  = \$146 [0];
+  assign \o__valid$312  = \lane__valid$311 ;
+  assign \lane__ready$316  = \o__ready$315 ;
+  assign \codes$317  = codes;
+  assign \banks$318  = { matrices[35], matrices[0] };
+  assign \settings$319  = \settings$209 ;
+  assign \code_write$320  = \code_write$211 ;
+  assign \microcode_write$321  = microcode_write;
+  assign \map_write$322  = map_write;
+  assign \vector_write$323  = vector_write;
+  assign \start_write$324  = start_write;
+  assign \drain$326  = drain;
+  assign \go$327  = go;
+  assign \clear_errors$328  = \release$110 ;
+  assign \i__valid$329  = \$146 [0];
+  assign \o__valid$332  = \lane__valid$331 ;
+  assign \lane__ready$336  = \o__ready$335 ;
+  assign \codes$337  = codes;
+  assign \banks$338  = { matrices[35], matrices[0] };
+  assign \settings$339  = \settings$209 ;
+  assign \code_write$340  = \code_write$211 ;
+  assign \microcode_write$341  = microcode_write;
+  assign \map_write$342  = map_write;
+  assign \vector_write$343  = vector_write;
+  assign \start_write$344  = start_write;
+  assign \drain$346  = drain;
+  assign \go$347  = go;
+  assign \clear_errors$348  = \release$110 ;
+  assign \i__valid$349  = \$146 [0];
+  assign \o__valid$352  = \lane__valid$351 ;
+  assign \lane__ready$356  = \o__ready$355 ;
+  assign \codes$357  = codes;
+  assign \banks$358  = { matrices[35], matrices[0] };
+  assign \settings$359  = \settings$209 ;
+  assign \code_write$360  = \code_write$211 ;
+  assign \microcode_write$361  = microcode_write;
+  assign \map_write$362  = map_write;
+  assign \vector_write$363  = vector_write;
+  assign \start_write$364  = start_write;
+  assign \drain$366  = drain;
+  assign \go$367  = go;
+  assign \clear_errors$368  = \release$110 ;
+  assign \i__valid$369  = \$146 [0];
+  assign \o__valid$372  = \lane__valid$371 ;
+  assign \lane__ready$376  = \o__ready$375 ;
+  assign \codes$377  = codes;
+  assign \banks$378  = { matrices[35], matrices[0] };
+  assign \settings$379  = \settings$209 ;
+  assign \code_write$380  = \code_write$211 ;
+  assign \microcode_write$381  = microcode_write;
+  assign \map_write$382  = map_write;
+  assign \vector_write$383  = vector_write;
+  assign \start_write$384  = start_write;
+  assign \drain$386  = drain;
+  assign \go$387  = go;
+  assign \clear_errors$388  = \release$110 ;
+  assign \i__valid$389  = \$146 [0];
+  assign \o__valid$392  = \lane__valid$391 ;
+  assign \lane__ready$396  = \o__ready$395 ;
+  assign \codes$397  = codes;
+  assign \banks$398  = { matrices[35], matrices[0] };
+  assign \settings$399  = \settings$209 ;
+  assign \code_write$400  = \code_write$211 ;
+  assign \microcode_write$401  = microcode_write;
+  assign \map_write$402  = map_write;
+  assign \vector_write$403  = vector_write;
+  assign \start_write$404  = start_write;
+  assign \drain$406  = drain;
+  assign \go$407  = go;
+  assign \clear_errors$408  = \release$110 ;
+  assign \i__valid$409  = \$146 [0];
+  assign \o__valid$412  = \lane__valid$411 ;
+  assign \lane__ready$416  = \o__ready$415 ;
+  assign \codes$417  = codes;
+  assign \banks$418  = { matrices[35], matrices[0] };
+  assign \settings$419  = \settings$209 ;
+  assign \code_write$420  = \code_write$211 ;
+  assign \microcode_write$421  = microcode_write;
+  assign \map_write$422  = map_write;
+  assign \vector_write$423  = vector_write;
+  assign \start_write$424  = start_write;
+  assign \drain$426  = drain;
+  assign \go$427  = go;
+  assign \clear_errors$428  = \release$110 ;
+  assign \i__valid$429  = \$146 [0];
+  assign \o__valid$432  = \lane__valid$431 ;
+  assign \lane__ready$436  = \o__ready$435 ;
+  assign \codes$437  = codes;
+  assign \banks$438  = { matrices[35], matrices[0] };
+  assign \settings$439  = \settings$209 ;
+  assign \code_write$440  = \code_write$211 ;
+  assign \microcode_write$441  = microcode_write;
+  assign \map_write$442  = map_write;
+  assign \vector_write$443  = vector_write;
+  assign \start_write$444  = start_write;
+  assign \drain$446  = drain;
+  assign \go$447  = go;
+  assign \clear_errors$448  = \release$110 ;
+  assign \i__valid$449  = \$146 [0];
+  assign \o__valid$452  = \lane__valid$451 ;
+  assign \lane__ready$456  = \o__ready$455 ;
+  assign \codes$457  = codes;
+  assign \banks$458  = { matrices[35], matrices[0] };
+  assign \settings$459  = \settings$209 ;
+  assign \code_write$460  = \code_write$211 ;
+  assign \microcode_write$461  = microcode_write;
+  assign \map_write$462  = map_write;
+  assign \vector_write$463  = vector_write;
+  assign \start_write$464  = start_write;
+  assign \drain$466  = drain;
+  assign \go$467  = go;
+  assign \clear_errors$468  = \release$110 ;
+  assign \i__valid$469  = \$146 [0];
+  assign \o__valid$472  = \lane__valid$471 ;
+  assign \lane__ready$476  = \o__ready$475 ;
+  assign \codes$477  = codes;
+  assign \banks$478  = { matrices[35], matrices[0] };
+  assign \settings$479  = \settings$209 ;
+  assign \code_write$480  = \code_write$211 ;
+  assign \microcode_write$481  = microcode_write;
+  assign \map_write$482  = map_write;
+  assign \vector_write$483  = vector_write;
+  assign \start_write$484  = start_write;
+  assign \drain$486  = drain;
+  assign \go$487  = go;
+  assign \clear_errors$488  = \release$110 ;
+  assign \i__valid$489  = \$146 [0];
+  assign \o__valid$492  = \lane__valid$491 ;
+  assign \lane__ready$496  = \o__ready$495 ;
+  assign \codes$497  = codes;
+  assign \banks$498  = { matrices[35], matrices[0] };
+  assign \settings$499  = \settings$209 ;
+  assign \code_write$500  = \code_write$211 ;
+  assign \microcode_write$501  = microcode_write;
+  assign \map_write$502  = map_write;
+  assign \vector_write$503  = vector_write;
+  assign \start_write$504  = start_write;
+  assign \drain$506  = drain;
+  assign \go$507  = go;
+  assign \clear_errors$508  = \release$110 ;
+  assign \i__valid$509  = \$146 [0];
+  assign \o__valid$512  = \lane__valid$511 ;
+  assign \lane__ready$516  = \o__ready$515 ;
+  assign \codes$517  = codes;
+  assign \banks$518  = { matrices[35], matrices[0] };
+  assign \settings$519  = \settings$209 ;
+  assign \code_write$520  = \code_write$211 ;
+  assign \microcode_write$521  = microcode_write;
+  assign \map_write$522  = map_write;
+  assign \vector_write$523  = vector_write;
+  assign \start_write$524  = start_write;
+  assign \drain$526  = drain;
+  assign \go$527  = go;
+  assign \clear_errors$528  = \release$110 ;
+  assign \i__valid$529  = \$146 [0];
+  assign \o__valid$532  = \lane__valid$531 ;
+  assign \lane__ready$536  = \o__ready$535 ;
+  assign \codes$537  = codes;
+  assign \banks$538  = { matrices[35], matrices[0] };
+  assign \settings$539  = \settings$209 ;
+  assign \code_write$540  = \code_write$211 ;
+  assign \microcode_write$541  = microcode_write;
+  assign \map_write$542  = map_write;
+  assign \vector_write$543  = vector_write;
+  assign \start_write$544  = start_write;
+  assign \drain$546  = drain;
+  assign \go$547  = go;
+  assign \clear_errors$548  = \release$110 ;
+  assign \i__valid$549  = \$146 [0];
+  assign \o__valid$552  = \lane__valid$551 ;
+  assign \lane__ready$556  = \o__ready$555 ;
+  assign \codes$557  = codes;
+  assign \banks$558  = { matrices[35], matrices[0] };
+  assign \settings$559  = \settings$209 ;
+  assign \code_write$560  = \code_write$211 ;
+  assign \microcode_write$561  = microcode_write;
+  assign \map_write$562  = map_write;
+  assign \vector_write$563  = vector_write;
+  assign \start_write$564  = start_write;
+  assign \drain$566  = drain;
+  assign \go$567  = go;
+  assign \clear_errors$568  = \release$110 ;
+  assign \i__valid$569  = \$146 [0];
+  assign \o__valid$572  = \lane__valid$571 ;
+  assign \lane__ready$576  = \o__ready$575 ;
+  assign \codes$577  = codes;
+  assign \banks$578  = { matrices[35], matrices[0] };
+  assign \settings$579  = \settings$209 ;
+  assign \code_write$580  = \code_write$211 ;
+  assign \microcode_write$581  = microcode_write;
+  assign \map_write$582  = map_write;
+  assign \vector_write$583  = vector_write;
+  assign \start_write$584  = start_write;
+  assign \drain$586  = drain;
+  assign \go$587  = go;
+  assign \clear_errors$588  = \release$110 ;
+  assign \i__valid$589  = \$146 [0];
+  assign \o__valid$592  = \lane__valid$591 ;
+  assign \lane__ready$596  = \o__ready$595 ;
+  assign \codes$597  = codes;
+  assign \banks$598  = { matrices[35], matrices[0] };
+  assign \settings$599  = \settings$209 ;
+  assign \code_write$600  = \code_write$211 ;
+  assign \microcode_write$601  = microcode_write;
+  assign \map_write$602  = map_write;
+  assign \vector_write$603  = vector_write;
+  assign \start_write$604  = start_write;
+  assign \drain$606  = drain;
+  assign \go$607  = go;
+  assign \clear_errors$608  = \release$110 ;
+  assign \i__valid$609  = \$146 [0];
+  assign \o__valid$612  = \lane__valid$611 ;
+  assign \lane__ready$616  = \o__ready$615 ;
+  assign \codes$617  = codes;
+  assign \banks$618  = { matrices[35], matrices[0] };
+  assign \settings$619  = \settings$209 ;
+  assign \code_write$620  = \code_write$211 ;
+  assign \microcode_write$621  = microcode_write;
+  assign \map_write$622  = map_write;
+  assign \vector_write$623  = vector_write;
+  assign \start_write$624  = start_write;
+  assign \drain$626  = drain;
+  assign \go$627  = go;
+  assign \clear_errors$628  = \release$110 ;
+  assign \i__valid$629  = \$146 [0];
+  assign \o__valid$632  = \lane__valid$631 ;
+  assign \lane__ready$636  = \o__ready$635 ;
+  assign \codes$637  = codes;
+  assign \banks$638  = { matrices[35], matrices[0] };
+  assign \settings$639  = \settings$209 ;
+  assign \code_write$640  = \code_write$211 ;
+  assign \microcode_write$641  = microcode_write;
+  assign \map_write$642  = map_write;
+  assign \vector_write$643  = vector_write;
+  assign \start_write$644  = start_write;
+  assign \drain$646  = drain;
+  assign \go$647  = go;
+  assign \clear_errors$648  = \release$110 ;
+  assign \i__valid$649  = \$146 [0];
+  assign \o__valid$652  = \lane__valid$651 ;
+  assign \lane__ready$656  = \o__ready$655 ;
+  assign \codes$657  = codes;
+  assign \banks$658  = { matrices[35], matrices[0] };
+  assign \settings$659  = \settings$209 ;
+  assign \code_write$660  = \code_write$211 ;
+  assign \microcode_write$661  = microcode_write;
+  assign \map_write$662  = map_write;
+  assign \vector_write$663  = vector_write;
+  assign \start_write$664  = start_write;
+  assign \drain$666  = drain;
+  assign \go$667  = go;
+  assign \clear_errors$668  = \release$110 ;
+  assign \i__valid$669  = \$146 [0];
+  assign \o__valid$672  = \lane__valid$671 ;
+  assign \lane__ready$676  = \o__ready$675 ;
+  assign \codes$677  = codes;
+  assign \banks$678  = { matrices[35], matrices[0] };
+  assign \settings$679  = \settings$209 ;
+  assign \code_write$680  = \code_write$211 ;
+  assign \microcode_write$681  = microcode_write;
+  assign \map_write$682  = map_write;
+  assign \vector_write$683  = vector_write;
+  assign \start_write$684  = start_write;
+  assign \drain$686  = drain;
+  assign \go$687  = go;
+  assign \clear_errors$688  = \release$110 ;
+  assign \i__valid$689  = \$146 [0];
+  assign \o__valid$692  = \lane__valid$691 ;
+  assign \lane__ready$696  = \o__ready$695 ;
+  assign \codes$697  = codes;
+  assign \banks$698  = { matrices[35], matrices[0] };
+  assign \settings$699  = \settings$209 ;
+  assign \code_write$700  = \code_write$211 ;
+  assign \microcode_write$701  = microcode_write;
+  assign \map_write$702  = map_write;
+  assign \vector_write$703  = vector_write;
+  assign \start_write$704  = start_write;
+  assign \drain$706  = drain;
+  assign \go$707  = go;
+  assign \clear_errors$708  = \release$110 ;
+  assign \i__valid$709  = \$146 [0];
+  assign \o__valid$712  = \lane__valid$711 ;
+  assign \lane__ready$716  = \o__ready$715 ;
+  assign \codes$717  = codes;
+  assign \banks$718  = { matrices[35], matrices[0] };
+  assign \settings$719  = \settings$209 ;
+  assign \code_write$720  = \code_write$211 ;
+  assign \microcode_write$721  = microcode_write;
+  assign \map_write$722  = map_write;
+  assign \vector_write$723  = vector_write;
+  assign \start_write$724  = start_write;
+  assign \drain$726  = drain;
+  assign \go$727  = go;
+  assign \clear_errors$728  = \release$110 ;
+  assign \i__valid$729  = \$146 [0];
+  assign \o__valid$732  = \lane__valid$731 ;
+  assign \lane__ready$736  = \o__ready$735 ;
+  assign \codes$737  = codes;
+  assign \banks$738  = { matrices[35], matrices[0] };
+  assign \settings$739  = \settings$209 ;
+  assign \code_write$740  = \code_write$211 ;
+  assign \microcode_write$741  = microcode_write;
+  assign \map_write$742  = map_write;
+  assign \vector_write$743  = vector_write;
+  assign \start_write$744  = start_write;
+  assign \drain$746  = drain;
+  assign \go$747  = go;
+  assign \clear_errors$748  = \release$110 ;
+  assign \i__valid$749  = \$146 [0];
+  assign \o__valid$752  = \lane__valid$751 ;
+  assign \lane__ready$756  = \o__ready$755 ;
+  assign \codes$757  = codes;
+  assign \banks$758  = { matrices[35], matrices[0] };
+  assign \settings$759  = \settings$209 ;
+  assign \code_write$760  = \code_write$211 ;
+  assign \microcode_write$761  = microcode_write;
+  assign \map_write$762  = map_write;
+  assign \vector_write$763  = vector_write;
+  assign \start_write$764  = start_write;
+  assign \drain$766  = drain;
+  assign \go$767  = go;
+  assign \clear_errors$768  = \release$110 ;
+  assign \i__valid$769  = \$146 [0];
+  assign \o__valid$772  = \lane__valid$771 ;
+  assign \lane__ready$776  = \o__ready$775 ;
+  assign \codes$777  = codes;
+  assign \banks$778  = { matrices[35], matrices[0] };
+  assign \settings$779  = \settings$209 ;
+  assign \code_write$780  = \code_write$211 ;
+  assign \microcode_write$781  = microcode_write;
+  assign \map_write$782  = map_write;
+  assign \vector_write$783  = vector_write;
+  assign \start_write$784  = start_write;
+  assign \drain$786  = drain;
+  assign \go$787  = go;
+  assign \clear_errors$788  = \release$110 ;
+  assign \i__valid$789  = \$146 [0];
+  assign \o__valid$792  = \lane__valid$791 ;
+  assign \lane__ready$796  = \o__ready$795 ;
+  assign \codes$797  = codes;
+  assign \banks$798  = { matrices[35], matrices[0] };
+  assign \settings$799  = \settings$209 ;
+  assign \code_write$800  = \code_write$211 ;
+  assign \microcode_write$801  = microcode_write;
+  assign \map_write$802  = map_write;
+  assign \vector_write$803  = vector_write;
+  assign \start_write$804  = start_write;
+  assign \drain$806  = drain;
+  assign \go$807  = go;
+  assign \clear_errors$808  = \release$110 ;
+  assign \i__valid$809  = \$146 [0];
+  assign \o__valid$812  = \lane__valid$811 ;
+  assign \lane__ready$816  = \o__ready$815 ;
+  assign \codes$817  = codes;
+  assign \banks$818  = { matrices[35], matrices[0] };
+  assign \settings$819  = \settings$209 ;
+  assign \code_write$820  = \code_write$211 ;
+  assign \microcode_write$821  = microcode_write;
+  assign \map_write$822  = map_write;
+  assign \vector_write$823  = vector_write;
+  assign \start_write$824  = start_write;
+  assign \drain$826  = drain;
+  assign \go$827  = go;
+  assign \clear_errors$828  = \release$110 ;
+  assign \i__valid$829  = \$146 [0];
+  assign \o__valid$832  = \lane__valid$831 ;
+  assign \lane__ready$836  = \o__ready$835 ;
+  assign \codes$837  = codes;
+  assign \banks$838  = { matrices[35], matrices[0] };
+  assign \settings$839  = \settings$209 ;
+  assign \code_write$840  = \code_write$211 ;
+  assign \microcode_write$841  = microcode_write;
+  assign \map_write$842  = map_write;
+  assign \vector_write$843  = vector_write;
+  assign \start_write$844  = start_write;
+  assign \drain$846  = drain;
+  assign \go$847  = go;
+  assign \clear_errors$848  = \release$110 ;
+  assign \i__valid$849  = \$146 [0];
+  assign \o__valid$852  = \lane__valid$851 ;
+  assign \lane__ready$856  = \o__ready$855 ;
+  assign \o__payload$858  = behind__payload;
+  assign behind__ready = \o__ready$859 ;
+  assign \o__valid$862  = behind__valid;
+  assign \o__payload$864  = \behind__payload$863 ;
+  assign \behind__ready$866  = \o__ready$865 ;
+  assign \o__valid$868  = \behind__valid$867 ;
+  assign \o__payload$870  = \behind__payload$869 ;
+  assign \behind__ready$872  = \o__ready$871 ;
+  assign \o__valid$874  = \behind__valid$873 ;
+  assign \o__payload$876  = \behind__payload$875 ;
+  assign \behind__ready$878  = \o__ready$877 ;
+  assign \o__valid$880  = \behind__valid$879 ;
+  assign \o__payload$882  = \behind__payload$881 ;
+  assign \behind__ready$884  = \o__ready$883 ;
+  assign \o__valid$886  = \behind__valid$885 ;
+  assign \o__payload$888  = \behind__payload$887 ;
+  assign \behind__ready$890  = \o__ready$889 ;
+  assign \o__valid$892  = \behind__valid$891 ;
+  assign \o__payload$894  = \behind__payload$893 ;
+  assign \behind__ready$896  = \o__ready$895 ;
+  assign \o__valid$898  = \behind__valid$897 ;
+  assign \o__payload$900  = \behind__payload$899 ;
+  assign \behind__ready$902  = \o__ready$901 ;
+  assign \o__valid$904  = \behind__valid$903 ;
+  assign \o__payload$906  = \behind__payload$905 ;
+  assign \behind__ready$908  = \o__ready$907 ;
+  assign \o__valid$910  = \behind__valid$909 ;
+  assign \o__payload$912  = \behind__payload$911 ;
+  assign \behind__ready$914  = \o__ready$913 ;
+  assign \o__valid$916  = \behind__valid$915 ;
+  assign \o__payload$918  = \behind__payload$917 ;
+  assign \behind__ready$920  = \o__ready$919 ;
+  assign \o__valid$922  = \behind__valid$921 ;
+  assign \o__payload$924  = \behind__payload$923 ;
+  assign \behind__ready$926  = \o__ready$925 ;
+  assign \o__valid$928  = \behind__valid$927 ;
+  assign \o__payload$930  = \behind__payload$929 ;
+  assign \behind__ready$932  = \o__ready$931 ;
+  assign \o__valid$934  = \behind__valid$933 ;
+  assign \o__payload$936  = \behind__payload$935 ;
+  assign \behind__ready$938  = \o__ready$937 ;
+  assign \o__valid$940  = \behind__valid$939 ;
+  assign \o__payload$942  = \behind__payload$941 ;
+  assign \behind__ready$944  = \o__ready$943 ;
+  assign \o__valid$946  = \behind__valid$945 ;
+  assign \o__payload$948  = \behind__payload$947 ;
+  assign \behind__ready$950  = \o__ready$949 ;
+  assign \o__valid$952  = \behind__valid$951 ;
+  assign \o__payload$954  = \behind__payload$953 ;
+  assign \behind__ready$956  = \o__ready$955 ;
+  assign \o__valid$958  = \behind__valid$957 ;
+  assign \o__payload$960  = \behind__payload$959 ;
+  assign \behind__ready$962  = \o__ready$961 ;
+  assign \o__valid$964  = \behind__valid$963 ;
+  assign \o__payload$966  = \behind__payload$965 ;
+  assign \behind__ready$968  = \o__ready$967 ;
+  assign \o__valid$970  = \behind__valid$969 ;
+  assign \o__payload$972  = \behind__payload$971 ;
+  assign \behind__ready$974  = \o__ready$973 ;
+  assign \o__valid$976  = \behind__valid$975 ;
+  assign \o__payload$978  = \behind__payload$977 ;
+  assign \behind__ready$980  = \o__ready$979 ;
+  assign \o__valid$982  = \behind__valid$981 ;
+  assign \o__payload$984  = \behind__payload$983 ;
+  assign \behind__ready$986  = \o__ready$985 ;
+  assign \o__valid$988  = \behind__valid$987 ;
+  assign \o__payload$990  = \behind__payload$989 ;
+  assign \behind__ready$992  = \o__ready$991 ;
+  assign \o__valid$994  = \behind__valid$993 ;
+  assign \o__payload$996  = \behind__payload$995 ;
+  assign \behind__ready$998  = \o__ready$997 ;
+  assign \o__valid$1000  = \behind__valid$999 ;
+  assign \o__payload$1002  = \behind__payload$1001 ;
+  assign \behind__ready$1004  = \o__ready$1003 ;
+  assign \o__valid$1006  = \behind__valid$1005 ;
+  assign \o__payload$1008  = \behind__payload$1007 ;
+  assign \behind__ready$1010  = \o__ready$1009 ;
+  assign \o__valid$1012  = \behind__valid$1011 ;
+  assign \o__payload$1014  = \behind__payload$1013 ;
+  assign \behind__ready$1016  = \o__ready$1015 ;
+  assign \o__valid$1018  = \behind__valid$1017 ;
+  assign \o__payload$1020  = \behind__payload$1019 ;
+  assign \behind__ready$1022  = \o__ready$1021 ;
+  assign \o__valid$1024  = \behind__valid$1023 ;
+  assign \o__payload$1026  = \behind__payload$1025 ;
+  assign \behind__ready$1028  = \o__ready$1027 ;
+  assign \o__valid$1030  = \behind__valid$1029 ;
+  assign \o__payload$1032  = \behind__payload$1031 ;
+  assign \behind__ready$1034  = \o__ready$1033 ;
+  assign \o__valid$1036  = \behind__valid$1035 ;
+  assign \o__payload$1038  = \behind__payload$1037 ;
+  assign \behind__ready$1040  = \o__ready$1039 ;
+  assign \o__valid$1042  = \behind__valid$1041 ;
+  assign \o__payload$1047  = \i__payload$1046 ;
+  assign \o__ready$1048  = 1'h1;
+  assign \i__ready$1049  = 1'h1;
+  assign bad_prefix = { \bad_prefix$1082 [3:2], \bad_prefix$1081 [3:2], \bad_prefix$1080 [3:2], \bad_prefix$1079 [3:2], \bad_prefix$1078 [3:2], \bad_prefix$1077 [3:2], \bad_prefix$1076 [3:2], \bad_prefix$1075 [3:2], \bad_prefix$1074 [3:2], \bad_prefix$1073 [3:2], \bad_prefix$1072 [3:2], \bad_prefix$1071 [3:2], \bad_prefix$1070 [3:2], \bad_prefix$1069 [3:2], \bad_prefix$1068 [3:2], \bad_prefix$1067 [3:2], \bad_prefix$1066 [3:2], \bad_prefix$1065 [3:2], \bad_prefix$1064 [3:2], \bad_prefix$1063 [3:2], \bad_prefix$1062 [3:2], \bad_prefix$1061 [3:2], \bad_prefix$1060 [3:2], \bad_prefix$1059 [3:2], \bad_prefix$1058 [3:2], \bad_prefix$1057 [3:2], \bad_prefix$1056 [3:2], \bad_prefix$1055 [3:2], \bad_prefix$1054 [3:2], \bad_prefix$1053 [3:2], \bad_prefix$1052 [3:2], \bad_prefix$1051 [3:2], \bad_prefix$1082 [1:0], \bad_prefix$1081 [1:0], \bad_prefix$1080 [1:0], \bad_prefix$1079 [1:0], \bad_prefix$1078 [1:0], \bad_prefix$1077 [1:0], \bad_prefix$1076 [1:0], \bad_prefix$1075 [1:0], \bad_prefix$1074 [1:0], \bad_prefix$1073 [1:0], \bad_prefix$1072 [1:0], \bad_prefix$1071 [1:0], \bad_prefix$1070 [1:0], \bad_prefix$1069 [1:0], \bad_prefix$1068 [1:0], \bad_prefix$1067 [1:0], \bad_prefix$1066 [1:0], \bad_prefix$1065 [1:0], \bad_prefix$1064 [1:0], \bad_prefix$1063 [1:0], \bad_prefix$1062 [1:0], \bad_prefix$1061 [1:0], \bad_prefix$1060 [1:0], \bad_prefix$1059 [1:0], \bad_prefix$1058 [1:0], \bad_prefix$1057 [1:0], \bad_prefix$1056 [1:0], \bad_prefix$1055 [1:0], \bad_prefix$1054 [1:0], \bad_prefix$1053 [1:0], \bad_prefix$1052 [1:0], \bad_prefix$1051 [1:0] };
+  assign bad_index = { \bad_index$1115 [3:2], \bad_index$1114 [3:2], \bad_index$1113 [3:2], \bad_index$1112 [3:2], \bad_index$1111 [3:2], \bad_index$1110 [3:2], \bad_index$1109 [3:2], \bad_index$1108 [3:2], \bad_index$1107 [3:2], \bad_index$1106 [3:2], \bad_index$1105 [3:2], \bad_index$1104 [3:2], \bad_index$1103 [3:2], \bad_index$1102 [3:2], \bad_index$1101 [3:2], \bad_index$1100 [3:2], \bad_index$1099 [3:2], \bad_index$1098 [3:2], \bad_index$1097 [3:2], \bad_index$1096 [3:2], \bad_index$1095 [3:2], \bad_index$1094 [3:2], \bad_index$1093 [3:2], \bad_index$1092 [3:2], \bad_index$1091 [3:2], \bad_index$1090 [3:2], \bad_index$1089 [3:2], \bad_index$1088 [3:2], \bad_index$1087 [3:2], \bad_index$1086 [3:2], \bad_index$1085 [3:2], \bad_index$1084 [3:2], \bad_index$1115 [1:0], \bad_index$1114 [1:0], \bad_index$1113 [1:0], \bad_index$1112 [1:0], \bad_index$1111 [1:0], \bad_index$1110 [1:0], \bad_index$1109 [1:0], \bad_index$1108 [1:0], \bad_index$1107 [1:0], \bad_index$1106 [1:0], \bad_index$1105 [1:0], \bad_index$1104 [1:0], \bad_index$1103 [1:0], \bad_index$1102 [1:0], \bad_index$1101 [1:0], \bad_index$1100 [1:0], \bad_index$1099 [1:0], \bad_index$1098 [1:0], \bad_index$1097 [1:0], \bad_index$1096 [1:0], \bad_index$1095 [1:0], \bad_index$1094 [1:0], \bad_index$1093 [1:0], \bad_index$1092 [1:0], \bad_index$1091 [1:0], \bad_index$1090 [1:0], \bad_index$1089 [1:0], \bad_index$1088 [1:0], \bad_index$1087 [1:0], \bad_index$1086 [1:0], \bad_index$1085 [1:0], \bad_index$1084 [1:0] };
+  assign multiplied = \$71 [5:0];
   assign judged = matrix_done;
-  assign \microcode_write$1130  = { 4'h0, \$166 , \$167  };
+  assign \microcode_write$1165  = { 4'h0, \$144 , \$145  };
   assign status[259:228] = weights;
   assign status[227:196] = multiplies;
   assign status[195:164] = starved;
@@ -4348,329 +4512,329 @@ module egret_l_onchip_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$1120 ;
+  assign status[67:36] = \matrices$1155 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$819 [37:8] = \o__payload$820 [32:3];
-  assign \lane__payload$819 [7] = \o__payload$820 [2];
-  assign \lane__payload$819 [6:1] = \$70 ;
-  assign \lane__payload$819 [0] = \o__payload$820 [0];
-  assign \i__payload$816 [10] = \o__payload$196 [258];
-  assign \i__payload$816 [9] = \o__payload$196 [257];
-  assign \i__payload$816 [8] = \o__payload$196 [256];
-  assign \i__payload$816 [7:0] = \o__payload$196 [255:248];
-  assign \lane__payload$799 [37:8] = \o__payload$800 [32:3];
-  assign \lane__payload$799 [7] = \o__payload$800 [2];
-  assign \lane__payload$799 [6:1] = \$68 ;
-  assign \lane__payload$799 [0] = \o__payload$800 [0];
-  assign \i__payload$796 [10] = \o__payload$196 [258];
-  assign \i__payload$796 [9] = \o__payload$196 [257];
-  assign \i__payload$796 [8] = \o__payload$196 [256];
-  assign \i__payload$796 [7:0] = \o__payload$196 [247:240];
-  assign \lane__payload$779 [37:8] = \o__payload$780 [32:3];
-  assign \lane__payload$779 [7] = \o__payload$780 [2];
-  assign \lane__payload$779 [6:1] = \$66 ;
-  assign \lane__payload$779 [0] = \o__payload$780 [0];
-  assign \i__payload$776 [10] = \o__payload$196 [258];
-  assign \i__payload$776 [9] = \o__payload$196 [257];
-  assign \i__payload$776 [8] = \o__payload$196 [256];
-  assign \i__payload$776 [7:0] = \o__payload$196 [239:232];
-  assign \lane__payload$759 [37:8] = \o__payload$760 [32:3];
-  assign \lane__payload$759 [7] = \o__payload$760 [2];
-  assign \lane__payload$759 [6:1] = \$64 ;
-  assign \lane__payload$759 [0] = \o__payload$760 [0];
-  assign \i__payload$756 [10] = \o__payload$196 [258];
-  assign \i__payload$756 [9] = \o__payload$196 [257];
-  assign \i__payload$756 [8] = \o__payload$196 [256];
-  assign \i__payload$756 [7:0] = \o__payload$196 [231:224];
-  assign \lane__payload$739 [37:8] = \o__payload$740 [32:3];
-  assign \lane__payload$739 [7] = \o__payload$740 [2];
-  assign \lane__payload$739 [6:1] = \$62 ;
-  assign \lane__payload$739 [0] = \o__payload$740 [0];
-  assign \i__payload$736 [10] = \o__payload$196 [258];
-  assign \i__payload$736 [9] = \o__payload$196 [257];
-  assign \i__payload$736 [8] = \o__payload$196 [256];
-  assign \i__payload$736 [7:0] = \o__payload$196 [223:216];
-  assign \lane__payload$719 [37:8] = \o__payload$720 [32:3];
-  assign \lane__payload$719 [7] = \o__payload$720 [2];
-  assign \lane__payload$719 [6:1] = \$60 ;
-  assign \lane__payload$719 [0] = \o__payload$720 [0];
-  assign \i__payload$716 [10] = \o__payload$196 [258];
-  assign \i__payload$716 [9] = \o__payload$196 [257];
-  assign \i__payload$716 [8] = \o__payload$196 [256];
-  assign \i__payload$716 [7:0] = \o__payload$196 [215:208];
-  assign \lane__payload$699 [37:8] = \o__payload$700 [32:3];
-  assign \lane__payload$699 [7] = \o__payload$700 [2];
-  assign \lane__payload$699 [6:1] = \$58 ;
-  assign \lane__payload$699 [0] = \o__payload$700 [0];
-  assign \i__payload$696 [10] = \o__payload$196 [258];
-  assign \i__payload$696 [9] = \o__payload$196 [257];
-  assign \i__payload$696 [8] = \o__payload$196 [256];
-  assign \i__payload$696 [7:0] = \o__payload$196 [207:200];
-  assign \lane__payload$679 [37:8] = \o__payload$680 [32:3];
-  assign \lane__payload$679 [7] = \o__payload$680 [2];
-  assign \lane__payload$679 [6:1] = \$56 ;
-  assign \lane__payload$679 [0] = \o__payload$680 [0];
-  assign \i__payload$676 [10] = \o__payload$196 [258];
-  assign \i__payload$676 [9] = \o__payload$196 [257];
-  assign \i__payload$676 [8] = \o__payload$196 [256];
-  assign \i__payload$676 [7:0] = \o__payload$196 [199:192];
-  assign \lane__payload$659 [37:8] = \o__payload$660 [32:3];
-  assign \lane__payload$659 [7] = \o__payload$660 [2];
-  assign \lane__payload$659 [6:1] = \$54 ;
-  assign \lane__payload$659 [0] = \o__payload$660 [0];
-  assign \i__payload$656 [10] = \o__payload$196 [258];
-  assign \i__payload$656 [9] = \o__payload$196 [257];
-  assign \i__payload$656 [8] = \o__payload$196 [256];
-  assign \i__payload$656 [7:0] = \o__payload$196 [191:184];
-  assign \lane__payload$639 [37:8] = \o__payload$640 [32:3];
-  assign \lane__payload$639 [7] = \o__payload$640 [2];
-  assign \lane__payload$639 [6:1] = \$52 ;
-  assign \lane__payload$639 [0] = \o__payload$640 [0];
-  assign \i__payload$636 [10] = \o__payload$196 [258];
-  assign \i__payload$636 [9] = \o__payload$196 [257];
-  assign \i__payload$636 [8] = \o__payload$196 [256];
-  assign \i__payload$636 [7:0] = \o__payload$196 [183:176];
-  assign \lane__payload$619 [37:8] = \o__payload$620 [32:3];
-  assign \lane__payload$619 [7] = \o__payload$620 [2];
-  assign \lane__payload$619 [6:1] = \$50 ;
-  assign \lane__payload$619 [0] = \o__payload$620 [0];
-  assign \i__payload$616 [10] = \o__payload$196 [258];
-  assign \i__payload$616 [9] = \o__payload$196 [257];
-  assign \i__payload$616 [8] = \o__payload$196 [256];
-  assign \i__payload$616 [7:0] = \o__payload$196 [175:168];
-  assign \lane__payload$599 [37:8] = \o__payload$600 [32:3];
-  assign \lane__payload$599 [7] = \o__payload$600 [2];
-  assign \lane__payload$599 [6:1] = \$48 ;
-  assign \lane__payload$599 [0] = \o__payload$600 [0];
-  assign \i__payload$596 [10] = \o__payload$196 [258];
-  assign \i__payload$596 [9] = \o__payload$196 [257];
-  assign \i__payload$596 [8] = \o__payload$196 [256];
-  assign \i__payload$596 [7:0] = \o__payload$196 [167:160];
-  assign \lane__payload$579 [37:8] = \o__payload$580 [32:3];
-  assign \lane__payload$579 [7] = \o__payload$580 [2];
-  assign \lane__payload$579 [6:1] = \$46 ;
-  assign \lane__payload$579 [0] = \o__payload$580 [0];
-  assign \i__payload$576 [10] = \o__payload$196 [258];
-  assign \i__payload$576 [9] = \o__payload$196 [257];
-  assign \i__payload$576 [8] = \o__payload$196 [256];
-  assign \i__payload$576 [7:0] = \o__payload$196 [159:152];
-  assign \lane__payload$559 [37:8] = \o__payload$560 [32:3];
-  assign \lane__payload$559 [7] = \o__payload$560 [2];
-  assign \lane__payload$559 [6:1] = \$44 ;
-  assign \lane__payload$559 [0] = \o__payload$560 [0];
-  assign \i__payload$556 [10] = \o__payload$196 [258];
-  assign \i__payload$556 [9] = \o__payload$196 [257];
-  assign \i__payload$556 [8] = \o__payload$196 [256];
-  assign \i__payload$556 [7:0] = \o__payload$196 [151:144];
-  assign \lane__payload$539 [37:8] = \o__payload$540 [32:3];
-  assign \lane__payload$539 [7] = \o__payload$540 [2];
-  assign \lane__payload$539 [6:1] = \$42 ;
-  assign \lane__payload$539 [0] = \o__payload$540 [0];
-  assign \i__payload$536 [10] = \o__payload$196 [258];
-  assign \i__payload$536 [9] = \o__payload$196 [257];
-  assign \i__payload$536 [8] = \o__payload$196 [256];
-  assign \i__payload$536 [7:0] = \o__payload$196 [143:136];
-  assign \lane__payload$519 [37:8] = \o__payload$520 [32:3];
-  assign \lane__payload$519 [7] = \o__payload$520 [2];
-  assign \lane__payload$519 [6:1] = \$40 ;
-  assign \lane__payload$519 [0] = \o__payload$520 [0];
-  assign \i__payload$516 [10] = \o__payload$196 [258];
-  assign \i__payload$516 [9] = \o__payload$196 [257];
-  assign \i__payload$516 [8] = \o__payload$196 [256];
-  assign \i__payload$516 [7:0] = \o__payload$196 [135:128];
-  assign \lane__payload$499 [37:8] = \o__payload$500 [32:3];
-  assign \lane__payload$499 [7] = \o__payload$500 [2];
-  assign \lane__payload$499 [6:1] = { 1'h0, \$38  };
-  assign \lane__payload$499 [0] = \o__payload$500 [0];
-  assign \i__payload$496 [10] = \o__payload$196 [258];
-  assign \i__payload$496 [9] = \o__payload$196 [257];
-  assign \i__payload$496 [8] = \o__payload$196 [256];
-  assign \i__payload$496 [7:0] = \o__payload$196 [127:120];
-  assign \lane__payload$479 [37:8] = \o__payload$480 [32:3];
-  assign \lane__payload$479 [7] = \o__payload$480 [2];
-  assign \lane__payload$479 [6:1] = { 1'h0, \$36  };
-  assign \lane__payload$479 [0] = \o__payload$480 [0];
-  assign \i__payload$476 [10] = \o__payload$196 [258];
-  assign \i__payload$476 [9] = \o__payload$196 [257];
-  assign \i__payload$476 [8] = \o__payload$196 [256];
-  assign \i__payload$476 [7:0] = \o__payload$196 [119:112];
-  assign \lane__payload$459 [37:8] = \o__payload$460 [32:3];
-  assign \lane__payload$459 [7] = \o__payload$460 [2];
-  assign \lane__payload$459 [6:1] = { 1'h0, \$34  };
-  assign \lane__payload$459 [0] = \o__payload$460 [0];
-  assign \i__payload$456 [10] = \o__payload$196 [258];
-  assign \i__payload$456 [9] = \o__payload$196 [257];
-  assign \i__payload$456 [8] = \o__payload$196 [256];
-  assign \i__payload$456 [7:0] = \o__payload$196 [111:104];
-  assign \lane__payload$439 [37:8] = \o__payload$440 [32:3];
-  assign \lane__payload$439 [7] = \o__payload$440 [2];
-  assign \lane__payload$439 [6:1] = { 1'h0, \$32  };
-  assign \lane__payload$439 [0] = \o__payload$440 [0];
-  assign \i__payload$436 [10] = \o__payload$196 [258];
-  assign \i__payload$436 [9] = \o__payload$196 [257];
-  assign \i__payload$436 [8] = \o__payload$196 [256];
-  assign \i__payload$436 [7:0] = \o__payload$196 [103:96];
-  assign \lane__payload$419 [37:8] = \o__payload$420 [32:3];
-  assign \lane__payload$419 [7] = \o__payload$420 [2];
-  assign \lane__payload$419 [6:1] = { 1'h0, \$30  };
-  assign \lane__payload$419 [0] = \o__payload$420 [0];
-  assign \i__payload$416 [10] = \o__payload$196 [258];
-  assign \i__payload$416 [9] = \o__payload$196 [257];
-  assign \i__payload$416 [8] = \o__payload$196 [256];
-  assign \i__payload$416 [7:0] = \o__payload$196 [95:88];
-  assign \lane__payload$399 [37:8] = \o__payload$400 [32:3];
-  assign \lane__payload$399 [7] = \o__payload$400 [2];
-  assign \lane__payload$399 [6:1] = { 1'h0, \$28  };
-  assign \lane__payload$399 [0] = \o__payload$400 [0];
-  assign \i__payload$396 [10] = \o__payload$196 [258];
-  assign \i__payload$396 [9] = \o__payload$196 [257];
-  assign \i__payload$396 [8] = \o__payload$196 [256];
-  assign \i__payload$396 [7:0] = \o__payload$196 [87:80];
-  assign \lane__payload$379 [37:8] = \o__payload$380 [32:3];
-  assign \lane__payload$379 [7] = \o__payload$380 [2];
-  assign \lane__payload$379 [6:1] = { 1'h0, \$26  };
-  assign \lane__payload$379 [0] = \o__payload$380 [0];
-  assign \i__payload$376 [10] = \o__payload$196 [258];
-  assign \i__payload$376 [9] = \o__payload$196 [257];
-  assign \i__payload$376 [8] = \o__payload$196 [256];
-  assign \i__payload$376 [7:0] = \o__payload$196 [79:72];
-  assign \lane__payload$359 [37:8] = \o__payload$360 [32:3];
-  assign \lane__payload$359 [7] = \o__payload$360 [2];
-  assign \lane__payload$359 [6:1] = { 1'h0, \$24  };
-  assign \lane__payload$359 [0] = \o__payload$360 [0];
-  assign \i__payload$356 [10] = \o__payload$196 [258];
-  assign \i__payload$356 [9] = \o__payload$196 [257];
-  assign \i__payload$356 [8] = \o__payload$196 [256];
-  assign \i__payload$356 [7:0] = \o__payload$196 [71:64];
-  assign \lane__payload$339 [37:8] = \o__payload$340 [32:3];
-  assign \lane__payload$339 [7] = \o__payload$340 [2];
-  assign \lane__payload$339 [6:1] = { 2'h0, \$22  };
-  assign \lane__payload$339 [0] = \o__payload$340 [0];
-  assign \i__payload$336 [10] = \o__payload$196 [258];
-  assign \i__payload$336 [9] = \o__payload$196 [257];
-  assign \i__payload$336 [8] = \o__payload$196 [256];
-  assign \i__payload$336 [7:0] = \o__payload$196 [63:56];
-  assign \lane__payload$319 [37:8] = \o__payload$320 [32:3];
-  assign \lane__payload$319 [7] = \o__payload$320 [2];
-  assign \lane__payload$319 [6:1] = { 2'h0, \$20  };
-  assign \lane__payload$319 [0] = \o__payload$320 [0];
-  assign \i__payload$316 [10] = \o__payload$196 [258];
-  assign \i__payload$316 [9] = \o__payload$196 [257];
-  assign \i__payload$316 [8] = \o__payload$196 [256];
-  assign \i__payload$316 [7:0] = \o__payload$196 [55:48];
-  assign \lane__payload$299 [37:8] = \o__payload$300 [32:3];
-  assign \lane__payload$299 [7] = \o__payload$300 [2];
-  assign \lane__payload$299 [6:1] = { 2'h0, \$18  };
-  assign \lane__payload$299 [0] = \o__payload$300 [0];
-  assign \i__payload$296 [10] = \o__payload$196 [258];
-  assign \i__payload$296 [9] = \o__payload$196 [257];
-  assign \i__payload$296 [8] = \o__payload$196 [256];
-  assign \i__payload$296 [7:0] = \o__payload$196 [47:40];
-  assign \lane__payload$279 [37:8] = \o__payload$280 [32:3];
-  assign \lane__payload$279 [7] = \o__payload$280 [2];
-  assign \lane__payload$279 [6:1] = { 2'h0, \$16  };
-  assign \lane__payload$279 [0] = \o__payload$280 [0];
-  assign \i__payload$276 [10] = \o__payload$196 [258];
-  assign \i__payload$276 [9] = \o__payload$196 [257];
-  assign \i__payload$276 [8] = \o__payload$196 [256];
-  assign \i__payload$276 [7:0] = \o__payload$196 [39:32];
-  assign \lane__payload$259 [37:8] = \o__payload$260 [32:3];
-  assign \lane__payload$259 [7] = \o__payload$260 [2];
-  assign \lane__payload$259 [6:1] = { 3'h0, \$14  };
-  assign \lane__payload$259 [0] = \o__payload$260 [0];
-  assign \i__payload$256 [10] = \o__payload$196 [258];
-  assign \i__payload$256 [9] = \o__payload$196 [257];
-  assign \i__payload$256 [8] = \o__payload$196 [256];
-  assign \i__payload$256 [7:0] = \o__payload$196 [31:24];
-  assign \lane__payload$239 [37:8] = \o__payload$240 [32:3];
-  assign \lane__payload$239 [7] = \o__payload$240 [2];
-  assign \lane__payload$239 [6:1] = { 3'h0, \$12  };
-  assign \lane__payload$239 [0] = \o__payload$240 [0];
-  assign \i__payload$236 [10] = \o__payload$196 [258];
-  assign \i__payload$236 [9] = \o__payload$196 [257];
-  assign \i__payload$236 [8] = \o__payload$196 [256];
-  assign \i__payload$236 [7:0] = \o__payload$196 [23:16];
-  assign \lane__payload$219 [37:8] = \o__payload$220 [32:3];
-  assign \lane__payload$219 [7] = \o__payload$220 [2];
-  assign \lane__payload$219 [6:1] = { 4'h0, \$10  };
-  assign \lane__payload$219 [0] = \o__payload$220 [0];
-  assign \i__payload$216 [10] = \o__payload$196 [258];
-  assign \i__payload$216 [9] = \o__payload$196 [257];
-  assign \i__payload$216 [8] = \o__payload$196 [256];
-  assign \i__payload$216 [7:0] = \o__payload$196 [15:8];
-  assign lane__payload[37:8] = \o__payload$200 [32:3];
-  assign lane__payload[7] = \o__payload$200 [2];
-  assign lane__payload[6:1] = { 5'h00, \$8  };
-  assign lane__payload[0] = \o__payload$200 [0];
-  assign \i__payload$195 [10] = \o__payload$196 [258];
-  assign \i__payload$195 [9] = \o__payload$196 [257];
-  assign \i__payload$195 [8] = \o__payload$196 [256];
-  assign \i__payload$195 [7:0] = \o__payload$196 [7:0];
-  assign \$4  = banks_in_use;
-  assign \$8  = \o__payload$200 [1];
-  assign \$10 [0] = \o__payload$220 [1];
-  assign \$10 [1] = 1'h1;
-  assign \$12 [1:0] = { 1'h0, \o__payload$240 [1] };
-  assign \$12 [2] = 1'h1;
-  assign \$14 [0] = \o__payload$260 [1];
-  assign \$14 [2:1] = 2'h3;
-  assign \$16 [2:0] = { 2'h0, \o__payload$280 [1] };
-  assign \$16 [3] = 1'h1;
-  assign { \$18 [2], \$18 [0] } = { 1'h0, \o__payload$300 [1] };
-  assign { \$18 [3], \$18 [1] } = 2'h3;
-  assign \$20 [1:0] = { 1'h0, \o__payload$320 [1] };
-  assign \$20 [3:2] = 2'h3;
-  assign \$22 [0] = \o__payload$340 [1];
-  assign \$22 [3:1] = 3'h7;
-  assign \$24 [3:0] = { 3'h0, \o__payload$360 [1] };
-  assign \$24 [4] = 1'h1;
-  assign { \$26 [3:2], \$26 [0] } = { 2'h0, \o__payload$380 [1] };
-  assign { \$26 [4], \$26 [1] } = 2'h3;
-  assign { \$28 [3], \$28 [1:0] } = { 2'h0, \o__payload$400 [1] };
-  assign { \$28 [4], \$28 [2] } = 2'h3;
-  assign { \$30 [3], \$30 [0] } = { 1'h0, \o__payload$420 [1] };
-  assign { \$30 [4], \$30 [2:1] } = 3'h7;
-  assign \$32 [2:0] = { 2'h0, \o__payload$440 [1] };
-  assign \$32 [4:3] = 2'h3;
-  assign { \$34 [2], \$34 [0] } = { 1'h0, \o__payload$460 [1] };
-  assign { \$34 [4:3], \$34 [1] } = 3'h7;
-  assign \$36 [1:0] = { 1'h0, \o__payload$480 [1] };
-  assign \$36 [4:2] = 3'h7;
-  assign \$38 [0] = \o__payload$500 [1];
-  assign \$38 [4:1] = 4'hf;
-  assign \$40 [4:0] = { 4'h0, \o__payload$520 [1] };
-  assign \$40 [5] = 1'h1;
-  assign { \$42 [4:2], \$42 [0] } = { 3'h0, \o__payload$540 [1] };
-  assign { \$42 [5], \$42 [1] } = 2'h3;
-  assign { \$44 [4:3], \$44 [1:0] } = { 3'h0, \o__payload$560 [1] };
-  assign { \$44 [5], \$44 [2] } = 2'h3;
-  assign { \$46 [4:3], \$46 [0] } = { 2'h0, \o__payload$580 [1] };
-  assign { \$46 [5], \$46 [2:1] } = 3'h7;
-  assign { \$48 [4], \$48 [2:0] } = { 3'h0, \o__payload$600 [1] };
-  assign { \$48 [5], \$48 [3] } = 2'h3;
-  assign { \$50 [4], \$50 [2], \$50 [0] } = { 2'h0, \o__payload$620 [1] };
-  assign { \$50 [5], \$50 [3], \$50 [1] } = 3'h7;
-  assign { \$52 [4], \$52 [1:0] } = { 2'h0, \o__payload$640 [1] };
-  assign { \$52 [5], \$52 [3:2] } = 3'h7;
-  assign { \$54 [4], \$54 [0] } = { 1'h0, \o__payload$660 [1] };
-  assign { \$54 [5], \$54 [3:1] } = 4'hf;
-  assign \$56 [3:0] = { 3'h0, \o__payload$680 [1] };
-  assign \$56 [5:4] = 2'h3;
-  assign { \$58 [3:2], \$58 [0] } = { 2'h0, \o__payload$700 [1] };
-  assign { \$58 [5:4], \$58 [1] } = 3'h7;
-  assign { \$60 [3], \$60 [1:0] } = { 2'h0, \o__payload$720 [1] };
-  assign { \$60 [5:4], \$60 [2] } = 3'h7;
-  assign { \$62 [3], \$62 [0] } = { 1'h0, \o__payload$740 [1] };
-  assign { \$62 [5:4], \$62 [2:1] } = 4'hf;
-  assign \$64 [2:0] = { 2'h0, \o__payload$760 [1] };
-  assign \$64 [5:3] = 3'h7;
-  assign { \$66 [2], \$66 [0] } = { 1'h0, \o__payload$780 [1] };
-  assign { \$66 [5:3], \$66 [1] } = 4'hf;
-  assign \$68 [1:0] = { 1'h0, \o__payload$800 [1] };
-  assign \$68 [5:2] = 4'hf;
-  assign \$70 [0] = \o__payload$820 [1];
-  assign \$70 [5:1] = 5'h1f;
+  assign \lane__payload$853 [37:8] = \o__payload$854 [32:3];
+  assign \lane__payload$853 [7] = \o__payload$854 [2];
+  assign \lane__payload$853 [6:1] = \$35 ;
+  assign \lane__payload$853 [0] = \o__payload$854 [0];
+  assign \i__payload$850 [10] = \$146 [259];
+  assign \i__payload$850 [9] = \$146 [258];
+  assign \i__payload$850 [8] = \$146 [257];
+  assign \i__payload$850 [7:0] = \$146 [256:249];
+  assign \lane__payload$833 [37:8] = \o__payload$834 [32:3];
+  assign \lane__payload$833 [7] = \o__payload$834 [2];
+  assign \lane__payload$833 [6:1] = \$34 ;
+  assign \lane__payload$833 [0] = \o__payload$834 [0];
+  assign \i__payload$830 [10] = \$146 [259];
+  assign \i__payload$830 [9] = \$146 [258];
+  assign \i__payload$830 [8] = \$146 [257];
+  assign \i__payload$830 [7:0] = \$146 [248:241];
+  assign \lane__payload$813 [37:8] = \o__payload$814 [32:3];
+  assign \lane__payload$813 [7] = \o__payload$814 [2];
+  assign \lane__payload$813 [6:1] = \$33 ;
+  assign \lane__payload$813 [0] = \o__payload$814 [0];
+  assign \i__payload$810 [10] = \$146 [259];
+  assign \i__payload$810 [9] = \$146 [258];
+  assign \i__payload$810 [8] = \$146 [257];
+  assign \i__payload$810 [7:0] = \$146 [240:233];
+  assign \lane__payload$793 [37:8] = \o__payload$794 [32:3];
+  assign \lane__payload$793 [7] = \o__payload$794 [2];
+  assign \lane__payload$793 [6:1] = \$32 ;
+  assign \lane__payload$793 [0] = \o__payload$794 [0];
+  assign \i__payload$790 [10] = \$146 [259];
+  assign \i__payload$790 [9] = \$146 [258];
+  assign \i__payload$790 [8] = \$146 [257];
+  assign \i__payload$790 [7:0] = \$146 [232:225];
+  assign \lane__payload$773 [37:8] = \o__payload$774 [32:3];
+  assign \lane__payload$773 [7] = \o__payload$774 [2];
+  assign \lane__payload$773 [6:1] = \$31 ;
+  assign \lane__payload$773 [0] = \o__payload$774 [0];
+  assign \i__payload$770 [10] = \$146 [259];
+  assign \i__payload$770 [9] = \$146 [258];
+  assign \i__payload$770 [8] = \$146 [257];
+  assign \i__payload$770 [7:0] = \$146 [224:217];
+  assign \lane__payload$753 [37:8] = \o__payload$754 [32:3];
+  assign \lane__payload$753 [7] = \o__payload$754 [2];
+  assign \lane__payload$753 [6:1] = \$30 ;
+  assign \lane__payload$753 [0] = \o__payload$754 [0];
+  assign \i__payload$750 [10] = \$146 [259];
+  assign \i__payload$750 [9] = \$146 [258];
+  assign \i__payload$750 [8] = \$146 [257];
+  assign \i__payload$750 [7:0] = \$146 [216:209];
+  assign \lane__payload$733 [37:8] = \o__payload$734 [32:3];
+  assign \lane__payload$733 [7] = \o__payload$734 [2];
+  assign \lane__payload$733 [6:1] = \$29 ;
+  assign \lane__payload$733 [0] = \o__payload$734 [0];
+  assign \i__payload$730 [10] = \$146 [259];
+  assign \i__payload$730 [9] = \$146 [258];
+  assign \i__payload$730 [8] = \$146 [257];
+  assign \i__payload$730 [7:0] = \$146 [208:201];
+  assign \lane__payload$713 [37:8] = \o__payload$714 [32:3];
+  assign \lane__payload$713 [7] = \o__payload$714 [2];
+  assign \lane__payload$713 [6:1] = \$28 ;
+  assign \lane__payload$713 [0] = \o__payload$714 [0];
+  assign \i__payload$710 [10] = \$146 [259];
+  assign \i__payload$710 [9] = \$146 [258];
+  assign \i__payload$710 [8] = \$146 [257];
+  assign \i__payload$710 [7:0] = \$146 [200:193];
+  assign \lane__payload$693 [37:8] = \o__payload$694 [32:3];
+  assign \lane__payload$693 [7] = \o__payload$694 [2];
+  assign \lane__payload$693 [6:1] = \$27 ;
+  assign \lane__payload$693 [0] = \o__payload$694 [0];
+  assign \i__payload$690 [10] = \$146 [259];
+  assign \i__payload$690 [9] = \$146 [258];
+  assign \i__payload$690 [8] = \$146 [257];
+  assign \i__payload$690 [7:0] = \$146 [192:185];
+  assign \lane__payload$673 [37:8] = \o__payload$674 [32:3];
+  assign \lane__payload$673 [7] = \o__payload$674 [2];
+  assign \lane__payload$673 [6:1] = \$26 ;
+  assign \lane__payload$673 [0] = \o__payload$674 [0];
+  assign \i__payload$670 [10] = \$146 [259];
+  assign \i__payload$670 [9] = \$146 [258];
+  assign \i__payload$670 [8] = \$146 [257];
+  assign \i__payload$670 [7:0] = \$146 [184:177];
+  assign \lane__payload$653 [37:8] = \o__payload$654 [32:3];
+  assign \lane__payload$653 [7] = \o__payload$654 [2];
+  assign \lane__payload$653 [6:1] = \$25 ;
+  assign \lane__payload$653 [0] = \o__payload$654 [0];
+  assign \i__payload$650 [10] = \$146 [259];
+  assign \i__payload$650 [9] = \$146 [258];
+  assign \i__payload$650 [8] = \$146 [257];
+  assign \i__payload$650 [7:0] = \$146 [176:169];
+  assign \lane__payload$633 [37:8] = \o__payload$634 [32:3];
+  assign \lane__payload$633 [7] = \o__payload$634 [2];
+  assign \lane__payload$633 [6:1] = \$24 ;
+  assign \lane__payload$633 [0] = \o__payload$634 [0];
+  assign \i__payload$630 [10] = \$146 [259];
+  assign \i__payload$630 [9] = \$146 [258];
+  assign \i__payload$630 [8] = \$146 [257];
+  assign \i__payload$630 [7:0] = \$146 [168:161];
+  assign \lane__payload$613 [37:8] = \o__payload$614 [32:3];
+  assign \lane__payload$613 [7] = \o__payload$614 [2];
+  assign \lane__payload$613 [6:1] = \$23 ;
+  assign \lane__payload$613 [0] = \o__payload$614 [0];
+  assign \i__payload$610 [10] = \$146 [259];
+  assign \i__payload$610 [9] = \$146 [258];
+  assign \i__payload$610 [8] = \$146 [257];
+  assign \i__payload$610 [7:0] = \$146 [160:153];
+  assign \lane__payload$593 [37:8] = \o__payload$594 [32:3];
+  assign \lane__payload$593 [7] = \o__payload$594 [2];
+  assign \lane__payload$593 [6:1] = \$22 ;
+  assign \lane__payload$593 [0] = \o__payload$594 [0];
+  assign \i__payload$590 [10] = \$146 [259];
+  assign \i__payload$590 [9] = \$146 [258];
+  assign \i__payload$590 [8] = \$146 [257];
+  assign \i__payload$590 [7:0] = \$146 [152:145];
+  assign \lane__payload$573 [37:8] = \o__payload$574 [32:3];
+  assign \lane__payload$573 [7] = \o__payload$574 [2];
+  assign \lane__payload$573 [6:1] = \$21 ;
+  assign \lane__payload$573 [0] = \o__payload$574 [0];
+  assign \i__payload$570 [10] = \$146 [259];
+  assign \i__payload$570 [9] = \$146 [258];
+  assign \i__payload$570 [8] = \$146 [257];
+  assign \i__payload$570 [7:0] = \$146 [144:137];
+  assign \lane__payload$553 [37:8] = \o__payload$554 [32:3];
+  assign \lane__payload$553 [7] = \o__payload$554 [2];
+  assign \lane__payload$553 [6:1] = \$20 ;
+  assign \lane__payload$553 [0] = \o__payload$554 [0];
+  assign \i__payload$550 [10] = \$146 [259];
+  assign \i__payload$550 [9] = \$146 [258];
+  assign \i__payload$550 [8] = \$146 [257];
+  assign \i__payload$550 [7:0] = \$146 [136:129];
+  assign \lane__payload$533 [37:8] = \o__payload$534 [32:3];
+  assign \lane__payload$533 [7] = \o__payload$534 [2];
+  assign \lane__payload$533 [6:1] = { 1'h0, \$19  };
+  assign \lane__payload$533 [0] = \o__payload$534 [0];
+  assign \i__payload$530 [10] = \$146 [259];
+  assign \i__payload$530 [9] = \$146 [258];
+  assign \i__payload$530 [8] = \$146 [257];
+  assign \i__payload$530 [7:0] = \$146 [128:121];
+  assign \lane__payload$513 [37:8] = \o__payload$514 [32:3];
+  assign \lane__payload$513 [7] = \o__payload$514 [2];
+  assign \lane__payload$513 [6:1] = { 1'h0, \$18  };
+  assign \lane__payload$513 [0] = \o__payload$514 [0];
+  assign \i__payload$510 [10] = \$146 [259];
+  assign \i__payload$510 [9] = \$146 [258];
+  assign \i__payload$510 [8] = \$146 [257];
+  assign \i__payload$510 [7:0] = \$146 [120:113];
+  assign \lane__payload$493 [37:8] = \o__payload$494 [32:3];
+  assign \lane__payload$493 [7] = \o__payload$494 [2];
+  assign \lane__payload$493 [6:1] = { 1'h0, \$17  };
+  assign \lane__payload$493 [0] = \o__payload$494 [0];
+  assign \i__payload$490 [10] = \$146 [259];
+  assign \i__payload$490 [9] = \$146 [258];
+  assign \i__payload$490 [8] = \$146 [257];
+  assign \i__payload$490 [7:0] = \$146 [112:105];
+  assign \lane__payload$473 [37:8] = \o__payload$474 [32:3];
+  assign \lane__payload$473 [7] = \o__payload$474 [2];
+  assign \lane__payload$473 [6:1] = { 1'h0, \$16  };
+  assign \lane__payload$473 [0] = \o__payload$474 [0];
+  assign \i__payload$470 [10] = \$146 [259];
+  assign \i__payload$470 [9] = \$146 [258];
+  assign \i__payload$470 [8] = \$146 [257];
+  assign \i__payload$470 [7:0] = \$146 [104:97];
+  assign \lane__payload$453 [37:8] = \o__payload$454 [32:3];
+  assign \lane__payload$453 [7] = \o__payload$454 [2];
+  assign \lane__payload$453 [6:1] = { 1'h0, \$15  };
+  assign \lane__payload$453 [0] = \o__payload$454 [0];
+  assign \i__payload$450 [10] = \$146 [259];
+  assign \i__payload$450 [9] = \$146 [258];
+  assign \i__payload$450 [8] = \$146 [257];
+  assign \i__payload$450 [7:0] = \$146 [96:89];
+  assign \lane__payload$433 [37:8] = \o__payload$434 [32:3];
+  assign \lane__payload$433 [7] = \o__payload$434 [2];
+  assign \lane__payload$433 [6:1] = { 1'h0, \$14  };
+  assign \lane__payload$433 [0] = \o__payload$434 [0];
+  assign \i__payload$430 [10] = \$146 [259];
+  assign \i__payload$430 [9] = \$146 [258];
+  assign \i__payload$430 [8] = \$146 [257];
+  assign \i__payload$430 [7:0] = \$146 [88:81];
+  assign \lane__payload$413 [37:8] = \o__payload$414 [32:3];
+  assign \lane__payload$413 [7] = \o__payload$414 [2];
+  assign \lane__payload$413 [6:1] = { 1'h0, \$13  };
+  assign \lane__payload$413 [0] = \o__payload$414 [0];
+  assign \i__payload$410 [10] = \$146 [259];
+  assign \i__payload$410 [9] = \$146 [258];
+  assign \i__payload$410 [8] = \$146 [257];
+  assign \i__payload$410 [7:0] = \$146 [80:73];
+  assign \lane__payload$393 [37:8] = \o__payload$394 [32:3];
+  assign \lane__payload$393 [7] = \o__payload$394 [2];
+  assign \lane__payload$393 [6:1] = { 1'h0, \$12  };
+  assign \lane__payload$393 [0] = \o__payload$394 [0];
+  assign \i__payload$390 [10] = \$146 [259];
+  assign \i__payload$390 [9] = \$146 [258];
+  assign \i__payload$390 [8] = \$146 [257];
+  assign \i__payload$390 [7:0] = \$146 [72:65];
+  assign \lane__payload$373 [37:8] = \o__payload$374 [32:3];
+  assign \lane__payload$373 [7] = \o__payload$374 [2];
+  assign \lane__payload$373 [6:1] = { 2'h0, \$11  };
+  assign \lane__payload$373 [0] = \o__payload$374 [0];
+  assign \i__payload$370 [10] = \$146 [259];
+  assign \i__payload$370 [9] = \$146 [258];
+  assign \i__payload$370 [8] = \$146 [257];
+  assign \i__payload$370 [7:0] = \$146 [64:57];
+  assign \lane__payload$353 [37:8] = \o__payload$354 [32:3];
+  assign \lane__payload$353 [7] = \o__payload$354 [2];
+  assign \lane__payload$353 [6:1] = { 2'h0, \$10  };
+  assign \lane__payload$353 [0] = \o__payload$354 [0];
+  assign \i__payload$350 [10] = \$146 [259];
+  assign \i__payload$350 [9] = \$146 [258];
+  assign \i__payload$350 [8] = \$146 [257];
+  assign \i__payload$350 [7:0] = \$146 [56:49];
+  assign \lane__payload$333 [37:8] = \o__payload$334 [32:3];
+  assign \lane__payload$333 [7] = \o__payload$334 [2];
+  assign \lane__payload$333 [6:1] = { 2'h0, \$9  };
+  assign \lane__payload$333 [0] = \o__payload$334 [0];
+  assign \i__payload$330 [10] = \$146 [259];
+  assign \i__payload$330 [9] = \$146 [258];
+  assign \i__payload$330 [8] = \$146 [257];
+  assign \i__payload$330 [7:0] = \$146 [48:41];
+  assign \lane__payload$313 [37:8] = \o__payload$314 [32:3];
+  assign \lane__payload$313 [7] = \o__payload$314 [2];
+  assign \lane__payload$313 [6:1] = { 2'h0, \$8  };
+  assign \lane__payload$313 [0] = \o__payload$314 [0];
+  assign \i__payload$310 [10] = \$146 [259];
+  assign \i__payload$310 [9] = \$146 [258];
+  assign \i__payload$310 [8] = \$146 [257];
+  assign \i__payload$310 [7:0] = \$146 [40:33];
+  assign \lane__payload$293 [37:8] = \o__payload$294 [32:3];
+  assign \lane__payload$293 [7] = \o__payload$294 [2];
+  assign \lane__payload$293 [6:1] = { 3'h0, \$7  };
+  assign \lane__payload$293 [0] = \o__payload$294 [0];
+  assign \i__payload$290 [10] = \$146 [259];
+  assign \i__payload$290 [9] = \$146 [258];
+  assign \i__payload$290 [8] = \$146 [257];
+  assign \i__payload$290 [7:0] = \$146 [32:25];
+  assign \lane__payload$273 [37:8] = \o__payload$274 [32:3];
+  assign \lane__payload$273 [7] = \o__payload$274 [2];
+  assign \lane__payload$273 [6:1] = { 3'h0, \$6  };
+  assign \lane__payload$273 [0] = \o__payload$274 [0];
+  assign \i__payload$270 [10] = \$146 [259];
+  assign \i__payload$270 [9] = \$146 [258];
+  assign \i__payload$270 [8] = \$146 [257];
+  assign \i__payload$270 [7:0] = \$146 [24:17];
+  assign \lane__payload$253 [37:8] = \o__payload$254 [32:3];
+  assign \lane__payload$253 [7] = \o__payload$254 [2];
+  assign \lane__payload$253 [6:1] = { 4'h0, \$5  };
+  assign \lane__payload$253 [0] = \o__payload$254 [0];
+  assign \i__payload$250 [10] = \$146 [259];
+  assign \i__payload$250 [9] = \$146 [258];
+  assign \i__payload$250 [8] = \$146 [257];
+  assign \i__payload$250 [7:0] = \$146 [16:9];
+  assign lane__payload[37:8] = \o__payload$234 [32:3];
+  assign lane__payload[7] = \o__payload$234 [2];
+  assign lane__payload[6:1] = { 5'h00, \$4  };
+  assign lane__payload[0] = \o__payload$234 [0];
+  assign \i__payload$229 [10] = \$146 [259];
+  assign \i__payload$229 [9] = \$146 [258];
+  assign \i__payload$229 [8] = \$146 [257];
+  assign \i__payload$229 [7:0] = \$146 [8:1];
+  assign \$4  = \o__payload$234 [1];
+  assign \$5 [0] = \o__payload$254 [1];
+  assign \$5 [1] = 1'h1;
+  assign \$6 [1:0] = { 1'h0, \o__payload$274 [1] };
+  assign \$6 [2] = 1'h1;
+  assign \$7 [0] = \o__payload$294 [1];
+  assign \$7 [2:1] = 2'h3;
+  assign \$8 [2:0] = { 2'h0, \o__payload$314 [1] };
+  assign \$8 [3] = 1'h1;
+  assign { \$9 [2], \$9 [0] } = { 1'h0, \o__payload$334 [1] };
+  assign { \$9 [3], \$9 [1] } = 2'h3;
+  assign \$10 [1:0] = { 1'h0, \o__payload$354 [1] };
+  assign \$10 [3:2] = 2'h3;
+  assign \$11 [0] = \o__payload$374 [1];
+  assign \$11 [3:1] = 3'h7;
+  assign \$12 [3:0] = { 3'h0, \o__payload$394 [1] };
+  assign \$12 [4] = 1'h1;
+  assign { \$13 [3:2], \$13 [0] } = { 2'h0, \o__payload$414 [1] };
+  assign { \$13 [4], \$13 [1] } = 2'h3;
+  assign { \$14 [3], \$14 [1:0] } = { 2'h0, \o__payload$434 [1] };
+  assign { \$14 [4], \$14 [2] } = 2'h3;
+  assign { \$15 [3], \$15 [0] } = { 1'h0, \o__payload$454 [1] };
+  assign { \$15 [4], \$15 [2:1] } = 3'h7;
+  assign \$16 [2:0] = { 2'h0, \o__payload$474 [1] };
+  assign \$16 [4:3] = 2'h3;
+  assign { \$17 [2], \$17 [0] } = { 1'h0, \o__payload$494 [1] };
+  assign { \$17 [4:3], \$17 [1] } = 3'h7;
+  assign \$18 [1:0] = { 1'h0, \o__payload$514 [1] };
+  assign \$18 [4:2] = 3'h7;
+  assign \$19 [0] = \o__payload$534 [1];
+  assign \$19 [4:1] = 4'hf;
+  assign \$20 [4:0] = { 4'h0, \o__payload$554 [1] };
+  assign \$20 [5] = 1'h1;
+  assign { \$21 [4:2], \$21 [0] } = { 3'h0, \o__payload$574 [1] };
+  assign { \$21 [5], \$21 [1] } = 2'h3;
+  assign { \$22 [4:3], \$22 [1:0] } = { 3'h0, \o__payload$594 [1] };
+  assign { \$22 [5], \$22 [2] } = 2'h3;
+  assign { \$23 [4:3], \$23 [0] } = { 2'h0, \o__payload$614 [1] };
+  assign { \$23 [5], \$23 [2:1] } = 3'h7;
+  assign { \$24 [4], \$24 [2:0] } = { 3'h0, \o__payload$634 [1] };
+  assign { \$24 [5], \$24 [3] } = 2'h3;
+  assign { \$25 [4], \$25 [2], \$25 [0] } = { 2'h0, \o__payload$654 [1] };
+  assign { \$25 [5], \$25 [3], \$25 [1] } = 3'h7;
+  assign { \$26 [4], \$26 [1:0] } = { 2'h0, \o__payload$674 [1] };
+  assign { \$26 [5], \$26 [3:2] } = 3'h7;
+  assign { \$27 [4], \$27 [0] } = { 1'h0, \o__payload$694 [1] };
+  assign { \$27 [5], \$27 [3:1] } = 4'hf;
+  assign \$28 [3:0] = { 3'h0, \o__payload$714 [1] };
+  assign \$28 [5:4] = 2'h3;
+  assign { \$29 [3:2], \$29 [0] } = { 2'h0, \o__payload$734 [1] };
+  assign { \$29 [5:4], \$29 [1] } = 3'h7;
+  assign { \$30 [3], \$30 [1:0] } = { 2'h0, \o__payload$754 [1] };
+  assign { \$30 [5:4], \$30 [2] } = 3'h7;
+  assign { \$31 [3], \$31 [0] } = { 1'h0, \o__payload$774 [1] };
+  assign { \$31 [5:4], \$31 [2:1] } = 4'hf;
+  assign \$32 [2:0] = { 2'h0, \o__payload$794 [1] };
+  assign \$32 [5:3] = 3'h7;
+  assign { \$33 [2], \$33 [0] } = { 1'h0, \o__payload$814 [1] };
+  assign { \$33 [5:3], \$33 [1] } = 4'hf;
+  assign \$34 [1:0] = { 1'h0, \o__payload$834 [1] };
+  assign \$34 [5:2] = 4'hf;
+  assign \$35 [0] = \o__payload$854 [1];
+  assign \$35 [5:1] = 5'h1f;
+  assign \$80  = banks_in_use;
 endmodule
 
 module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, section__payload, cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
@@ -4683,23 +4847,19 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, se
   wire [4:0] \$15 , \$16 , \$39 ;
   wire [15:0] \$17 , \$28 , \$29 , \$30 , \$31 , \$6 ;
   wire [31:0] \$18 ;
-  wire [3:0] \$35 , \$5 , \$64 ;
-  wire [8:0] \$79 , \$82 ;
+  wire [3:0] \$35 , \$5 , \$60 ;
+  wire [8:0] \$75 , \$78 ;
   reg [15:0] \$40 ;
   reg \$41 ;
   reg \$42 ;
   reg [3:0] \$43 ;
-  reg [15:0] \$44 ;
-  reg [31:0] \$45 ;
-  reg [37:0] \$46 ;
-  reg \$47 ;
-  reg [15:0] \$48 ;
-  reg \$49 ;
-  reg [26:0] \$50 ;
-  reg [22:0] \$51 ;
-  reg [43:0] \$52 ;
-  reg [40:0] \$53 ;
-  reg [2:0] \$54 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg [26:0] \$46 ;
+  reg [22:0] \$47 ;
+  reg [43:0] \$48 ;
+  reg [40:0] \$49 ;
+  reg [2:0] \$50 ;
   wire [15:0] address;
   reg begun = 1'h0;
   output [43:0] bias_write;
@@ -4760,10 +4920,6 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, se
   output words__ready;
   wire words__ready;
   wire words__valid;
-  assign \$32  = \w_en$8  & section__ready;
-  assign \$33  = section__payload[2:0] == 2'h3;
-  assign \$34  = \$32  & \$33 ;
-  assign \$35  = codes + \$34 ;
   assign \$36  = code_write[6:3] == 4'hf;
   assign \$37  = code_write[2] & \$36 ;
   assign \$38  = code_write[0] & \$37 ;
@@ -4777,27 +4933,27 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, se
   always @(posedge clk)
     entry <= \$43 ;
   always @(posedge clk)
-    narrow <= \$44 ;
+    narrow <= \$17 ;
   always @(posedge clk)
-    wide <= \$45 ;
+    wide <= \$18 ;
   always @(posedge clk)
-    held <= \$46 ;
+    held <= r_data[37:0];
   always @(posedge clk)
-    held_valid <= \$47 ;
+    held_valid <= \$44 ;
   always @(posedge clk)
-    held_number <= \$48 ;
+    held_number <= number;
   always @(posedge clk)
-    held_final <= \$49 ;
+    held_final <= \$45 ;
   always @(posedge clk)
-    map_write <= \$50 ;
+    map_write <= \$46 ;
   always @(posedge clk)
-    code_write <= \$51 ;
+    code_write <= \$47 ;
   always @(posedge clk)
-    bias_write <= \$52 ;
+    bias_write <= \$48 ;
   always @(posedge clk)
-    start <= \$53 ;
+    start <= \$49 ;
   always @(posedge clk)
-    codes <= \$54 ;
+    codes <= \$50 ;
   assign \$1  = section__payload[34:19] == 1'h1;
   assign deal = r_rdy & \r_rdy$17 ;
   assign section_ends = begun ? \final  : r_data[38];
@@ -4807,8 +4963,8 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, se
   assign word_ends = section_ends | \$4 ;
   assign r_en = deal & word_ends;
   assign \r_en$24  = deal & section_ends;
-  assign \$64  = held[36] * 3'h4;
-  assign \$5  = column_bits >> \$64 ;
+  assign \$60  = held[36] * 3'h4;
+  assign \$5  = column_bits >> \$60 ;
   assign \$6  = 1'h1 << \$5 ;
   assign \$7  = \$6  - 1'h1;
   assign \$8  = held[18:3] + held_number;
@@ -4821,10 +4977,10 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, se
   assign \$14  = r_data[35] ? 2'h2 : 2'h1;
   assign \$15  = entry + \$14 ;
   assign \$16  = word_ends ? 5'h00 : \$15 ;
-  assign \$79  = entry * 5'h10;
-  assign \$17  = \r_data$36  >> \$79 ;
-  assign \$82  = entry[3:1] * 6'h20;
-  assign \$18  = \r_data$36  >> \$82 ;
+  assign \$75  = entry * 5'h10;
+  assign \$17  = \r_data$36  >> \$75 ;
+  assign \$78  = entry[3:1] * 6'h20;
+  assign \$18  = \r_data$36  >> \$78 ;
   assign \$19  = held[2:0] == 2'h2;
   assign \$20  = held_valid & \$19 ;
   assign \$21  = held[2:0] == 2'h3;
@@ -4837,6 +4993,10 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, se
   assign \$29  = held[35] ? wide[31:16] : \$28 ;
   assign \$30  = narrow & \$7 [15:0];
   assign \$31  = held[35] ? wide[15:0] : \$30 ;
+  assign \$32  = \w_en$8  & section__ready;
+  assign \$33  = section__payload[2:0] == 2'h3;
+  assign \$34  = \$32  & \$33 ;
+  assign \$35  = codes + \$34 ;
   egret_l_onchip_core_dealer_sections  sections (
     .cancel(cancel),
     .clk(clk),
@@ -4914,126 +5074,86 @@ module egret_l_onchip_core_dealer (rst, coding, words__ready, section__ready, se
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = \$17 ;
+    \$44  = deal;
     if (cancel) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = \$18 ;
+    \$45  = section_ends;
     if (cancel) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
     if (rst) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = r_data[37:0];
+    \$46 [0] = \$20 ;
+    \$46 [10:1] = \$8 [9:0];
+    \$46 [26:11] = narrow;
     if (cancel) begin
-      \$46  = 38'h0000000000;
+      \$46  = 27'h0000000;
     end
     if (rst) begin
-      \$46  = 38'h0000000000;
+      \$46  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = deal;
+    \$47 [0] = \$22 ;
+    \$47 [1] = held[37];
+    \$47 [2] = held_number[4];
+    \$47 [6:3] = held_number[3:0];
+    \$47 [10:7] = narrow[3:0];
+    \$47 [22:11] = narrow[15:4];
     if (cancel) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
     if (rst) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = number;
+    \$48 [0] = \$24 ;
+    \$48 [11:1] = \$8 [10:0];
+    \$48 [43:12] = wide;
     if (cancel) begin
-      \$48  = 16'h0000;
+      \$48  = 44'h00000000000;
     end
     if (rst) begin
-      \$48  = 16'h0000;
+      \$48  = 44'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = section_ends;
+    \$49 [0] = \$26 ;
+    \$49 [1] = held[36];
+    \$49 [7:2] = held_number[5:0];
+    \$49 [40] = held_final;
+    \$49 [23:8] = \$29 ;
+    \$49 [39:24] = \$31 ;
     if (cancel) begin
-      \$49  = 1'h0;
+      \$49  = 41'h00000000000;
     end
     if (rst) begin
-      \$49  = 1'h0;
+      \$49  = 41'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50 [0] = \$20 ;
-    \$50 [10:1] = \$8 [9:0];
-    \$50 [26:11] = narrow;
+    \$50  = \$39 [2:0];
     if (cancel) begin
-      \$50  = 27'h0000000;
+      \$50  = 3'h0;
     end
     if (rst) begin
-      \$50  = 27'h0000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51 [0] = \$22 ;
-    \$51 [1] = held[37];
-    \$51 [2] = held_number[4];
-    \$51 [6:3] = held_number[3:0];
-    \$51 [10:7] = narrow[3:0];
-    \$51 [22:11] = narrow[15:4];
-    if (cancel) begin
-      \$51  = 23'h000000;
-    end
-    if (rst) begin
-      \$51  = 23'h000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52 [0] = \$24 ;
-    \$52 [11:1] = \$8 [10:0];
-    \$52 [43:12] = wide;
-    if (cancel) begin
-      \$52  = 44'h00000000000;
-    end
-    if (rst) begin
-      \$52  = 44'h00000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$53 [0] = \$26 ;
-    \$53 [1] = held[36];
-    \$53 [7:2] = held_number[5:0];
-    \$53 [40] = held_final;
-    \$53 [23:8] = \$29 ;
-    \$53 [39:24] = \$31 ;
-    if (cancel) begin
-      \$53  = 41'h00000000000;
-    end
-    if (rst) begin
-      \$53  = 41'h00000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = \$39 [2:0];
-    if (cancel) begin
-      \$54  = 3'h0;
-    end
-    if (rst) begin
-      \$54  = 3'h0;
+      \$50  = 3'h0;
     end
   end
   assign words__payload = w_data;
@@ -5326,7 +5446,127 @@ module egret_l_onchip_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en,
   assign r_port__data = r_data;
 endmodule
 
-module egret_l_onchip_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
+module egret_l_onchip_core_fanout (rst, i__valid, cancel, i__payload, i__ready, beat, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , port_8 , port_9 , port_10 , port_11 , port_12 , port_13 , port_14 
+, port_15 , port_16 , port_17 , port_18 , port_19 , port_20 , port_21 , port_22 , port_23 , port_24 , port_25 , port_26 , port_27 , port_28 , port_29 , port_30 , port_31 , clk);
+  reg time_zero;
+  initial time_zero <= 1'h0;
+  wire \$1 , \$2 ;
+  reg \$3 ;
+  reg [259:0] \$4 ;
+  output [259:0] beat;
+  reg [259:0] beat = 260'h00000000000000000000000000000000000000000000000000000000000000000;
+  input cancel;
+  wire cancel;
+  input clk;
+  wire clk;
+  input [258:0] i__payload;
+  wire [258:0] i__payload;
+  output i__ready;
+  reg i__ready = 1'h0;
+  input i__valid;
+  wire i__valid;
+  wire [258:0] o;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
+  input port_2 ;
+  wire port_2 ;
+  input port_3 ;
+  wire port_3 ;
+  input port_4 ;
+  wire port_4 ;
+  input port_5 ;
+  wire port_5 ;
+  input port_6 ;
+  wire port_6 ;
+  input port_7 ;
+  wire port_7 ;
+  input port_8 ;
+  wire port_8 ;
+  input port_9 ;
+  wire port_9 ;
+  input port_10 ;
+  wire port_10 ;
+  input port_11 ;
+  wire port_11 ;
+  input port_12 ;
+  wire port_12 ;
+  input port_13 ;
+  wire port_13 ;
+  input port_14 ;
+  wire port_14 ;
+  input port_15 ;
+  wire port_15 ;
+  input port_16 ;
+  wire port_16 ;
+  input port_17 ;
+  wire port_17 ;
+  input port_18 ;
+  wire port_18 ;
+  input port_19 ;
+  wire port_19 ;
+  input port_20 ;
+  wire port_20 ;
+  input port_21 ;
+  wire port_21 ;
+  input port_22 ;
+  wire port_22 ;
+  input port_23 ;
+  wire port_23 ;
+  input port_24 ;
+  wire port_24 ;
+  input port_25 ;
+  wire port_25 ;
+  input port_26 ;
+  wire port_26 ;
+  input port_27 ;
+  wire port_27 ;
+  input port_28 ;
+  wire port_28 ;
+  input port_29 ;
+  wire port_29 ;
+  input port_30 ;
+  wire port_30 ;
+  input port_31 ;
+  wire port_31 ;
+  (* init = 1'h0 *)
+  wire room;
+  wire [31:0] roomy;
+  input rst;
+  wire rst;
+  wire valid;
+  always @(posedge clk)
+    beat <= \$4 ;
+  assign \$1  = & { port_31 , port_30 , port_29 , port_28 , port_27 , port_26 , port_25 , port_24 , port_23 , port_22 , port_21 , port_20 , port_19 , port_18 , port_17 , port_16 , port_15 , port_14 , port_13 , port_12 , port_11 , port_10 , port_9 , port_8 , port_7 , port_6 , port_5 , port_4 , port_3 , port_2 , port_1 , port_0  };
+  assign \$2  = i__valid & i__ready;
+  always @(posedge clk)
+    i__ready <= \$3 ;
+  always @* begin
+    if (time_zero ) begin end
+    \$3  = \$1 ;
+    if (rst) begin
+      \$3  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$4 [0] = \$2 ;
+    \$4 [259:1] = i__payload;
+    if (cancel) begin
+      \$4 [0] = 1'h0;
+    end
+    if (rst) begin
+      \$4  = 260'h00000000000000000000000000000000000000000000000000000000000000000;
+    end
+  end
+  assign room = i__ready;
+  assign valid = beat[0];
+  assign o = beat[259:1];
+  assign roomy = { port_31 , port_30 , port_29 , port_28 , port_27 , port_26 , port_25 , port_24 , port_23 , port_22 , port_21 , port_20 , port_19 , port_18 , port_17 , port_16 , port_15 , port_14 , port_13 , port_12 , port_11 , port_10 , port_9 , port_8 , port_7 , port_6 , port_5 , port_4 , port_3 , port_2 , port_1 , port_0  };
+endmodule
+
+module egret_l_onchip_core_finisher (o__ready, rst, may_report, \job$52 , report, kind, sums, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$104 , \$105 , \$107 , \$11 , \$12 , \$14 , \$15 , \$16 , \$18 , \$2 ,
@@ -5884,6 +6124,8 @@ module egret_l_onchip_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 34'h000000000 *)
+  wire [33:0] payload;
   input rst;
   wire rst;
   reg [33:0] spare = 34'h000000000;
@@ -5908,9 +6150,6 @@ module egret_l_onchip_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 34'h000000000;
     end
   end
   always @* begin
@@ -5942,10 +6181,8 @@ module egret_l_onchip_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 34'h000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_l_onchip_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
@@ -6204,7 +6441,7 @@ module egret_l_onchip_core_finisher_requantizer (rst, i_sum, enable, port_0 , po
   assign \$5  = { valid, 1'h0 };
 endmodule
 
-module egret_l_onchip_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
+module egret_l_onchip_core_gearbox (rst, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, o__ready, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -6252,12 +6489,6 @@ module egret_l_onchip_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
     end else if (\$8 ) begin
       \$11 [255:0] = \$9 ;
     end
-    if (cancel) begin
-      \$11  = 259'h00000000000000000000000000000000000000000000000000000000000000000;
-    end
-    if (rst) begin
-      \$11  = 259'h00000000000000000000000000000000000000000000000000000000000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -6284,8 +6515,8 @@ module egret_l_onchip_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
   assign o__valid = left;
 endmodule
 
-module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
-, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
+module egret_l_onchip_core_lane (rst, selected, \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, lanes_cancel, drain, port_0 , port_1 , clear_errors, go, settings, \i__valid$45 , bad_prefix, bad_index, \i__ready$43 , roomy
+, multiply, \o__valid$65 , \o__payload$61 , \o__ready$63 , clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
@@ -6303,33 +6534,31 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   reg \$44 ;
   reg \$45 ;
   wire bad;
-  wire \bad$98 ;
+  wire \bad$100 ;
   reg bad_0_0 = 1'h0;
-  reg \bad_0_0$97  = 1'h0;
+  reg \bad_0_0$99  = 1'h0;
   reg bad_0_1 = 1'h0;
-  reg \bad_0_1$102  = 1'h0;
+  reg \bad_0_1$104  = 1'h0;
   reg bad_1_0 = 1'h0;
-  reg \bad_1_0$103  = 1'h0;
+  reg \bad_1_0$105  = 1'h0;
   reg bad_1_1 = 1'h0;
-  reg \bad_1_1$104  = 1'h0;
+  reg \bad_1_1$106  = 1'h0;
   output [3:0] bad_index;
   reg [3:0] bad_index = 4'h0;
   wire bad_parity;
-  wire \bad_parity$99 ;
+  wire \bad_parity$101 ;
   output [3:0] bad_prefix;
   reg [3:0] bad_prefix = 4'h0;
   wire bad_slot;
-  wire \bad_slot$100 ;
+  wire \bad_slot$102 ;
   wire [1:0] banks;
-  input cancel;
-  wire cancel;
   input [1:0] clear_errors;
   wire [1:0] clear_errors;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$70 ;
+  wire [22:0] \code_write$72 ;
   input [87:0] codes;
   wire [87:0] codes;
   wire [87:0] \codes$11 ;
@@ -6338,30 +6567,30 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   wire \drain$9 ;
   wire enable;
   wire \enable$21 ;
-  wire \enable$65 ;
-  wire \enable$66 ;
+  wire \enable$67 ;
+  wire \enable$68 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$76 ;
+  wire [1:0] \go$78 ;
   wire [27:0] i;
   wire [56:0] i__payload;
   input [10:0] \i__payload$41 ;
   wire [10:0] \i__payload$41 ;
   wire [10:0] \i__payload$42 ;
-  wire [56:0] \i__payload$47 ;
-  wire [33:0] \i__payload$53 ;
+  wire [56:0] \i__payload$49 ;
+  wire [33:0] \i__payload$55 ;
   wire i__ready;
   output \i__ready$43 ;
   wire \i__ready$43 ;
   wire \i__ready$44 ;
-  wire \i__ready$50 ;
-  wire \i__ready$56 ;
+  wire \i__ready$52 ;
+  wire \i__ready$58 ;
   wire i__valid;
   input \i__valid$45 ;
   wire \i__valid$45 ;
   wire \i__valid$46 ;
-  wire \i__valid$51 ;
-  wire \i__valid$57 ;
+  wire \i__valid$53 ;
+  wire \i__valid$59 ;
   wire i_bank;
   wire [7:0] i_bits;
   wire [7:0] \i_bits$31 ;
@@ -6376,36 +6605,38 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   wire i_slot;
   wire i_valid;
   wire \i_valid$22 ;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$79 ;
+  wire [26:0] \map_write$81 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$85 ;
+  wire \multiply$87 ;
   wire [56:0] o;
-  wire [27:0] \o$83 ;
+  wire [27:0] \o$85 ;
   wire [10:0] o__payload;
-  wire [56:0] \o__payload$48 ;
-  wire [33:0] \o__payload$54 ;
-  output [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$60 ;
+  wire [56:0] \o__payload$50 ;
+  wire [33:0] \o__payload$56 ;
+  output [32:0] \o__payload$61 ;
+  wire [32:0] \o__payload$61 ;
+  wire [32:0] \o__payload$62 ;
   wire o__ready;
-  wire \o__ready$49 ;
-  wire \o__ready$55 ;
-  input \o__ready$61 ;
-  wire \o__ready$61 ;
-  wire \o__ready$62 ;
+  wire \o__ready$51 ;
+  wire \o__ready$57 ;
+  input \o__ready$63 ;
+  wire \o__ready$63 ;
+  wire \o__ready$64 ;
   wire o__valid;
-  wire \o__valid$52 ;
-  wire \o__valid$58 ;
-  output \o__valid$63 ;
-  wire \o__valid$63 ;
-  wire \o__valid$64 ;
+  wire \o__valid$54 ;
+  wire \o__valid$60 ;
+  output \o__valid$65 ;
+  wire \o__valid$65 ;
+  wire \o__valid$66 ;
   wire [7:0] o_bits;
   wire [7:0] o_end;
   wire [7:0] o_event;
@@ -6418,31 +6649,34 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   wire port_0 ;
   input port_1 ;
   wire port_1 ;
+  output roomy;
+  wire roomy;
+  wire \roomy$48 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$74 ;
+  wire \selected$76 ;
   input [37:0] settings;
   wire [37:0] settings;
-  wire [37:0] \settings$68 ;
-  wire [37:0] \settings$77 ;
+  wire [37:0] \settings$70 ;
+  wire [37:0] \settings$79 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$72 ;
+  wire [15:0] \start_write$74 ;
   wire turn;
   reg \turn$4  = 1'h0;
   input [79:0] vector_write;
   wire [79:0] vector_write;
-  wire [79:0] \vector_write$81 ;
+  wire [79:0] \vector_write$83 ;
   always @(posedge clk)
     bad_index <= \$42 ;
   always @(posedge clk)
-    \bad_0_1$102  <= \$43 ;
+    \bad_0_1$104  <= \$43 ;
   always @(posedge clk)
-    \bad_1_0$103  <= \$44 ;
+    \bad_1_0$105  <= \$44 ;
   always @(posedge clk)
-    \bad_1_1$104  <= \$45 ;
+    \bad_1_1$106  <= \$45 ;
   assign mine = turn == \turn$4 ;
   assign o__ready = i__ready & mine;
   assign i_valid = o__valid & mine;
@@ -6457,12 +6691,12 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   assign \$12  = bad & \$11 ;
   assign \$14  = \$12  & \$5 ;
   assign \$18  = \$12  & \$9 ;
-  assign \$19  = ! \bad_parity$99 ;
-  assign \$20  = \bad$98  & \$19 ;
-  assign \$21  = ! \bad_slot$100 ;
+  assign \$19  = ! \bad_parity$101 ;
+  assign \$20  = \bad$100  & \$19 ;
+  assign \$21  = ! \bad_slot$102 ;
   assign \$22  = \$20  & \$21 ;
   assign \$26  = \$20  & \$25 ;
-  assign \$28  = \bad$98  & \$27 ;
+  assign \$28  = \bad$100  & \$27 ;
   assign \$30  = \$28  & \$21 ;
   assign \$34  = \$28  & \$25 ;
   always @(posedge clk)
@@ -6478,23 +6712,22 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @(posedge clk)
     bad_1_1 <= \$40 ;
   always @(posedge clk)
-    \bad_0_0$97  <= \$41 ;
+    \bad_0_0$99  <= \$41 ;
   egret_l_onchip_core_lane_blocks  blocks (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$47 ),
-    .o__ready(\o__ready$49 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$49 ),
+    .o__ready(\o__ready$51 ),
     .rst(rst),
-    .some(\i__valid$51 )
+    .some(\i__valid$53 )
   );
   egret_l_onchip_core_lane_collector  collector (
     .bad(bad),
     .bad_parity(bad_parity),
     .bad_slot(bad_slot),
-    .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
     .i_bits(\i_bits$31 ),
@@ -6505,55 +6738,57 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
     .i_run_form(i_run_form),
     .i_slot(i_slot),
     .i_valid(\i_valid$22 ),
+    .lanes_cancel(lanes_cancel),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
   );
   egret_l_onchip_core_lane_extractor  extractor (
-    .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$47 ),
-    .i__ready(\o__ready$49 ),
-    .i__valid(\i__valid$51 ),
-    .o__payload(\i__payload$53 ),
-    .o__ready(\o__ready$55 ),
-    .o__valid(\i__valid$57 ),
+    .i__payload(\i__payload$49 ),
+    .i__ready(\o__ready$51 ),
+    .i__valid(\i__valid$53 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$55 ),
+    .o__ready(\o__ready$57 ),
+    .o__valid(\i__valid$59 ),
     .rst(rst)
   );
   egret_l_onchip_core_lane_input  \input  (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(\i__payload$41 ),
     .i__ready(\i__ready$43 ),
     .i__valid(\i__valid$45 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
+    .roomy(roomy),
     .rst(rst)
   );
   egret_l_onchip_core_lane_mac  mac (
-    .bad(\bad$98 ),
-    .bad_parity(\bad_parity$99 ),
-    .bad_slot(\bad_slot$100 ),
-    .cancel(cancel),
+    .bad(\bad$100 ),
+    .bad_parity(\bad_parity$101 ),
+    .bad_slot(\bad_slot$102 ),
     .clk(clk),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .i(i),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$59 ),
-    .o__ready(\o__ready$61 ),
-    .o__valid(\o__valid$63 ),
+    .o__payload(\o__payload$61 ),
+    .o__ready(\o__ready$63 ),
+    .o__valid(\o__valid$65 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
   );
   egret_l_onchip_core_lane_parser  parser (
-    .cancel(cancel),
     .clk(clk),
     .drain(drain),
     .enable(i__ready),
     .i_valid(i_valid),
+    .lanes_cancel(lanes_cancel),
     .microcode_write(microcode_write),
     .o_bits(\i_bits$31 ),
     .o_end(i_end),
@@ -6567,14 +6802,14 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
     .turn(turn)
   );
   egret_l_onchip_core_lane_positioner  positioner (
-    .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .go(go),
-    .i__payload(\i__payload$53 ),
-    .i__ready(\o__ready$55 ),
-    .i__valid(\i__valid$57 ),
+    .i__payload(\i__payload$55 ),
+    .i__ready(\o__ready$57 ),
+    .i__valid(\i__valid$59 ),
+    .lanes_cancel(lanes_cancel),
     .o(i),
     .rst(rst),
     .selected(selected),
@@ -6584,7 +6819,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$43  = \$26 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -6594,7 +6829,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$44  = \$30 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$44  = 1'h0;
     end
     if (rst) begin
@@ -6604,7 +6839,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$45  = \$34 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$45  = 1'h0;
     end
     if (rst) begin
@@ -6617,7 +6852,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
     if (\$1 ) begin
       \$35  = \$2 [0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$35  = 1'h0;
     end
     if (rst) begin
@@ -6627,7 +6862,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$36  = \$6 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$36  = 1'h0;
     end
     if (rst) begin
@@ -6661,7 +6896,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
     if (clear_errors[1]) begin
       \$37 [3] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$37  = 4'h0;
     end
     if (rst) begin
@@ -6671,7 +6906,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$38  = \$10 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$38  = 1'h0;
     end
     if (rst) begin
@@ -6681,7 +6916,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$39  = \$14 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$39  = 1'h0;
     end
     if (rst) begin
@@ -6691,7 +6926,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$40  = \$18 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$40  = 1'h0;
     end
     if (rst) begin
@@ -6701,7 +6936,7 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$41  = \$22 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$41  = 1'h0;
     end
     if (rst) begin
@@ -6711,31 +6946,31 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   always @* begin
     if (time_zero ) begin end
     \$42  = bad_index;
-    if (\bad_0_0$97 ) begin
+    if (\bad_0_0$99 ) begin
       \$42 [0] = 1'h1;
     end
     if (clear_errors[0]) begin
       \$42 [0] = 1'h0;
     end
-    if (\bad_0_1$102 ) begin
+    if (\bad_0_1$104 ) begin
       \$42 [1] = 1'h1;
     end
     if (clear_errors[0]) begin
       \$42 [1] = 1'h0;
     end
-    if (\bad_1_0$103 ) begin
+    if (\bad_1_0$105 ) begin
       \$42 [2] = 1'h1;
     end
     if (clear_errors[1]) begin
       \$42 [2] = 1'h0;
     end
-    if (\bad_1_1$104 ) begin
+    if (\bad_1_1$106 ) begin
       \$42 [3] = 1'h1;
     end
     if (clear_errors[1]) begin
       \$42 [3] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$42  = 4'h0;
     end
     if (rst) begin
@@ -6764,34 +6999,35 @@ module egret_l_onchip_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , 
   assign \i__payload$42  = \i__payload$41 ;
   assign \i__ready$44  = \i__ready$43 ;
   assign \i__valid$46  = \i__valid$45 ;
-  assign \o__payload$48  = \i__payload$47 ;
-  assign \i__ready$50  = \o__ready$49 ;
-  assign \o__valid$52  = \i__valid$51 ;
-  assign \o__payload$54  = \i__payload$53 ;
-  assign \i__ready$56  = \o__ready$55 ;
-  assign \o__valid$58  = \i__valid$57 ;
-  assign \o__payload$60  = \o__payload$59 ;
-  assign \o__ready$62  = \o__ready$61 ;
-  assign \o__valid$64  = \o__valid$63 ;
-  assign \enable$66  = \enable$65 ;
-  assign \settings$68  = settings;
-  assign \code_write$70  = code_write;
-  assign \start_write$72  = start_write;
-  assign \selected$74  = selected;
-  assign \go$76  = go;
-  assign \settings$77  = settings;
-  assign \map_write$79  = map_write;
-  assign \vector_write$81  = vector_write;
-  assign \o$83  = i;
-  assign \multiply$85  = multiply;
+  assign \roomy$48  = roomy;
+  assign \o__payload$50  = \i__payload$49 ;
+  assign \i__ready$52  = \o__ready$51 ;
+  assign \o__valid$54  = \i__valid$53 ;
+  assign \o__payload$56  = \i__payload$55 ;
+  assign \i__ready$58  = \o__ready$57 ;
+  assign \o__valid$60  = \i__valid$59 ;
+  assign \o__payload$62  = \o__payload$61 ;
+  assign \o__ready$64  = \o__ready$63 ;
+  assign \o__valid$66  = \o__valid$65 ;
+  assign \enable$68  = \enable$67 ;
+  assign \settings$70  = settings;
+  assign \code_write$72  = code_write;
+  assign \start_write$74  = start_write;
+  assign \selected$76  = selected;
+  assign \go$78  = go;
+  assign \settings$79  = settings;
+  assign \map_write$81  = map_write;
+  assign \vector_write$83  = vector_write;
+  assign \o$85  = i;
+  assign \multiply$87  = multiply;
   assign i_run_form = codes[0];
   assign \$9  = bad_slot;
   assign \$11  = bad_parity;
-  assign \$25  = \bad_slot$100 ;
-  assign \$27  = \bad_parity$99 ;
+  assign \$25  = \bad_slot$102 ;
+  assign \$27  = \bad_parity$101 ;
 endmodule
 
-module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
+module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, lanes_cancel, i__ready, some, i__valid, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -6802,8 +7038,6 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
   reg [3:0] \$signature__addr  = 4'h0;
   wire [56:0] \$signature__data ;
   wire \$signature__en ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [56:0] i__payload;
@@ -6812,6 +7046,8 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
   reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire move;
   output [56:0] o__payload;
   wire [56:0] o__payload;
@@ -6825,12 +7061,12 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
   wire room;
   input rst;
   wire rst;
+  (* init = 4'h0 *)
+  wire [3:0] \sequence ;
   output some;
   reg some = 1'h0;
   (* init = 4'h0 *)
   wire [3:0] taken;
-  (* init = 4'h0 *)
-  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [56:0] entries [15:0];
   integer entries_entry;
@@ -6871,7 +7107,7 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
     if (\$signature__en ) begin
       \$21  = { \$signature__addr [2:0], \$4  };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$21  = 4'h0;
     end
     if (rst) begin
@@ -6884,7 +7120,7 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
     if (move) begin
       \$22  = { read__addr[2:0], \$8  };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$22  = 4'h0;
     end
     if (rst) begin
@@ -6899,7 +7135,7 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
     end else if (\$14 ) begin
       \$23  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$23  = 1'h1;
     end
     if (rst) begin
@@ -6914,7 +7150,7 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
     end else if (\$20 ) begin
       \$24  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$24  = 1'h0;
     end
     if (rst) begin
@@ -6922,14 +7158,14 @@ module egret_l_onchip_core_lane_blocks (rst, o__payload, o__ready, cancel, i__re
     end
   end
   assign room = i__ready;
-  assign written = \$signature__addr ;
+  assign \sequence  = \$signature__addr ;
   assign \$signature__data  = i__payload;
   assign taken = read__addr;
   assign o__valid = some;
   assign read__data = o__payload;
 endmodule
 
-module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
+module egret_l_onchip_core_lane_collector (rst, i_run_form, lanes_cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [7:0] \$1 , \$1304 , \$1329 , \$1330 , \$1498 , \$1499 , \$328 , \$565 , \$573 , \$574 ,
@@ -7009,8 +7245,6 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
   reg bad_slot = 1'h0;
   (* init = 57'h000000000000000 *)
   wire [56:0] block;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
@@ -7033,6 +7267,8 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
   wire i_slot;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [47:0] \local  = 48'h000000000000;
   reg [3:0] low_step = 4'h0;
   wire [10:0] number;
@@ -7530,7 +7766,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (enable) begin
       \$1509  = \$576 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1509  = 1'h0;
     end
     if (rst) begin
@@ -7550,7 +7786,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (enable) begin
       \$1511  = { valid[1:0], i_valid };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1511  = 3'h0;
     end
     if (rst) begin
@@ -7563,7 +7799,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (enable) begin
       \$1512  = i_slot;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1512  = 1'h0;
     end
     if (rst) begin
@@ -7576,7 +7812,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (enable) begin
       \$1513  = i_parity;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1513  = 1'h0;
     end
     if (rst) begin
@@ -7589,7 +7825,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (turn) begin
       \$1514  = open_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1514  = 17'h00000;
     end
     if (rst) begin
@@ -7616,7 +7852,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
       \$1515 [15:11] = 5'h00;
       \$1515 [16] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1515  = 17'h00000;
     end
     if (rst) begin
@@ -7701,7 +7937,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (turn_skips) begin
       \$1522  = skip_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1522  = 15'h0000;
     end
     if (rst) begin
@@ -7723,7 +7959,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (turn_skips) begin
       \$1523 [14:11] = \$1507 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1523  = 15'h0000;
     end
     if (rst) begin
@@ -7736,7 +7972,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
     if (enable) begin
       \$1524  = \$1508 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1524  = 1'h0;
     end
     if (rst) begin
@@ -7837,7 +8073,7 @@ module egret_l_onchip_core_lane_collector (rst, i_run_form, cancel, enable, bad,
   assign \$1335  = \$1334 ;
 endmodule
 
-module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
+module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, lanes_cancel, i__valid, o__valid, o__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$1003 , \$1004 , \$1007 , \$1017 , \$1018 , \$1021 , \$1036 , \$1037 , \$1040 ,
@@ -7883,8 +8119,6 @@ module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, 
   reg [33:0] \$1635 ;
   reg alone = 1'h0;
   reg [56:0] block = 57'h000000000000000;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enter;
@@ -7896,6 +8130,8 @@ module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, 
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [6:0] left = 7'h00;
   output [33:0] o__payload;
   reg [33:0] o__payload = 34'h000000000;
@@ -8237,7 +8473,7 @@ module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, 
     end else if (\$3 ) begin
       \$1629  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1629  = 1'h0;
     end
     if (rst) begin
@@ -8331,7 +8567,7 @@ module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, 
     if (take) begin
       \$1634  = full;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$1634  = 1'h0;
     end
     if (rst) begin
@@ -8405,21 +8641,21 @@ module egret_l_onchip_core_lane_extractor (rst, i__payload, i__ready, o__ready, 
   assign \$1205  = \$1204 ;
 endmodule
 
-module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
+module egret_l_onchip_core_lane_input (rst, o__ready, i__payload, lanes_cancel, i__valid, o__valid, o__payload, i__ready, roomy, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg \$23 ;
-  reg [10:0] \$24 ;
-  reg [3:0] \$25 ;
-  reg [3:0] \$26 ;
-  reg \$27 ;
-  reg \$28 ;
-  reg [3:0] \$signature__addr  = 4'h0;
+  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29
+    , \$3 , \$30 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg \$31 ;
+  reg [10:0] \$32 ;
+  reg [6:0] \$33 ;
+  reg [3:0] \$34 ;
+  reg \$35 ;
+  reg \$36 ;
+  reg \$37 ;
+  wire [3:0] \$signature__addr ;
   wire [10:0] \$signature__data ;
   wire \$signature__en ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [10:0] i__payload;
@@ -8428,6 +8664,8 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, canc
   reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire move;
   output [10:0] o__payload;
   reg [10:0] o__payload = 11'h000;
@@ -8441,13 +8679,14 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, canc
   wire [10:0] read__data;
   (* init = 1'h1 *)
   wire room;
+  output roomy;
+  reg roomy = 1'h1;
   input rst;
   wire rst;
+  reg [6:0] \sequence  = 7'h04;
   reg some = 1'h0;
   (* init = 4'h0 *)
   wire [3:0] taken;
-  (* init = 4'h0 *)
-  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [10:0] entries [15:0];
   integer entries_entry;
@@ -8457,123 +8696,149 @@ module egret_l_onchip_core_lane_input (rst, i__valid, o__ready, i__payload, canc
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[\$signature__addr ] <= i__payload;
+      entries[\sequence [6:3]] <= i__payload;
   end
   assign read__data = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
   assign \$1  = ~ o__valid;
   assign \$2  = \$1  | o__ready;
   assign move = some & \$2 ;
-  assign \$3  = \$signature__addr [3] ^ \$signature__addr [2];
-  assign \$4  = | \$signature__addr [2:0];
+  assign \$3  = \sequence [3] ^ \sequence [2];
+  assign \$4  = | \sequence [2:0];
   assign \$5  = ~ \$4 ;
   assign \$6  = \$3  ^ \$5 ;
   assign \$7  = read__addr[3] ^ read__addr[2];
   assign \$8  = | read__addr[2:0];
   assign \$9  = ~ \$8 ;
   assign \$10  = \$7  ^ \$9 ;
-  assign \$15  = { \$signature__addr [2:0], \$6  } == read__addr;
+  assign \$15  = \sequence [5:2] == read__addr;
   assign \$16  = \$signature__en  & \$15 ;
-  assign \$21  = { read__addr[2:0], \$10  } == \$signature__addr ;
+  assign \$21  = { read__addr[2:0], \$10  } == \sequence [6:3];
   assign \$22  = move & \$21 ;
+  assign \$23  = ~ move;
+  assign \$24  = \$signature__en  & \$23 ;
+  assign \$25  = \sequence [3:0] == read__addr;
+  assign \$26  = \$24  & \$25 ;
+  assign \$27  = ~ \$signature__en ;
+  assign \$28  = move & \$27 ;
+  assign \$29  = \sequence [4:1] == read__addr;
+  assign \$30  = \$28  & \$29 ;
   always @(posedge clk)
-    o__valid <= \$23 ;
+    o__valid <= \$31 ;
   always @(posedge clk)
-    o__payload <= \$24 ;
+    o__payload <= \$32 ;
   always @(posedge clk)
-    \$signature__addr  <= \$25 ;
+    \sequence  <= \$33 ;
   always @(posedge clk)
-    read__addr <= \$26 ;
+    read__addr <= \$34 ;
   always @(posedge clk)
-    i__ready <= \$27 ;
+    i__ready <= \$35 ;
   always @(posedge clk)
-    some <= \$28 ;
+    some <= \$36 ;
+  always @(posedge clk)
+    roomy <= \$37 ;
   always @* begin
     if (time_zero ) begin end
-    \$23  = o__valid;
+    \$31  = o__valid;
     if (move) begin
-      \$23  = 1'h1;
+      \$31  = 1'h1;
     end else if (o__ready) begin
-      \$23  = 1'h0;
+      \$31  = 1'h0;
     end
-    if (cancel) begin
-      \$23  = 1'h0;
+    if (lanes_cancel) begin
+      \$31  = 1'h0;
     end
     if (rst) begin
-      \$23  = 1'h0;
+      \$31  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$24  = o__payload;
+    \$32  = o__payload;
     if (move) begin
-      \$24  = read__data;
+      \$32  = read__data;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$25  = \$signature__addr ;
+    \$33  = \sequence ;
     if (\$signature__en ) begin
-      \$25  = { \$signature__addr [2:0], \$6  };
+      \$33  = { \sequence [5:0], \$6  };
     end
-    if (cancel) begin
-      \$25  = 4'h0;
+    if (lanes_cancel) begin
+      \$33  = 7'h04;
     end
     if (rst) begin
-      \$25  = 4'h0;
+      \$33  = 7'h04;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$26  = read__addr;
+    \$34  = read__addr;
     if (move) begin
-      \$26  = { read__addr[2:0], \$10  };
+      \$34  = { read__addr[2:0], \$10  };
     end
-    if (cancel) begin
-      \$26  = 4'h0;
+    if (lanes_cancel) begin
+      \$34  = 4'h0;
     end
     if (rst) begin
-      \$26  = 4'h0;
+      \$34  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$27  = i__ready;
+    \$35  = i__ready;
     if (move) begin
-      \$27  = 1'h1;
+      \$35  = 1'h1;
     end else if (\$16 ) begin
-      \$27  = 1'h0;
+      \$35  = 1'h0;
     end
-    if (cancel) begin
-      \$27  = 1'h1;
+    if (lanes_cancel) begin
+      \$35  = 1'h1;
     end
     if (rst) begin
-      \$27  = 1'h1;
+      \$35  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$28  = some;
+    \$36  = some;
     if (\$signature__en ) begin
-      \$28  = 1'h1;
+      \$36  = 1'h1;
     end else if (\$22 ) begin
-      \$28  = 1'h0;
+      \$36  = 1'h0;
     end
-    if (cancel) begin
-      \$28  = 1'h0;
+    if (lanes_cancel) begin
+      \$36  = 1'h0;
     end
     if (rst) begin
-      \$28  = 1'h0;
+      \$36  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = roomy;
+    if (\$26 ) begin
+      \$37  = 1'h0;
+    end
+    if (\$30 ) begin
+      \$37  = 1'h1;
+    end
+    if (lanes_cancel) begin
+      \$37  = 1'h1;
+    end
+    if (rst) begin
+      \$37  = 1'h1;
     end
   end
   assign room = i__ready;
-  assign written = \$signature__addr ;
+  assign \$signature__addr  = \sequence [6:3];
   assign \$signature__data  = i__payload;
   assign taken = read__addr;
   assign payload = o__payload;
 endmodule
 
-module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
+module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, lanes_cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
@@ -8619,8 +8884,6 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   output bad_slot;
   reg bad_slot = 1'h0;
   reg [12:0] beyond = 13'h0000;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [9:0] column = 10'h000;
@@ -8639,6 +8902,8 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   reg [37:0] held = 38'h0000000000;
   input [27:0] i;
   wire [27:0] i;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg left = 1'h0;
   input [26:0] map_write;
   wire [26:0] map_write;
@@ -8767,8 +9032,8 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   always @(posedge clk)
     tag_1 <= \$36 ;
   egret_l_onchip_core_lane_mac_map  map (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (map_write[22:0]),
     .read__addr(number[9:0]),
     .read__en(enable),
@@ -8778,15 +9043,15 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   egret_l_onchip_core_lane_mac_multiplier_0  multiplier_0 (
     .\a$4 (\$2 [11:0]),
     .\b$6 (b),
-    .cancel(cancel),
     .clk(clk),
     .enable(enable),
+    .lanes_cancel(lanes_cancel),
     .product(product),
     .rst(rst)
   );
   egret_l_onchip_core_lane_mac_vectors  vectors (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (vector_write),
     .port_1 (column),
     .port_2 (memory),
@@ -8800,7 +9065,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (enable) begin
       \$37  = tag_1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$37  = 5'h00;
     end
     if (rst) begin
@@ -8813,7 +9078,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (enable) begin
       \$38  = tag_2;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$38  = 5'h00;
     end
     if (rst) begin
@@ -8826,7 +9091,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (enable) begin
       \$39  = tag_3;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$39  = 5'h00;
     end
     if (rst) begin
@@ -8836,7 +9101,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   always @* begin
     if (time_zero ) begin end
     \$40  = \$8 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$40  = 1'h0;
     end
     if (rst) begin
@@ -8846,7 +9111,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   always @* begin
     if (time_zero ) begin end
     \$41  = \$13 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$41  = 1'h0;
     end
     if (rst) begin
@@ -8856,7 +9121,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   always @* begin
     if (time_zero ) begin end
     \$42  = tag_0[4];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$42  = 1'h0;
     end
     if (rst) begin
@@ -8866,7 +9131,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   always @* begin
     if (time_zero ) begin end
     \$43  = tag_0[3];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -8896,7 +9161,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (enable) begin
       \$46  = held[12];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$46  = 1'h0;
     end
     if (rst) begin
@@ -8909,7 +9174,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (enable) begin
       \$47  = zigzag_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$47  = 1'h0;
     end
     if (rst) begin
@@ -8925,7 +9190,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (\$15 ) begin
       \$48  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$48  = 1'h0;
     end
     if (rst) begin
@@ -8938,7 +9203,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (enable) begin
       \$49  = \$16 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$49  = 1'h0;
     end
     if (rst) begin
@@ -8951,7 +9216,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (enable) begin
       \$50  = tag_4[4];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$50  = 1'h0;
     end
     if (rst) begin
@@ -8967,7 +9232,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (\$20 ) begin
       \$51  = 30'h00000000;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$51  = 30'h00000000;
     end
     if (rst) begin
@@ -8980,7 +9245,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     if (\$22 ) begin
       \$52  = sum_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$52  = 30'h00000000;
     end
     if (rst) begin
@@ -8990,7 +9255,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   always @* begin
     if (time_zero ) begin end
     \$53  = \$28 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$53  = 1'h1;
     end
     if (rst) begin
@@ -9005,7 +9270,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
     end else if (o__ready) begin
       \$54  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$54  = 1'h0;
     end
     if (rst) begin
@@ -9021,7 +9286,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
       \$55 [2] = tag_4[2];
       \$55 [0] = tag_4[3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$55  = 33'h000000000;
     end
     if (rst) begin
@@ -9045,7 +9310,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
       \$31 [3] = i[26];
       \$31 [4] = i[27];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$31  = 5'h00;
     end
     if (rst) begin
@@ -9087,7 +9352,7 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
       \$36 [4:1] = tag_0[4:1];
       \$36 [0] = used;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$36  = 5'h00;
     end
     if (rst) begin
@@ -9116,16 +9381,16 @@ module egret_l_onchip_core_lane_mac (rst, vector_write, map_write, cancel, setti
   assign \$22  = \$21 ;
 endmodule
 
-module egret_l_onchip_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
+module egret_l_onchip_core_lane_mac_map (rst, port_0 , lanes_cancel, read__addr, read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [11:0] \$1 ;
   wire [9:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [22:0] port_0 ;
   wire [22:0] port_0 ;
   input [9:0] read__addr;
@@ -9183,7 +9448,7 @@ module egret_l_onchip_core_lane_mac_map (rst, port_0 , cancel, read__addr, read_
   assign \value$11  = value;
 endmodule
 
-module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
+module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , lanes_cancel, enable, \b$6 , product, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [19:0] \$1 ;
@@ -9196,12 +9461,12 @@ module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b
   reg [7:0] b = 8'h00;
   input [7:0] \b$6 ;
   wire [7:0] \b$6 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [19:0] product;
   reg [19:0] product = 20'h00000;
   (* init = 20'h00000 *)
@@ -9239,16 +9504,16 @@ module egret_l_onchip_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b
   assign \product$9  = product;
 endmodule
 
-module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
+module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , lanes_cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [10:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [79:0] port_0 ;
   wire [79:0] port_0 ;
   input [9:0] port_1 ;
@@ -9380,7 +9645,7 @@ module egret_l_onchip_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port
   assign \value$32  = value;
 endmodule
 
-module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, lanes_cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
@@ -9409,8 +9674,6 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
   wire \$signature__en ;
   wire \$signature__en$36 ;
   reg amid = 1'h0;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input drain;
@@ -9423,6 +9686,8 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
   wire i_parity;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [7:0] marks0_1 = 8'h00;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
@@ -9546,7 +9811,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$12  = \$3 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$12  = 1'h0;
     end
     if (rst) begin
@@ -9561,7 +9826,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
         \$13  = \$4 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$13  = 1'h0;
     end
     if (rst) begin
@@ -9576,7 +9841,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
         \$14  = \$7 ;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$14  = 1'h0;
     end
     if (rst) begin
@@ -9591,7 +9856,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
         \$15  = \$8 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$15  = 1'h0;
     end
     if (rst) begin
@@ -9610,7 +9875,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (\$10 ) begin
       \$16 [2] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$16  = 3'h0;
     end
     if (rst) begin
@@ -9623,7 +9888,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [4], port_0 [5], port_0 [6], port_0 [7], port_0 [10:8] };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$17  = 11'h000;
     end
     if (rst) begin
@@ -9636,7 +9901,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (step) begin
       \$18  = tag0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$18  = 11'h000;
     end
     if (rst) begin
@@ -9649,7 +9914,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (step) begin
       \$19  = tag1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$19  = 11'h000;
     end
     if (rst) begin
@@ -9662,7 +9927,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (step) begin
       \$20  = reading__data[13:6];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$20  = 8'h00;
     end
     if (rst) begin
@@ -9675,7 +9940,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$21  = valid[2];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$21  = 1'h0;
     end
     if (rst) begin
@@ -9688,7 +9953,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$22  = tag2[0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$22  = 1'h0;
     end
     if (rst) begin
@@ -9701,7 +9966,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$23  = tag2[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$23  = 1'h0;
     end
     if (rst) begin
@@ -9714,7 +9979,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$24  = tag2[2];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$24  = 1'h0;
     end
     if (rst) begin
@@ -9727,7 +9992,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$25  = tag2[10:3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$25  = 8'h00;
     end
     if (rst) begin
@@ -9740,7 +10005,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$26  = { \reading__data$41 [9:6], marks0_1[3:0] };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$26  = 8'h00;
     end
     if (rst) begin
@@ -9753,7 +10018,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
     if (enable) begin
       \$27  = { \reading__data$41 [13:10], marks0_1[7:4] };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$27  = 8'h00;
     end
     if (rst) begin
@@ -9779,7 +10044,7 @@ module egret_l_onchip_core_lane_parser (rst, i_valid, microcode_write, cancel, d
   assign \$5  = turn;
 endmodule
 
-module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
+module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write, start_write, lanes_cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
@@ -9814,8 +10079,6 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
   reg [13:0] at_work = 14'h0000;
   reg bank = 1'h0;
   wire [12:0] begun;
-  input cancel;
-  wire cancel;
   wire carry;
   input clk;
   wire clk;
@@ -9835,6 +10098,8 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
   input i__valid;
   wire i__valid;
   wire [11:0] index;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [12:0] length;
   wire load;
   reg load_slot = 1'h0;
@@ -10007,7 +10272,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
         end
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$50  = 1'h0;
     end
     if (rst) begin
@@ -10025,7 +10290,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
         \$51  = 1'h0;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$51  = 1'h0;
     end
     if (rst) begin
@@ -10040,7 +10305,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
         \$52  = \$26 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$52  = 1'h0;
     end
     if (rst) begin
@@ -10060,7 +10325,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
         \$53  = 1'h1;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$53  = 1'h1;
     end
     if (rst) begin
@@ -10073,7 +10338,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
     if (\$31 ) begin
       \$54  = settings[13];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$54  = 1'h0;
     end
     if (rst) begin
@@ -10090,7 +10355,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
       \$55 [3] = load;
       \$55 [4] = \$38 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$55  = 5'h00;
     end
     if (rst) begin
@@ -10107,7 +10372,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
     if (\$40 ) begin
       \$56 [13] = slot;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$56  = 14'h0000;
     end
     if (rst) begin
@@ -10143,7 +10408,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
     if (\$45 ) begin
       \$59  = 13'h1fff;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$59  = 13'h1fff;
     end
     if (rst) begin
@@ -10156,7 +10421,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
     if (\$47 ) begin
       \$60  = position;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$60  = 13'h1fff;
     end
     if (rst) begin
@@ -10169,7 +10434,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
     if (advance) begin
       \$61  = marks;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$61  = 5'h00;
     end
     if (rst) begin
@@ -10182,7 +10447,7 @@ module egret_l_onchip_core_lane_positioner (rst, selected, i__ready, code_write,
     if (advance) begin
       \$62  = tag;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$62  = 14'h0000;
     end
     if (rst) begin
@@ -10563,7 +10828,7 @@ endmodule
 
 
 
-module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_l_onchip_core_lane_settings (rst, codes, start_write, lanes_cancel, matrices, o, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [9:0] \$1 ;
@@ -10571,13 +10836,13 @@ module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matri
   wire [11:0] \$3 ;
   reg \$4 ;
   reg [37:0] \$5 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire [43:0] code;
   input [87:0] codes;
   wire [87:0] codes;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [69:0] matrices;
   wire [69:0] matrices;
   wire [34:0] matrix;
@@ -10602,7 +10867,7 @@ module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matri
     if (start_write[0]) begin
       \$4  = start_write[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$4  = 1'h0;
     end
     if (rst) begin
@@ -10617,7 +10882,7 @@ module egret_l_onchip_core_lane_settings (rst, codes, start_write, cancel, matri
     \$5 [13] = matrix[0];
     \$5 [25:14] = { 1'h0, \$2  };
     \$5 [37:26] = \$3 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$5  = 38'h0000000000;
     end
     if (rst) begin
@@ -10900,8 +11165,8 @@ module egret_l_onchip_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   end
 endmodule
 
-module egret_l_onchip_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
-, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_l_onchip_core_reader (rst, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, in_flight, banks_loaded, may_allocate, may_load_code, may_load_bias, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
+, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, kept, parity, late, late_error, late_position, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$101 , \$103 , \$104 , \$105 , \$107 , \$108 , \$109 , \$11 , \$110 ,
@@ -17616,7 +17881,7 @@ module egret_l_onchip_core_reader_crc_67 (rst, valid, start, crc, data, clk);
   assign \$3145  = \$4888 [4];
 endmodule
 
-module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_0 (rst, lane__payload, lanes_cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -17628,8 +17893,6 @@ module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -17641,10 +17904,11 @@ module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
-  input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
   output o__valid;
@@ -17665,13 +17929,12 @@ module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_0_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
-    .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
@@ -17717,7 +17980,7 @@ module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -17725,11 +17988,12 @@ module egret_l_onchip_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
     end
   end
   assign \o__payload$1  = o__payload;
-  assign \o__ready$3  = o__ready;
+  assign o__ready = 1'h1;
+  assign \o__ready$3  = 1'h1;
   assign \o__valid$5  = o__valid;
 endmodule
 
-module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
+module egret_l_onchip_core_readout_0_buffer (rst, i__ready, lanes_cancel, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -17738,8 +18002,6 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
   reg \$7 ;
   reg \$8 ;
   reg [37:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [37:0] i__payload;
@@ -17748,13 +18010,16 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [37:0] o__payload;
   reg [37:0] o__payload = 38'h0000000000;
-  input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 38'h0000000000 *)
+  wire [37:0] payload;
   input rst;
   wire rst;
   reg [37:0] spare = 38'h0000000000;
@@ -17762,7 +18027,6 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
   assign \$1  = ~ o__valid;
-  assign \$2  = \$1  | o__ready;
   assign \$3  = i__valid & i__ready;
   assign \$4  = spare_full ? spare : i__payload;
   assign \$5  = spare_full | i__valid;
@@ -17780,12 +18044,6 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 38'h0000000000;
-    end
-    if (rst) begin
-      \$6  = 38'h0000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -17793,7 +18051,7 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -17808,7 +18066,7 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -17822,16 +18080,13 @@ module egret_l_onchip_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 38'h0000000000;
-    end
-    if (rst) begin
-      \$9  = 38'h0000000000;
-    end
   end
+  assign payload = o__payload;
+  assign o__ready = 1'h1;
+  assign \$2  = 1'h1;
 endmodule
 
-module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_1 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -17843,8 +18098,6 @@ module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -17856,6 +18109,8 @@ module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -17880,11 +18135,11 @@ module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -17932,7 +18187,7 @@ module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -17944,7 +18199,7 @@ module egret_l_onchip_core_readout_1 (rst, lane__payload, cancel, o__ready, lane
   assign \o__valid$5  = o__valid;
 endmodule
 
-module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
+module egret_l_onchip_core_readout_1_buffer (rst, i__ready, lanes_cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -17953,8 +18208,6 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
   reg \$7 ;
   reg \$8 ;
   reg [37:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [37:0] i__payload;
@@ -17963,6 +18216,8 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [37:0] o__payload;
   reg [37:0] o__payload = 38'h0000000000;
@@ -17970,6 +18225,8 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 38'h0000000000 *)
+  wire [37:0] payload;
   input rst;
   wire rst;
   reg [37:0] spare = 38'h0000000000;
@@ -17995,12 +18252,6 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 38'h0000000000;
-    end
-    if (rst) begin
-      \$6  = 38'h0000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -18008,7 +18259,7 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -18023,7 +18274,7 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -18037,16 +18288,11 @@ module egret_l_onchip_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i_
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 38'h0000000000;
-    end
-    if (rst) begin
-      \$9  = 38'h0000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
-module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_10 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18058,8 +18304,6 @@ module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18071,6 +18315,8 @@ module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18095,11 +18341,11 @@ module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18147,7 +18393,7 @@ module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -18160,7 +18406,7 @@ module egret_l_onchip_core_readout_10 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_11 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18172,8 +18418,6 @@ module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18185,6 +18429,8 @@ module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18209,11 +18455,11 @@ module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18261,7 +18507,7 @@ module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -18274,7 +18520,7 @@ module egret_l_onchip_core_readout_11 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_12 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18286,8 +18532,6 @@ module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18299,6 +18543,8 @@ module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18323,11 +18569,11 @@ module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18375,7 +18621,7 @@ module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -18388,7 +18634,7 @@ module egret_l_onchip_core_readout_12 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_13 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18400,8 +18646,6 @@ module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18413,6 +18657,8 @@ module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18437,11 +18683,11 @@ module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18489,7 +18735,7 @@ module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -18502,7 +18748,7 @@ module egret_l_onchip_core_readout_13 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_14 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18514,8 +18760,6 @@ module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18527,6 +18771,8 @@ module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18551,11 +18797,11 @@ module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18603,7 +18849,7 @@ module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -18616,7 +18862,7 @@ module egret_l_onchip_core_readout_14 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_15 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18628,8 +18874,6 @@ module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18641,6 +18885,8 @@ module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18665,11 +18911,11 @@ module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18717,7 +18963,7 @@ module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -18730,7 +18976,7 @@ module egret_l_onchip_core_readout_15 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_16 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18742,8 +18988,6 @@ module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18755,6 +18999,8 @@ module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18779,11 +19025,11 @@ module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18831,7 +19077,7 @@ module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -18844,7 +19090,7 @@ module egret_l_onchip_core_readout_16 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_17 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18856,8 +19102,6 @@ module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18869,6 +19113,8 @@ module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -18893,11 +19139,11 @@ module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -18945,7 +19191,7 @@ module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -18958,7 +19204,7 @@ module egret_l_onchip_core_readout_17 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_18 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -18970,8 +19216,6 @@ module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -18983,6 +19227,8 @@ module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19007,11 +19253,11 @@ module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19059,7 +19305,7 @@ module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -19072,7 +19318,7 @@ module egret_l_onchip_core_readout_18 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_19 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19084,8 +19330,6 @@ module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19097,6 +19341,8 @@ module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19121,11 +19367,11 @@ module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19173,7 +19419,7 @@ module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -19186,7 +19432,7 @@ module egret_l_onchip_core_readout_19 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_2 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19198,8 +19444,6 @@ module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19211,6 +19455,8 @@ module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19235,11 +19481,11 @@ module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19287,7 +19533,7 @@ module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -19300,7 +19546,7 @@ module egret_l_onchip_core_readout_2 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_20 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19312,8 +19558,6 @@ module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19325,6 +19569,8 @@ module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19349,11 +19595,11 @@ module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19401,7 +19647,7 @@ module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -19414,7 +19660,7 @@ module egret_l_onchip_core_readout_20 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_21 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19426,8 +19672,6 @@ module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19439,6 +19683,8 @@ module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19463,11 +19709,11 @@ module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19515,7 +19761,7 @@ module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -19528,7 +19774,7 @@ module egret_l_onchip_core_readout_21 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_22 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19540,8 +19786,6 @@ module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19553,6 +19797,8 @@ module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19577,11 +19823,11 @@ module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19629,7 +19875,7 @@ module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -19642,7 +19888,7 @@ module egret_l_onchip_core_readout_22 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_23 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19654,8 +19900,6 @@ module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19667,6 +19911,8 @@ module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19691,11 +19937,11 @@ module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19743,7 +19989,7 @@ module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -19756,7 +20002,7 @@ module egret_l_onchip_core_readout_23 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_24 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19768,8 +20014,6 @@ module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19781,6 +20025,8 @@ module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19805,11 +20051,11 @@ module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19857,7 +20103,7 @@ module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -19870,7 +20116,7 @@ module egret_l_onchip_core_readout_24 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_25 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19882,8 +20128,6 @@ module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -19895,6 +20139,8 @@ module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -19919,11 +20165,11 @@ module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -19971,7 +20217,7 @@ module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -19984,7 +20230,7 @@ module egret_l_onchip_core_readout_25 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_26 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -19996,8 +20242,6 @@ module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20009,6 +20253,8 @@ module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20033,11 +20279,11 @@ module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20085,7 +20331,7 @@ module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -20098,7 +20344,7 @@ module egret_l_onchip_core_readout_26 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_27 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20110,8 +20356,6 @@ module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20123,6 +20367,8 @@ module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20147,11 +20393,11 @@ module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20199,7 +20445,7 @@ module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -20212,7 +20458,7 @@ module egret_l_onchip_core_readout_27 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_28 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20224,8 +20470,6 @@ module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20237,6 +20481,8 @@ module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20261,11 +20507,11 @@ module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20313,7 +20559,7 @@ module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [1:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 2'h0;
     end
     if (rst) begin
@@ -20326,7 +20572,7 @@ module egret_l_onchip_core_readout_28 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_29 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20338,8 +20584,6 @@ module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20351,6 +20595,8 @@ module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20375,11 +20621,11 @@ module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20427,7 +20673,7 @@ module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [1:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 2'h0;
     end
     if (rst) begin
@@ -20440,7 +20686,7 @@ module egret_l_onchip_core_readout_29 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_3 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20452,8 +20698,6 @@ module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20465,6 +20709,8 @@ module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20489,11 +20735,11 @@ module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20541,7 +20787,7 @@ module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -20554,7 +20800,7 @@ module egret_l_onchip_core_readout_3 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_30 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20566,8 +20812,6 @@ module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lan
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20579,6 +20823,8 @@ module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20602,11 +20848,11 @@ module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lan
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20654,7 +20900,7 @@ module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lan
     end else if (\$8 ) begin
       \$10  = \$9 [0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 1'h0;
     end
     if (rst) begin
@@ -20668,7 +20914,7 @@ module egret_l_onchip_core_readout_30 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_31 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
+module egret_l_onchip_core_readout_31 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
@@ -20676,8 +20922,6 @@ module egret_l_onchip_core_readout_31 (rst, lane__payload, cancel, o__ready, lan
   wire [37:0] behind__payload;
   reg behind__ready;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20689,6 +20933,8 @@ module egret_l_onchip_core_readout_31 (rst, lane__payload, cancel, o__ready, lan
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20702,11 +20948,11 @@ module egret_l_onchip_core_readout_31 (rst, lane__payload, cancel, o__ready, lan
   wire rst;
   assign \$5  = lane__valid & lane__ready;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20758,7 +21004,7 @@ module egret_l_onchip_core_readout_31 (rst, lane__payload, cancel, o__ready, lan
 endmodule
 
 
-module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_4 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20770,8 +21016,6 @@ module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20783,6 +21027,8 @@ module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20807,11 +21053,11 @@ module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20859,7 +21105,7 @@ module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -20872,7 +21118,7 @@ module egret_l_onchip_core_readout_4 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_5 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20884,8 +21130,6 @@ module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -20897,6 +21141,8 @@ module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -20921,11 +21167,11 @@ module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -20973,7 +21219,7 @@ module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -20986,7 +21232,7 @@ module egret_l_onchip_core_readout_5 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_6 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -20998,8 +21244,6 @@ module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -21011,6 +21255,8 @@ module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -21035,11 +21281,11 @@ module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -21087,7 +21333,7 @@ module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -21100,7 +21346,7 @@ module egret_l_onchip_core_readout_6 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_7 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -21112,8 +21358,6 @@ module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -21125,6 +21369,8 @@ module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -21149,11 +21395,11 @@ module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -21201,7 +21447,7 @@ module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -21214,7 +21460,7 @@ module egret_l_onchip_core_readout_7 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_8 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -21226,8 +21472,6 @@ module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -21239,6 +21483,8 @@ module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -21263,11 +21509,11 @@ module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -21315,7 +21561,7 @@ module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -21328,7 +21574,7 @@ module egret_l_onchip_core_readout_8 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_l_onchip_core_readout_9 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -21340,8 +21586,6 @@ module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [37:0] i__payload;
@@ -21353,6 +21597,8 @@ module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [37:0] o__payload;
   wire [37:0] o__payload;
   wire [37:0] \o__payload$1 ;
@@ -21377,11 +21623,11 @@ module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane
   always @(posedge clk)
     turns <= \$10 ;
   egret_l_onchip_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -21429,7 +21675,7 @@ module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane
     end else if (\$8 ) begin
       \$10  = \$9 [4:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 5'h00;
     end
     if (rst) begin
@@ -21442,43 +21688,45 @@ module egret_l_onchip_core_readout_9 (rst, lane__payload, cancel, o__ready, lane
 endmodule
 
 
-module egret_l_onchip_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
+module egret_l_onchip_core_store (rst, i__valid, cancel, wipe, complete, wiped, sums, beyond, beyond_substream, walk, start, rows, \release , banks, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [7:0] \$1 , \$2 , \$3 , \$4 , \$75 , \$86 ;
-  wire \$10 , \$15 , \$16 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
-    \$30 , \$34 , \$37 , \$38 , \$41 , \$42 , \$43 , \$44 , \$45 , \$47 , \$48 , \$49 , \$5 , \$50 ,
-    \$51 , \$54 , \$55 , \$56 , \$57 , \$58 , \$59 , \$62 , \$63 , \$67 , \$7 , \$71 , \$72 , \$73 ,
-    \$74 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$89 , \$90 , \$91 , \$92 ,
-    \$93 ;
-  wire [31:0] \$11 , \$13 ;
-  wire [32:0] \$14 ;
-  wire [4:0] \$159 ;
-  wire [10:0] \$17 , \$31 , \$46 ;
-  wire [15:0] \$6 ;
-  wire [11:0] \$61 , \$9 ;
-  reg [9:0] \$100 ;
-  reg \$101 ;
-  reg \$102 ;
-  reg [31:0] \$103 ;
-  reg [31:0] \$104 ;
-  reg [6:0] \$105 ;
-  reg [1:0] \$106 ;
-  reg [11:0] \$107 ;
-  reg [6:0] \$108 ;
-  reg [31:0] \$12 ;
-  reg [54:0] \$94 ;
-  reg [54:0] \$95 ;
-  reg [54:0] \$96 ;
-  reg [10:0] \$97 ;
-  reg [31:0] \$98 ;
-  reg [31:0] \$99 ;
-  reg [9:0] \$signature__addr ;
-  reg [9:0] \$signature__addr$32 ;
-  reg [31:0] \$signature__data ;
-  reg [31:0] \$signature__data$33 ;
-  reg \$signature__en ;
-  reg \$signature__en$31 ;
+  wire \$1 , \$102 , \$103 , \$104 , \$105 , \$106 , \$11 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 ,
+    \$20 , \$29 , \$3 , \$33 , \$34 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 ,
+    \$46 , \$47 , \$48 , \$5 , \$52 , \$55 , \$56 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$66 ,
+    \$67 , \$68 , \$69 , \$70 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$81 , \$82 , \$85 , \$86
+    , \$87 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 , \$98 ;
+  wire [15:0] \$12 , \$14 , \$28 ;
+  wire [11:0] \$13 , \$27 , \$80 ;
+  wire [4:0] \$189 ;
+  wire [31:0] \$30 , \$31 , \$83 , \$84 ;
+  wire [32:0] \$32 ;
+  wire [10:0] \$35 , \$49 , \$64 , \$65 ;
+  wire [7:0] \$88 , \$99 ;
+  reg [54:0] \$107 ;
+  reg [54:0] \$108 ;
+  reg [54:0] \$109 ;
+  reg [10:0] \$110 ;
+  reg [9:0] \$111 ;
+  reg \$112 ;
+  reg \$113 ;
+  reg [31:0] \$114 ;
+  reg [6:0] \$115 ;
+  reg [1:0] \$116 ;
+  reg [11:0] \$117 ;
+  reg [6:0] \$118 ;
+  wire [5:0] \$signature__addr ;
+  wire [5:0] \$signature__addr$12 ;
+  reg [9:0] \$signature__addr$29 ;
+  reg [9:0] \$signature__addr$35 ;
+  wire [10:0] \$signature__data ;
+  wire [10:0] \$signature__data$13 ;
+  reg [31:0] \$signature__data$31 ;
+  reg [31:0] \$signature__data$36 ;
+  wire \$signature__en ;
+  wire \$signature__en$10 ;
+  reg \$signature__en$28 ;
+  reg \$signature__en$34 ;
   input [1:0] banks;
   wire [1:0] banks;
   output [1:0] beyond;
@@ -21494,39 +21742,37 @@ module egret_l_onchip_core_store (rst, i__ready, sums, cancel, wipe, complete, w
   wire [1:0] complete;
   reg [6:0] ended_0 = 7'h00;
   reg [6:0] ended_1 = 7'h00;
-  reg [31:0] fetched_0 = 32'd0;
-  reg [31:0] fetched_1 = 32'd0;
+  reg [31:0] fetched = 32'd0;
   input [37:0] i__payload;
   wire [37:0] i__payload;
-  output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire [9:0] read__addr;
-  wire [9:0] \read__addr$29 ;
-  wire [31:0] read__data;
-  wire [31:0] \read__data$44 ;
+  wire [5:0] read__addr;
+  wire [9:0] \read__addr$21 ;
+  wire [9:0] \read__addr$32 ;
+  wire [5:0] \read__addr$9 ;
+  wire [10:0] read__data;
+  wire [10:0] \read__data$11 ;
+  wire [31:0] \read__data$47 ;
+  wire [31:0] \read__data$48 ;
   wire read__en;
-  wire \read__en$30 ;
+  wire \read__en$33 ;
   input [1:0] \release ;
   wire [1:0] \release ;
-  wire [6:0] row_read__addr;
-  wire [10:0] row_read__data;
-  reg [6:0] row_write__addr;
-  reg [10:0] row_write__data;
-  reg row_write__en;
   input [21:0] rows;
   wire [21:0] rows;
   input rst;
   wire rst;
+  (* init = 32'd0 *)
+  wire [31:0] shown;
   reg [54:0] stage_0 = 55'h00000000000000;
   reg [54:0] stage_1 = 55'h00000000000000;
   reg [54:0] stage_2 = 55'h00000000000000;
   input [40:0] start;
   wire [40:0] start;
   output [31:0] sums;
-  reg [31:0] sums;
-  wire take;
+  reg [31:0] sums = 32'd0;
   wire [31:0] total;
   reg [31:0] total_1 = 32'd0;
   reg [31:0] total_2 = 32'd0;
@@ -21547,16 +21793,16 @@ module egret_l_onchip_core_store (rst, i__ready, sums, cancel, wipe, complete, w
       bank_0[bank_0_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en )
-      bank_0[\$signature__addr ] <= \$signature__data ;
+    if (\$signature__en$28 )
+      bank_0[\$signature__addr$29 ] <= \$signature__data$31 ;
   end
   reg [31:0] _0_;
   always @(posedge clk) begin
     if (read__en) begin
-      _0_ <= bank_0[\$17 [9:0]];
+      _0_ <= bank_0[\$35 [9:0]];
     end
   end
-  assign read__data = _0_;
+  assign \read__data$47  = _0_;
   (* no_rw_check = 32'd1 *)
   reg [31:0] bank_1 [1023:0];
   integer bank_1_entry;
@@ -21565,422 +21811,376 @@ module egret_l_onchip_core_store (rst, i__ready, sums, cancel, wipe, complete, w
       bank_1[bank_1_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en$31 )
-      bank_1[\$signature__addr$32 ] <= \$signature__data$33 ;
+    if (\$signature__en$34 )
+      bank_1[\$signature__addr$35 ] <= \$signature__data$36 ;
   end
   reg [31:0] _1_;
   always @(posedge clk) begin
-    if (\read__en$30 ) begin
-      _1_ <= bank_1[\$31 [9:0]];
+    if (\read__en$33 ) begin
+      _1_ <= bank_1[\$49 [9:0]];
     end
   end
-  assign \read__data$44  = _1_;
-  reg [10:0] next_rows [127:0];
-  integer next_rows_entry;
+  assign \read__data$48  = _1_;
+  reg [10:0] next_rows_0 [63:0];
+  integer next_rows_0_entry;
   initial begin
-    for (next_rows_entry = 0; next_rows_entry < 128; next_rows_entry = next_rows_entry + 1)
-      next_rows[next_rows_entry] = 11'h000;
+    for (next_rows_0_entry = 0; next_rows_0_entry < 64; next_rows_0_entry = next_rows_0_entry + 1)
+      next_rows_0[next_rows_0_entry] = 11'h000;
   end
   always @(posedge clk) begin
-    if (row_write__en)
-      next_rows[row_write__addr] <= row_write__data;
+    if (\$signature__en )
+      next_rows_0[\$signature__addr ] <= \$14 [10:0];
   end
-  assign row_read__data = next_rows[\$2 [6:0]];
-  assign \$2  = \$1  | { 2'h0, i__payload[6:1] };
-  assign i__ready = ~ start[0];
-  assign take = i__valid & i__ready;
-  assign \$4  = \$3  | { 2'h0, start[7:2] };
-  assign \$5  = | start[23:18];
-  assign \$6  = \$5  ? 16'h0400 : start[23:8];
-  assign \$7  = ~ row_read__data[10];
-  assign \$8  = take & \$7 ;
-  assign \$9  = row_read__data + 1'h1;
-  assign \$10  = stage_2[53] | stage_2[54];
-  assign \$11  = stage_2[53] ? total_1 : total_2;
-  assign \$13  = \$10  ? \$11  : \$12 ;
-  assign \$14  = $signed(\$13 ) + $signed(stage_2[50:21]);
-  assign \$15  = ! walk[1];
-  assign \$16  = walk[0] & \$15 ;
-  assign \$17  = \$16  ? { 1'h0, walk[12:3] } : stage_0[12:2];
-  assign \$20  = ~ \$16 ;
-  assign read__en = \$20  | walk[2];
-  assign \$21  = ~ walk[0];
-  assign \$22  = wipe & \$21 ;
-  assign \$23  = ! walked_bank;
-  assign \$24  = clear_walked & \$23 ;
-  assign \$25  = ~ stage_2[51];
-  assign \$26  = stage_2[0] & \$25 ;
-  assign \$27  = ! stage_2[1];
-  assign \$28  = \$26  & \$27 ;
-  assign \$30  = walk[0] & \$29 ;
-  assign \$31  = \$30  ? { 1'h0, walk[12:3] } : stage_0[12:2];
-  assign \$34  = ~ \$30 ;
-  assign \read__en$30  = \$34  | walk[2];
-  assign \$38  = clear_walked & \$37 ;
-  assign \$42  = \$26  & \$41 ;
-  assign \$43  = ended_0 == 7'h40;
-  assign \$44  = ended_1 == 7'h40;
-  assign \$45  = banks >> i__payload[0];
-  assign \$159  = stage_0[13] * 4'hb;
-  assign \$46  = rows >> \$159 ;
-  assign \$47  = stage_0[12:2] >= \$46 ;
-  assign \$48  = ~ stage_1[51];
-  assign \$49  = stage_1[0] & \$48 ;
-  assign \$50  = stage_1[12:1] == stage_0[12:1];
-  assign \$51  = \$49  & \$50 ;
-  assign \$54  = stage_2[12:1] == stage_0[12:1];
-  assign \$55  = \$26  & \$54 ;
-  assign \$56  = | stage_1[50:21];
-  assign \$57  = stage_1[51] & \$56 ;
-  assign \$58  = ~ wipe;
-  assign \$59  = \$58  | wiping[10];
-  assign \$61  = wiping + 1'h1;
-  assign \$62  = walk[0] & walk[2];
-  assign \$63  = \$62  & walk[13];
-  assign \$67  = \$20  | walk[2];
-  assign \$71  = \$34  | walk[2];
-  assign \$72  = ! stage_2[13];
-  assign \$73  = stage_2[0] & \$72 ;
-  assign \$74  = \$73  & stage_2[20];
-  assign \$75  = ended_0 + 1'h1;
-  assign \$78  = \$73  & stage_2[52];
-  assign \$79  = ~ beyond[0];
-  assign \$80  = stage_2[19:14] < beyond_substream[5:0];
-  assign \$81  = \$79  | \$80 ;
-  assign \$82  = \release [0] | cancel;
-  assign \$84  = stage_2[0] & \$83 ;
-  assign \$85  = \$84  & stage_2[20];
-  assign \$86  = ended_1 + 1'h1;
-  assign \$89  = \$84  & stage_2[52];
-  assign \$90  = ~ beyond[1];
-  assign \$91  = stage_2[19:14] < beyond_substream[11:6];
-  assign \$92  = \$90  | \$91 ;
-  assign \$93  = \release [1] | cancel;
+  assign read__data = next_rows_0[i__payload[6:1]];
+  reg [10:0] next_rows_1 [63:0];
+  integer next_rows_1_entry;
+  initial begin
+    for (next_rows_1_entry = 0; next_rows_1_entry < 64; next_rows_1_entry = next_rows_1_entry + 1)
+      next_rows_1[next_rows_1_entry] = 11'h000;
+  end
+  always @(posedge clk) begin
+    if (\$signature__en$10 )
+      next_rows_1[\$signature__addr$12 ] <= \$28 [10:0];
+  end
+  assign \read__data$11  = next_rows_1[i__payload[6:1]];
+  assign \$1  = ! start[1];
+  assign \$2  = start[0] & \$1 ;
+  assign \$3  = ! i__payload[0];
+  assign \$4  = i__valid & \$3 ;
+  assign \$5  = ~ read__data[10];
+  assign \$6  = \$4  & \$5 ;
+  assign \$signature__en  = \$2  | \$6 ;
+  assign \$signature__addr  = \$2  ? start[7:2] : i__payload[6:1];
+  assign \$11  = | start[23:18];
+  assign \$12  = \$11  ? 16'h0400 : start[23:8];
+  assign \$13  = read__data + 1'h1;
+  assign \$14  = \$2  ? \$12  : { 4'h0, \$13  };
+  assign \$16  = start[0] & \$15 ;
+  assign \$18  = i__valid & \$17 ;
+  assign \$19  = ~ \read__data$11 [10];
+  assign \$20  = \$18  & \$19 ;
+  assign \$signature__en$10  = \$16  | \$20 ;
+  assign \$signature__addr$12  = \$16  ? start[7:2] : i__payload[6:1];
+  assign \$27  = \read__data$11  + 1'h1;
+  assign \$28  = \$16  ? \$12  : { 4'h0, \$27  };
+  assign \$29  = stage_2[53] | stage_2[54];
+  assign \$30  = stage_2[53] ? total_1 : total_2;
+  assign \$31  = \$29  ? \$30  : fetched;
+  assign \$32  = $signed(\$31 ) + $signed(stage_2[50:21]);
+  assign \$33  = ! walk[1];
+  assign \$34  = walk[0] & \$33 ;
+  assign \$35  = \$34  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$38  = ~ \$34 ;
+  assign read__en = \$38  | walk[2];
+  assign \$39  = ~ walk[0];
+  assign \$40  = wipe & \$39 ;
+  assign \$41  = ! walked_bank;
+  assign \$42  = clear_walked & \$41 ;
+  assign \$43  = ~ stage_2[51];
+  assign \$44  = stage_2[0] & \$43 ;
+  assign \$45  = ! stage_2[1];
+  assign \$46  = \$44  & \$45 ;
+  assign \$48  = walk[0] & \$47 ;
+  assign \$49  = \$48  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$52  = ~ \$48 ;
+  assign \read__en$33  = \$52  | walk[2];
+  assign \$56  = clear_walked & \$55 ;
+  assign \$60  = \$44  & \$59 ;
+  assign \$61  = ended_0 == 7'h40;
+  assign \$62  = ended_1 == 7'h40;
+  assign \$63  = banks >> i__payload[0];
+  assign \$64  = i__payload[0] ? \read__data$11  : read__data;
+  assign \$189  = stage_0[13] * 4'hb;
+  assign \$65  = rows >> \$189 ;
+  assign \$66  = stage_0[12:2] >= \$65 ;
+  assign \$67  = ~ stage_1[51];
+  assign \$68  = stage_1[0] & \$67 ;
+  assign \$69  = stage_1[12:1] == stage_0[12:1];
+  assign \$70  = \$68  & \$69 ;
+  assign \$73  = stage_2[12:1] == stage_0[12:1];
+  assign \$74  = \$44  & \$73 ;
+  assign \$75  = | stage_1[50:21];
+  assign \$76  = stage_1[51] & \$75 ;
+  assign \$77  = ~ wipe;
+  assign \$78  = \$77  | wiping[10];
+  assign \$80  = wiping + 1'h1;
+  assign \$81  = walk[0] & walk[2];
+  assign \$82  = \$81  & walk[13];
+  assign \$83  = stage_1[1] ? \read__data$48  : \read__data$47 ;
+  assign \$84  = walk[1] ? \read__data$48  : \read__data$47 ;
+  assign \$85  = ! stage_2[13];
+  assign \$86  = stage_2[0] & \$85 ;
+  assign \$87  = \$86  & stage_2[20];
+  assign \$88  = ended_0 + 1'h1;
+  assign \$91  = \$86  & stage_2[52];
+  assign \$92  = ~ beyond[0];
+  assign \$93  = stage_2[19:14] < beyond_substream[5:0];
+  assign \$94  = \$92  | \$93 ;
+  assign \$95  = \release [0] | cancel;
+  assign \$97  = stage_2[0] & \$96 ;
+  assign \$98  = \$97  & stage_2[20];
+  assign \$99  = ended_1 + 1'h1;
+  assign \$102  = \$97  & stage_2[52];
+  assign \$103  = ~ beyond[1];
+  assign \$104  = stage_2[19:14] < beyond_substream[11:6];
+  assign \$105  = \$103  | \$104 ;
+  assign \$106  = \release [1] | cancel;
   always @(posedge clk)
-    stage_1 <= \$94 ;
+    stage_1 <= \$107 ;
   always @(posedge clk)
-    stage_2 <= \$95 ;
+    stage_2 <= \$108 ;
   always @(posedge clk)
-    stage_0 <= \$96 ;
+    stage_0 <= \$109 ;
   always @(posedge clk)
-    wiping <= \$97 ;
+    wiping <= \$110 ;
   always @(posedge clk)
-    total_1 <= \$98 ;
+    total_1 <= \$32 [31:0];
   always @(posedge clk)
-    total_2 <= \$99 ;
+    total_2 <= total_1;
   always @(posedge clk)
-    walked <= \$100 ;
+    walked <= \$111 ;
   always @(posedge clk)
-    walked_bank <= \$101 ;
+    walked_bank <= \$112 ;
   always @(posedge clk)
-    clear_walked <= \$102 ;
+    clear_walked <= \$113 ;
   always @(posedge clk)
-    fetched_0 <= \$103 ;
+    fetched <= \$83 ;
   always @(posedge clk)
-    fetched_1 <= \$104 ;
+    sums <= \$114 ;
   always @(posedge clk)
-    ended_0 <= \$105 ;
+    ended_0 <= \$115 ;
   always @(posedge clk)
-    beyond <= \$106 ;
+    beyond <= \$116 ;
   always @(posedge clk)
-    beyond_substream <= \$107 ;
+    beyond_substream <= \$117 ;
   always @(posedge clk)
-    ended_1 <= \$108 ;
+    ended_1 <= \$118 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    casez (stage_2[1])
-      1'h0:
-          \$12  = fetched_0;
-      1'h1:
-          \$12  = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (walk[1])
-      1'h0:
-          sums = fetched_0;
-      1'h1:
-          sums = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__en = 1'h1;
+    if (\$40 ) begin
+      \$signature__en$28  = 1'h1;
+    end else if (\$42 ) begin
+      \$signature__en$28  = 1'h1;
     end else begin
-      row_write__en = \$8 ;
+      \$signature__en$28  = \$46 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__addr = \$4 [6:0];
+    if (\$40 ) begin
+      \$signature__addr$29  = wiping[9:0];
+    end else if (\$42 ) begin
+      \$signature__addr$29  = walked;
     end else begin
-      row_write__addr = \$2 [6:0];
+      \$signature__addr$29  = stage_2[11:2];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$signature__data$31  = 32'd0;
+    (* full_case = 32'd1 *)
+    if (\$40 ) begin
+    end else if (\$42 ) begin
+    end else begin
+      \$signature__data$31  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__data = \$6 [10:0];
+    if (\$40 ) begin
+      \$signature__en$34  = 1'h1;
+    end else if (\$56 ) begin
+      \$signature__en$34  = 1'h1;
     end else begin
-      row_write__data = \$9 [10:0];
+      \$signature__en$34  = \$60 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__en  = 1'h1;
-    end else if (\$24 ) begin
-      \$signature__en  = 1'h1;
+    if (\$40 ) begin
+      \$signature__addr$35  = wiping[9:0];
+    end else if (\$56 ) begin
+      \$signature__addr$35  = walked;
     end else begin
-      \$signature__en  = \$28 ;
+      \$signature__addr$35  = stage_2[11:2];
     end
   end
   always @* begin
     if (time_zero ) begin end
+    \$signature__data$36  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__addr  = wiping[9:0];
-    end else if (\$24 ) begin
-      \$signature__addr  = walked;
+    if (\$40 ) begin
+    end else if (\$56 ) begin
     end else begin
-      \$signature__addr  = stage_2[11:2];
+      \$signature__data$36  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$signature__data  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-    end else if (\$24 ) begin
-    end else begin
-      \$signature__data  = \$14 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__en$31  = 1'h1;
-    end else if (\$38 ) begin
-      \$signature__en$31  = 1'h1;
-    end else begin
-      \$signature__en$31  = \$42 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__addr$32  = wiping[9:0];
-    end else if (\$38 ) begin
-      \$signature__addr$32  = walked;
-    end else begin
-      \$signature__addr$32  = stage_2[11:2];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$signature__data$33  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-    end else if (\$38 ) begin
-    end else begin
-      \$signature__data$33  = \$14 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    { \$94 [52], \$94 [50:0] } = { stage_0[52], stage_0[50:0] };
-    \$94 [51] = \$47 ;
-    \$94 [53] = \$51 ;
-    \$94 [54] = \$55 ;
+    { \$107 [52], \$107 [50:0] } = { stage_0[52], stage_0[50:0] };
+    \$107 [51] = \$66 ;
+    \$107 [53] = \$70 ;
+    \$107 [54] = \$74 ;
     if (cancel) begin
-      \$94 [0] = 1'h0;
+      \$107 [0] = 1'h0;
     end
     if (rst) begin
-      \$94  = 55'h00000000000000;
+      \$107  = 55'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$95 [54:53], \$95 [51:0] } = { stage_1[54:53], stage_1[51:0] };
-    \$95 [52] = \$57 ;
+    { \$108 [54:53], \$108 [51:0] } = { stage_1[54:53], stage_1[51:0] };
+    \$108 [52] = \$76 ;
     if (cancel) begin
-      \$95 [0] = 1'h0;
+      \$108 [0] = 1'h0;
     end
     if (rst) begin
-      \$95  = 55'h00000000000000;
+      \$108  = 55'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$96 [54:51] = stage_0[54:51];
-    \$96 [0] = take;
-    \$96 [1] = \$45 ;
-    \$96 [12:2] = row_read__data;
-    \$96 [50:13] = i__payload;
+    \$109 [54:51] = stage_0[54:51];
+    \$109 [0] = i__valid;
+    \$109 [1] = \$63 ;
+    \$109 [12:2] = \$64 ;
+    \$109 [50:13] = i__payload;
     if (cancel) begin
-      \$96 [0] = 1'h0;
+      \$109 [0] = 1'h0;
     end
     if (rst) begin
-      \$96  = 55'h00000000000000;
+      \$109  = 55'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$97  = wiping;
-    if (\$59 ) begin
-      \$97  = 11'h000;
-    end else if (\$21 ) begin
-      \$97  = \$61 [10:0];
-    end
-    if (rst) begin
-      \$97  = 11'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$98  = \$14 [31:0];
-    if (rst) begin
-      \$98  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$99  = total_1;
-    if (rst) begin
-      \$99  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$100  = walk[12:3];
-    if (rst) begin
-      \$100  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$101  = walk[1];
-    if (rst) begin
-      \$101  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$102  = \$63 ;
-    if (rst) begin
-      \$102  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$103  = fetched_0;
-    if (\$67 ) begin
-      \$103  = read__data;
-    end
-    if (rst) begin
-      \$103  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$104  = fetched_1;
-    if (\$71 ) begin
-      \$104  = \read__data$44 ;
-    end
-    if (rst) begin
-      \$104  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$105  = ended_0;
-    if (\$74 ) begin
-      \$105  = \$75 [6:0];
-    end
-    if (\$82 ) begin
-      \$105  = 7'h00;
-    end
-    if (rst) begin
-      \$105  = 7'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$106  = beyond;
+    \$110  = wiping;
     if (\$78 ) begin
-      \$106 [0] = 1'h1;
-    end
-    if (\$82 ) begin
-      \$106 [0] = 1'h0;
-    end
-    if (\$89 ) begin
-      \$106 [1] = 1'h1;
-    end
-    if (\$93 ) begin
-      \$106 [1] = 1'h0;
+      \$110  = 11'h000;
+    end else if (\$39 ) begin
+      \$110  = \$80 [10:0];
     end
     if (rst) begin
-      \$106  = 2'h0;
+      \$110  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = beyond_substream;
-    if (\$78 ) begin
-      if (\$81 ) begin
-        \$107 [5:0] = stage_2[19:14];
+    \$111  = walk[12:3];
+    if (rst) begin
+      \$111  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$112  = walk[1];
+    if (rst) begin
+      \$112  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$113  = \$82 ;
+    if (rst) begin
+      \$113  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$114  = sums;
+    if (walk[2]) begin
+      \$114  = \$84 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$115  = ended_0;
+    if (\$87 ) begin
+      \$115  = \$88 [6:0];
+    end
+    if (\$95 ) begin
+      \$115  = 7'h00;
+    end
+    if (rst) begin
+      \$115  = 7'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$116  = beyond;
+    if (\$91 ) begin
+      \$116 [0] = 1'h1;
+    end
+    if (\$95 ) begin
+      \$116 [0] = 1'h0;
+    end
+    if (\$102 ) begin
+      \$116 [1] = 1'h1;
+    end
+    if (\$106 ) begin
+      \$116 [1] = 1'h0;
+    end
+    if (rst) begin
+      \$116  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$117  = beyond_substream;
+    if (\$91 ) begin
+      if (\$94 ) begin
+        \$117 [5:0] = stage_2[19:14];
       end
     end
-    if (\$89 ) begin
-      if (\$92 ) begin
-        \$107 [11:6] = stage_2[19:14];
+    if (\$102 ) begin
+      if (\$105 ) begin
+        \$117 [11:6] = stage_2[19:14];
       end
     end
     if (rst) begin
-      \$107  = 12'h000;
+      \$117  = 12'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$108  = ended_1;
-    if (\$85 ) begin
-      \$108  = \$86 [6:0];
+    \$118  = ended_1;
+    if (\$98 ) begin
+      \$118  = \$99 [6:0];
     end
-    if (\$93 ) begin
-      \$108  = 7'h00;
+    if (\$106 ) begin
+      \$118  = 7'h00;
     end
     if (rst) begin
-      \$108  = 7'h00;
+      \$118  = 7'h00;
     end
   end
-  assign row_read__addr = \$2 [6:0];
-  assign total = \$14 [31:0];
-  assign read__addr = \$17 [9:0];
-  assign \read__addr$29  = \$31 [9:0];
+  assign i__ready = 1'h1;
+  assign read__addr = i__payload[6:1];
+  assign \$signature__data  = \$14 [10:0];
+  assign \read__addr$9  = i__payload[6:1];
+  assign \$signature__data$13  = \$28 [10:0];
+  assign total = \$32 [31:0];
+  assign \read__addr$21  = \$35 [9:0];
+  assign \read__addr$32  = \$49 [9:0];
+  assign shown = sums;
   assign wiped = wiping[10];
-  assign complete[1] = \$44 ;
-  assign complete[0] = \$43 ;
-  assign \$1  = { 1'h0, i__payload[0], 6'h00 };
-  assign \$3  = { 1'h0, start[1], 6'h00 };
-  assign \$29  = walk[1];
-  assign \$37  = walked_bank;
-  assign \$41  = stage_2[1];
-  assign \$83  = stage_2[13];
+  assign complete[1] = \$62 ;
+  assign complete[0] = \$61 ;
+  assign \$15  = start[1];
+  assign \$17  = i__payload[0];
+  assign \$47  = walk[1];
+  assign \$55  = walked_bank;
+  assign \$59  = stage_2[1];
+  assign \$96  = stage_2[13];
 endmodule
 
-module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, load_release, late
-, late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , port_8 
+module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$66 , header, cancel, allocate, \passed$65 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, matrices, rows
+, column_bits, load_release, judged, finish, \release , kept, row_banks, go, parity, \late$70 , \late_error$71 , \late_position$56 , port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , port_8 
 , port_9 , port_10 , port_11 , port_12 , port_13 , port_14 , port_15 , port_16 , port_17 , port_18 , port_19 , port_20 , port_21 , port_22 , port_23 , port_24 , port_25 , port_26 , port_27 , port_28 , port_29 
 , port_30 , port_31 , port_32 , port_33 , port_34 , port_35 , port_36 , port_37 , port_38 , port_39 , port_40 , port_41 , port_42 , port_43 , port_44 , port_45 , port_46 , port_47 , port_48 , port_49 , port_50 
 , port_51 , port_52 , port_53 , port_54 , port_55 , port_56 , port_57 , port_58 , port_59 , port_60 , port_61 , port_62 , port_63 , clk);
@@ -21998,7 +22198,7 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$78 ;
   wire [2:0] \$163 ;
   wire [6:0] \$170 ;
-  wire [3:0] \$282 , \$77 ;
+  wire [3:0] \$287 , \$77 ;
   wire [5:0] \$68 ;
   wire [63:0] \$70 , \$72 ;
   wire [16:0] \$85 , \$86 ;
@@ -22016,23 +22216,28 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   reg \$187 ;
   reg \$188 ;
   reg [1:0] \$189 ;
-  reg [21:0] \$190 ;
-  reg [7:0] \$191 ;
+  reg [10:0] \$190 ;
+  reg [3:0] \$191 ;
   reg [31:0] \$192 ;
-  reg [69:0] \$193 ;
+  reg [34:0] \$193 ;
   reg [50:0] \$194 ;
   reg [7:0] \$195 ;
   reg [1:0] \$196 ;
   reg [7:0] \$197 ;
-  reg [31:0] \$198 ;
-  reg [50:0] \$199 ;
-  reg [7:0] \$200 ;
-  reg \$201 ;
-  reg [1:0] \$202 ;
-  reg [1:0] \$203 ;
-  reg [1:0] \$204 ;
-  reg [5:0] \$205 ;
-  reg \$206 ;
+  reg [10:0] \$198 ;
+  reg [3:0] \$199 ;
+  reg [31:0] \$200 ;
+  reg [34:0] \$201 ;
+  reg [50:0] \$202 ;
+  reg [7:0] \$203 ;
+  reg \$204 ;
+  reg [1:0] \$205 ;
+  reg [1:0] \$206 ;
+  reg [1:0] \$207 ;
+  reg [5:0] \$208 ;
+  reg \$209 ;
+  reg [3:0] \$210 ;
+  reg \$211 ;
   reg [7:0] \$67 ;
   input allocate;
   wire allocate;
@@ -22049,18 +22254,20 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   reg [1:0] busy = 2'h0;
   input cancel;
   wire cancel;
-  wire \cancel$62 ;
+  wire \cancel$72 ;
   input clk;
   wire clk;
   output [7:0] column_bits;
-  reg [7:0] column_bits = 8'h00;
+  wire [7:0] column_bits;
+  reg [3:0] column_bits_0 = 4'h0;
+  reg [3:0] column_bits_1 = 4'h0;
   input [1:0] complete;
   wire [1:0] complete;
   output finish;
   reg finish;
   input finishing;
   wire finishing;
-  reg [50:0] \finishing$21  = 51'h0000000000000;
+  reg [50:0] \finishing$29  = 51'h0000000000000;
   reg [1:0] fsm_state = 2'h0;
   output [1:0] go;
   reg [1:0] go = 2'h0;
@@ -22079,8 +22286,9 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   reg [1:0] keeps = 2'h0;
   output kept;
   reg kept = 1'h0;
-  output late;
   reg late;
+  output \late$70 ;
+  reg \late$70  = 1'h0;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -22091,10 +22299,24 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  output [3:0] late_error;
   reg [3:0] late_error;
-  output [31:0] late_position;
+  (* enum_base_type = "ErrorKind" *)
+  (* enum_value_0000 = "NONE" *)
+  (* enum_value_0001 = "DESCRIPTOR" *)
+  (* enum_value_0010 = "TRUNCATED" *)
+  (* enum_value_0011 = "OVERRUN" *)
+  (* enum_value_0100 = "CRC" *)
+  (* enum_value_0101 = "ACTIVATIONS" *)
+  (* enum_value_0110 = "PREFIX" *)
+  (* enum_value_0111 = "INDEX" *)
+  (* enum_value_1000 = "ROW" *)
+  output [3:0] \late_error$71 ;
+  reg [3:0] \late_error$71  = 4'h0;
+  (* init = 32'd0 *)
+  wire [31:0] late_held;
   reg [31:0] late_position;
+  output [31:0] \late_position$56 ;
+  reg [31:0] \late_position$56  = 32'd0;
   output load_allow;
   wire load_allow;
   input [7:0] load_beats;
@@ -22106,7 +22328,9 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   output load_release;
   reg load_release;
   output [69:0] matrices;
-  reg [69:0] matrices = 70'h000000000000000000;
+  wire [69:0] matrices;
+  reg [34:0] matrix_0 = 35'h000000000;
+  reg [34:0] matrix_1 = 35'h000000000;
   output may_allocate;
   wire may_allocate;
   wire memory;
@@ -22117,11 +22341,11 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   output parity;
   reg parity = 1'h0;
   reg [1:0] passed = 2'h0;
-  input \passed$57 ;
-  wire \passed$57 ;
+  input \passed$65 ;
+  wire \passed$65 ;
   reg [1:0] placed = 2'h0;
-  input [1:0] \placed$58 ;
-  wire [1:0] \placed$58 ;
+  input [1:0] \placed$66 ;
+  wire [1:0] \placed$66 ;
   input [3:0] port_0 ;
   wire [3:0] port_0 ;
   input [3:0] port_1 ;
@@ -22258,7 +22482,9 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   output [1:0] row_banks;
   reg [1:0] row_banks = 2'h0;
   output [21:0] rows;
-  reg [21:0] rows = 22'h000000;
+  wire [21:0] rows;
+  reg [10:0] rows_0 = 11'h000;
+  reg [10:0] rows_1 = 11'h000;
   input rst;
   wire rst;
   reg [1:0] settle = 2'h0;
@@ -22323,7 +22549,7 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign \$50  = \$48  & \$49 ;
   assign \$51  = | { \$50 , \$42  };
   assign \$52  = ~ \$51 ;
-  assign \$53  = finishing & \finishing$21 [24];
+  assign \$53  = finishing & \finishing$29 [24];
   assign \$54  = ~ \$53 ;
   assign \$55  = \$52  & \$54 ;
   assign \$57  = busy & keeps;
@@ -22337,8 +22563,8 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign \$64  = beyond >> tail;
   assign \$65  = more >> tail;
   assign \$66  = ~ finishing;
-  assign \$282  = tail * 3'h6;
-  assign \$68  = beyond_substream >> \$282 ;
+  assign \$287  = tail * 3'h6;
+  assign \$68  = beyond_substream >> \$287 ;
   assign \$69  = ~ cancel;
   assign \$70  = tail ? { port_63 [3:2], port_61 [3:2], port_59 [3:2], port_57 [3:2], port_55 [3:2], port_53 [3:2], port_51 [3:2], port_49 [3:2], port_47 [3:2], port_45 [3:2], port_43 [3:2], port_41 [3:2], port_39 [3:2], port_37 [3:2], port_35 [3:2], port_33 [3:2], port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] } : { port_63 [1:0], port_61 [1:0], port_59 [1:0], port_57 [1:0], port_55 [1:0], port_53 [1:0], port_51 [1:0], port_49 [1:0], port_47 [1:0], port_45 [1:0], port_43 [1:0], port_41 [1:0], port_39 [1:0], port_37 [1:0], port_35 [1:0], port_33 [1:0], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign \$71  = \$70  >> substream;
@@ -22359,27 +22585,27 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign \$89  = bank_now ^ \$88 ;
   assign \$90  = header[47:32] * header[63:48];
   assign \$91  = ~ memory;
-  assign \$93  = \passed$57  & \$83 ;
+  assign \$93  = \passed$65  & \$83 ;
   assign \$103  = ~ \$19 ;
   assign \$105  = \$15  ? needed_0 : load_beats;
   assign \$106  = busy[0] & placed[0];
   assign \$108  = \$106  & \$21 ;
   assign \$110  = \$20  & keeps[1];
-  assign \$111  = \finishing$21 [49] == row_banks[0];
-  assign \$112  = \finishing$21 [24] | \$111 ;
+  assign \$111  = \finishing$29 [49] == row_banks[0];
+  assign \$112  = \finishing$29 [24] | \$111 ;
   assign \$113  = finishing & \$112 ;
   assign \$114  = \$110  | \$113 ;
   assign \$115  = ~ \$114 ;
   assign \$116  = \$108  & \$115 ;
   assign \$118  = allocate & \$117 ;
-  assign \$127  = \passed$57  & \$117 ;
+  assign \$127  = \passed$65  & \$117 ;
   assign \$137  = ~ \$28 ;
   assign \$139  = \$24  ? needed_1 : load_beats;
   assign \$140  = busy[1] & placed[1];
   assign \$142  = \$140  & \$12 ;
   assign \$144  = \$45  & keeps[0];
-  assign \$145  = \finishing$21 [49] == row_banks[1];
-  assign \$146  = \finishing$21 [24] | \$145 ;
+  assign \$145  = \finishing$29 [49] == row_banks[1];
+  assign \$146  = \finishing$29 [24] | \$145 ;
   assign \$147  = finishing & \$146 ;
   assign \$148  = \$144  | \$147 ;
   assign \$149  = ~ \$148 ;
@@ -22399,7 +22625,7 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   assign \$164  = settle == 2'h3;
   assign \$170  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$21  <= \$177 ;
+    \finishing$29  <= \$177 ;
   always @(posedge clk)
     busy <= \$178 ;
   always @(posedge clk)
@@ -22425,13 +22651,13 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   always @(posedge clk)
     row_banks <= \$189 ;
   always @(posedge clk)
-    rows <= \$190 ;
+    rows_0 <= \$190 ;
   always @(posedge clk)
-    column_bits <= \$191 ;
+    column_bits_0 <= \$191 ;
   always @(posedge clk)
     size_0 <= \$192 ;
   always @(posedge clk)
-    matrices <= \$193 ;
+    matrix_0 <= \$193 ;
   always @(posedge clk)
     job_0 <= \$194 ;
   always @(posedge clk)
@@ -22441,23 +22667,35 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   always @(posedge clk)
     needed_1 <= \$197 ;
   always @(posedge clk)
-    size_1 <= \$198 ;
+    rows_1 <= \$198 ;
   always @(posedge clk)
-    job_1 <= \$199 ;
+    column_bits_1 <= \$199 ;
   always @(posedge clk)
-    received_1 <= \$200 ;
+    size_1 <= \$200 ;
   always @(posedge clk)
-    parity <= \$201 ;
+    matrix_1 <= \$201 ;
   always @(posedge clk)
-    any_bad <= \$202 ;
+    job_1 <= \$202 ;
   always @(posedge clk)
-    settle <= \$203 ;
+    received_1 <= \$203 ;
   always @(posedge clk)
-    fsm_state <= \$204 ;
+    parity <= \$204 ;
   always @(posedge clk)
-    substream <= \$205 ;
+    any_bad <= \$205 ;
   always @(posedge clk)
-    tail <= \$206 ;
+    settle <= \$206 ;
+  always @(posedge clk)
+    fsm_state <= \$207 ;
+  always @(posedge clk)
+    substream <= \$208 ;
+  always @(posedge clk)
+    \late$70  <= \$209 ;
+  always @(posedge clk)
+    \late_error$71  <= \$210 ;
+  always @(posedge clk)
+    \late_position$56  <= late_position;
+  always @(posedge clk)
+    tail <= \$211 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -22610,7 +22848,7 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$177  = \finishing$21 ;
+    \$177  = \finishing$29 ;
     if (finish) begin
       \$177  = job;
     end
@@ -22668,13 +22906,13 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     if (\$84 ) begin
       \$180 [0] = 1'h0;
     end
-    if (\placed$58 [0]) begin
+    if (\placed$66 [0]) begin
       \$180 [0] = 1'h1;
     end
     if (\$118 ) begin
       \$180 [1] = 1'h0;
     end
-    if (\placed$58 [1]) begin
+    if (\placed$66 [1]) begin
       \$180 [1] = 1'h1;
     end
     if (cancel) begin
@@ -22711,12 +22949,6 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     \$182  = needed_0;
     if (\$84 ) begin
       \$182  = \$86 [7:0];
-    end
-    if (cancel) begin
-      \$182  = 8'h00;
-    end
-    if (rst) begin
-      \$182  = 8'h00;
     end
   end
   always @* begin
@@ -22839,34 +23071,16 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = rows;
+    \$190  = rows_0;
     if (\$84 ) begin
-      \$190 [10:0] = header[42:32];
-    end
-    if (\$118 ) begin
-      \$190 [21:11] = header[42:32];
-    end
-    if (cancel) begin
-      \$190  = 22'h000000;
-    end
-    if (rst) begin
-      \$190  = 22'h000000;
+      \$190  = header[42:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$191  = column_bits;
+    \$191  = column_bits_0;
     if (\$84 ) begin
-      \$191 [3:0] = header[77:74];
-    end
-    if (\$118 ) begin
-      \$191 [7:4] = header[77:74];
-    end
-    if (cancel) begin
-      \$191  = 8'h00;
-    end
-    if (rst) begin
-      \$191  = 8'h00;
+      \$191  = header[77:74];
     end
   end
   always @* begin
@@ -22875,16 +23089,10 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     if (\$84 ) begin
       \$192  = \$90 ;
     end
-    if (cancel) begin
-      \$192  = 32'd0;
-    end
-    if (rst) begin
-      \$192  = 32'd0;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$193  = matrices;
+    \$193  = matrix_0;
     if (\$84 ) begin
       \$193 [0] = header[72];
       \$193 [1] = header[70];
@@ -22892,20 +23100,6 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       \$193 [13:3] = header[58:48];
       \$193 [23:14] = header[93:84];
       \$193 [34:24] = header[110:100];
-    end
-    if (\$118 ) begin
-      \$193 [35] = header[72];
-      \$193 [36] = header[70];
-      \$193 [37] = memory;
-      \$193 [48:38] = header[58:48];
-      \$193 [58:49] = header[93:84];
-      \$193 [69:59] = header[110:100];
-    end
-    if (cancel) begin
-      \$193  = 70'h000000000000000000;
-    end
-    if (rst) begin
-      \$193  = 70'h000000000000000000;
     end
   end
   always @* begin
@@ -22924,24 +23118,12 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
       \$194 [49] = bank_now;
       \$194 [50] = \$91 ;
     end
-    if (cancel) begin
-      \$194  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$194  = 51'h0000000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
     \$195  = received_0;
     if (\$17 ) begin
       \$195  = \$105 ;
-    end
-    if (cancel) begin
-      \$195  = 8'h00;
-    end
-    if (rst) begin
-      \$195  = 8'h00;
     end
   end
   always @* begin
@@ -22961,178 +23143,207 @@ module egret_l_onchip_core_tracker (rst, may_allocate, in_flight, banks_in_use, 
     if (\$118 ) begin
       \$197  = \$86 [7:0];
     end
-    if (cancel) begin
-      \$197  = 8'h00;
-    end
-    if (rst) begin
-      \$197  = 8'h00;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$198  = size_1;
+    \$198  = rows_1;
     if (\$118 ) begin
-      \$198  = \$90 ;
-    end
-    if (cancel) begin
-      \$198  = 32'd0;
-    end
-    if (rst) begin
-      \$198  = 32'd0;
+      \$198  = header[42:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$199  = job_1;
+    \$199  = column_bits_1;
     if (\$118 ) begin
-      \$199 [10:0] = header[42:32];
-      \$199 [21:11] = header[142:132];
-      \$199 [22] = header[69];
-      \$199 [23] = header[65];
-      \$199 [24] = header[66];
-      \$199 [25] = header[67];
-      \$199 [26] = header[68];
-      \$199 [42:27] = header[131:116];
-      \$199 [48:43] = header[83:78];
-      \$199 [49] = bank_now;
-      \$199 [50] = \$91 ;
-    end
-    if (cancel) begin
-      \$199  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$199  = 51'h0000000000000;
+      \$199  = header[77:74];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$200  = received_1;
+    \$200  = size_1;
+    if (\$118 ) begin
+      \$200  = \$90 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$201  = matrix_1;
+    if (\$118 ) begin
+      \$201 [0] = header[72];
+      \$201 [1] = header[70];
+      \$201 [2] = memory;
+      \$201 [13:3] = header[58:48];
+      \$201 [23:14] = header[93:84];
+      \$201 [34:24] = header[110:100];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$202  = job_1;
+    if (\$118 ) begin
+      \$202 [10:0] = header[42:32];
+      \$202 [21:11] = header[142:132];
+      \$202 [22] = header[69];
+      \$202 [23] = header[65];
+      \$202 [24] = header[66];
+      \$202 [25] = header[67];
+      \$202 [26] = header[68];
+      \$202 [42:27] = header[131:116];
+      \$202 [48:43] = header[83:78];
+      \$202 [49] = bank_now;
+      \$202 [50] = \$91 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$203  = received_1;
     if (\$26 ) begin
-      \$200  = \$139 ;
-    end
-    if (cancel) begin
-      \$200  = 8'h00;
-    end
-    if (rst) begin
-      \$200  = 8'h00;
+      \$203  = \$139 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$201  = parity;
-    if (\passed$57 ) begin
-      \$201  = \$5 ;
+    \$204  = parity;
+    if (\passed$65 ) begin
+      \$204  = \$5 ;
     end
     if (cancel) begin
-      \$201  = 1'h0;
+      \$204  = 1'h0;
     end
     if (rst) begin
-      \$201  = 1'h0;
+      \$204  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$202 [0] = \$154 ;
-    \$202 [1] = \$157 ;
+    \$205 [0] = \$154 ;
+    \$205 [1] = \$157 ;
     if (cancel) begin
-      \$202  = 2'h0;
+      \$205  = 2'h0;
     end
     if (rst) begin
-      \$202  = 2'h0;
+      \$205  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$203  = settle;
+    \$206  = settle;
     casez (fsm_state)
       2'h0:
-          \$203  = 2'h0;
+          \$206  = 2'h0;
       2'h1:
-          \$203  = \$163 [1:0];
+          \$206  = \$163 [1:0];
     endcase
     if (cancel) begin
-      \$203  = 2'h0;
+      \$206  = 2'h0;
     end
     if (rst) begin
-      \$203  = 2'h0;
+      \$206  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$204  = fsm_state;
+    \$207  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           if (\$162 ) begin
-            \$204  = 2'h1;
+            \$207  = 2'h1;
           end
       2'h1:
           if (\$164 ) begin
-            \$204  = 2'h2;
+            \$207  = 2'h2;
           end
       2'h2:
           if (\$62 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$63 ) begin
-            \$204  = 2'h3;
+            \$207  = 2'h3;
           end else if (\$64 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$65 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$66 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end
       2'h3:
           if (\$74 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$204  = 2'h0;
+      \$207  = 2'h0;
     end
     if (rst) begin
-      \$204  = 2'h0;
+      \$207  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$205  = substream;
+    \$208  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$205  = 6'h00;
+          \$208  = 6'h00;
       2'h2:
           /* empty */;
       2'h3:
-          \$205  = \$170 [5:0];
+          \$208  = \$170 [5:0];
     endcase
     if (cancel) begin
-      \$205  = 6'h00;
+      \$208  = 6'h00;
     end
     if (rst) begin
-      \$205  = 6'h00;
+      \$208  = 6'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$206  = tail;
-    if (judged) begin
-      \$206  = \$45 ;
-    end
+    \$209  = late;
     if (cancel) begin
-      \$206  = 1'h0;
+      \$209  = 1'h0;
     end
     if (rst) begin
-      \$206  = 1'h0;
+      \$209  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$210  = late_error;
+    if (cancel) begin
+      \$210  = 4'h0;
+    end
+    if (rst) begin
+      \$210  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$211  = tail;
+    if (judged) begin
+      \$211  = \$45 ;
+    end
+    if (cancel) begin
+      \$211  = 1'h0;
+    end
+    if (rst) begin
+      \$211  = 1'h0;
     end
   end
   assign head = parity;
   assign retire = judged;
   assign bad_index = { port_63 [3:2], port_61 [3:2], port_59 [3:2], port_57 [3:2], port_55 [3:2], port_53 [3:2], port_51 [3:2], port_49 [3:2], port_47 [3:2], port_45 [3:2], port_43 [3:2], port_41 [3:2], port_39 [3:2], port_37 [3:2], port_35 [3:2], port_33 [3:2], port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2], port_63 [1:0], port_61 [1:0], port_59 [1:0], port_57 [1:0], port_55 [1:0], port_53 [1:0], port_51 [1:0], port_49 [1:0], port_47 [1:0], port_45 [1:0], port_43 [1:0], port_41 [1:0], port_39 [1:0], port_37 [1:0], port_35 [1:0], port_33 [1:0], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign bad_prefix = { port_62 [3:2], port_60 [3:2], port_58 [3:2], port_56 [3:2], port_54 [3:2], port_52 [3:2], port_50 [3:2], port_48 [3:2], port_46 [3:2], port_44 [3:2], port_42 [3:2], port_40 [3:2], port_38 [3:2], port_36 [3:2], port_34 [3:2], port_32 [3:2], port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2], port_62 [1:0], port_60 [1:0], port_58 [1:0], port_56 [1:0], port_54 [1:0], port_52 [1:0], port_50 [1:0], port_48 [1:0], port_46 [1:0], port_44 [1:0], port_42 [1:0], port_40 [1:0], port_38 [1:0], port_36 [1:0], port_34 [1:0], port_32 [1:0], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
-  assign \cancel$62  = cancel;
+  assign late_held = \late_position$56 ;
+  assign \cancel$72  = cancel;
+  assign column_bits[7:4] = column_bits_1;
+  assign column_bits[3:0] = column_bits_0;
+  assign rows[21:11] = rows_1;
+  assign rows[10:0] = rows_0;
+  assign matrices[69:35] = matrix_1;
+  assign matrices[34:0] = matrix_0;
   assign \$20  = tail;
   assign \$86  = { 3'h0, \$85 [16:3] };
   assign \$117  = parity;
@@ -23162,6 +23373,8 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 257'h00000000000000000000000000000000000000000000000000000000000000000 *)
+  wire [256:0] payload;
   input rst;
   wire rst;
   reg [256:0] spare = 257'h00000000000000000000000000000000000000000000000000000000000000000;
@@ -23186,9 +23399,6 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 257'h00000000000000000000000000000000000000000000000000000000000000000;
     end
   end
   always @* begin
@@ -23220,10 +23430,8 @@ module egret_l_onchip_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 257'h00000000000000000000000000000000000000000000000000000000000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_l_onchip_core_writer (rst, start, settings, cancel, code_write, busy, word, port_0 , clk);

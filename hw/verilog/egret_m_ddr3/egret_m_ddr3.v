@@ -248,122 +248,125 @@ endmodule
 module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$2 , \$3 , \$39 , \$4 , \$40 , \$5 , \$57 , \$58 , \$59 , \$60 , \$61 , \$62 , \$64 ,
-    \$69 , \$7 , \$74 , \$77 , \$8 , \$80 , \$81 , \$82 , \$84 , \$85 ;
-  wire [1:0] \$10 , \$41 , \$70 ;
-  wire [13:0] \$118 , \$53 ;
-  wire [10:0] \$119 , \$50 , \$66 ;
-  wire [2:0] \$12 , \$14 , \$42 ;
-  wire [3:0] \$16 , \$18 , \$20 , \$22 , \$43 , \$73 ;
-  wire [4:0] \$24 , \$26 , \$28 , \$30 , \$32 , \$34 , \$36 , \$38 , \$44 ;
-  wire [5:0] \$45 ;
-  wire [6:0] \$46 ;
-  wire [7:0] \$47 ;
-  wire [8:0] \$48 ;
-  wire [9:0] \$49 ;
-  wire [11:0] \$51 ;
-  wire [12:0] \$52 ;
-  wire [14:0] \$54 ;
-  wire [15:0] \$55 ;
-  wire [16:0] \$56 , \$67 ;
-  wire [79:0] \$65 ;
-  wire [17:0] \$68 ;
-  wire [43:0] \$71 ;
-  wire [32:0] \$75 , \$76 , \$78 , \$79 , \$83 , \$86 , \$87 , \$89 ;
-  wire [31:0] \$88 ;
+  wire \$1 , \$2 , \$20 , \$21 , \$22 , \$3 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 , \$48 ,
+    \$49 , \$50 , \$51 , \$52 , \$53 , \$54 , \$59 , \$64 , \$67 , \$70 , \$71 , \$72 , \$74 , \$75
+    ;
+  wire [3:0] \$10 , \$11 , \$25 , \$63 , \$8 , \$9 ;
+  wire [13:0] \$112 , \$35 ;
+  wire [10:0] \$113 , \$32 , \$56 ;
+  wire [67:0] \$114 ;
+  wire [4:0] \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$18 , \$19 , \$26 ;
+  wire [1:0] \$23 , \$5 , \$60 ;
+  wire [2:0] \$24 , \$6 , \$7 ;
+  wire [5:0] \$27 ;
+  wire [6:0] \$28 ;
+  wire [7:0] \$29 ;
+  wire [8:0] \$30 ;
+  wire [9:0] \$31 ;
+  wire [11:0] \$33 ;
+  wire [12:0] \$34 ;
+  wire [14:0] \$36 ;
+  wire [15:0] \$37 ;
+  wire [16:0] \$38 , \$39 , \$57 ;
+  wire [79:0] \$55 ;
+  wire [17:0] \$58 ;
+  wire [43:0] \$61 ;
+  wire [32:0] \$65 , \$66 , \$68 , \$69 , \$73 , \$76 , \$77 , \$79 ;
+  wire [31:0] \$78 ;
   reg \$100 ;
-  reg [1:0] \$101 ;
+  reg [31:0] \$101 ;
   reg \$102 ;
   reg [31:0] \$103 ;
   reg \$104 ;
   reg [31:0] \$105 ;
   reg \$106 ;
   reg [31:0] \$107 ;
-  reg \$108 ;
+  reg [4:0] \$108 ;
   reg [31:0] \$109 ;
-  reg \$110 ;
+  reg [31:0] \$110 ;
   reg [31:0] \$111 ;
-  reg \$112 ;
-  reg [31:0] \$113 ;
-  reg [4:0] \$114 ;
-  reg [31:0] \$115 ;
-  reg [31:0] \$116 ;
-  reg [31:0] \$117 ;
-  reg \$90 ;
-  reg [28:0] \$91 ;
-  reg \$92 ;
-  reg [87:0] \$93 ;
-  reg \$94 ;
-  reg [79:0] \$95 ;
-  reg [26:0] \$96 ;
-  reg [22:0] \$97 ;
-  reg [15:0] \$98 ;
-  reg [3:0] \$99 ;
+  reg \$80 ;
+  reg [28:0] \$81 ;
+  reg \$82 ;
+  reg [87:0] \$83 ;
+  reg \$84 ;
+  reg \$85 ;
+  reg \$86 ;
+  reg \$87 ;
+  reg [79:0] \$88 ;
+  reg [26:0] \$89 ;
+  reg [22:0] \$90 ;
+  reg [15:0] \$91 ;
+  reg [3:0] \$92 ;
+  reg \$93 ;
+  reg [1:0] \$94 ;
+  reg \$95 ;
+  reg \$96 ;
+  reg [31:0] \$97 ;
+  reg \$98 ;
+  reg [31:0] \$99 ;
   wire [64:0] activations__payload;
   output activations__ready;
   wire activations__ready;
   wire activations__valid;
   wire allocate;
-  wire \allocate$81 ;
+  wire \allocate$74 ;
   wire allow;
   wire [63:0] bad_index;
-  wire [3:0] \bad_index$601 ;
-  wire [3:0] \bad_index$602 ;
-  wire [3:0] \bad_index$603 ;
-  wire [3:0] \bad_index$604 ;
-  wire [3:0] \bad_index$605 ;
-  wire [3:0] \bad_index$606 ;
-  wire [3:0] \bad_index$607 ;
-  wire [3:0] \bad_index$608 ;
-  wire [3:0] \bad_index$609 ;
-  wire [3:0] \bad_index$610 ;
-  wire [3:0] \bad_index$611 ;
-  wire [3:0] \bad_index$612 ;
-  wire [3:0] \bad_index$613 ;
-  wire [3:0] \bad_index$614 ;
-  wire [3:0] \bad_index$615 ;
-  wire [3:0] \bad_index$616 ;
+  wire [3:0] \bad_index$620 ;
+  wire [3:0] \bad_index$621 ;
+  wire [3:0] \bad_index$622 ;
+  wire [3:0] \bad_index$623 ;
+  wire [3:0] \bad_index$624 ;
+  wire [3:0] \bad_index$625 ;
+  wire [3:0] \bad_index$626 ;
+  wire [3:0] \bad_index$627 ;
+  wire [3:0] \bad_index$628 ;
+  wire [3:0] \bad_index$629 ;
+  wire [3:0] \bad_index$630 ;
+  wire [3:0] \bad_index$631 ;
+  wire [3:0] \bad_index$632 ;
+  wire [3:0] \bad_index$633 ;
+  wire [3:0] \bad_index$634 ;
+  wire [3:0] \bad_index$635 ;
   wire [63:0] bad_prefix;
-  wire [3:0] \bad_prefix$584 ;
-  wire [3:0] \bad_prefix$585 ;
-  wire [3:0] \bad_prefix$586 ;
-  wire [3:0] \bad_prefix$587 ;
-  wire [3:0] \bad_prefix$588 ;
-  wire [3:0] \bad_prefix$589 ;
-  wire [3:0] \bad_prefix$590 ;
-  wire [3:0] \bad_prefix$591 ;
-  wire [3:0] \bad_prefix$592 ;
-  wire [3:0] \bad_prefix$593 ;
-  wire [3:0] \bad_prefix$594 ;
-  wire [3:0] \bad_prefix$595 ;
-  wire [3:0] \bad_prefix$596 ;
-  wire [3:0] \bad_prefix$597 ;
-  wire [3:0] \bad_prefix$598 ;
-  wire [3:0] \bad_prefix$599 ;
+  wire [3:0] \bad_prefix$603 ;
+  wire [3:0] \bad_prefix$604 ;
+  wire [3:0] \bad_prefix$605 ;
+  wire [3:0] \bad_prefix$606 ;
+  wire [3:0] \bad_prefix$607 ;
+  wire [3:0] \bad_prefix$608 ;
+  wire [3:0] \bad_prefix$609 ;
+  wire [3:0] \bad_prefix$610 ;
+  wire [3:0] \bad_prefix$611 ;
+  wire [3:0] \bad_prefix$612 ;
+  wire [3:0] \bad_prefix$613 ;
+  wire [3:0] \bad_prefix$614 ;
+  wire [3:0] \bad_prefix$615 ;
+  wire [3:0] \bad_prefix$616 ;
+  wire [3:0] \bad_prefix$617 ;
+  wire [3:0] \bad_prefix$618 ;
   wire [1:0] banks;
-  wire [1:0] \banks$158 ;
-  wire [1:0] \banks$188 ;
-  wire [1:0] \banks$208 ;
-  wire [1:0] \banks$228 ;
-  wire [1:0] \banks$248 ;
-  wire [1:0] \banks$268 ;
-  wire [1:0] \banks$288 ;
-  wire [1:0] \banks$308 ;
-  wire [1:0] \banks$328 ;
-  wire [1:0] \banks$348 ;
-  wire [1:0] \banks$368 ;
-  wire [1:0] \banks$388 ;
-  wire [1:0] \banks$408 ;
-  wire [1:0] \banks$428 ;
-  wire [1:0] \banks$448 ;
-  wire [1:0] \banks$468 ;
+  wire [1:0] \banks$176 ;
+  wire [1:0] \banks$206 ;
+  wire [1:0] \banks$226 ;
+  wire [1:0] \banks$246 ;
+  wire [1:0] \banks$266 ;
+  wire [1:0] \banks$286 ;
+  wire [1:0] \banks$306 ;
+  wire [1:0] \banks$326 ;
+  wire [1:0] \banks$346 ;
+  wire [1:0] \banks$366 ;
+  wire [1:0] \banks$386 ;
+  wire [1:0] \banks$406 ;
+  wire [1:0] \banks$426 ;
+  wire [1:0] \banks$446 ;
+  wire [1:0] \banks$466 ;
+  wire [1:0] \banks$486 ;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [7:0] beats;
   wire [36:0] behind__payload;
-  wire [36:0] \behind__payload$493 ;
-  wire [36:0] \behind__payload$499 ;
-  wire [36:0] \behind__payload$505 ;
   wire [36:0] \behind__payload$511 ;
   wire [36:0] \behind__payload$517 ;
   wire [36:0] \behind__payload$523 ;
@@ -375,10 +378,10 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire [36:0] \behind__payload$559 ;
   wire [36:0] \behind__payload$565 ;
   wire [36:0] \behind__payload$571 ;
+  wire [36:0] \behind__payload$577 ;
+  wire [36:0] \behind__payload$583 ;
+  wire [36:0] \behind__payload$589 ;
   wire behind__ready;
-  wire \behind__ready$496 ;
-  wire \behind__ready$502 ;
-  wire \behind__ready$508 ;
   wire \behind__ready$514 ;
   wire \behind__ready$520 ;
   wire \behind__ready$526 ;
@@ -390,10 +393,10 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire \behind__ready$562 ;
   wire \behind__ready$568 ;
   wire \behind__ready$574 ;
+  wire \behind__ready$580 ;
+  wire \behind__ready$586 ;
+  wire \behind__ready$592 ;
   wire behind__valid;
-  wire \behind__valid$497 ;
-  wire \behind__valid$503 ;
-  wire \behind__valid$509 ;
   wire \behind__valid$515 ;
   wire \behind__valid$521 ;
   wire \behind__valid$527 ;
@@ -405,134 +408,138 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire \behind__valid$563 ;
   wire \behind__valid$569 ;
   wire \behind__valid$575 ;
+  wire \behind__valid$581 ;
+  wire \behind__valid$587 ;
+  wire \behind__valid$593 ;
   wire [1:0] beyond;
-  wire [1:0] \beyond$95 ;
+  wire [1:0] \beyond$88 ;
   wire [9:0] beyond_substream;
-  wire [9:0] \beyond_substream$97 ;
+  wire [9:0] \beyond_substream$90 ;
   wire [43:0] bias_write;
-  wire [43:0] \bias_write$130 ;
+  wire [43:0] \bias_write$124 ;
   wire busy;
-  wire \busy$61 ;
+  wire \busy$92 ;
   wire busy_coding;
   wire cancel;
-  wire \cancel$105 ;
-  wire \cancel$118 ;
-  wire \cancel$87 ;
+  wire \cancel$112 ;
+  wire \cancel$174 ;
+  wire \cancel$80 ;
+  wire \cancel$99 ;
   input clear;
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$198 ;
-  wire [1:0] \clear_errors$218 ;
-  wire [1:0] \clear_errors$238 ;
-  wire [1:0] \clear_errors$258 ;
-  wire [1:0] \clear_errors$278 ;
-  wire [1:0] \clear_errors$298 ;
-  wire [1:0] \clear_errors$318 ;
-  wire [1:0] \clear_errors$338 ;
-  wire [1:0] \clear_errors$358 ;
-  wire [1:0] \clear_errors$378 ;
-  wire [1:0] \clear_errors$398 ;
-  wire [1:0] \clear_errors$418 ;
-  wire [1:0] \clear_errors$438 ;
-  wire [1:0] \clear_errors$458 ;
-  wire [1:0] \clear_errors$478 ;
+  wire [1:0] \clear_errors$216 ;
+  wire [1:0] \clear_errors$236 ;
+  wire [1:0] \clear_errors$256 ;
+  wire [1:0] \clear_errors$276 ;
+  wire [1:0] \clear_errors$296 ;
+  wire [1:0] \clear_errors$316 ;
+  wire [1:0] \clear_errors$336 ;
+  wire [1:0] \clear_errors$356 ;
+  wire [1:0] \clear_errors$376 ;
+  wire [1:0] \clear_errors$396 ;
+  wire [1:0] \clear_errors$416 ;
+  wire [1:0] \clear_errors$436 ;
+  wire [1:0] \clear_errors$456 ;
+  wire [1:0] \clear_errors$476 ;
+  wire [1:0] \clear_errors$496 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$161  = 23'h000000;
+  reg [22:0] \code_write$179  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$162 ;
+  wire [22:0] \code_write$180 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$190 ;
+  wire [22:0] \code_write$208 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$210 ;
+  wire [22:0] \code_write$228 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$230 ;
+  wire [22:0] \code_write$248 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$250 ;
+  wire [22:0] \code_write$268 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$270 ;
+  wire [22:0] \code_write$288 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$290 ;
+  wire [22:0] \code_write$308 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$310 ;
+  wire [22:0] \code_write$328 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$330 ;
+  wire [22:0] \code_write$348 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$350 ;
+  wire [22:0] \code_write$368 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$370 ;
+  wire [22:0] \code_write$388 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$390 ;
+  wire [22:0] \code_write$408 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$410 ;
+  wire [22:0] \code_write$428 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$430 ;
+  wire [22:0] \code_write$448 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$450 ;
-  (* init = 23'h000000 *)
-  wire [22:0] \code_write$470 ;
+  wire [22:0] \code_write$468 ;
   wire [22:0] \code_write$48 ;
+  (* init = 23'h000000 *)
+  wire [22:0] \code_write$488 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$135 ;
+  wire [87:0] \codes$129 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$157 ;
+  wire [87:0] \codes$175 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$187 ;
+  wire [87:0] \codes$205 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$207 ;
+  wire [87:0] \codes$225 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$227 ;
+  wire [87:0] \codes$245 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$247 ;
+  wire [87:0] \codes$265 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$267 ;
+  wire [87:0] \codes$285 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$287 ;
+  wire [87:0] \codes$305 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$307 ;
+  wire [87:0] \codes$325 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$327 ;
+  wire [87:0] \codes$345 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$347 ;
+  wire [87:0] \codes$365 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$367 ;
+  wire [87:0] \codes$385 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$387 ;
+  wire [87:0] \codes$405 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$407 ;
+  wire [87:0] \codes$425 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$427 ;
+  wire [87:0] \codes$445 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$447 ;
+  wire [87:0] \codes$465 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$467 ;
+  wire [87:0] \codes$485 ;
   wire coding;
   wire [7:0] column_bits;
-  wire [7:0] \column_bits$109 ;
+  wire [7:0] \column_bits$103 ;
   wire [1:0] complete;
-  wire [1:0] \complete$93 ;
+  wire [1:0] \complete$86 ;
   reg [31:0] cycles = 32'd0;
   reg cycles_step = 1'h0;
   wire drain;
-  wire \drain$196 ;
-  wire \drain$216 ;
-  wire \drain$236 ;
-  wire \drain$256 ;
-  wire \drain$276 ;
-  wire \drain$296 ;
-  wire \drain$316 ;
-  wire \drain$336 ;
-  wire \drain$356 ;
-  wire \drain$376 ;
-  wire \drain$396 ;
-  wire \drain$416 ;
-  wire \drain$436 ;
-  wire \drain$456 ;
-  wire \drain$476 ;
+  wire \drain$214 ;
+  wire \drain$234 ;
+  wire \drain$254 ;
+  wire \drain$274 ;
+  wire \drain$294 ;
+  wire \drain$314 ;
+  wire \drain$334 ;
+  wire \drain$354 ;
+  wire \drain$374 ;
+  wire \drain$394 ;
+  wire \drain$414 ;
+  wire \drain$434 ;
+  wire \drain$454 ;
+  wire \drain$474 ;
+  wire \drain$494 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -549,49 +556,51 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$175 ;
-  wire [1:0] \go$197 ;
-  wire [1:0] \go$217 ;
-  wire [1:0] \go$237 ;
-  wire [1:0] \go$257 ;
-  wire [1:0] \go$277 ;
-  wire [1:0] \go$297 ;
-  wire [1:0] \go$317 ;
-  wire [1:0] \go$337 ;
-  wire [1:0] \go$357 ;
-  wire [1:0] \go$377 ;
-  wire [1:0] \go$397 ;
-  wire [1:0] \go$417 ;
-  wire [1:0] \go$437 ;
-  wire [1:0] \go$457 ;
-  wire [1:0] \go$477 ;
+  wire [1:0] \go$193 ;
+  wire [1:0] \go$215 ;
+  wire [1:0] \go$235 ;
+  wire [1:0] \go$255 ;
+  wire [1:0] \go$275 ;
+  wire [1:0] \go$295 ;
+  wire [1:0] \go$315 ;
+  wire [1:0] \go$335 ;
+  wire [1:0] \go$355 ;
+  wire [1:0] \go$375 ;
+  wire [1:0] \go$395 ;
+  wire [1:0] \go$415 ;
+  wire [1:0] \go$435 ;
+  wire [1:0] \go$455 ;
+  wire [1:0] \go$475 ;
+  wire [1:0] \go$495 ;
   wire halted;
-  wire \halted$107 ;
+  wire \halted$101 ;
   wire [179:0] header;
   input [64:0] i__payload;
   wire [64:0] i__payload;
   input [64:0] \i__payload$12 ;
   wire [64:0] \i__payload$12 ;
-  wire [6:0] \i__payload$179 ;
-  wire [6:0] \i__payload$200 ;
-  wire [6:0] \i__payload$220 ;
-  wire [6:0] \i__payload$240 ;
-  wire [6:0] \i__payload$260 ;
-  wire [6:0] \i__payload$280 ;
+  wire [66:0] \i__payload$134 ;
+  wire [6:0] \i__payload$197 ;
+  wire [6:0] \i__payload$218 ;
+  wire [6:0] \i__payload$238 ;
+  wire [6:0] \i__payload$258 ;
+  wire [6:0] \i__payload$278 ;
+  wire [6:0] \i__payload$298 ;
   wire [66:0] \i__payload$30 ;
-  wire [6:0] \i__payload$300 ;
-  wire [6:0] \i__payload$320 ;
-  wire [6:0] \i__payload$340 ;
-  wire [6:0] \i__payload$360 ;
-  wire [6:0] \i__payload$380 ;
-  wire [6:0] \i__payload$400 ;
-  wire [6:0] \i__payload$420 ;
-  wire [6:0] \i__payload$440 ;
-  wire [6:0] \i__payload$460 ;
-  wire [6:0] \i__payload$480 ;
-  wire [36:0] \i__payload$577 ;
+  wire [6:0] \i__payload$318 ;
+  wire [6:0] \i__payload$338 ;
+  wire [6:0] \i__payload$358 ;
+  wire [6:0] \i__payload$378 ;
+  wire [6:0] \i__payload$398 ;
+  wire [6:0] \i__payload$418 ;
+  wire [6:0] \i__payload$438 ;
+  wire [6:0] \i__payload$458 ;
+  wire [6:0] \i__payload$478 ;
+  wire [6:0] \i__payload$498 ;
+  wire [36:0] \i__payload$598 ;
   wire [64:0] \i__payload$6 ;
   wire i__ready;
+  wire \i__ready$137 ;
   wire \i__ready$141 ;
   wire \i__ready$142 ;
   wire \i__ready$143 ;
@@ -610,38 +619,39 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire \i__ready$155 ;
   wire \i__ready$156 ;
   wire \i__ready$33 ;
-  wire \i__ready$580 ;
+  wire \i__ready$601 ;
   wire \i__ready$9 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
+  wire \i__valid$138 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$177 ;
-  wire \i__valid$199 ;
-  wire \i__valid$219 ;
-  wire \i__valid$239 ;
-  wire \i__valid$259 ;
-  wire \i__valid$279 ;
-  wire \i__valid$299 ;
-  wire \i__valid$319 ;
-  wire \i__valid$339 ;
+  wire \i__valid$195 ;
+  wire \i__valid$217 ;
+  wire \i__valid$237 ;
+  wire \i__valid$257 ;
+  wire \i__valid$277 ;
+  wire \i__valid$297 ;
+  wire \i__valid$317 ;
+  wire \i__valid$337 ;
   wire \i__valid$34 ;
-  wire \i__valid$359 ;
-  wire \i__valid$379 ;
-  wire \i__valid$399 ;
-  wire \i__valid$419 ;
-  wire \i__valid$439 ;
-  wire \i__valid$459 ;
-  wire \i__valid$479 ;
-  wire \i__valid$581 ;
+  wire \i__valid$357 ;
+  wire \i__valid$377 ;
+  wire \i__valid$397 ;
+  wire \i__valid$417 ;
+  wire \i__valid$437 ;
+  wire \i__valid$457 ;
+  wire \i__valid$477 ;
+  wire \i__valid$497 ;
+  wire \i__valid$595 ;
   wire [1:0] in_flight;
-  wire [1:0] \in_flight$69 ;
+  wire [1:0] \in_flight$62 ;
   wire [50:0] job;
-  wire [50:0] \job$126 ;
+  wire [50:0] \job$120 ;
   wire judged;
   wire kept;
-  wire \kept$67 ;
+  wire \kept$60 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -654,55 +664,56 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
   wire [36:0] lane__payload;
-  wire [36:0] \lane__payload$203 ;
-  wire [36:0] \lane__payload$223 ;
-  wire [36:0] \lane__payload$243 ;
-  wire [36:0] \lane__payload$263 ;
-  wire [36:0] \lane__payload$283 ;
-  wire [36:0] \lane__payload$303 ;
-  wire [36:0] \lane__payload$323 ;
-  wire [36:0] \lane__payload$343 ;
-  wire [36:0] \lane__payload$363 ;
-  wire [36:0] \lane__payload$383 ;
-  wire [36:0] \lane__payload$403 ;
-  wire [36:0] \lane__payload$423 ;
-  wire [36:0] \lane__payload$443 ;
-  wire [36:0] \lane__payload$463 ;
-  wire [36:0] \lane__payload$483 ;
+  wire [36:0] \lane__payload$221 ;
+  wire [36:0] \lane__payload$241 ;
+  wire [36:0] \lane__payload$261 ;
+  wire [36:0] \lane__payload$281 ;
+  wire [36:0] \lane__payload$301 ;
+  wire [36:0] \lane__payload$321 ;
+  wire [36:0] \lane__payload$341 ;
+  wire [36:0] \lane__payload$361 ;
+  wire [36:0] \lane__payload$381 ;
+  wire [36:0] \lane__payload$401 ;
+  wire [36:0] \lane__payload$421 ;
+  wire [36:0] \lane__payload$441 ;
+  wire [36:0] \lane__payload$461 ;
+  wire [36:0] \lane__payload$481 ;
+  wire [36:0] \lane__payload$501 ;
   wire lane__ready;
-  wire \lane__ready$206 ;
-  wire \lane__ready$226 ;
-  wire \lane__ready$246 ;
-  wire \lane__ready$266 ;
-  wire \lane__ready$286 ;
-  wire \lane__ready$306 ;
-  wire \lane__ready$326 ;
-  wire \lane__ready$346 ;
-  wire \lane__ready$366 ;
-  wire \lane__ready$386 ;
-  wire \lane__ready$406 ;
-  wire \lane__ready$426 ;
-  wire \lane__ready$446 ;
-  wire \lane__ready$466 ;
-  wire \lane__ready$486 ;
+  wire \lane__ready$224 ;
+  wire \lane__ready$244 ;
+  wire \lane__ready$264 ;
+  wire \lane__ready$284 ;
+  wire \lane__ready$304 ;
+  wire \lane__ready$324 ;
+  wire \lane__ready$344 ;
+  wire \lane__ready$364 ;
+  wire \lane__ready$384 ;
+  wire \lane__ready$404 ;
+  wire \lane__ready$424 ;
+  wire \lane__ready$444 ;
+  wire \lane__ready$464 ;
+  wire \lane__ready$484 ;
+  wire \lane__ready$504 ;
   wire lane__valid;
-  wire \lane__valid$201 ;
-  wire \lane__valid$221 ;
-  wire \lane__valid$241 ;
-  wire \lane__valid$261 ;
-  wire \lane__valid$281 ;
-  wire \lane__valid$301 ;
-  wire \lane__valid$321 ;
-  wire \lane__valid$341 ;
-  wire \lane__valid$361 ;
-  wire \lane__valid$381 ;
-  wire \lane__valid$401 ;
-  wire \lane__valid$421 ;
-  wire \lane__valid$441 ;
-  wire \lane__valid$461 ;
-  wire \lane__valid$481 ;
+  wire \lane__valid$219 ;
+  wire \lane__valid$239 ;
+  wire \lane__valid$259 ;
+  wire \lane__valid$279 ;
+  wire \lane__valid$299 ;
+  wire \lane__valid$319 ;
+  wire \lane__valid$339 ;
+  wire \lane__valid$359 ;
+  wire \lane__valid$379 ;
+  wire \lane__valid$399 ;
+  wire \lane__valid$419 ;
+  wire \lane__valid$439 ;
+  wire \lane__valid$459 ;
+  wire \lane__valid$479 ;
+  wire \lane__valid$499 ;
+  reg lanes_cancel = 1'h0;
   wire late;
-  wire \late$71 ;
+  wire \late$64 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -724,9 +735,9 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  wire [3:0] \late_error$73 ;
+  wire [3:0] \late_error$66 ;
   wire [31:0] late_position;
-  wire [31:0] \late_position$75 ;
+  wire [31:0] \late_position$68 ;
   wire load_allow;
   wire [7:0] load_beats;
   wire load_code;
@@ -737,129 +748,127 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$166 ;
+  wire [26:0] \map_write$184 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$192 ;
+  wire [26:0] \map_write$210 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$212 ;
+  wire [26:0] \map_write$230 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$232 ;
+  wire [26:0] \map_write$250 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$252 ;
+  wire [26:0] \map_write$270 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$272 ;
+  wire [26:0] \map_write$290 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$292 ;
+  wire [26:0] \map_write$310 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$312 ;
+  wire [26:0] \map_write$330 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$332 ;
+  wire [26:0] \map_write$350 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$352 ;
+  wire [26:0] \map_write$370 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$372 ;
+  wire [26:0] \map_write$390 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$392 ;
+  wire [26:0] \map_write$410 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$412 ;
+  wire [26:0] \map_write$430 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$432 ;
+  wire [26:0] \map_write$450 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$452 ;
+  wire [26:0] \map_write$470 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$472 ;
-  wire [26:0] \map_write$654 ;
+  wire [26:0] \map_write$490 ;
+  wire [26:0] \map_write$679 ;
   wire [69:0] matrices;
-  wire [69:0] \matrices$137 ;
-  reg [31:0] \matrices$640  = 32'd0;
+  wire [69:0] \matrices$131 ;
+  reg [31:0] \matrices$659  = 32'd0;
   reg matrices_step = 1'h0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
-  wire may_allocate;
-  wire \may_allocate$54 ;
-  wire may_load_bias;
-  wire may_load_code;
+  reg may_allocate = 1'h0;
+  wire \may_allocate$673 ;
+  reg may_load_bias = 1'h0;
+  reg may_load_code = 1'h0;
   wire may_report;
   wire may_send;
-  reg \may_send$65  = 1'h0;
+  reg \may_send$58  = 1'h0;
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$164 ;
+  wire [28:0] \microcode_write$182 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$191 ;
+  wire [28:0] \microcode_write$209 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$211 ;
+  wire [28:0] \microcode_write$229 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$231 ;
+  wire [28:0] \microcode_write$249 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$251 ;
+  wire [28:0] \microcode_write$269 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$271 ;
+  wire [28:0] \microcode_write$289 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$291 ;
+  wire [28:0] \microcode_write$309 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$311 ;
+  wire [28:0] \microcode_write$329 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$331 ;
+  wire [28:0] \microcode_write$349 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$351 ;
+  wire [28:0] \microcode_write$369 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$371 ;
+  wire [28:0] \microcode_write$389 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$391 ;
+  wire [28:0] \microcode_write$409 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$411 ;
+  wire [28:0] \microcode_write$429 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$431 ;
+  wire [28:0] \microcode_write$449 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$451 ;
+  wire [28:0] \microcode_write$469 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$471 ;
-  wire [28:0] \microcode_write$650 ;
+  wire [28:0] \microcode_write$489 ;
+  wire [28:0] \microcode_write$669 ;
   wire [4:0] multiplied;
   reg [31:0] multiplies = 32'd0;
   reg [4:0] multiplies_step = 5'h00;
   wire multiply;
-  wire \multiply$621 ;
-  wire \multiply$622 ;
-  wire \multiply$623 ;
-  wire \multiply$624 ;
-  wire \multiply$625 ;
-  wire \multiply$626 ;
-  wire \multiply$627 ;
-  wire \multiply$628 ;
-  wire \multiply$629 ;
-  wire \multiply$630 ;
-  wire \multiply$631 ;
-  wire \multiply$632 ;
-  wire \multiply$633 ;
-  wire \multiply$634 ;
-  wire \multiply$635 ;
+  wire \multiply$640 ;
+  wire \multiply$641 ;
+  wire \multiply$642 ;
+  wire \multiply$643 ;
+  wire \multiply$644 ;
+  wire \multiply$645 ;
+  wire \multiply$646 ;
+  wire \multiply$647 ;
+  wire \multiply$648 ;
+  wire \multiply$649 ;
+  wire \multiply$650 ;
+  wire \multiply$651 ;
+  wire \multiply$652 ;
+  wire \multiply$653 ;
+  wire \multiply$654 ;
   wire [37:0] o;
+  wire [66:0] \o$198 ;
   wire [64:0] o__payload;
-  wire [66:0] \o__payload$180 ;
-  wire [32:0] \o__payload$184 ;
-  wire [32:0] \o__payload$204 ;
-  wire [32:0] \o__payload$224 ;
-  wire [32:0] \o__payload$244 ;
-  wire [32:0] \o__payload$264 ;
-  wire [32:0] \o__payload$284 ;
-  wire [32:0] \o__payload$304 ;
-  wire [32:0] \o__payload$324 ;
-  wire [32:0] \o__payload$344 ;
-  wire [32:0] \o__payload$364 ;
+  wire [66:0] \o__payload$135 ;
+  wire [32:0] \o__payload$202 ;
+  wire [32:0] \o__payload$222 ;
+  wire [32:0] \o__payload$242 ;
+  wire [32:0] \o__payload$262 ;
+  wire [32:0] \o__payload$282 ;
+  wire [32:0] \o__payload$302 ;
+  wire [32:0] \o__payload$322 ;
+  wire [32:0] \o__payload$342 ;
+  wire [32:0] \o__payload$362 ;
   wire [33:0] \o__payload$37 ;
-  wire [32:0] \o__payload$384 ;
-  wire [32:0] \o__payload$404 ;
-  wire [32:0] \o__payload$424 ;
-  wire [32:0] \o__payload$444 ;
-  wire [32:0] \o__payload$464 ;
-  wire [32:0] \o__payload$484 ;
-  wire [36:0] \o__payload$488 ;
-  wire [36:0] \o__payload$494 ;
-  wire [36:0] \o__payload$500 ;
+  wire [32:0] \o__payload$382 ;
+  wire [32:0] \o__payload$402 ;
+  wire [32:0] \o__payload$422 ;
+  wire [32:0] \o__payload$442 ;
+  wire [32:0] \o__payload$462 ;
+  wire [32:0] \o__payload$482 ;
+  wire [32:0] \o__payload$502 ;
   wire [36:0] \o__payload$506 ;
   wire [36:0] \o__payload$512 ;
   wire [36:0] \o__payload$518 ;
@@ -873,29 +882,29 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire [36:0] \o__payload$566 ;
   wire [36:0] \o__payload$572 ;
   wire [36:0] \o__payload$578 ;
+  wire [36:0] \o__payload$584 ;
+  wire [36:0] \o__payload$590 ;
+  wire [36:0] \o__payload$599 ;
   wire o__ready;
-  wire \o__ready$140 ;
-  wire \o__ready$185 ;
-  wire \o__ready$205 ;
-  wire \o__ready$225 ;
-  wire \o__ready$245 ;
-  wire \o__ready$265 ;
-  wire \o__ready$285 ;
-  wire \o__ready$305 ;
-  wire \o__ready$325 ;
-  wire \o__ready$345 ;
-  wire \o__ready$365 ;
+  wire \o__ready$136 ;
+  wire \o__ready$203 ;
+  wire \o__ready$223 ;
+  wire \o__ready$243 ;
+  wire \o__ready$263 ;
+  wire \o__ready$283 ;
+  wire \o__ready$303 ;
+  wire \o__ready$323 ;
+  wire \o__ready$343 ;
+  wire \o__ready$363 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
-  wire \o__ready$385 ;
-  wire \o__ready$405 ;
-  wire \o__ready$425 ;
-  wire \o__ready$445 ;
-  wire \o__ready$465 ;
-  wire \o__ready$485 ;
-  wire \o__ready$489 ;
-  wire \o__ready$495 ;
-  wire \o__ready$501 ;
+  wire \o__ready$383 ;
+  wire \o__ready$403 ;
+  wire \o__ready$423 ;
+  wire \o__ready$443 ;
+  wire \o__ready$463 ;
+  wire \o__ready$483 ;
+  wire \o__ready$503 ;
   wire \o__ready$507 ;
   wire \o__ready$513 ;
   wire \o__ready$519 ;
@@ -909,28 +918,28 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire \o__ready$567 ;
   wire \o__ready$573 ;
   wire \o__ready$579 ;
+  wire \o__ready$585 ;
+  wire \o__ready$591 ;
+  wire \o__ready$600 ;
   wire o__valid;
-  wire \o__valid$178 ;
-  wire \o__valid$182 ;
-  wire \o__valid$202 ;
-  wire \o__valid$222 ;
-  wire \o__valid$242 ;
-  wire \o__valid$262 ;
-  wire \o__valid$282 ;
-  wire \o__valid$302 ;
-  wire \o__valid$322 ;
-  wire \o__valid$342 ;
-  wire \o__valid$362 ;
-  wire \o__valid$382 ;
-  wire \o__valid$402 ;
+  wire \o__valid$139 ;
+  wire \o__valid$200 ;
+  wire \o__valid$220 ;
+  wire \o__valid$240 ;
+  wire \o__valid$260 ;
+  wire \o__valid$280 ;
+  wire \o__valid$300 ;
+  wire \o__valid$320 ;
+  wire \o__valid$340 ;
+  wire \o__valid$360 ;
+  wire \o__valid$380 ;
+  wire \o__valid$400 ;
   wire \o__valid$41 ;
-  wire \o__valid$422 ;
-  wire \o__valid$442 ;
-  wire \o__valid$462 ;
-  wire \o__valid$482 ;
-  wire \o__valid$492 ;
-  wire \o__valid$498 ;
-  wire \o__valid$504 ;
+  wire \o__valid$420 ;
+  wire \o__valid$440 ;
+  wire \o__valid$460 ;
+  wire \o__valid$480 ;
+  wire \o__valid$500 ;
   wire \o__valid$510 ;
   wire \o__valid$516 ;
   wire \o__valid$522 ;
@@ -944,10 +953,13 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire \o__valid$570 ;
   wire \o__valid$576 ;
   wire \o__valid$582 ;
+  wire \o__valid$588 ;
+  wire \o__valid$594 ;
+  wire \o__valid$596 ;
   wire parity;
-  wire \parity$56 ;
+  wire \parity$54 ;
   wire passed;
-  wire \passed$85 ;
+  wire \passed$78 ;
   wire [66:0] payload__payload;
   wire payload__ready;
   wire payload__valid;
@@ -957,19 +969,37 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   reg [1:0] placed = 2'h0;
   wire [31:0] position;
   wire reading;
+  wire [15:0] ready;
   wire reject;
   wire \release ;
-  wire [1:0] \release$116 ;
-  wire [1:0] \release$117 ;
+  wire [1:0] \release$110 ;
+  wire [1:0] \release$111 ;
   wire report;
   output [33:0] results__payload;
   wire [33:0] results__payload;
   wire results__ready;
   output results__valid;
   wire results__valid;
+  wire [15:0] roomy;
+  wire \roomy$158 ;
+  wire \roomy$159 ;
+  wire \roomy$160 ;
+  wire \roomy$161 ;
+  wire \roomy$162 ;
+  wire \roomy$163 ;
+  wire \roomy$164 ;
+  wire \roomy$165 ;
+  wire \roomy$166 ;
+  wire \roomy$167 ;
+  wire \roomy$168 ;
+  wire \roomy$169 ;
+  wire \roomy$170 ;
+  wire \roomy$171 ;
+  wire \roomy$172 ;
+  wire \roomy$173 ;
   wire [1:0] row_banks;
   wire [21:0] rows;
-  wire [21:0] \rows$113 ;
+  wire [21:0] \rows$107 ;
   input rst;
   wire rst;
   wire running;
@@ -980,136 +1010,137 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$195 ;
-  wire \selected$215 ;
-  wire \selected$235 ;
-  wire \selected$255 ;
-  wire \selected$275 ;
-  wire \selected$295 ;
-  wire \selected$315 ;
-  wire \selected$335 ;
-  wire \selected$355 ;
-  wire \selected$375 ;
-  wire \selected$395 ;
-  wire \selected$415 ;
-  wire \selected$435 ;
-  wire \selected$455 ;
-  wire \selected$475 ;
+  wire \selected$213 ;
+  wire \selected$233 ;
+  wire \selected$253 ;
+  wire \selected$273 ;
+  wire \selected$293 ;
+  wire \selected$313 ;
+  wire \selected$333 ;
+  wire \selected$353 ;
+  wire \selected$373 ;
+  wire \selected$393 ;
+  wire \selected$413 ;
+  wire \selected$433 ;
+  wire \selected$453 ;
+  wire \selected$473 ;
+  wire \selected$493 ;
   wire sender_busy;
   wire [43:0] settings;
-  wire [37:0] \settings$159 ;
-  wire [37:0] \settings$189 ;
-  wire [37:0] \settings$209 ;
-  wire [37:0] \settings$229 ;
-  wire [37:0] \settings$249 ;
-  wire [37:0] \settings$269 ;
-  wire [37:0] \settings$289 ;
-  wire [37:0] \settings$309 ;
-  wire [37:0] \settings$329 ;
-  wire [37:0] \settings$349 ;
-  wire [37:0] \settings$369 ;
-  wire [37:0] \settings$389 ;
-  wire [37:0] \settings$409 ;
-  wire [37:0] \settings$429 ;
-  wire [37:0] \settings$449 ;
-  wire [37:0] \settings$469 ;
+  wire [37:0] \settings$177 ;
+  wire [37:0] \settings$207 ;
+  wire [37:0] \settings$227 ;
+  wire [37:0] \settings$247 ;
+  wire [37:0] \settings$267 ;
+  wire [37:0] \settings$287 ;
+  wire [37:0] \settings$307 ;
+  wire [37:0] \settings$327 ;
+  wire [37:0] \settings$347 ;
+  wire [37:0] \settings$367 ;
+  wire [37:0] \settings$387 ;
+  wire [37:0] \settings$407 ;
+  wire [37:0] \settings$427 ;
+  wire [37:0] \settings$447 ;
+  wire [37:0] \settings$467 ;
+  wire [37:0] \settings$487 ;
   wire settling;
   reg [31:0] stalls = 32'd0;
   reg stalls_step = 1'h0;
   wire start;
-  wire [39:0] \start$110 ;
-  wire [39:0] \start$111 ;
-  wire \start$123 ;
+  wire [39:0] \start$104 ;
+  wire [39:0] \start$105 ;
+  wire \start$117 ;
   reg [3:0] start_lane = 4'h0;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$139 ;
+  wire [15:0] \start_write$133 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$169 ;
+  wire [15:0] \start_write$187 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$194 ;
+  wire [15:0] \start_write$212 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$214 ;
+  wire [15:0] \start_write$232 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$234 ;
+  wire [15:0] \start_write$252 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$254 ;
+  wire [15:0] \start_write$272 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$274 ;
+  wire [15:0] \start_write$292 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$294 ;
+  wire [15:0] \start_write$312 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$314 ;
+  wire [15:0] \start_write$332 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$334 ;
+  wire [15:0] \start_write$352 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$354 ;
+  wire [15:0] \start_write$372 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$374 ;
+  wire [15:0] \start_write$392 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$394 ;
+  wire [15:0] \start_write$412 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$414 ;
+  wire [15:0] \start_write$432 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$434 ;
+  wire [15:0] \start_write$452 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$454 ;
+  wire [15:0] \start_write$472 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$474 ;
+  wire [15:0] \start_write$492 ;
   reg [31:0] starved = 32'd0;
   reg starved_step = 1'h0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
-  wire [31:0] \sums$128 ;
+  wire [31:0] \sums$122 ;
+  wire valid;
   reg [79:0] vector_write = 80'h00000000000000000000;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$168 ;
+  wire [79:0] \vector_write$186 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$193 ;
+  wire [79:0] \vector_write$211 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$213 ;
+  wire [79:0] \vector_write$231 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$233 ;
+  wire [79:0] \vector_write$251 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$253 ;
+  wire [79:0] \vector_write$271 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$273 ;
+  wire [79:0] \vector_write$291 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$293 ;
+  wire [79:0] \vector_write$311 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$313 ;
+  wire [79:0] \vector_write$331 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$333 ;
+  wire [79:0] \vector_write$351 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$353 ;
+  wire [79:0] \vector_write$371 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$373 ;
+  wire [79:0] \vector_write$391 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$393 ;
+  wire [79:0] \vector_write$411 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$413 ;
+  wire [79:0] \vector_write$431 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$433 ;
+  wire [79:0] \vector_write$451 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$453 ;
+  wire [79:0] \vector_write$471 ;
   (* init = 80'h00000000000000000000 *)
-  wire [79:0] \vector_write$473 ;
-  wire [79:0] \vector_write$653 ;
+  wire [79:0] \vector_write$491 ;
+  wire [79:0] \vector_write$678 ;
   wire [13:0] walk;
-  wire [13:0] \walk$120 ;
+  wire [13:0] \walk$114 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$666 ;
+  wire [31:0] \weights$691 ;
   wire [64:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
   reg [31:0] weights_step = 32'd0;
   wire wipe;
-  wire \wipe$122 ;
+  wire \wipe$116 ;
   wire wiped;
-  wire \wiped$79 ;
+  wire \wiped$72 ;
   reg [31:0] words = 32'd0;
   wire [63:0] words__payload;
   wire [63:0] \words__payload$25 ;
@@ -1124,151 +1155,146 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign \$2  = coding | was_coding;
   assign busy_coding = \$2  | busy;
   assign \$3  = ~ busy_coding;
-  assign \$5  = ~ \$4 ;
-  assign may_load_code = \$3  & \$5 ;
-  assign may_load_bias = ~ \busy$61 ;
-  assign may_send = \may_send$65  & \$3 ;
+  assign may_send = \may_send$58  & \$3 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$140  = & { \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
   assign selected = ! start_lane;
-  assign \$7  = & { \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
-  assign \i__valid$177  = \o__valid$178  & \$7 ;
-  assign \selected$195  = start_lane == 1'h1;
-  assign \i__valid$199  = \o__valid$178  & \$7 ;
-  assign \selected$215  = start_lane == 2'h2;
-  assign \i__valid$219  = \o__valid$178  & \$7 ;
-  assign \selected$235  = start_lane == 2'h3;
-  assign \i__valid$239  = \o__valid$178  & \$7 ;
-  assign \selected$255  = start_lane == 3'h4;
-  assign \i__valid$259  = \o__valid$178  & \$7 ;
-  assign \selected$275  = start_lane == 3'h5;
-  assign \i__valid$279  = \o__valid$178  & \$7 ;
-  assign \selected$295  = start_lane == 3'h6;
-  assign \i__valid$299  = \o__valid$178  & \$7 ;
-  assign \selected$315  = start_lane == 3'h7;
-  assign \i__valid$319  = \o__valid$178  & \$7 ;
-  assign \selected$335  = start_lane == 4'h8;
-  assign \i__valid$339  = \o__valid$178  & \$7 ;
-  assign \selected$355  = start_lane == 4'h9;
-  assign \i__valid$359  = \o__valid$178  & \$7 ;
-  assign \selected$375  = start_lane == 4'ha;
-  assign \i__valid$379  = \o__valid$178  & \$7 ;
-  assign \selected$395  = start_lane == 4'hb;
-  assign \i__valid$399  = \o__valid$178  & \$7 ;
-  assign \selected$415  = start_lane == 4'hc;
-  assign \i__valid$419  = \o__valid$178  & \$7 ;
-  assign \selected$435  = start_lane == 4'hd;
-  assign \i__valid$439  = \o__valid$178  & \$7 ;
-  assign \selected$455  = start_lane == 4'he;
-  assign \i__valid$459  = \o__valid$178  & \$7 ;
-  assign \selected$475  = start_lane == 4'hf;
-  assign \i__valid$479  = \o__valid$178  & \$7 ;
-  assign \$39  = | in_flight;
-  assign \$40  = reading | \$39 ;
-  assign running = \$40  | \busy$61 ;
-  assign \$41  = 1'h0 + multiply;
-  assign \$42  = \$41  + \multiply$621 ;
-  assign \$43  = \$42  + \multiply$622 ;
-  assign \$44  = \$43  + \multiply$623 ;
-  assign \$45  = \$44  + \multiply$624 ;
-  assign \$46  = \$45  + \multiply$625 ;
-  assign \$47  = \$46  + \multiply$626 ;
-  assign \$48  = \$47  + \multiply$627 ;
-  assign \$49  = \$48  + \multiply$628 ;
-  assign \$50  = \$49  + \multiply$629 ;
-  assign \$51  = \$50  + \multiply$630 ;
-  assign \$52  = \$51  + \multiply$631 ;
-  assign \$53  = \$52  + \multiply$632 ;
-  assign \$54  = \$53  + \multiply$633 ;
-  assign \$55  = \$54  + \multiply$634 ;
-  assign \$56  = \$55  + \multiply$635 ;
-  assign \$57  = ! code[32];
-  assign \$58  = load_code & \$57 ;
-  assign \$59  = ! code_write[1];
-  assign \$60  = code_write[0] & \$59 ;
-  assign \$61  = ! code_write[6:3];
-  assign \$62  = \$60  & \$61 ;
-  assign \$64  = | write[7:0];
-  assign \$65  = \$64  ? write : \vector_write$653 ;
-  assign \$66  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$67  = \start$110 [38:23] - \$66 ;
-  assign \$68  = $signed(\$67 ) - $signed(2'h1);
-  assign \$69  = \start$110 [0] & \start$110 [39];
-  assign \$70  = 1'h1 << start_write[1];
-  assign \$71  = code_write[1] ? codes[87:44] : codes[43:0];
-  assign \$73  = code_write[2] ? \$71 [11:8] : \$71 [7:4];
-  assign \$74  = code_write[6:3] > \$73 ;
-  assign \$75  = \matrices$640  + matrices_step;
-  assign \$76  = cycles + cycles_step;
-  assign \$77  = \i__valid$10  & o__ready;
-  assign \$78  = words + words_step;
-  assign \$79  = payload_words + payload_words_step;
-  assign \$80  = ~ o__ready;
-  assign \$81  = \i__valid$10  & \$80 ;
-  assign \$82  = running & \$81 ;
-  assign \$83  = stalls + stalls_step;
-  assign \$84  = ~ \i__valid$10 ;
-  assign \$85  = running & \$84 ;
-  assign \$86  = starved + starved_step;
-  assign \$87  = multiplies + multiplies_step;
-  assign \$88  = matrix_done ? \weights$666  : 32'd0;
-  assign \$89  = weights + weights_step;
+  assign \selected$213  = start_lane == 1'h1;
+  assign \selected$233  = start_lane == 2'h2;
+  assign \selected$253  = start_lane == 2'h3;
+  assign \selected$273  = start_lane == 3'h4;
+  assign \selected$293  = start_lane == 3'h5;
+  assign \selected$313  = start_lane == 3'h6;
+  assign \selected$333  = start_lane == 3'h7;
+  assign \selected$353  = start_lane == 4'h8;
+  assign \selected$373  = start_lane == 4'h9;
+  assign \selected$393  = start_lane == 4'ha;
+  assign \selected$413  = start_lane == 4'hb;
+  assign \selected$433  = start_lane == 4'hc;
+  assign \selected$453  = start_lane == 4'hd;
+  assign \selected$473  = start_lane == 4'he;
+  assign \selected$493  = start_lane == 4'hf;
+  assign \$20  = ~ lanes_cancel;
+  assign \i__valid$595  = \o__valid$596  & \$20 ;
+  assign \$21  = | in_flight;
+  assign \$22  = reading | \$21 ;
+  assign running = \$22  | finishing;
+  assign \$23  = 1'h0 + multiply;
+  assign \$24  = \$23  + \multiply$640 ;
+  assign \$25  = \$24  + \multiply$641 ;
+  assign \$26  = \$25  + \multiply$642 ;
+  assign \$27  = \$26  + \multiply$643 ;
+  assign \$28  = \$27  + \multiply$644 ;
+  assign \$29  = \$28  + \multiply$645 ;
+  assign \$30  = \$29  + \multiply$646 ;
+  assign \$31  = \$30  + \multiply$647 ;
+  assign \$32  = \$31  + \multiply$648 ;
+  assign \$33  = \$32  + \multiply$649 ;
+  assign \$34  = \$33  + \multiply$650 ;
+  assign \$35  = \$34  + \multiply$651 ;
+  assign \$36  = \$35  + \multiply$652 ;
+  assign \$37  = \$36  + \multiply$653 ;
+  assign \$38  = \$37  + \multiply$654 ;
+  assign \$39  = lanes_cancel ? 17'h00000 : \$38 ;
+  assign \$40  = ! code[32];
+  assign \$41  = load_code & \$40 ;
+  assign \$42  = ! code_write[1];
+  assign \$43  = code_write[0] & \$42 ;
+  assign \$44  = ! code_write[6:3];
+  assign \$45  = \$43  & \$44 ;
+  assign \$49  = ~ \$48 ;
+  assign \$50  = \$3  & \$49 ;
+  assign \$51  = ~ finishing;
+  assign \$52  = ~ \start$117 ;
+  assign \$53  = \$51  & \$52 ;
+  assign \$54  = | write[7:0];
+  assign \$55  = \$54  ? write : \vector_write$678 ;
+  assign \$56  = \start$104 [1] ? matrices[48:38] : matrices[13:3];
+  assign \$57  = \start$104 [38:23] - \$56 ;
+  assign \$58  = $signed(\$57 ) - $signed(2'h1);
+  assign \$59  = \start$104 [0] & \start$104 [39];
+  assign \$60  = 1'h1 << start_write[1];
+  assign \$61  = code_write[1] ? codes[87:44] : codes[43:0];
+  assign \$63  = code_write[2] ? \$61 [11:8] : \$61 [7:4];
+  assign \$64  = code_write[6:3] > \$63 ;
+  assign \$65  = \matrices$659  + matrices_step;
+  assign \$66  = cycles + cycles_step;
+  assign \$67  = \i__valid$10  & o__ready;
+  assign \$68  = words + words_step;
+  assign \$69  = payload_words + payload_words_step;
+  assign \$70  = ~ o__ready;
+  assign \$71  = \i__valid$10  & \$70 ;
+  assign \$72  = running & \$71 ;
+  assign \$73  = stalls + stalls_step;
+  assign \$74  = ~ \i__valid$10 ;
+  assign \$75  = running & \$74 ;
+  assign \$76  = starved + starved_step;
+  assign \$77  = multiplies + multiplies_step;
+  assign \$78  = matrix_done ? \weights$691  : 32'd0;
+  assign \$79  = weights + weights_step;
   always @(posedge clk)
-    was_coding <= \$90 ;
+    was_coding <= \$80 ;
   always @(posedge clk)
-    microcode_write <= \$91 ;
+    microcode_write <= \$81 ;
   always @(posedge clk)
-    banks_loaded <= \$92 ;
+    banks_loaded <= \$82 ;
   always @(posedge clk)
-    codes <= \$93 ;
+    codes <= \$83 ;
   always @(posedge clk)
-    \may_send$65  <= \$94 ;
+    \may_send$58  <= \$84 ;
   always @(posedge clk)
-    vector_write <= \$95 ;
+    may_allocate <= \$85 ;
   always @(posedge clk)
-    map_write <= \$96 ;
+    may_load_code <= \$86 ;
   always @(posedge clk)
-    \code_write$161  <= \$97 ;
+    may_load_bias <= \$87 ;
   always @(posedge clk)
-    start_write <= \$98 ;
+    vector_write <= \$88 ;
   always @(posedge clk)
-    start_lane <= \$99 ;
+    map_write <= \$89 ;
   always @(posedge clk)
-    \final  <= \$100 ;
+    \code_write$179  <= \$90 ;
   always @(posedge clk)
-    placed <= \$101 ;
+    start_write <= \$91 ;
   always @(posedge clk)
-    matrices_step <= \$102 ;
+    start_lane <= \$92 ;
   always @(posedge clk)
-    \matrices$640  <= \$103 ;
+    \final  <= \$93 ;
   always @(posedge clk)
-    cycles_step <= \$104 ;
+    placed <= \$94 ;
   always @(posedge clk)
-    cycles <= \$105 ;
+    lanes_cancel <= \$95 ;
   always @(posedge clk)
-    words_step <= \$106 ;
+    matrices_step <= \$96 ;
   always @(posedge clk)
-    words <= \$107 ;
+    \matrices$659  <= \$97 ;
   always @(posedge clk)
-    payload_words_step <= \$108 ;
+    cycles_step <= \$98 ;
   always @(posedge clk)
-    payload_words <= \$109 ;
+    cycles <= \$99 ;
   always @(posedge clk)
-    stalls_step <= \$110 ;
+    words_step <= \$100 ;
   always @(posedge clk)
-    stalls <= \$111 ;
+    words <= \$101 ;
   always @(posedge clk)
-    starved_step <= \$112 ;
+    payload_words_step <= \$102 ;
   always @(posedge clk)
-    starved <= \$113 ;
+    payload_words <= \$103 ;
   always @(posedge clk)
-    multiplies_step <= \$114 ;
+    stalls_step <= \$104 ;
   always @(posedge clk)
-    multiplies <= \$115 ;
+    stalls <= \$105 ;
   always @(posedge clk)
-    weights_step <= \$116 ;
+    starved_step <= \$106 ;
   always @(posedge clk)
-    weights <= \$117 ;
+    starved <= \$107 ;
+  always @(posedge clk)
+    multiplies_step <= \$108 ;
+  always @(posedge clk)
+    multiplies <= \$109 ;
+  always @(posedge clk)
+    weights_step <= \$110 ;
+  always @(posedge clk)
+    weights <= \$111 ;
   egret_m_ddr3_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
@@ -1276,19 +1302,44 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$654 ),
+    .map_write(\map_write$679 ),
     .rst(rst),
     .section__payload(section__payload),
     .section__ready(section__ready),
-    .start(\start$110 ),
+    .start(\start$104 ),
     .w_data(\i__payload$6 [63:0]),
     .w_en(words__valid),
     .\w_en$8 (section__valid),
     .words__ready(words__ready)
   );
+  egret_m_ddr3_core_fanout  fanout (
+    .beat(\$114 ),
+    .cancel(cancel),
+    .clk(clk),
+    .i__payload(\i__payload$134 ),
+    .i__ready(\o__ready$136 ),
+    .i__valid(\i__valid$138 ),
+    .port_0 (\roomy$158 ),
+    .port_1 (\roomy$159 ),
+    .port_2 (\roomy$160 ),
+    .port_3 (\roomy$161 ),
+    .port_4 (\roomy$162 ),
+    .port_5 (\roomy$163 ),
+    .port_6 (\roomy$164 ),
+    .port_7 (\roomy$165 ),
+    .port_8 (\roomy$166 ),
+    .port_9 (\roomy$167 ),
+    .port_10 (\roomy$168 ),
+    .port_11 (\roomy$169 ),
+    .port_12 (\roomy$170 ),
+    .port_13 (\roomy$171 ),
+    .port_14 (\roomy$172 ),
+    .port_15 (\roomy$173 ),
+    .rst(rst)
+  );
   egret_m_ddr3_core_finisher  finisher (
     .bias_write(bias_write),
-    .busy(\busy$61 ),
+    .busy(finishing),
     .clk(clk),
     .\job$52 (job),
     .kind(kind),
@@ -1298,9 +1349,9 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .o__valid(results__valid),
     .report(report),
     .rst(rst),
-    .start(\start$123 ),
+    .start(\start$117 ),
     .sums(sums),
-    .vector_write(\vector_write$653 ),
+    .vector_write(\vector_write$678 ),
     .walk(walk)
   );
   egret_m_ddr3_core_gearbox  gearbox (
@@ -1309,449 +1360,465 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$180 ),
-    .o__ready(\o__ready$140 ),
-    .o__valid(\o__valid$178 ),
+    .o__payload(\i__payload$134 ),
+    .o__ready(\o__ready$136 ),
+    .o__valid(\i__valid$138 ),
     .rst(rst)
   );
   egret_m_ddr3_core_lane  lane_0 (
-    .bad_index(\bad_index$601 ),
-    .bad_prefix(\bad_prefix$584 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$620 ),
+    .bad_prefix(\bad_prefix$603 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$179 ),
+    .\i__payload$41 (\i__payload$197 ),
     .\i__ready$43 (\i__ready$141 ),
-    .\i__valid$45 (\i__valid$177 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$59 (\o__payload$184 ),
-    .\o__ready$61 (\o__ready$185 ),
-    .\o__valid$63 (lane__valid),
+    .\o__payload$61 (\o__payload$202 ),
+    .\o__ready$63 (\o__ready$203 ),
+    .\o__valid$65 (lane__valid),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$158 ),
     .rst(rst),
     .selected(selected),
-    .settings(\settings$159 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_1 (
-    .bad_index(\bad_index$602 ),
-    .bad_prefix(\bad_prefix$585 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$621 ),
+    .bad_prefix(\bad_prefix$604 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$200 ),
+    .\i__payload$41 (\i__payload$218 ),
     .\i__ready$43 (\i__ready$142 ),
-    .\i__valid$45 (\i__valid$199 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$621 ),
-    .\o__payload$59 (\o__payload$204 ),
-    .\o__ready$61 (\o__ready$205 ),
-    .\o__valid$63 (\lane__valid$201 ),
+    .multiply(\multiply$640 ),
+    .\o__payload$61 (\o__payload$222 ),
+    .\o__ready$63 (\o__ready$223 ),
+    .\o__valid$65 (\lane__valid$219 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$159 ),
     .rst(rst),
-    .selected(\selected$195 ),
-    .settings(\settings$159 ),
+    .selected(\selected$213 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_10 (
-    .bad_index(\bad_index$611 ),
-    .bad_prefix(\bad_prefix$594 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$630 ),
+    .bad_prefix(\bad_prefix$613 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$380 ),
+    .\i__payload$41 (\i__payload$398 ),
     .\i__ready$43 (\i__ready$151 ),
-    .\i__valid$45 (\i__valid$379 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$630 ),
-    .\o__payload$59 (\o__payload$384 ),
-    .\o__ready$61 (\o__ready$385 ),
-    .\o__valid$63 (\lane__valid$381 ),
+    .multiply(\multiply$649 ),
+    .\o__payload$61 (\o__payload$402 ),
+    .\o__ready$63 (\o__ready$403 ),
+    .\o__valid$65 (\lane__valid$399 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$168 ),
     .rst(rst),
-    .selected(\selected$375 ),
-    .settings(\settings$159 ),
+    .selected(\selected$393 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_11 (
-    .bad_index(\bad_index$612 ),
-    .bad_prefix(\bad_prefix$595 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$631 ),
+    .bad_prefix(\bad_prefix$614 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$400 ),
+    .\i__payload$41 (\i__payload$418 ),
     .\i__ready$43 (\i__ready$152 ),
-    .\i__valid$45 (\i__valid$399 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$631 ),
-    .\o__payload$59 (\o__payload$404 ),
-    .\o__ready$61 (\o__ready$405 ),
-    .\o__valid$63 (\lane__valid$401 ),
+    .multiply(\multiply$650 ),
+    .\o__payload$61 (\o__payload$422 ),
+    .\o__ready$63 (\o__ready$423 ),
+    .\o__valid$65 (\lane__valid$419 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$169 ),
     .rst(rst),
-    .selected(\selected$395 ),
-    .settings(\settings$159 ),
+    .selected(\selected$413 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_12 (
-    .bad_index(\bad_index$613 ),
-    .bad_prefix(\bad_prefix$596 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$632 ),
+    .bad_prefix(\bad_prefix$615 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$420 ),
+    .\i__payload$41 (\i__payload$438 ),
     .\i__ready$43 (\i__ready$153 ),
-    .\i__valid$45 (\i__valid$419 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$632 ),
-    .\o__payload$59 (\o__payload$424 ),
-    .\o__ready$61 (\o__ready$425 ),
-    .\o__valid$63 (\lane__valid$421 ),
+    .multiply(\multiply$651 ),
+    .\o__payload$61 (\o__payload$442 ),
+    .\o__ready$63 (\o__ready$443 ),
+    .\o__valid$65 (\lane__valid$439 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$170 ),
     .rst(rst),
-    .selected(\selected$415 ),
-    .settings(\settings$159 ),
+    .selected(\selected$433 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_13 (
-    .bad_index(\bad_index$614 ),
-    .bad_prefix(\bad_prefix$597 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$633 ),
+    .bad_prefix(\bad_prefix$616 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$440 ),
+    .\i__payload$41 (\i__payload$458 ),
     .\i__ready$43 (\i__ready$154 ),
-    .\i__valid$45 (\i__valid$439 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$633 ),
-    .\o__payload$59 (\o__payload$444 ),
-    .\o__ready$61 (\o__ready$445 ),
-    .\o__valid$63 (\lane__valid$441 ),
+    .multiply(\multiply$652 ),
+    .\o__payload$61 (\o__payload$462 ),
+    .\o__ready$63 (\o__ready$463 ),
+    .\o__valid$65 (\lane__valid$459 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$171 ),
     .rst(rst),
-    .selected(\selected$435 ),
-    .settings(\settings$159 ),
+    .selected(\selected$453 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_14 (
-    .bad_index(\bad_index$615 ),
-    .bad_prefix(\bad_prefix$598 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$634 ),
+    .bad_prefix(\bad_prefix$617 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$460 ),
+    .\i__payload$41 (\i__payload$478 ),
     .\i__ready$43 (\i__ready$155 ),
-    .\i__valid$45 (\i__valid$459 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$634 ),
-    .\o__payload$59 (\o__payload$464 ),
-    .\o__ready$61 (\o__ready$465 ),
-    .\o__valid$63 (\lane__valid$461 ),
+    .multiply(\multiply$653 ),
+    .\o__payload$61 (\o__payload$482 ),
+    .\o__ready$63 (\o__ready$483 ),
+    .\o__valid$65 (\lane__valid$479 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$172 ),
     .rst(rst),
-    .selected(\selected$455 ),
-    .settings(\settings$159 ),
+    .selected(\selected$473 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_15 (
-    .bad_index(\bad_index$616 ),
-    .bad_prefix(\bad_prefix$599 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$635 ),
+    .bad_prefix(\bad_prefix$618 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$480 ),
+    .\i__payload$41 (\i__payload$498 ),
     .\i__ready$43 (\i__ready$156 ),
-    .\i__valid$45 (\i__valid$479 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$635 ),
-    .\o__payload$59 (\o__payload$484 ),
-    .\o__ready$61 (\o__ready$485 ),
-    .\o__valid$63 (\lane__valid$481 ),
+    .multiply(\multiply$654 ),
+    .\o__payload$61 (\o__payload$502 ),
+    .\o__ready$63 (\o__ready$503 ),
+    .\o__valid$65 (\lane__valid$499 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$173 ),
     .rst(rst),
-    .selected(\selected$475 ),
-    .settings(\settings$159 ),
+    .selected(\selected$493 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_2 (
-    .bad_index(\bad_index$603 ),
-    .bad_prefix(\bad_prefix$586 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$622 ),
+    .bad_prefix(\bad_prefix$605 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$220 ),
+    .\i__payload$41 (\i__payload$238 ),
     .\i__ready$43 (\i__ready$143 ),
-    .\i__valid$45 (\i__valid$219 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$622 ),
-    .\o__payload$59 (\o__payload$224 ),
-    .\o__ready$61 (\o__ready$225 ),
-    .\o__valid$63 (\lane__valid$221 ),
+    .multiply(\multiply$641 ),
+    .\o__payload$61 (\o__payload$242 ),
+    .\o__ready$63 (\o__ready$243 ),
+    .\o__valid$65 (\lane__valid$239 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$160 ),
     .rst(rst),
-    .selected(\selected$215 ),
-    .settings(\settings$159 ),
+    .selected(\selected$233 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_3 (
-    .bad_index(\bad_index$604 ),
-    .bad_prefix(\bad_prefix$587 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$623 ),
+    .bad_prefix(\bad_prefix$606 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$240 ),
+    .\i__payload$41 (\i__payload$258 ),
     .\i__ready$43 (\i__ready$144 ),
-    .\i__valid$45 (\i__valid$239 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$623 ),
-    .\o__payload$59 (\o__payload$244 ),
-    .\o__ready$61 (\o__ready$245 ),
-    .\o__valid$63 (\lane__valid$241 ),
+    .multiply(\multiply$642 ),
+    .\o__payload$61 (\o__payload$262 ),
+    .\o__ready$63 (\o__ready$263 ),
+    .\o__valid$65 (\lane__valid$259 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$161 ),
     .rst(rst),
-    .selected(\selected$235 ),
-    .settings(\settings$159 ),
+    .selected(\selected$253 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_4 (
-    .bad_index(\bad_index$605 ),
-    .bad_prefix(\bad_prefix$588 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$624 ),
+    .bad_prefix(\bad_prefix$607 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$260 ),
+    .\i__payload$41 (\i__payload$278 ),
     .\i__ready$43 (\i__ready$145 ),
-    .\i__valid$45 (\i__valid$259 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$624 ),
-    .\o__payload$59 (\o__payload$264 ),
-    .\o__ready$61 (\o__ready$265 ),
-    .\o__valid$63 (\lane__valid$261 ),
+    .multiply(\multiply$643 ),
+    .\o__payload$61 (\o__payload$282 ),
+    .\o__ready$63 (\o__ready$283 ),
+    .\o__valid$65 (\lane__valid$279 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$162 ),
     .rst(rst),
-    .selected(\selected$255 ),
-    .settings(\settings$159 ),
+    .selected(\selected$273 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_5 (
-    .bad_index(\bad_index$606 ),
-    .bad_prefix(\bad_prefix$589 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$625 ),
+    .bad_prefix(\bad_prefix$608 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$280 ),
+    .\i__payload$41 (\i__payload$298 ),
     .\i__ready$43 (\i__ready$146 ),
-    .\i__valid$45 (\i__valid$279 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$625 ),
-    .\o__payload$59 (\o__payload$284 ),
-    .\o__ready$61 (\o__ready$285 ),
-    .\o__valid$63 (\lane__valid$281 ),
+    .multiply(\multiply$644 ),
+    .\o__payload$61 (\o__payload$302 ),
+    .\o__ready$63 (\o__ready$303 ),
+    .\o__valid$65 (\lane__valid$299 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$163 ),
     .rst(rst),
-    .selected(\selected$275 ),
-    .settings(\settings$159 ),
+    .selected(\selected$293 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_6 (
-    .bad_index(\bad_index$607 ),
-    .bad_prefix(\bad_prefix$590 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$626 ),
+    .bad_prefix(\bad_prefix$609 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$300 ),
+    .\i__payload$41 (\i__payload$318 ),
     .\i__ready$43 (\i__ready$147 ),
-    .\i__valid$45 (\i__valid$299 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$626 ),
-    .\o__payload$59 (\o__payload$304 ),
-    .\o__ready$61 (\o__ready$305 ),
-    .\o__valid$63 (\lane__valid$301 ),
+    .multiply(\multiply$645 ),
+    .\o__payload$61 (\o__payload$322 ),
+    .\o__ready$63 (\o__ready$323 ),
+    .\o__valid$65 (\lane__valid$319 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$164 ),
     .rst(rst),
-    .selected(\selected$295 ),
-    .settings(\settings$159 ),
+    .selected(\selected$313 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_7 (
-    .bad_index(\bad_index$608 ),
-    .bad_prefix(\bad_prefix$591 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$627 ),
+    .bad_prefix(\bad_prefix$610 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$320 ),
+    .\i__payload$41 (\i__payload$338 ),
     .\i__ready$43 (\i__ready$148 ),
-    .\i__valid$45 (\i__valid$319 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$627 ),
-    .\o__payload$59 (\o__payload$324 ),
-    .\o__ready$61 (\o__ready$325 ),
-    .\o__valid$63 (\lane__valid$321 ),
+    .multiply(\multiply$646 ),
+    .\o__payload$61 (\o__payload$342 ),
+    .\o__ready$63 (\o__ready$343 ),
+    .\o__valid$65 (\lane__valid$339 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$165 ),
     .rst(rst),
-    .selected(\selected$315 ),
-    .settings(\settings$159 ),
+    .selected(\selected$333 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_8 (
-    .bad_index(\bad_index$609 ),
-    .bad_prefix(\bad_prefix$592 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$628 ),
+    .bad_prefix(\bad_prefix$611 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$340 ),
+    .\i__payload$41 (\i__payload$358 ),
     .\i__ready$43 (\i__ready$149 ),
-    .\i__valid$45 (\i__valid$339 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$628 ),
-    .\o__payload$59 (\o__payload$344 ),
-    .\o__ready$61 (\o__ready$345 ),
-    .\o__valid$63 (\lane__valid$341 ),
+    .multiply(\multiply$647 ),
+    .\o__payload$61 (\o__payload$362 ),
+    .\o__ready$63 (\o__ready$363 ),
+    .\o__valid$65 (\lane__valid$359 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$166 ),
     .rst(rst),
-    .selected(\selected$335 ),
-    .settings(\settings$159 ),
+    .selected(\selected$353 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane  lane_9 (
-    .bad_index(\bad_index$610 ),
-    .bad_prefix(\bad_prefix$593 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$629 ),
+    .bad_prefix(\bad_prefix$612 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$161 ),
+    .code_write(\code_write$179 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$360 ),
+    .\i__payload$41 (\i__payload$378 ),
     .\i__ready$43 (\i__ready$150 ),
-    .\i__valid$45 (\i__valid$359 ),
+    .\i__valid$45 (\$114 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$629 ),
-    .\o__payload$59 (\o__payload$364 ),
-    .\o__ready$61 (\o__ready$365 ),
-    .\o__valid$63 (\lane__valid$361 ),
+    .multiply(\multiply$648 ),
+    .\o__payload$61 (\o__payload$382 ),
+    .\o__ready$63 (\o__ready$383 ),
+    .\o__valid$65 (\lane__valid$379 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$167 ),
     .rst(rst),
-    .selected(\selected$355 ),
-    .settings(\settings$159 ),
+    .selected(\selected$373 ),
+    .settings(\settings$177 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane_settings  lane_settings (
-    .cancel(cancel),
     .clk(clk),
     .codes(codes),
+    .lanes_cancel(lanes_cancel),
     .matrices(matrices),
-    .o(\settings$159 ),
+    .o(\settings$177 ),
     .rst(rst),
     .start_write(start_write)
   );
@@ -1815,223 +1882,222 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   );
   egret_m_ddr3_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$489 ),
+    .behind__ready(\o__ready$507 ),
     .behind__valid(behind__valid),
-    .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$185 ),
+    .lane__ready(\o__ready$203 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$577 ),
-    .o__ready(\o__ready$579 ),
-    .o__valid(\i__valid$581 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$598 ),
+    .o__valid(\o__valid$596 ),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$493 ),
-    .behind__ready(\o__ready$495 ),
-    .behind__valid(\behind__valid$497 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$511 ),
+    .behind__ready(\o__ready$513 ),
+    .behind__valid(\behind__valid$515 ),
     .clk(clk),
-    .lane__payload(\lane__payload$203 ),
-    .lane__ready(\o__ready$205 ),
-    .lane__valid(\lane__valid$201 ),
+    .lane__payload(\lane__payload$221 ),
+    .lane__ready(\o__ready$223 ),
+    .lane__valid(\lane__valid$219 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(behind__payload),
-    .o__ready(\o__ready$489 ),
+    .o__ready(\o__ready$507 ),
     .o__valid(behind__valid),
     .rst(rst)
   );
   egret_m_ddr3_core_readout_10  readout_10 (
-    .behind__payload(\behind__payload$547 ),
-    .behind__ready(\o__ready$549 ),
-    .behind__valid(\behind__valid$551 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$383 ),
-    .lane__ready(\o__ready$385 ),
-    .lane__valid(\lane__valid$381 ),
-    .o__payload(\behind__payload$541 ),
-    .o__ready(\o__ready$543 ),
-    .o__valid(\behind__valid$545 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_readout_11  readout_11 (
-    .behind__payload(\behind__payload$553 ),
-    .behind__ready(\o__ready$555 ),
-    .behind__valid(\behind__valid$557 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$403 ),
-    .lane__ready(\o__ready$405 ),
-    .lane__valid(\lane__valid$401 ),
-    .o__payload(\behind__payload$547 ),
-    .o__ready(\o__ready$549 ),
-    .o__valid(\behind__valid$551 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_readout_12  readout_12 (
-    .behind__payload(\behind__payload$559 ),
-    .behind__ready(\o__ready$561 ),
-    .behind__valid(\behind__valid$563 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$423 ),
-    .lane__ready(\o__ready$425 ),
-    .lane__valid(\lane__valid$421 ),
-    .o__payload(\behind__payload$553 ),
-    .o__ready(\o__ready$555 ),
-    .o__valid(\behind__valid$557 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_readout_13  readout_13 (
     .behind__payload(\behind__payload$565 ),
     .behind__ready(\o__ready$567 ),
     .behind__valid(\behind__valid$569 ),
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$443 ),
-    .lane__ready(\o__ready$445 ),
-    .lane__valid(\lane__valid$441 ),
+    .lane__payload(\lane__payload$401 ),
+    .lane__ready(\o__ready$403 ),
+    .lane__valid(\lane__valid$399 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$559 ),
     .o__ready(\o__ready$561 ),
     .o__valid(\behind__valid$563 ),
     .rst(rst)
   );
-  egret_m_ddr3_core_readout_14  readout_14 (
+  egret_m_ddr3_core_readout_11  readout_11 (
     .behind__payload(\behind__payload$571 ),
     .behind__ready(\o__ready$573 ),
     .behind__valid(\behind__valid$575 ),
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$463 ),
-    .lane__ready(\o__ready$465 ),
-    .lane__valid(\lane__valid$461 ),
+    .lane__payload(\lane__payload$421 ),
+    .lane__ready(\o__ready$423 ),
+    .lane__valid(\lane__valid$419 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$565 ),
     .o__ready(\o__ready$567 ),
     .o__valid(\behind__valid$569 ),
     .rst(rst)
   );
-  egret_m_ddr3_core_readout_15  readout_15 (
-    .cancel(cancel),
+  egret_m_ddr3_core_readout_12  readout_12 (
+    .behind__payload(\behind__payload$577 ),
+    .behind__ready(\o__ready$579 ),
+    .behind__valid(\behind__valid$581 ),
     .clk(clk),
-    .lane__payload(\lane__payload$483 ),
-    .lane__ready(\o__ready$485 ),
-    .lane__valid(\lane__valid$481 ),
+    .lane__payload(\lane__payload$441 ),
+    .lane__ready(\o__ready$443 ),
+    .lane__valid(\lane__valid$439 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$571 ),
     .o__ready(\o__ready$573 ),
     .o__valid(\behind__valid$575 ),
     .rst(rst)
   );
+  egret_m_ddr3_core_readout_13  readout_13 (
+    .behind__payload(\behind__payload$583 ),
+    .behind__ready(\o__ready$585 ),
+    .behind__valid(\behind__valid$587 ),
+    .clk(clk),
+    .lane__payload(\lane__payload$461 ),
+    .lane__ready(\o__ready$463 ),
+    .lane__valid(\lane__valid$459 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$577 ),
+    .o__ready(\o__ready$579 ),
+    .o__valid(\behind__valid$581 ),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_readout_14  readout_14 (
+    .behind__payload(\behind__payload$589 ),
+    .behind__ready(\o__ready$591 ),
+    .behind__valid(\behind__valid$593 ),
+    .clk(clk),
+    .lane__payload(\lane__payload$481 ),
+    .lane__ready(\o__ready$483 ),
+    .lane__valid(\lane__valid$479 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$583 ),
+    .o__ready(\o__ready$585 ),
+    .o__valid(\behind__valid$587 ),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_readout_15  readout_15 (
+    .clk(clk),
+    .lane__payload(\lane__payload$501 ),
+    .lane__ready(\o__ready$503 ),
+    .lane__valid(\lane__valid$499 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$589 ),
+    .o__ready(\o__ready$591 ),
+    .o__valid(\behind__valid$593 ),
+    .rst(rst)
+  );
   egret_m_ddr3_core_readout_2  readout_2 (
-    .behind__payload(\behind__payload$499 ),
-    .behind__ready(\o__ready$501 ),
-    .behind__valid(\behind__valid$503 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$223 ),
-    .lane__ready(\o__ready$225 ),
-    .lane__valid(\lane__valid$221 ),
-    .o__payload(\behind__payload$493 ),
-    .o__ready(\o__ready$495 ),
-    .o__valid(\behind__valid$497 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_readout_3  readout_3 (
-    .behind__payload(\behind__payload$505 ),
-    .behind__ready(\o__ready$507 ),
-    .behind__valid(\behind__valid$509 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$243 ),
-    .lane__ready(\o__ready$245 ),
-    .lane__valid(\lane__valid$241 ),
-    .o__payload(\behind__payload$499 ),
-    .o__ready(\o__ready$501 ),
-    .o__valid(\behind__valid$503 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_readout_4  readout_4 (
-    .behind__payload(\behind__payload$511 ),
-    .behind__ready(\o__ready$513 ),
-    .behind__valid(\behind__valid$515 ),
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$263 ),
-    .lane__ready(\o__ready$265 ),
-    .lane__valid(\lane__valid$261 ),
-    .o__payload(\behind__payload$505 ),
-    .o__ready(\o__ready$507 ),
-    .o__valid(\behind__valid$509 ),
-    .rst(rst)
-  );
-  egret_m_ddr3_core_readout_5  readout_5 (
     .behind__payload(\behind__payload$517 ),
     .behind__ready(\o__ready$519 ),
     .behind__valid(\behind__valid$521 ),
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$283 ),
-    .lane__ready(\o__ready$285 ),
-    .lane__valid(\lane__valid$281 ),
+    .lane__payload(\lane__payload$241 ),
+    .lane__ready(\o__ready$243 ),
+    .lane__valid(\lane__valid$239 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$511 ),
     .o__ready(\o__ready$513 ),
     .o__valid(\behind__valid$515 ),
     .rst(rst)
   );
-  egret_m_ddr3_core_readout_6  readout_6 (
+  egret_m_ddr3_core_readout_3  readout_3 (
     .behind__payload(\behind__payload$523 ),
     .behind__ready(\o__ready$525 ),
     .behind__valid(\behind__valid$527 ),
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$303 ),
-    .lane__ready(\o__ready$305 ),
-    .lane__valid(\lane__valid$301 ),
+    .lane__payload(\lane__payload$261 ),
+    .lane__ready(\o__ready$263 ),
+    .lane__valid(\lane__valid$259 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$517 ),
     .o__ready(\o__ready$519 ),
     .o__valid(\behind__valid$521 ),
     .rst(rst)
   );
-  egret_m_ddr3_core_readout_7  readout_7 (
+  egret_m_ddr3_core_readout_4  readout_4 (
     .behind__payload(\behind__payload$529 ),
     .behind__ready(\o__ready$531 ),
     .behind__valid(\behind__valid$533 ),
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$323 ),
-    .lane__ready(\o__ready$325 ),
-    .lane__valid(\lane__valid$321 ),
+    .lane__payload(\lane__payload$281 ),
+    .lane__ready(\o__ready$283 ),
+    .lane__valid(\lane__valid$279 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$523 ),
     .o__ready(\o__ready$525 ),
     .o__valid(\behind__valid$527 ),
     .rst(rst)
   );
-  egret_m_ddr3_core_readout_8  readout_8 (
+  egret_m_ddr3_core_readout_5  readout_5 (
     .behind__payload(\behind__payload$535 ),
     .behind__ready(\o__ready$537 ),
     .behind__valid(\behind__valid$539 ),
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$343 ),
-    .lane__ready(\o__ready$345 ),
-    .lane__valid(\lane__valid$341 ),
+    .lane__payload(\lane__payload$301 ),
+    .lane__ready(\o__ready$303 ),
+    .lane__valid(\lane__valid$299 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$529 ),
     .o__ready(\o__ready$531 ),
     .o__valid(\behind__valid$533 ),
     .rst(rst)
   );
-  egret_m_ddr3_core_readout_9  readout_9 (
+  egret_m_ddr3_core_readout_6  readout_6 (
     .behind__payload(\behind__payload$541 ),
     .behind__ready(\o__ready$543 ),
     .behind__valid(\behind__valid$545 ),
-    .cancel(cancel),
     .clk(clk),
-    .lane__payload(\lane__payload$363 ),
-    .lane__ready(\o__ready$365 ),
-    .lane__valid(\lane__valid$361 ),
+    .lane__payload(\lane__payload$321 ),
+    .lane__ready(\o__ready$323 ),
+    .lane__valid(\lane__valid$319 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$535 ),
     .o__ready(\o__ready$537 ),
     .o__valid(\behind__valid$539 ),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_readout_7  readout_7 (
+    .behind__payload(\behind__payload$547 ),
+    .behind__ready(\o__ready$549 ),
+    .behind__valid(\behind__valid$551 ),
+    .clk(clk),
+    .lane__payload(\lane__payload$341 ),
+    .lane__ready(\o__ready$343 ),
+    .lane__valid(\lane__valid$339 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$541 ),
+    .o__ready(\o__ready$543 ),
+    .o__valid(\behind__valid$545 ),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_readout_8  readout_8 (
+    .behind__payload(\behind__payload$553 ),
+    .behind__ready(\o__ready$555 ),
+    .behind__valid(\behind__valid$557 ),
+    .clk(clk),
+    .lane__payload(\lane__payload$361 ),
+    .lane__ready(\o__ready$363 ),
+    .lane__valid(\lane__valid$359 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$547 ),
+    .o__ready(\o__ready$549 ),
+    .o__valid(\behind__valid$551 ),
+    .rst(rst)
+  );
+  egret_m_ddr3_core_readout_9  readout_9 (
+    .behind__payload(\behind__payload$559 ),
+    .behind__ready(\o__ready$561 ),
+    .behind__valid(\behind__valid$563 ),
+    .clk(clk),
+    .lane__payload(\lane__payload$381 ),
+    .lane__ready(\o__ready$383 ),
+    .lane__valid(\lane__valid$379 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$553 ),
+    .o__ready(\o__ready$555 ),
+    .o__valid(\behind__valid$557 ),
     .rst(rst)
   );
   egret_m_ddr3_core_store  store (
@@ -2041,13 +2107,12 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$577 ),
-    .i__ready(\o__ready$579 ),
-    .i__valid(\i__valid$581 ),
-    .\release (\release$116 ),
+    .i__payload(\i__payload$598 ),
+    .i__valid(\i__valid$595 ),
+    .\release (\release$110 ),
     .rows(rows),
     .rst(rst),
-    .start(\start$110 ),
+    .start(\start$104 ),
     .sums(sums),
     .walk(walk),
     .wipe(wipe),
@@ -2062,64 +2127,64 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .clk(clk),
     .column_bits(column_bits),
     .complete(complete),
-    .finish(\start$123 ),
-    .finishing(\busy$61 ),
+    .finish(\start$117 ),
+    .finishing(finishing),
     .go(go),
     .header(header),
     .in_flight(in_flight),
     .job(job),
     .judged(matrix_done),
     .kept(kept),
-    .late(late),
-    .late_error(late_error),
-    .late_position(late_position),
+    .\late$70 (late),
+    .\late_error$71 (late_error),
+    .\late_position$56 (late_position),
     .load_allow(allow),
     .load_beats(load_beats),
     .load_ended(load_ended),
     .load_memory(memory),
     .load_release(\release ),
     .matrices(matrices),
-    .may_allocate(may_allocate),
+    .may_allocate(\may_allocate$673 ),
     .parity(parity),
-    .\passed$57 (passed),
-    .\placed$58 (placed),
-    .port_0 (\bad_prefix$584 ),
-    .port_1 (\bad_index$601 ),
-    .port_2 (\bad_prefix$585 ),
-    .port_3 (\bad_index$602 ),
-    .port_4 (\bad_prefix$586 ),
-    .port_5 (\bad_index$603 ),
-    .port_6 (\bad_prefix$587 ),
-    .port_7 (\bad_index$604 ),
-    .port_8 (\bad_prefix$588 ),
-    .port_9 (\bad_index$605 ),
-    .port_10 (\bad_prefix$589 ),
-    .port_11 (\bad_index$606 ),
-    .port_12 (\bad_prefix$590 ),
-    .port_13 (\bad_index$607 ),
-    .port_14 (\bad_prefix$591 ),
-    .port_15 (\bad_index$608 ),
-    .port_16 (\bad_prefix$592 ),
-    .port_17 (\bad_index$609 ),
-    .port_18 (\bad_prefix$593 ),
-    .port_19 (\bad_index$610 ),
-    .port_20 (\bad_prefix$594 ),
-    .port_21 (\bad_index$611 ),
-    .port_22 (\bad_prefix$595 ),
-    .port_23 (\bad_index$612 ),
-    .port_24 (\bad_prefix$596 ),
-    .port_25 (\bad_index$613 ),
-    .port_26 (\bad_prefix$597 ),
-    .port_27 (\bad_index$614 ),
-    .port_28 (\bad_prefix$598 ),
-    .port_29 (\bad_index$615 ),
-    .port_30 (\bad_prefix$599 ),
-    .port_31 (\bad_index$616 ),
-    .\release (\release$116 ),
+    .\passed$65 (passed),
+    .\placed$66 (placed),
+    .port_0 (\bad_prefix$603 ),
+    .port_1 (\bad_index$620 ),
+    .port_2 (\bad_prefix$604 ),
+    .port_3 (\bad_index$621 ),
+    .port_4 (\bad_prefix$605 ),
+    .port_5 (\bad_index$622 ),
+    .port_6 (\bad_prefix$606 ),
+    .port_7 (\bad_index$623 ),
+    .port_8 (\bad_prefix$607 ),
+    .port_9 (\bad_index$624 ),
+    .port_10 (\bad_prefix$608 ),
+    .port_11 (\bad_index$625 ),
+    .port_12 (\bad_prefix$609 ),
+    .port_13 (\bad_index$626 ),
+    .port_14 (\bad_prefix$610 ),
+    .port_15 (\bad_index$627 ),
+    .port_16 (\bad_prefix$611 ),
+    .port_17 (\bad_index$628 ),
+    .port_18 (\bad_prefix$612 ),
+    .port_19 (\bad_index$629 ),
+    .port_20 (\bad_prefix$613 ),
+    .port_21 (\bad_index$630 ),
+    .port_22 (\bad_prefix$614 ),
+    .port_23 (\bad_index$631 ),
+    .port_24 (\bad_prefix$615 ),
+    .port_25 (\bad_index$632 ),
+    .port_26 (\bad_prefix$616 ),
+    .port_27 (\bad_index$633 ),
+    .port_28 (\bad_prefix$617 ),
+    .port_29 (\bad_index$634 ),
+    .port_30 (\bad_prefix$618 ),
+    .port_31 (\bad_index$635 ),
+    .\release (\release$110 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$666 )
+    .weights(\weights$691 )
   );
   egret_m_ddr3_core_weights_in  weights_in (
     .clk(clk),
@@ -2136,145 +2201,233 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .port_0 (\$119 ),
+    .port_0 (\$113 ),
     .rst(rst),
     .settings(codes[43:0]),
     .start(start),
-    .word(\$118 )
+    .word(\$112 )
   );
   always @* begin
     if (time_zero ) begin end
-    \$90  = coding;
+    \$80  = coding;
     if (cancel) begin
-      \$90  = 1'h0;
+      \$80  = 1'h0;
     end
     if (rst) begin
-      \$90  = 1'h0;
+      \$80  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$91  = { 4'h0, \$118 , \$119  };
+    \$81  = { 4'h0, \$112 , \$113  };
     if (rst) begin
-      \$91  = 29'h00000000;
+      \$81  = 29'h00000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$92  = banks_loaded;
-    if (\$58 ) begin
-      \$92  = 1'h1;
+    \$82  = banks_loaded;
+    if (\$41 ) begin
+      \$82  = 1'h1;
     end
     if (cancel) begin
-      \$92  = 1'h0;
+      \$82  = 1'h0;
     end
     if (rst) begin
-      \$92  = 1'h0;
+      \$82  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$93  = codes;
-    if (\$58 ) begin
-      \$93 [0] = code[33];
-      \$93 [1] = code[34];
-      \$93 [2] = code[35];
-      \$93 [3] = code[36];
-      \$93 [7:4] = code[40:37];
-      \$93 [11:8] = code[44:41];
+    \$83  = codes;
+    if (\$41 ) begin
+      \$83 [0] = code[33];
+      \$83 [1] = code[34];
+      \$83 [2] = code[35];
+      \$83 [3] = code[36];
+      \$83 [7:4] = code[40:37];
+      \$83 [11:8] = code[44:41];
     end
-    if (\$62 ) begin
+    if (\$45 ) begin
       (* full_case = 32'd1 *)
       if (code_write[2]) begin
-        \$93 [19:16] = code_write[10:7];
-        \$93 [43:32] = code_write[22:11];
+        \$83 [19:16] = code_write[10:7];
+        \$83 [43:32] = code_write[22:11];
       end else begin
-        \$93 [15:12] = code_write[10:7];
-        \$93 [31:20] = code_write[22:11];
+        \$83 [15:12] = code_write[10:7];
+        \$83 [31:20] = code_write[22:11];
       end
     end
     if (rst) begin
-      \$93  = 88'h0000000000000000000000;
+      \$83  = 88'h0000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$94  = \$3 ;
+    \$84  = \$3 ;
     if (rst) begin
-      \$94  = 1'h0;
+      \$84  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$95  = \$65 ;
+    \$85  = \may_allocate$673 ;
     if (rst) begin
-      \$95  = 80'h00000000000000000000;
+      \$85  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$96  = \map_write$654 ;
+    \$86  = \$50 ;
     if (rst) begin
-      \$96  = 27'h0000000;
+      \$86  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$97  = code_write;
-    if (\$74 ) begin
-      \$97 [10:7] = \code_write$161 [10:7];
-      \$97 [22:11] = \code_write$161 [22:11];
+    \$87  = \$53 ;
+    if (rst) begin
+      \$87  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$88  = \$55 ;
+    if (rst) begin
+      \$88  = 80'h00000000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$89  = \map_write$679 ;
+    if (rst) begin
+      \$89  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$90  = code_write;
+    if (\$64 ) begin
+      \$90 [10:7] = \code_write$179 [10:7];
+      \$90 [22:11] = \code_write$179 [22:11];
     end
     if (rst) begin
-      \$97  = 23'h000000;
+      \$90  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$98 [0] = \start$110 [0];
-    \$98 [1] = \start$110 [1];
-    \$98 [2] = \start$110 [2];
-    \$98 [15:3] = \$68 [12:0];
+    \$91 [0] = \start$104 [0];
+    \$91 [1] = \start$104 [1];
+    \$91 [2] = \start$104 [2];
+    \$91 [15:3] = \$58 [12:0];
     if (cancel) begin
-      \$98 [0] = 1'h0;
+      \$91 [0] = 1'h0;
     end
     if (rst) begin
-      \$98  = 16'h0000;
+      \$91  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$99  = \start$110 [6:3];
+    \$92  = \start$104 [6:3];
     if (rst) begin
-      \$99  = 4'h0;
+      \$92  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$100  = \$69 ;
+    \$93  = \$59 ;
     if (cancel) begin
-      \$100  = 1'h0;
+      \$93  = 1'h0;
     end
     if (rst) begin
-      \$100  = 1'h0;
+      \$93  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$101  = 2'h0;
+    \$94  = 2'h0;
     if (\final ) begin
-      \$101  = \$70 ;
+      \$94  = \$60 ;
     end
     if (cancel) begin
-      \$101  = 2'h0;
+      \$94  = 2'h0;
     end
     if (rst) begin
-      \$101  = 2'h0;
+      \$94  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$102  = matrix_done;
+    \$95  = cancel;
+    if (rst) begin
+      \$95  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$96  = matrix_done;
+    if (clear) begin
+      \$96  = 1'h0;
+    end
+    if (rst) begin
+      \$96  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$97  = \$65 [31:0];
+    if (clear) begin
+      \$97  = 32'd0;
+    end
+    if (rst) begin
+      \$97  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$98  = running;
+    if (clear) begin
+      \$98  = 1'h0;
+    end
+    if (rst) begin
+      \$98  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$99  = \$66 [31:0];
+    if (clear) begin
+      \$99  = 32'd0;
+    end
+    if (rst) begin
+      \$99  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$100  = \$67 ;
+    if (clear) begin
+      \$100  = 1'h0;
+    end
+    if (rst) begin
+      \$100  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$101  = \$68 [31:0];
+    if (clear) begin
+      \$101  = 32'd0;
+    end
+    if (rst) begin
+      \$101  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$102  = payload_word;
     if (clear) begin
       \$102  = 1'h0;
     end
@@ -2284,7 +2437,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$103  = \$75 [31:0];
+    \$103  = \$69 [31:0];
     if (clear) begin
       \$103  = 32'd0;
     end
@@ -2294,7 +2447,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$104  = running;
+    \$104  = \$72 ;
     if (clear) begin
       \$104  = 1'h0;
     end
@@ -2304,7 +2457,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$105  = \$76 [31:0];
+    \$105  = \$73 [31:0];
     if (clear) begin
       \$105  = 32'd0;
     end
@@ -2314,7 +2467,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$106  = \$77 ;
+    \$106  = \$75 ;
     if (clear) begin
       \$106  = 1'h0;
     end
@@ -2324,7 +2477,7 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = \$78 [31:0];
+    \$107  = \$76 [31:0];
     if (clear) begin
       \$107  = 32'd0;
     end
@@ -2334,17 +2487,17 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$108  = payload_word;
+    \$108  = \$39 [4:0];
     if (clear) begin
-      \$108  = 1'h0;
+      \$108  = 5'h00;
     end
     if (rst) begin
-      \$108  = 1'h0;
+      \$108  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$109  = \$79 [31:0];
+    \$109  = \$77 [31:0];
     if (clear) begin
       \$109  = 32'd0;
     end
@@ -2354,82 +2507,22 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   end
   always @* begin
     if (time_zero ) begin end
-    \$110  = \$82 ;
+    \$110  = \$78 ;
     if (clear) begin
-      \$110  = 1'h0;
+      \$110  = 32'd0;
     end
     if (rst) begin
-      \$110  = 1'h0;
+      \$110  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$111  = \$83 [31:0];
+    \$111  = \$79 [31:0];
     if (clear) begin
       \$111  = 32'd0;
     end
     if (rst) begin
       \$111  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$112  = \$85 ;
-    if (clear) begin
-      \$112  = 1'h0;
-    end
-    if (rst) begin
-      \$112  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$113  = \$86 [31:0];
-    if (clear) begin
-      \$113  = 32'd0;
-    end
-    if (rst) begin
-      \$113  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$114  = \$56 [4:0];
-    if (clear) begin
-      \$114  = 5'h00;
-    end
-    if (rst) begin
-      \$114  = 5'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$115  = \$87 [31:0];
-    if (clear) begin
-      \$115  = 32'd0;
-    end
-    if (rst) begin
-      \$115  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$116  = \$88 ;
-    if (clear) begin
-      \$116  = 32'd0;
-    end
-    if (rst) begin
-      \$116  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$117  = \$89 [31:0];
-    if (clear) begin
-      \$117  = 32'd0;
-    end
-    if (rst) begin
-      \$117  = 32'd0;
     end
   end
   assign weights__payload = i__payload;
@@ -2457,267 +2550,281 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign settings = codes[43:0];
   assign \code_write$48  = code_write;
   assign \clear$52  = clear;
-  assign \may_allocate$54  = may_allocate;
-  assign \parity$56  = parity;
+  assign \parity$54  = parity;
   assign loaded = banks_loaded;
-  assign \kept$67  = kept;
-  assign \in_flight$69  = in_flight;
-  assign \late$71  = late;
-  assign \late_error$73  = late_error;
-  assign \late_position$75  = late_position;
-  assign \wiped$79  = wiped;
-  assign \allocate$81  = allocate;
+  assign \kept$60  = kept;
+  assign \in_flight$62  = in_flight;
+  assign \late$64  = late;
+  assign \late_error$66  = late_error;
+  assign \late_position$68  = late_position;
+  assign \wiped$72  = wiped;
+  assign \allocate$74  = allocate;
   assign matrix = header;
-  assign \passed$85  = passed;
-  assign \cancel$87  = cancel;
+  assign \passed$78  = passed;
+  assign \cancel$80  = cancel;
   assign beats = load_beats;
   assign ended = load_ended;
-  assign \complete$93  = complete;
-  assign \beyond$95  = beyond;
-  assign \beyond_substream$97  = beyond_substream;
-  assign finishing = \busy$61 ;
+  assign \complete$86  = complete;
+  assign \beyond$88  = beyond;
+  assign \beyond_substream$90  = beyond_substream;
+  assign \busy$92  = finishing;
   assign load_allow = allow;
   assign load_memory = memory;
   assign load_release = \release ;
-  assign \cancel$105  = cancel;
-  assign \halted$107  = halted;
-  assign \column_bits$109  = column_bits;
-  assign \start$111  = \start$110 ;
-  assign \rows$113  = rows;
+  assign \cancel$99  = cancel;
+  assign \halted$101  = halted;
+  assign \column_bits$103  = column_bits;
+  assign \start$105  = \start$104 ;
+  assign \rows$107  = rows;
   assign row_banks = banks;
-  assign \release$117  = \release$116 ;
-  assign \cancel$118  = cancel;
-  assign \walk$120  = walk;
-  assign \wipe$122  = wipe;
-  assign finish = \start$123 ;
-  assign \job$126  = job;
-  assign \sums$128  = sums;
-  assign \bias_write$130  = bias_write;
+  assign \release$111  = \release$110 ;
+  assign \cancel$112  = cancel;
+  assign \walk$114  = walk;
+  assign \wipe$116  = wipe;
+  assign finish = \start$117 ;
+  assign \job$120  = job;
+  assign \sums$122  = sums;
+  assign \bias_write$124  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$135  = codes;
-  assign \matrices$137  = matrices;
-  assign \start_write$139  = start_write;
-  assign \codes$157  = codes;
-  assign \banks$158  = { matrices[35], matrices[0] };
-  assign o = \settings$159 ;
-  assign \code_write$162  = \code_write$161 ;
-  assign \microcode_write$164  = microcode_write;
-  assign \map_write$166  = map_write;
-  assign \vector_write$168  = vector_write;
-  assign \start_write$169  = start_write;
+  assign \codes$129  = codes;
+  assign \matrices$131  = matrices;
+  assign \start_write$133  = start_write;
+  assign \o__payload$135  = \i__payload$134 ;
+  assign \i__ready$137  = \o__ready$136 ;
+  assign \o__valid$139  = \i__valid$138 ;
+  assign ready = { \i__ready$156 , \i__ready$155 , \i__ready$154 , \i__ready$153 , \i__ready$152 , \i__ready$151 , \i__ready$150 , \i__ready$149 , \i__ready$148 , \i__ready$147 , \i__ready$146 , \i__ready$145 , \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
+  assign roomy = { \roomy$173 , \roomy$172 , \roomy$171 , \roomy$170 , \roomy$169 , \roomy$168 , \roomy$167 , \roomy$166 , \roomy$165 , \roomy$164 , \roomy$163 , \roomy$162 , \roomy$161 , \roomy$160 , \roomy$159 , \roomy$158  };
+  assign \cancel$174  = cancel;
+  assign \codes$175  = codes;
+  assign \banks$176  = { matrices[35], matrices[0] };
+  assign o = \settings$177 ;
+  assign \code_write$180  = \code_write$179 ;
+  assign \microcode_write$182  = microcode_write;
+  assign \map_write$184  = map_write;
+  assign \vector_write$186  = vector_write;
+  assign \start_write$187  = start_write;
   assign settling = drain;
-  assign \go$175  = go;
-  assign clear_errors = \release$116 ;
-  assign \o__valid$182  = lane__valid;
-  assign lane__ready = \o__ready$185 ;
-  assign \codes$187  = codes;
-  assign \banks$188  = { matrices[35], matrices[0] };
-  assign \settings$189  = \settings$159 ;
-  assign \code_write$190  = \code_write$161 ;
-  assign \microcode_write$191  = microcode_write;
-  assign \map_write$192  = map_write;
-  assign \vector_write$193  = vector_write;
-  assign \start_write$194  = start_write;
-  assign \drain$196  = drain;
-  assign \go$197  = go;
-  assign \clear_errors$198  = \release$116 ;
-  assign \o__valid$202  = \lane__valid$201 ;
-  assign \lane__ready$206  = \o__ready$205 ;
-  assign \codes$207  = codes;
-  assign \banks$208  = { matrices[35], matrices[0] };
-  assign \settings$209  = \settings$159 ;
-  assign \code_write$210  = \code_write$161 ;
-  assign \microcode_write$211  = microcode_write;
-  assign \map_write$212  = map_write;
-  assign \vector_write$213  = vector_write;
-  assign \start_write$214  = start_write;
-  assign \drain$216  = drain;
-  assign \go$217  = go;
-  assign \clear_errors$218  = \release$116 ;
-  assign \o__valid$222  = \lane__valid$221 ;
-  assign \lane__ready$226  = \o__ready$225 ;
-  assign \codes$227  = codes;
-  assign \banks$228  = { matrices[35], matrices[0] };
-  assign \settings$229  = \settings$159 ;
-  assign \code_write$230  = \code_write$161 ;
-  assign \microcode_write$231  = microcode_write;
-  assign \map_write$232  = map_write;
-  assign \vector_write$233  = vector_write;
-  assign \start_write$234  = start_write;
-  assign \drain$236  = drain;
-  assign \go$237  = go;
-  assign \clear_errors$238  = \release$116 ;
-  assign \o__valid$242  = \lane__valid$241 ;
-  assign \lane__ready$246  = \o__ready$245 ;
-  assign \codes$247  = codes;
-  assign \banks$248  = { matrices[35], matrices[0] };
-  assign \settings$249  = \settings$159 ;
-  assign \code_write$250  = \code_write$161 ;
-  assign \microcode_write$251  = microcode_write;
-  assign \map_write$252  = map_write;
-  assign \vector_write$253  = vector_write;
-  assign \start_write$254  = start_write;
-  assign \drain$256  = drain;
-  assign \go$257  = go;
-  assign \clear_errors$258  = \release$116 ;
-  assign \o__valid$262  = \lane__valid$261 ;
-  assign \lane__ready$266  = \o__ready$265 ;
-  assign \codes$267  = codes;
-  assign \banks$268  = { matrices[35], matrices[0] };
-  assign \settings$269  = \settings$159 ;
-  assign \code_write$270  = \code_write$161 ;
-  assign \microcode_write$271  = microcode_write;
-  assign \map_write$272  = map_write;
-  assign \vector_write$273  = vector_write;
-  assign \start_write$274  = start_write;
-  assign \drain$276  = drain;
-  assign \go$277  = go;
-  assign \clear_errors$278  = \release$116 ;
-  assign \o__valid$282  = \lane__valid$281 ;
-  assign \lane__ready$286  = \o__ready$285 ;
-  assign \codes$287  = codes;
-  assign \banks$288  = { matrices[35], matrices[0] };
-  assign \settings$289  = \settings$159 ;
-  assign \code_write$290  = \code_write$161 ;
-  assign \microcode_write$291  = microcode_write;
-  assign \map_write$292  = map_write;
-  assign \vector_write$293  = vector_write;
-  assign \start_write$294  = start_write;
-  assign \drain$296  = drain;
-  assign \go$297  = go;
-  assign \clear_errors$298  = \release$116 ;
-  assign \o__valid$302  = \lane__valid$301 ;
-  assign \lane__ready$306  = \o__ready$305 ;
-  assign \codes$307  = codes;
-  assign \banks$308  = { matrices[35], matrices[0] };
-  assign \settings$309  = \settings$159 ;
-  assign \code_write$310  = \code_write$161 ;
-  assign \microcode_write$311  = microcode_write;
-  assign \map_write$312  = map_write;
-  assign \vector_write$313  = vector_write;
-  assign \start_write$314  = start_write;
-  assign \drain$316  = drain;
-  assign \go$317  = go;
-  assign \clear_errors$318  = \release$116 ;
-  assign \o__valid$322  = \lane__valid$321 ;
-  assign \lane__ready$326  = \o__ready$325 ;
-  assign \codes$327  = codes;
-  assign \banks$328  = { matrices[35], matrices[0] };
-  assign \settings$329  = \settings$159 ;
-  assign \code_write$330  = \code_write$161 ;
-  assign \microcode_write$331  = microcode_write;
-  assign \map_write$332  = map_write;
-  assign \vector_write$333  = vector_write;
-  assign \start_write$334  = start_write;
-  assign \drain$336  = drain;
-  assign \go$337  = go;
-  assign \clear_errors$338  = \release$116 ;
-  assign \o__valid$342  = \lane__valid$341 ;
-  assign \lane__ready$346  = \o__ready$345 ;
-  assign \codes$347  = codes;
-  assign \banks$348  = { matrices[35], matrices[0] };
-  assign \settings$349  = \settings$159 ;
-  assign \code_write$350  = \code_write$161 ;
-  assign \microcode_write$351  = microcode_write;
-  assign \map_write$352  = map_write;
-  assign \vector_write$353  = vector_write;
-  assign \start_write$354  = start_write;
-  assign \drain$356  = drain;
-  assign \go$357  = go;
-  assign \clear_errors$358  = \release$116 ;
-  assign \o__valid$362  = \lane__valid$361 ;
-  assign \lane__ready$366  = \o__ready$365 ;
-  assign \codes$367  = codes;
-  assign \banks$368  = { matrices[35], matrices[0] };
-  assign \settings$369  = \settings$159 ;
-  assign \code_write$370  = \code_write$161 ;
-  assign \microcode_write$371  = microcode_write;
-  assign \map_write$372  = map_write;
-  assign \vector_write$373  = vector_write;
-  assign \start_write$374  = start_write;
-  assign \drain$376  = drain;
-  assign \go$377  = go;
-  assign \clear_errors$378  = \release$116 ;
-  assign \o__valid$382  = \lane__valid$381 ;
-  assign \lane__ready$386  = \o__ready$385 ;
-  assign \codes$387  = codes;
-  assign \banks$388  = { matrices[35], matrices[0] };
-  assign \settings$389  = \settings$159 ;
-  assign \code_write$390  = \code_write$161 ;
-  assign \microcode_write$391  = microcode_write;
-  assign \map_write$392  = map_write;
-  assign \vector_write$393  = vector_write;
-  assign \start_write$394  = start_write;
-  assign \drain$396  = drain;
-  assign \go$397  = go;
-  assign \clear_errors$398  = \release$116 ;
-  assign \o__valid$402  = \lane__valid$401 ;
-  assign \lane__ready$406  = \o__ready$405 ;
-  assign \codes$407  = codes;
-  assign \banks$408  = { matrices[35], matrices[0] };
-  assign \settings$409  = \settings$159 ;
-  assign \code_write$410  = \code_write$161 ;
-  assign \microcode_write$411  = microcode_write;
-  assign \map_write$412  = map_write;
-  assign \vector_write$413  = vector_write;
-  assign \start_write$414  = start_write;
-  assign \drain$416  = drain;
-  assign \go$417  = go;
-  assign \clear_errors$418  = \release$116 ;
-  assign \o__valid$422  = \lane__valid$421 ;
-  assign \lane__ready$426  = \o__ready$425 ;
-  assign \codes$427  = codes;
-  assign \banks$428  = { matrices[35], matrices[0] };
-  assign \settings$429  = \settings$159 ;
-  assign \code_write$430  = \code_write$161 ;
-  assign \microcode_write$431  = microcode_write;
-  assign \map_write$432  = map_write;
-  assign \vector_write$433  = vector_write;
-  assign \start_write$434  = start_write;
-  assign \drain$436  = drain;
-  assign \go$437  = go;
-  assign \clear_errors$438  = \release$116 ;
-  assign \o__valid$442  = \lane__valid$441 ;
-  assign \lane__ready$446  = \o__ready$445 ;
-  assign \codes$447  = codes;
-  assign \banks$448  = { matrices[35], matrices[0] };
-  assign \settings$449  = \settings$159 ;
-  assign \code_write$450  = \code_write$161 ;
-  assign \microcode_write$451  = microcode_write;
-  assign \map_write$452  = map_write;
-  assign \vector_write$453  = vector_write;
-  assign \start_write$454  = start_write;
-  assign \drain$456  = drain;
-  assign \go$457  = go;
-  assign \clear_errors$458  = \release$116 ;
-  assign \o__valid$462  = \lane__valid$461 ;
-  assign \lane__ready$466  = \o__ready$465 ;
-  assign \codes$467  = codes;
-  assign \banks$468  = { matrices[35], matrices[0] };
-  assign \settings$469  = \settings$159 ;
-  assign \code_write$470  = \code_write$161 ;
-  assign \microcode_write$471  = microcode_write;
-  assign \map_write$472  = map_write;
-  assign \vector_write$473  = vector_write;
-  assign \start_write$474  = start_write;
-  assign \drain$476  = drain;
-  assign \go$477  = go;
-  assign \clear_errors$478  = \release$116 ;
-  assign \o__valid$482  = \lane__valid$481 ;
-  assign \lane__ready$486  = \o__ready$485 ;
-  assign \o__payload$488  = behind__payload;
-  assign behind__ready = \o__ready$489 ;
-  assign \o__valid$492  = behind__valid;
-  assign \o__payload$494  = \behind__payload$493 ;
-  assign \behind__ready$496  = \o__ready$495 ;
-  assign \o__valid$498  = \behind__valid$497 ;
-  assign \o__payload$500  = \behind__payload$499 ;
-  assign \behind__ready$502  = \o__ready$501 ;
-  assign \o__valid$504  = \behind__valid$503 ;
-  assign \o__payload$506  = \behind__payload$505 ;
-  assign \behind__ready$508  = \o__ready$507 ;
-  assign \o__valid$510  = \behind__valid$509 ;
+  assign \go$193  = go;
+  assign clear_errors = \release$110 ;
+  assign \i__valid$195  = \$114 [0];
+  assign valid = \$114 [0];
+  assign \o$198  = \$114 [67:1];
+  assign \o__valid$200  = lane__valid;
+  assign lane__ready = \o__ready$203 ;
+  assign \codes$205  = codes;
+  assign \banks$206  = { matrices[35], matrices[0] };
+  assign \settings$207  = \settings$177 ;
+  assign \code_write$208  = \code_write$179 ;
+  assign \microcode_write$209  = microcode_write;
+  assign \map_write$210  = map_write;
+  assign \vector_write$211  = vector_write;
+  assign \start_write$212  = start_write;
+  assign \drain$214  = drain;
+  assign \go$215  = go;
+  assign \clear_errors$216  = \release$110 ;
+  assign \i__valid$217  = \$114 [0];
+  assign \o__valid$220  = \lane__valid$219 ;
+  assign \lane__ready$224  = \o__ready$223 ;
+  assign \codes$225  = codes;
+  assign \banks$226  = { matrices[35], matrices[0] };
+  assign \settings$227  = \settings$177 ;
+  assign \code_write$228  = \code_write$179 ;
+  assign \microcode_write$229  = microcode_write;
+  assign \map_write$230  = map_write;
+  assign \vector_write$231  = vector_write;
+  assign \start_write$232  = start_write;
+  assign \drain$234  = drain;
+  assign \go$235  = go;
+  assign \clear_errors$236  = \release$110 ;
+  assign \i__valid$237  = \$114 [0];
+  assign \o__valid$240  = \lane__valid$239 ;
+  assign \lane__ready$244  = \o__ready$243 ;
+  assign \codes$245  = codes;
+  assign \banks$246  = { matrices[35], matrices[0] };
+  assign \settings$247  = \settings$177 ;
+  assign \code_write$248  = \code_write$179 ;
+  assign \microcode_write$249  = microcode_write;
+  assign \map_write$250  = map_write;
+  assign \vector_write$251  = vector_write;
+  assign \start_write$252  = start_write;
+  assign \drain$254  = drain;
+  assign \go$255  = go;
+  assign \clear_errors$256  = \release$110 ;
+  assign \i__valid$257  = \$114 [0];
+  assign \o__valid$260  = \lane__valid$259 ;
+  assign \lane__ready$264  = \o__ready$263 ;
+  assign \codes$265  = codes;
+  assign \banks$266  = { matrices[35], matrices[0] };
+  assign \settings$267  = \settings$177 ;
+  assign \code_write$268  = \code_write$179 ;
+  assign \microcode_write$269  = microcode_write;
+  assign \map_write$270  = map_write;
+  assign \vector_write$271  = vector_write;
+  assign \start_write$272  = start_write;
+  assign \drain$274  = drain;
+  assign \go$275  = go;
+  assign \clear_errors$276  = \release$110 ;
+  assign \i__valid$277  = \$114 [0];
+  assign \o__valid$280  = \lane__valid$279 ;
+  assign \lane__ready$284  = \o__ready$283 ;
+  assign \codes$285  = codes;
+  assign \banks$286  = { matrices[35], matrices[0] };
+  assign \settings$287  = \settings$177 ;
+  assign \code_write$288  = \code_write$179 ;
+  assign \microcode_write$289  = microcode_write;
+  assign \map_write$290  = map_write;
+  assign \vector_write$291  = vector_write;
+  assign \start_write$292  = start_write;
+  assign \drain$294  = drain;
+  assign \go$295  = go;
+  assign \clear_errors$296  = \release$110 ;
+  assign \i__valid$297  = \$114 [0];
+  assign \o__valid$300  = \lane__valid$299 ;
+  assign \lane__ready$304  = \o__ready$303 ;
+  assign \codes$305  = codes;
+  assign \banks$306  = { matrices[35], matrices[0] };
+  assign \settings$307  = \settings$177 ;
+  assign \code_write$308  = \code_write$179 ;
+  assign \microcode_write$309  = microcode_write;
+  assign \map_write$310  = map_write;
+  assign \vector_write$311  = vector_write;
+  assign \start_write$312  = start_write;
+  assign \drain$314  = drain;
+  assign \go$315  = go;
+  assign \clear_errors$316  = \release$110 ;
+  assign \i__valid$317  = \$114 [0];
+  assign \o__valid$320  = \lane__valid$319 ;
+  assign \lane__ready$324  = \o__ready$323 ;
+  assign \codes$325  = codes;
+  assign \banks$326  = { matrices[35], matrices[0] };
+  assign \settings$327  = \settings$177 ;
+  assign \code_write$328  = \code_write$179 ;
+  assign \microcode_write$329  = microcode_write;
+  assign \map_write$330  = map_write;
+  assign \vector_write$331  = vector_write;
+  assign \start_write$332  = start_write;
+  assign \drain$334  = drain;
+  assign \go$335  = go;
+  assign \clear_errors$336  = \release$110 ;
+  assign \i__valid$337  = \$114 [0];
+  assign \o__valid$340  = \lane__valid$339 ;
+  assign \lane__ready$344  = \o__ready$343 ;
+  assign \codes$345  = codes;
+  assign \banks$346  = { matrices[35], matrices[0] };
+  assign \settings$347  = \settings$177 ;
+  assign \code_write$348  = \code_write$179 ;
+  assign \microcode_write$349  = microcode_write;
+  assign \map_write$350  = map_write;
+  assign \vector_write$351  = vector_write;
+  assign \start_write$352  = start_write;
+  assign \drain$354  = drain;
+  assign \go$355  = go;
+  assign \clear_errors$356  = \release$110 ;
+  assign \i__valid$357  = \$114 [0];
+  assign \o__valid$360  = \lane__valid$359 ;
+  assign \lane__ready$364  = \o__ready$363 ;
+  assign \codes$365  = codes;
+  assign \banks$366  = { matrices[35], matrices[0] };
+  assign \settings$367  = \settings$177 ;
+  assign \code_write$368  = \code_write$179 ;
+  assign \microcode_write$369  = microcode_write;
+  assign \map_write$370  = map_write;
+  assign \vector_write$371  = vector_write;
+  assign \start_write$372  = start_write;
+  assign \drain$374  = drain;
+  assign \go$375  = go;
+  assign \clear_errors$376  = \release$110 ;
+  assign \i__valid$377  = \$114 [0];
+  assign \o__valid$380  = \lane__valid$379 ;
+  assign \lane__ready$384  = \o__ready$383 ;
+  assign \codes$385  = codes;
+  assign \banks$386  = { matrices[35], matrices[0] };
+  assign \settings$387  = \settings$177 ;
+  assign \code_write$388  = \code_write$179 ;
+  assign \microcode_write$389  = microcode_write;
+  assign \map_write$390  = map_write;
+  assign \vector_write$391  = vector_write;
+  assign \start_write$392  = start_write;
+  assign \drain$394  = drain;
+  assign \go$395  = go;
+  assign \clear_errors$396  = \release$110 ;
+  assign \i__valid$397  = \$114 [0];
+  assign \o__valid$400  = \lane__valid$399 ;
+  assign \lane__ready$404  = \o__ready$403 ;
+  assign \codes$405  = codes;
+  assign \banks$406  = { matrices[35], matrices[0] };
+  assign \settings$407  = \settings$177 ;
+  assign \code_write$408  = \code_write$179 ;
+  assign \microcode_write$409  = microcode_write;
+  assign \map_write$410  = map_write;
+  assign \vector_write$411  = vector_write;
+  assign \start_write$412  = start_write;
+  assign \drain$414  = drain;
+  assign \go$415  = go;
+  assign \clear_errors$416  = \release$110 ;
+  assign \i__valid$417  = \$114 [0];
+  assign \o__valid$420  = \lane__valid$419 ;
+  assign \lane__ready$424  = \o__ready$423 ;
+  assign \codes$425  = codes;
+  assign \banks$426  = { matrices[35], matrices[0] };
+  assign \settings$427  = \settings$177 ;
+  assign \code_write$428  = \code_write$179 ;
+  assign \microcode_write$429  = microcode_write;
+  assign \map_write$430  = map_write;
+  assign \vector_write$431  = vector_write;
+  assign \start_write$432  = start_write;
+  assign \drain$434  = drain;
+  assign \go$435  = go;
+  assign \clear_errors$436  = \release$110 ;
+  assign \i__valid$437  = \$114 [0];
+  assign \o__valid$440  = \lane__valid$439 ;
+  assign \lane__ready$444  = \o__ready$443 ;
+  assign \codes$445  = codes;
+  assign \banks$446  = { matrices[35], matrices[0] };
+  assign \settings$447  = \settings$177 ;
+  assign \code_write$448  = \code_write$179 ;
+  assign \microcode_write$449  = microcode_write;
+  assign \map_write$450  = map_write;
+  assign \vector_write$451  = vector_write;
+  assign \start_write$452  = start_write;
+  assign \drain$454  = drain;
+  assign \go$455  = go;
+  assign \clear_errors$456  = \release$110 ;
+  assign \i__valid$457  = \$114 [0];
+  assign \o__valid$460  = \lane__valid$459 ;
+  assign \lane__ready$464  = \o__ready$463 ;
+  assign \codes$465  = codes;
+  assign \banks$466  = { matrices[35], matrices[0] };
+  assign \settings$467  = \settings$177 ;
+  assign \code_write$468  = \code_write$179 ;
+  assign \microcode_write$469  = microcode_write;
+  assign \map_write$470  = map_write;
+  assign \vector_write$471  = vector_write;
+  assign \start_write$472  = start_write;
+  assign \drain$474  = drain;
+  assign \go$475  = go;
+  assign \clear_errors$476  = \release$110 ;
+  assign \i__valid$477  = \$114 [0];
+  assign \o__valid$480  = \lane__valid$479 ;
+  assign \lane__ready$484  = \o__ready$483 ;
+  assign \codes$485  = codes;
+  assign \banks$486  = { matrices[35], matrices[0] };
+  assign \settings$487  = \settings$177 ;
+  assign \code_write$488  = \code_write$179 ;
+  assign \microcode_write$489  = microcode_write;
+  assign \map_write$490  = map_write;
+  assign \vector_write$491  = vector_write;
+  assign \start_write$492  = start_write;
+  assign \drain$494  = drain;
+  assign \go$495  = go;
+  assign \clear_errors$496  = \release$110 ;
+  assign \i__valid$497  = \$114 [0];
+  assign \o__valid$500  = \lane__valid$499 ;
+  assign \lane__ready$504  = \o__ready$503 ;
+  assign \o__payload$506  = behind__payload;
+  assign behind__ready = \o__ready$507 ;
+  assign \o__valid$510  = behind__valid;
   assign \o__payload$512  = \behind__payload$511 ;
   assign \behind__ready$514  = \o__ready$513 ;
   assign \o__valid$516  = \behind__valid$515 ;
@@ -2751,14 +2858,23 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign \o__payload$572  = \behind__payload$571 ;
   assign \behind__ready$574  = \o__ready$573 ;
   assign \o__valid$576  = \behind__valid$575 ;
-  assign \o__payload$578  = \i__payload$577 ;
-  assign \i__ready$580  = \o__ready$579 ;
-  assign \o__valid$582  = \i__valid$581 ;
-  assign bad_prefix = { \bad_prefix$599 [3:2], \bad_prefix$598 [3:2], \bad_prefix$597 [3:2], \bad_prefix$596 [3:2], \bad_prefix$595 [3:2], \bad_prefix$594 [3:2], \bad_prefix$593 [3:2], \bad_prefix$592 [3:2], \bad_prefix$591 [3:2], \bad_prefix$590 [3:2], \bad_prefix$589 [3:2], \bad_prefix$588 [3:2], \bad_prefix$587 [3:2], \bad_prefix$586 [3:2], \bad_prefix$585 [3:2], \bad_prefix$584 [3:2], \bad_prefix$599 [1:0], \bad_prefix$598 [1:0], \bad_prefix$597 [1:0], \bad_prefix$596 [1:0], \bad_prefix$595 [1:0], \bad_prefix$594 [1:0], \bad_prefix$593 [1:0], \bad_prefix$592 [1:0], \bad_prefix$591 [1:0], \bad_prefix$590 [1:0], \bad_prefix$589 [1:0], \bad_prefix$588 [1:0], \bad_prefix$587 [1:0], \bad_prefix$586 [1:0], \bad_prefix$585 [1:0], \bad_prefix$584 [1:0] };
-  assign bad_index = { \bad_index$616 [3:2], \bad_index$615 [3:2], \bad_index$614 [3:2], \bad_index$613 [3:2], \bad_index$612 [3:2], \bad_index$611 [3:2], \bad_index$610 [3:2], \bad_index$609 [3:2], \bad_index$608 [3:2], \bad_index$607 [3:2], \bad_index$606 [3:2], \bad_index$605 [3:2], \bad_index$604 [3:2], \bad_index$603 [3:2], \bad_index$602 [3:2], \bad_index$601 [3:2], \bad_index$616 [1:0], \bad_index$615 [1:0], \bad_index$614 [1:0], \bad_index$613 [1:0], \bad_index$612 [1:0], \bad_index$611 [1:0], \bad_index$610 [1:0], \bad_index$609 [1:0], \bad_index$608 [1:0], \bad_index$607 [1:0], \bad_index$606 [1:0], \bad_index$605 [1:0], \bad_index$604 [1:0], \bad_index$603 [1:0], \bad_index$602 [1:0], \bad_index$601 [1:0] };
-  assign multiplied = \$56 [4:0];
+  assign \o__payload$578  = \behind__payload$577 ;
+  assign \behind__ready$580  = \o__ready$579 ;
+  assign \o__valid$582  = \behind__valid$581 ;
+  assign \o__payload$584  = \behind__payload$583 ;
+  assign \behind__ready$586  = \o__ready$585 ;
+  assign \o__valid$588  = \behind__valid$587 ;
+  assign \o__payload$590  = \behind__payload$589 ;
+  assign \behind__ready$592  = \o__ready$591 ;
+  assign \o__valid$594  = \behind__valid$593 ;
+  assign \o__payload$599  = \i__payload$598 ;
+  assign \o__ready$600  = 1'h1;
+  assign \i__ready$601  = 1'h1;
+  assign bad_prefix = { \bad_prefix$618 [3:2], \bad_prefix$617 [3:2], \bad_prefix$616 [3:2], \bad_prefix$615 [3:2], \bad_prefix$614 [3:2], \bad_prefix$613 [3:2], \bad_prefix$612 [3:2], \bad_prefix$611 [3:2], \bad_prefix$610 [3:2], \bad_prefix$609 [3:2], \bad_prefix$608 [3:2], \bad_prefix$607 [3:2], \bad_prefix$606 [3:2], \bad_prefix$605 [3:2], \bad_prefix$604 [3:2], \bad_prefix$603 [3:2], \bad_prefix$618 [1:0], \bad_prefix$617 [1:0], \bad_prefix$616 [1:0], \bad_prefix$615 [1:0], \bad_prefix$614 [1:0], \bad_prefix$613 [1:0], \bad_prefix$612 [1:0], \bad_prefix$611 [1:0], \bad_prefix$610 [1:0], \bad_prefix$609 [1:0], \bad_prefix$608 [1:0], \bad_prefix$607 [1:0], \bad_prefix$606 [1:0], \bad_prefix$605 [1:0], \bad_prefix$604 [1:0], \bad_prefix$603 [1:0] };
+  assign bad_index = { \bad_index$635 [3:2], \bad_index$634 [3:2], \bad_index$633 [3:2], \bad_index$632 [3:2], \bad_index$631 [3:2], \bad_index$630 [3:2], \bad_index$629 [3:2], \bad_index$628 [3:2], \bad_index$627 [3:2], \bad_index$626 [3:2], \bad_index$625 [3:2], \bad_index$624 [3:2], \bad_index$623 [3:2], \bad_index$622 [3:2], \bad_index$621 [3:2], \bad_index$620 [3:2], \bad_index$635 [1:0], \bad_index$634 [1:0], \bad_index$633 [1:0], \bad_index$632 [1:0], \bad_index$631 [1:0], \bad_index$630 [1:0], \bad_index$629 [1:0], \bad_index$628 [1:0], \bad_index$627 [1:0], \bad_index$626 [1:0], \bad_index$625 [1:0], \bad_index$624 [1:0], \bad_index$623 [1:0], \bad_index$622 [1:0], \bad_index$621 [1:0], \bad_index$620 [1:0] };
+  assign multiplied = \$39 [4:0];
   assign judged = matrix_done;
-  assign \microcode_write$650  = { 4'h0, \$118 , \$119  };
+  assign \microcode_write$669  = { 4'h0, \$112 , \$113  };
   assign status[259:228] = weights;
   assign status[227:196] = multiplies;
   assign status[195:164] = starved;
@@ -2766,169 +2882,169 @@ module egret_m_ddr3_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__
   assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$640 ;
+  assign status[67:36] = \matrices$659 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$483 [36:7] = \o__payload$484 [32:3];
-  assign \lane__payload$483 [6] = \o__payload$484 [2];
-  assign \lane__payload$483 [5:1] = \$38 ;
-  assign \lane__payload$483 [0] = \o__payload$484 [0];
-  assign \i__payload$480 [6] = \o__payload$180 [66];
-  assign \i__payload$480 [5] = \o__payload$180 [65];
-  assign \i__payload$480 [4] = \o__payload$180 [64];
-  assign \i__payload$480 [3:0] = \o__payload$180 [63:60];
-  assign \lane__payload$463 [36:7] = \o__payload$464 [32:3];
-  assign \lane__payload$463 [6] = \o__payload$464 [2];
-  assign \lane__payload$463 [5:1] = \$36 ;
-  assign \lane__payload$463 [0] = \o__payload$464 [0];
-  assign \i__payload$460 [6] = \o__payload$180 [66];
-  assign \i__payload$460 [5] = \o__payload$180 [65];
-  assign \i__payload$460 [4] = \o__payload$180 [64];
-  assign \i__payload$460 [3:0] = \o__payload$180 [59:56];
-  assign \lane__payload$443 [36:7] = \o__payload$444 [32:3];
-  assign \lane__payload$443 [6] = \o__payload$444 [2];
-  assign \lane__payload$443 [5:1] = \$34 ;
-  assign \lane__payload$443 [0] = \o__payload$444 [0];
-  assign \i__payload$440 [6] = \o__payload$180 [66];
-  assign \i__payload$440 [5] = \o__payload$180 [65];
-  assign \i__payload$440 [4] = \o__payload$180 [64];
-  assign \i__payload$440 [3:0] = \o__payload$180 [55:52];
-  assign \lane__payload$423 [36:7] = \o__payload$424 [32:3];
-  assign \lane__payload$423 [6] = \o__payload$424 [2];
-  assign \lane__payload$423 [5:1] = \$32 ;
-  assign \lane__payload$423 [0] = \o__payload$424 [0];
-  assign \i__payload$420 [6] = \o__payload$180 [66];
-  assign \i__payload$420 [5] = \o__payload$180 [65];
-  assign \i__payload$420 [4] = \o__payload$180 [64];
-  assign \i__payload$420 [3:0] = \o__payload$180 [51:48];
-  assign \lane__payload$403 [36:7] = \o__payload$404 [32:3];
-  assign \lane__payload$403 [6] = \o__payload$404 [2];
-  assign \lane__payload$403 [5:1] = \$30 ;
-  assign \lane__payload$403 [0] = \o__payload$404 [0];
-  assign \i__payload$400 [6] = \o__payload$180 [66];
-  assign \i__payload$400 [5] = \o__payload$180 [65];
-  assign \i__payload$400 [4] = \o__payload$180 [64];
-  assign \i__payload$400 [3:0] = \o__payload$180 [47:44];
-  assign \lane__payload$383 [36:7] = \o__payload$384 [32:3];
-  assign \lane__payload$383 [6] = \o__payload$384 [2];
-  assign \lane__payload$383 [5:1] = \$28 ;
-  assign \lane__payload$383 [0] = \o__payload$384 [0];
-  assign \i__payload$380 [6] = \o__payload$180 [66];
-  assign \i__payload$380 [5] = \o__payload$180 [65];
-  assign \i__payload$380 [4] = \o__payload$180 [64];
-  assign \i__payload$380 [3:0] = \o__payload$180 [43:40];
-  assign \lane__payload$363 [36:7] = \o__payload$364 [32:3];
-  assign \lane__payload$363 [6] = \o__payload$364 [2];
-  assign \lane__payload$363 [5:1] = \$26 ;
-  assign \lane__payload$363 [0] = \o__payload$364 [0];
-  assign \i__payload$360 [6] = \o__payload$180 [66];
-  assign \i__payload$360 [5] = \o__payload$180 [65];
-  assign \i__payload$360 [4] = \o__payload$180 [64];
-  assign \i__payload$360 [3:0] = \o__payload$180 [39:36];
-  assign \lane__payload$343 [36:7] = \o__payload$344 [32:3];
-  assign \lane__payload$343 [6] = \o__payload$344 [2];
-  assign \lane__payload$343 [5:1] = \$24 ;
-  assign \lane__payload$343 [0] = \o__payload$344 [0];
-  assign \i__payload$340 [6] = \o__payload$180 [66];
-  assign \i__payload$340 [5] = \o__payload$180 [65];
-  assign \i__payload$340 [4] = \o__payload$180 [64];
-  assign \i__payload$340 [3:0] = \o__payload$180 [35:32];
-  assign \lane__payload$323 [36:7] = \o__payload$324 [32:3];
-  assign \lane__payload$323 [6] = \o__payload$324 [2];
-  assign \lane__payload$323 [5:1] = { 1'h0, \$22  };
-  assign \lane__payload$323 [0] = \o__payload$324 [0];
-  assign \i__payload$320 [6] = \o__payload$180 [66];
-  assign \i__payload$320 [5] = \o__payload$180 [65];
-  assign \i__payload$320 [4] = \o__payload$180 [64];
-  assign \i__payload$320 [3:0] = \o__payload$180 [31:28];
-  assign \lane__payload$303 [36:7] = \o__payload$304 [32:3];
-  assign \lane__payload$303 [6] = \o__payload$304 [2];
-  assign \lane__payload$303 [5:1] = { 1'h0, \$20  };
-  assign \lane__payload$303 [0] = \o__payload$304 [0];
-  assign \i__payload$300 [6] = \o__payload$180 [66];
-  assign \i__payload$300 [5] = \o__payload$180 [65];
-  assign \i__payload$300 [4] = \o__payload$180 [64];
-  assign \i__payload$300 [3:0] = \o__payload$180 [27:24];
-  assign \lane__payload$283 [36:7] = \o__payload$284 [32:3];
-  assign \lane__payload$283 [6] = \o__payload$284 [2];
-  assign \lane__payload$283 [5:1] = { 1'h0, \$18  };
-  assign \lane__payload$283 [0] = \o__payload$284 [0];
-  assign \i__payload$280 [6] = \o__payload$180 [66];
-  assign \i__payload$280 [5] = \o__payload$180 [65];
-  assign \i__payload$280 [4] = \o__payload$180 [64];
-  assign \i__payload$280 [3:0] = \o__payload$180 [23:20];
-  assign \lane__payload$263 [36:7] = \o__payload$264 [32:3];
-  assign \lane__payload$263 [6] = \o__payload$264 [2];
-  assign \lane__payload$263 [5:1] = { 1'h0, \$16  };
-  assign \lane__payload$263 [0] = \o__payload$264 [0];
-  assign \i__payload$260 [6] = \o__payload$180 [66];
-  assign \i__payload$260 [5] = \o__payload$180 [65];
-  assign \i__payload$260 [4] = \o__payload$180 [64];
-  assign \i__payload$260 [3:0] = \o__payload$180 [19:16];
-  assign \lane__payload$243 [36:7] = \o__payload$244 [32:3];
-  assign \lane__payload$243 [6] = \o__payload$244 [2];
-  assign \lane__payload$243 [5:1] = { 2'h0, \$14  };
-  assign \lane__payload$243 [0] = \o__payload$244 [0];
-  assign \i__payload$240 [6] = \o__payload$180 [66];
-  assign \i__payload$240 [5] = \o__payload$180 [65];
-  assign \i__payload$240 [4] = \o__payload$180 [64];
-  assign \i__payload$240 [3:0] = \o__payload$180 [15:12];
-  assign \lane__payload$223 [36:7] = \o__payload$224 [32:3];
-  assign \lane__payload$223 [6] = \o__payload$224 [2];
-  assign \lane__payload$223 [5:1] = { 2'h0, \$12  };
-  assign \lane__payload$223 [0] = \o__payload$224 [0];
-  assign \i__payload$220 [6] = \o__payload$180 [66];
-  assign \i__payload$220 [5] = \o__payload$180 [65];
-  assign \i__payload$220 [4] = \o__payload$180 [64];
-  assign \i__payload$220 [3:0] = \o__payload$180 [11:8];
-  assign \lane__payload$203 [36:7] = \o__payload$204 [32:3];
-  assign \lane__payload$203 [6] = \o__payload$204 [2];
-  assign \lane__payload$203 [5:1] = { 3'h0, \$10  };
-  assign \lane__payload$203 [0] = \o__payload$204 [0];
-  assign \i__payload$200 [6] = \o__payload$180 [66];
-  assign \i__payload$200 [5] = \o__payload$180 [65];
-  assign \i__payload$200 [4] = \o__payload$180 [64];
-  assign \i__payload$200 [3:0] = \o__payload$180 [7:4];
-  assign lane__payload[36:7] = \o__payload$184 [32:3];
-  assign lane__payload[6] = \o__payload$184 [2];
-  assign lane__payload[5:1] = { 4'h0, \$8  };
-  assign lane__payload[0] = \o__payload$184 [0];
-  assign \i__payload$179 [6] = \o__payload$180 [66];
-  assign \i__payload$179 [5] = \o__payload$180 [65];
-  assign \i__payload$179 [4] = \o__payload$180 [64];
-  assign \i__payload$179 [3:0] = \o__payload$180 [3:0];
-  assign \$4  = banks_in_use;
-  assign \$8  = \o__payload$184 [1];
-  assign \$10 [0] = \o__payload$204 [1];
-  assign \$10 [1] = 1'h1;
-  assign \$12 [1:0] = { 1'h0, \o__payload$224 [1] };
-  assign \$12 [2] = 1'h1;
-  assign \$14 [0] = \o__payload$244 [1];
-  assign \$14 [2:1] = 2'h3;
-  assign \$16 [2:0] = { 2'h0, \o__payload$264 [1] };
-  assign \$16 [3] = 1'h1;
-  assign { \$18 [2], \$18 [0] } = { 1'h0, \o__payload$284 [1] };
-  assign { \$18 [3], \$18 [1] } = 2'h3;
-  assign \$20 [1:0] = { 1'h0, \o__payload$304 [1] };
-  assign \$20 [3:2] = 2'h3;
-  assign \$22 [0] = \o__payload$324 [1];
-  assign \$22 [3:1] = 3'h7;
-  assign \$24 [3:0] = { 3'h0, \o__payload$344 [1] };
-  assign \$24 [4] = 1'h1;
-  assign { \$26 [3:2], \$26 [0] } = { 2'h0, \o__payload$364 [1] };
-  assign { \$26 [4], \$26 [1] } = 2'h3;
-  assign { \$28 [3], \$28 [1:0] } = { 2'h0, \o__payload$384 [1] };
-  assign { \$28 [4], \$28 [2] } = 2'h3;
-  assign { \$30 [3], \$30 [0] } = { 1'h0, \o__payload$404 [1] };
-  assign { \$30 [4], \$30 [2:1] } = 3'h7;
-  assign \$32 [2:0] = { 2'h0, \o__payload$424 [1] };
-  assign \$32 [4:3] = 2'h3;
-  assign { \$34 [2], \$34 [0] } = { 1'h0, \o__payload$444 [1] };
-  assign { \$34 [4:3], \$34 [1] } = 3'h7;
-  assign \$36 [1:0] = { 1'h0, \o__payload$464 [1] };
-  assign \$36 [4:2] = 3'h7;
-  assign \$38 [0] = \o__payload$484 [1];
-  assign \$38 [4:1] = 4'hf;
+  assign \lane__payload$501 [36:7] = \o__payload$502 [32:3];
+  assign \lane__payload$501 [6] = \o__payload$502 [2];
+  assign \lane__payload$501 [5:1] = \$19 ;
+  assign \lane__payload$501 [0] = \o__payload$502 [0];
+  assign \i__payload$498 [6] = \$114 [67];
+  assign \i__payload$498 [5] = \$114 [66];
+  assign \i__payload$498 [4] = \$114 [65];
+  assign \i__payload$498 [3:0] = \$114 [64:61];
+  assign \lane__payload$481 [36:7] = \o__payload$482 [32:3];
+  assign \lane__payload$481 [6] = \o__payload$482 [2];
+  assign \lane__payload$481 [5:1] = \$18 ;
+  assign \lane__payload$481 [0] = \o__payload$482 [0];
+  assign \i__payload$478 [6] = \$114 [67];
+  assign \i__payload$478 [5] = \$114 [66];
+  assign \i__payload$478 [4] = \$114 [65];
+  assign \i__payload$478 [3:0] = \$114 [60:57];
+  assign \lane__payload$461 [36:7] = \o__payload$462 [32:3];
+  assign \lane__payload$461 [6] = \o__payload$462 [2];
+  assign \lane__payload$461 [5:1] = \$17 ;
+  assign \lane__payload$461 [0] = \o__payload$462 [0];
+  assign \i__payload$458 [6] = \$114 [67];
+  assign \i__payload$458 [5] = \$114 [66];
+  assign \i__payload$458 [4] = \$114 [65];
+  assign \i__payload$458 [3:0] = \$114 [56:53];
+  assign \lane__payload$441 [36:7] = \o__payload$442 [32:3];
+  assign \lane__payload$441 [6] = \o__payload$442 [2];
+  assign \lane__payload$441 [5:1] = \$16 ;
+  assign \lane__payload$441 [0] = \o__payload$442 [0];
+  assign \i__payload$438 [6] = \$114 [67];
+  assign \i__payload$438 [5] = \$114 [66];
+  assign \i__payload$438 [4] = \$114 [65];
+  assign \i__payload$438 [3:0] = \$114 [52:49];
+  assign \lane__payload$421 [36:7] = \o__payload$422 [32:3];
+  assign \lane__payload$421 [6] = \o__payload$422 [2];
+  assign \lane__payload$421 [5:1] = \$15 ;
+  assign \lane__payload$421 [0] = \o__payload$422 [0];
+  assign \i__payload$418 [6] = \$114 [67];
+  assign \i__payload$418 [5] = \$114 [66];
+  assign \i__payload$418 [4] = \$114 [65];
+  assign \i__payload$418 [3:0] = \$114 [48:45];
+  assign \lane__payload$401 [36:7] = \o__payload$402 [32:3];
+  assign \lane__payload$401 [6] = \o__payload$402 [2];
+  assign \lane__payload$401 [5:1] = \$14 ;
+  assign \lane__payload$401 [0] = \o__payload$402 [0];
+  assign \i__payload$398 [6] = \$114 [67];
+  assign \i__payload$398 [5] = \$114 [66];
+  assign \i__payload$398 [4] = \$114 [65];
+  assign \i__payload$398 [3:0] = \$114 [44:41];
+  assign \lane__payload$381 [36:7] = \o__payload$382 [32:3];
+  assign \lane__payload$381 [6] = \o__payload$382 [2];
+  assign \lane__payload$381 [5:1] = \$13 ;
+  assign \lane__payload$381 [0] = \o__payload$382 [0];
+  assign \i__payload$378 [6] = \$114 [67];
+  assign \i__payload$378 [5] = \$114 [66];
+  assign \i__payload$378 [4] = \$114 [65];
+  assign \i__payload$378 [3:0] = \$114 [40:37];
+  assign \lane__payload$361 [36:7] = \o__payload$362 [32:3];
+  assign \lane__payload$361 [6] = \o__payload$362 [2];
+  assign \lane__payload$361 [5:1] = \$12 ;
+  assign \lane__payload$361 [0] = \o__payload$362 [0];
+  assign \i__payload$358 [6] = \$114 [67];
+  assign \i__payload$358 [5] = \$114 [66];
+  assign \i__payload$358 [4] = \$114 [65];
+  assign \i__payload$358 [3:0] = \$114 [36:33];
+  assign \lane__payload$341 [36:7] = \o__payload$342 [32:3];
+  assign \lane__payload$341 [6] = \o__payload$342 [2];
+  assign \lane__payload$341 [5:1] = { 1'h0, \$11  };
+  assign \lane__payload$341 [0] = \o__payload$342 [0];
+  assign \i__payload$338 [6] = \$114 [67];
+  assign \i__payload$338 [5] = \$114 [66];
+  assign \i__payload$338 [4] = \$114 [65];
+  assign \i__payload$338 [3:0] = \$114 [32:29];
+  assign \lane__payload$321 [36:7] = \o__payload$322 [32:3];
+  assign \lane__payload$321 [6] = \o__payload$322 [2];
+  assign \lane__payload$321 [5:1] = { 1'h0, \$10  };
+  assign \lane__payload$321 [0] = \o__payload$322 [0];
+  assign \i__payload$318 [6] = \$114 [67];
+  assign \i__payload$318 [5] = \$114 [66];
+  assign \i__payload$318 [4] = \$114 [65];
+  assign \i__payload$318 [3:0] = \$114 [28:25];
+  assign \lane__payload$301 [36:7] = \o__payload$302 [32:3];
+  assign \lane__payload$301 [6] = \o__payload$302 [2];
+  assign \lane__payload$301 [5:1] = { 1'h0, \$9  };
+  assign \lane__payload$301 [0] = \o__payload$302 [0];
+  assign \i__payload$298 [6] = \$114 [67];
+  assign \i__payload$298 [5] = \$114 [66];
+  assign \i__payload$298 [4] = \$114 [65];
+  assign \i__payload$298 [3:0] = \$114 [24:21];
+  assign \lane__payload$281 [36:7] = \o__payload$282 [32:3];
+  assign \lane__payload$281 [6] = \o__payload$282 [2];
+  assign \lane__payload$281 [5:1] = { 1'h0, \$8  };
+  assign \lane__payload$281 [0] = \o__payload$282 [0];
+  assign \i__payload$278 [6] = \$114 [67];
+  assign \i__payload$278 [5] = \$114 [66];
+  assign \i__payload$278 [4] = \$114 [65];
+  assign \i__payload$278 [3:0] = \$114 [20:17];
+  assign \lane__payload$261 [36:7] = \o__payload$262 [32:3];
+  assign \lane__payload$261 [6] = \o__payload$262 [2];
+  assign \lane__payload$261 [5:1] = { 2'h0, \$7  };
+  assign \lane__payload$261 [0] = \o__payload$262 [0];
+  assign \i__payload$258 [6] = \$114 [67];
+  assign \i__payload$258 [5] = \$114 [66];
+  assign \i__payload$258 [4] = \$114 [65];
+  assign \i__payload$258 [3:0] = \$114 [16:13];
+  assign \lane__payload$241 [36:7] = \o__payload$242 [32:3];
+  assign \lane__payload$241 [6] = \o__payload$242 [2];
+  assign \lane__payload$241 [5:1] = { 2'h0, \$6  };
+  assign \lane__payload$241 [0] = \o__payload$242 [0];
+  assign \i__payload$238 [6] = \$114 [67];
+  assign \i__payload$238 [5] = \$114 [66];
+  assign \i__payload$238 [4] = \$114 [65];
+  assign \i__payload$238 [3:0] = \$114 [12:9];
+  assign \lane__payload$221 [36:7] = \o__payload$222 [32:3];
+  assign \lane__payload$221 [6] = \o__payload$222 [2];
+  assign \lane__payload$221 [5:1] = { 3'h0, \$5  };
+  assign \lane__payload$221 [0] = \o__payload$222 [0];
+  assign \i__payload$218 [6] = \$114 [67];
+  assign \i__payload$218 [5] = \$114 [66];
+  assign \i__payload$218 [4] = \$114 [65];
+  assign \i__payload$218 [3:0] = \$114 [8:5];
+  assign lane__payload[36:7] = \o__payload$202 [32:3];
+  assign lane__payload[6] = \o__payload$202 [2];
+  assign lane__payload[5:1] = { 4'h0, \$4  };
+  assign lane__payload[0] = \o__payload$202 [0];
+  assign \i__payload$197 [6] = \$114 [67];
+  assign \i__payload$197 [5] = \$114 [66];
+  assign \i__payload$197 [4] = \$114 [65];
+  assign \i__payload$197 [3:0] = \$114 [4:1];
+  assign \$4  = \o__payload$202 [1];
+  assign \$5 [0] = \o__payload$222 [1];
+  assign \$5 [1] = 1'h1;
+  assign \$6 [1:0] = { 1'h0, \o__payload$242 [1] };
+  assign \$6 [2] = 1'h1;
+  assign \$7 [0] = \o__payload$262 [1];
+  assign \$7 [2:1] = 2'h3;
+  assign \$8 [2:0] = { 2'h0, \o__payload$282 [1] };
+  assign \$8 [3] = 1'h1;
+  assign { \$9 [2], \$9 [0] } = { 1'h0, \o__payload$302 [1] };
+  assign { \$9 [3], \$9 [1] } = 2'h3;
+  assign \$10 [1:0] = { 1'h0, \o__payload$322 [1] };
+  assign \$10 [3:2] = 2'h3;
+  assign \$11 [0] = \o__payload$342 [1];
+  assign \$11 [3:1] = 3'h7;
+  assign \$12 [3:0] = { 3'h0, \o__payload$362 [1] };
+  assign \$12 [4] = 1'h1;
+  assign { \$13 [3:2], \$13 [0] } = { 2'h0, \o__payload$382 [1] };
+  assign { \$13 [4], \$13 [1] } = 2'h3;
+  assign { \$14 [3], \$14 [1:0] } = { 2'h0, \o__payload$402 [1] };
+  assign { \$14 [4], \$14 [2] } = 2'h3;
+  assign { \$15 [3], \$15 [0] } = { 1'h0, \o__payload$422 [1] };
+  assign { \$15 [4], \$15 [2:1] } = 3'h7;
+  assign \$16 [2:0] = { 2'h0, \o__payload$442 [1] };
+  assign \$16 [4:3] = 2'h3;
+  assign { \$17 [2], \$17 [0] } = { 1'h0, \o__payload$462 [1] };
+  assign { \$17 [4:3], \$17 [1] } = 3'h7;
+  assign \$18 [1:0] = { 1'h0, \o__payload$482 [1] };
+  assign \$18 [4:2] = 3'h7;
+  assign \$19 [0] = \o__payload$502 [1];
+  assign \$19 [4:1] = 4'hf;
+  assign \$48  = banks_in_use;
 endmodule
 
 module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, section__payload, cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
@@ -2941,24 +3057,20 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, sect
   wire [2:0] \$15 , \$16 ;
   wire [15:0] \$17 , \$28 , \$29 , \$30 , \$31 , \$6 ;
   wire [31:0] \$18 ;
-  wire [3:0] \$35 , \$5 , \$64 ;
+  wire [3:0] \$35 , \$5 , \$60 ;
   wire [4:0] \$39 ;
-  wire [6:0] \$79 , \$82 ;
+  wire [6:0] \$75 , \$78 ;
   reg [15:0] \$40 ;
   reg \$41 ;
   reg \$42 ;
   reg [1:0] \$43 ;
-  reg [15:0] \$44 ;
-  reg [31:0] \$45 ;
-  reg [37:0] \$46 ;
-  reg \$47 ;
-  reg [15:0] \$48 ;
-  reg \$49 ;
-  reg [26:0] \$50 ;
-  reg [22:0] \$51 ;
-  reg [43:0] \$52 ;
-  reg [39:0] \$53 ;
-  reg [2:0] \$54 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg [26:0] \$46 ;
+  reg [22:0] \$47 ;
+  reg [43:0] \$48 ;
+  reg [39:0] \$49 ;
+  reg [2:0] \$50 ;
   wire [15:0] address;
   reg begun = 1'h0;
   output [43:0] bias_write;
@@ -3019,10 +3131,6 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, sect
   output words__ready;
   wire words__ready;
   wire words__valid;
-  assign \$32  = \w_en$8  & section__ready;
-  assign \$33  = section__payload[2:0] == 2'h3;
-  assign \$34  = \$32  & \$33 ;
-  assign \$35  = codes + \$34 ;
   assign \$36  = code_write[6:3] == 4'hf;
   assign \$37  = code_write[2] & \$36 ;
   assign \$38  = code_write[0] & \$37 ;
@@ -3036,27 +3144,27 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, sect
   always @(posedge clk)
     entry <= \$43 ;
   always @(posedge clk)
-    narrow <= \$44 ;
+    narrow <= \$17 ;
   always @(posedge clk)
-    wide <= \$45 ;
+    wide <= \$18 ;
   always @(posedge clk)
-    held <= \$46 ;
+    held <= r_data[37:0];
   always @(posedge clk)
-    held_valid <= \$47 ;
+    held_valid <= \$44 ;
   always @(posedge clk)
-    held_number <= \$48 ;
+    held_number <= number;
   always @(posedge clk)
-    held_final <= \$49 ;
+    held_final <= \$45 ;
   always @(posedge clk)
-    map_write <= \$50 ;
+    map_write <= \$46 ;
   always @(posedge clk)
-    code_write <= \$51 ;
+    code_write <= \$47 ;
   always @(posedge clk)
-    bias_write <= \$52 ;
+    bias_write <= \$48 ;
   always @(posedge clk)
-    start <= \$53 ;
+    start <= \$49 ;
   always @(posedge clk)
-    codes <= \$54 ;
+    codes <= \$50 ;
   assign \$1  = section__payload[34:19] == 1'h1;
   assign deal = r_rdy & \r_rdy$17 ;
   assign section_ends = begun ? \final  : r_data[38];
@@ -3065,8 +3173,8 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, sect
   assign word_ends = section_ends | \$4 ;
   assign r_en = deal & word_ends;
   assign \r_en$24  = deal & section_ends;
-  assign \$64  = held[36] * 3'h4;
-  assign \$5  = column_bits >> \$64 ;
+  assign \$60  = held[36] * 3'h4;
+  assign \$5  = column_bits >> \$60 ;
   assign \$6  = 1'h1 << \$5 ;
   assign \$7  = \$6  - 1'h1;
   assign \$8  = held[18:3] + held_number;
@@ -3079,10 +3187,10 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, sect
   assign \$14  = r_data[35] ? 2'h2 : 2'h1;
   assign \$15  = entry + \$14 ;
   assign \$16  = word_ends ? 3'h0 : \$15 ;
-  assign \$79  = entry * 5'h10;
-  assign \$17  = \r_data$36  >> \$79 ;
-  assign \$82  = entry[1] * 6'h20;
-  assign \$18  = \r_data$36  >> \$82 ;
+  assign \$75  = entry * 5'h10;
+  assign \$17  = \r_data$36  >> \$75 ;
+  assign \$78  = entry[1] * 6'h20;
+  assign \$18  = \r_data$36  >> \$78 ;
   assign \$19  = held[2:0] == 2'h2;
   assign \$20  = held_valid & \$19 ;
   assign \$21  = held[2:0] == 2'h3;
@@ -3095,6 +3203,10 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, sect
   assign \$29  = held[35] ? wide[31:16] : \$28 ;
   assign \$30  = narrow & \$7 [15:0];
   assign \$31  = held[35] ? wide[15:0] : \$30 ;
+  assign \$32  = \w_en$8  & section__ready;
+  assign \$33  = section__payload[2:0] == 2'h3;
+  assign \$34  = \$32  & \$33 ;
+  assign \$35  = codes + \$34 ;
   egret_m_ddr3_core_dealer_sections  sections (
     .cancel(cancel),
     .clk(clk),
@@ -3172,126 +3284,86 @@ module egret_m_ddr3_core_dealer (rst, coding, words__ready, section__ready, sect
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = \$17 ;
+    \$44  = deal;
     if (cancel) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = \$18 ;
+    \$45  = section_ends;
     if (cancel) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
     if (rst) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = r_data[37:0];
+    \$46 [0] = \$20 ;
+    \$46 [10:1] = \$8 [9:0];
+    \$46 [26:11] = narrow;
     if (cancel) begin
-      \$46  = 38'h0000000000;
+      \$46  = 27'h0000000;
     end
     if (rst) begin
-      \$46  = 38'h0000000000;
+      \$46  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = deal;
+    \$47 [0] = \$22 ;
+    \$47 [1] = held[37];
+    \$47 [2] = held_number[4];
+    \$47 [6:3] = held_number[3:0];
+    \$47 [10:7] = narrow[3:0];
+    \$47 [22:11] = narrow[15:4];
     if (cancel) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
     if (rst) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = number;
+    \$48 [0] = \$24 ;
+    \$48 [11:1] = \$8 [10:0];
+    \$48 [43:12] = wide;
     if (cancel) begin
-      \$48  = 16'h0000;
+      \$48  = 44'h00000000000;
     end
     if (rst) begin
-      \$48  = 16'h0000;
+      \$48  = 44'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = section_ends;
+    \$49 [0] = \$26 ;
+    \$49 [1] = held[36];
+    \$49 [6:2] = held_number[4:0];
+    \$49 [39] = held_final;
+    \$49 [22:7] = \$29 ;
+    \$49 [38:23] = \$31 ;
     if (cancel) begin
-      \$49  = 1'h0;
+      \$49  = 40'h0000000000;
     end
     if (rst) begin
-      \$49  = 1'h0;
+      \$49  = 40'h0000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50 [0] = \$20 ;
-    \$50 [10:1] = \$8 [9:0];
-    \$50 [26:11] = narrow;
+    \$50  = \$39 [2:0];
     if (cancel) begin
-      \$50  = 27'h0000000;
+      \$50  = 3'h0;
     end
     if (rst) begin
-      \$50  = 27'h0000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51 [0] = \$22 ;
-    \$51 [1] = held[37];
-    \$51 [2] = held_number[4];
-    \$51 [6:3] = held_number[3:0];
-    \$51 [10:7] = narrow[3:0];
-    \$51 [22:11] = narrow[15:4];
-    if (cancel) begin
-      \$51  = 23'h000000;
-    end
-    if (rst) begin
-      \$51  = 23'h000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52 [0] = \$24 ;
-    \$52 [11:1] = \$8 [10:0];
-    \$52 [43:12] = wide;
-    if (cancel) begin
-      \$52  = 44'h00000000000;
-    end
-    if (rst) begin
-      \$52  = 44'h00000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$53 [0] = \$26 ;
-    \$53 [1] = held[36];
-    \$53 [6:2] = held_number[4:0];
-    \$53 [39] = held_final;
-    \$53 [22:7] = \$29 ;
-    \$53 [38:23] = \$31 ;
-    if (cancel) begin
-      \$53  = 40'h0000000000;
-    end
-    if (rst) begin
-      \$53  = 40'h0000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = \$39 [2:0];
-    if (cancel) begin
-      \$54  = 3'h0;
-    end
-    if (rst) begin
-      \$54  = 3'h0;
+      \$50  = 3'h0;
     end
   end
   assign words__payload = w_data;
@@ -3585,7 +3657,95 @@ module egret_m_ddr3_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w
   assign r_port__data = r_data;
 endmodule
 
-module egret_m_ddr3_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
+module egret_m_ddr3_core_fanout (rst, i__valid, cancel, i__payload, i__ready, beat, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , port_8 , port_9 , port_10 , port_11 , port_12 , port_13 , port_14 
+, port_15 , clk);
+  reg time_zero;
+  initial time_zero <= 1'h0;
+  wire \$1 , \$2 ;
+  reg \$3 ;
+  reg [67:0] \$4 ;
+  output [67:0] beat;
+  reg [67:0] beat = 68'h00000000000000000;
+  input cancel;
+  wire cancel;
+  input clk;
+  wire clk;
+  input [66:0] i__payload;
+  wire [66:0] i__payload;
+  output i__ready;
+  reg i__ready = 1'h0;
+  input i__valid;
+  wire i__valid;
+  wire [66:0] o;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
+  input port_2 ;
+  wire port_2 ;
+  input port_3 ;
+  wire port_3 ;
+  input port_4 ;
+  wire port_4 ;
+  input port_5 ;
+  wire port_5 ;
+  input port_6 ;
+  wire port_6 ;
+  input port_7 ;
+  wire port_7 ;
+  input port_8 ;
+  wire port_8 ;
+  input port_9 ;
+  wire port_9 ;
+  input port_10 ;
+  wire port_10 ;
+  input port_11 ;
+  wire port_11 ;
+  input port_12 ;
+  wire port_12 ;
+  input port_13 ;
+  wire port_13 ;
+  input port_14 ;
+  wire port_14 ;
+  input port_15 ;
+  wire port_15 ;
+  (* init = 1'h0 *)
+  wire room;
+  wire [15:0] roomy;
+  input rst;
+  wire rst;
+  wire valid;
+  always @(posedge clk)
+    beat <= \$4 ;
+  assign \$1  = & { port_15 , port_14 , port_13 , port_12 , port_11 , port_10 , port_9 , port_8 , port_7 , port_6 , port_5 , port_4 , port_3 , port_2 , port_1 , port_0  };
+  assign \$2  = i__valid & i__ready;
+  always @(posedge clk)
+    i__ready <= \$3 ;
+  always @* begin
+    if (time_zero ) begin end
+    \$3  = \$1 ;
+    if (rst) begin
+      \$3  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$4 [0] = \$2 ;
+    \$4 [67:1] = i__payload;
+    if (cancel) begin
+      \$4 [0] = 1'h0;
+    end
+    if (rst) begin
+      \$4  = 68'h00000000000000000;
+    end
+  end
+  assign room = i__ready;
+  assign valid = beat[0];
+  assign o = beat[67:1];
+  assign roomy = { port_15 , port_14 , port_13 , port_12 , port_11 , port_10 , port_9 , port_8 , port_7 , port_6 , port_5 , port_4 , port_3 , port_2 , port_1 , port_0  };
+endmodule
+
+module egret_m_ddr3_core_finisher (o__ready, rst, may_report, \job$52 , report, kind, sums, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$104 , \$105 , \$107 , \$11 , \$12 , \$14 , \$15 , \$16 , \$18 , \$2 ,
@@ -4143,6 +4303,8 @@ module egret_m_ddr3_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 34'h000000000 *)
+  wire [33:0] payload;
   input rst;
   wire rst;
   reg [33:0] spare = 34'h000000000;
@@ -4167,9 +4329,6 @@ module egret_m_ddr3_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 34'h000000000;
     end
   end
   always @* begin
@@ -4201,10 +4360,8 @@ module egret_m_ddr3_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 34'h000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_m_ddr3_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
@@ -4463,7 +4620,7 @@ module egret_m_ddr3_core_finisher_requantizer (rst, i_sum, enable, port_0 , port
   assign \$5  = { valid, 1'h0 };
 endmodule
 
-module egret_m_ddr3_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
+module egret_m_ddr3_core_gearbox (rst, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, o__ready, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -4511,12 +4668,6 @@ module egret_m_ddr3_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload,
     end else if (\$8 ) begin
       \$11 [63:0] = \$9 ;
     end
-    if (cancel) begin
-      \$11  = 67'h00000000000000000;
-    end
-    if (rst) begin
-      \$11  = 67'h00000000000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -4543,8 +4694,8 @@ module egret_m_ddr3_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload,
   assign o__valid = left;
 endmodule
 
-module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
-, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
+module egret_m_ddr3_core_lane (rst, selected, \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, lanes_cancel, drain, port_0 , port_1 , clear_errors, go, settings, \i__valid$45 , bad_prefix, bad_index, \i__ready$43 , roomy
+, multiply, \o__valid$65 , \o__payload$61 , \o__ready$63 , clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
@@ -4562,33 +4713,31 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   reg \$44 ;
   reg \$45 ;
   wire bad;
-  wire \bad$98 ;
+  wire \bad$100 ;
   reg bad_0_0 = 1'h0;
-  reg \bad_0_0$97  = 1'h0;
+  reg \bad_0_0$99  = 1'h0;
   reg bad_0_1 = 1'h0;
-  reg \bad_0_1$102  = 1'h0;
+  reg \bad_0_1$104  = 1'h0;
   reg bad_1_0 = 1'h0;
-  reg \bad_1_0$103  = 1'h0;
+  reg \bad_1_0$105  = 1'h0;
   reg bad_1_1 = 1'h0;
-  reg \bad_1_1$104  = 1'h0;
+  reg \bad_1_1$106  = 1'h0;
   output [3:0] bad_index;
   reg [3:0] bad_index = 4'h0;
   wire bad_parity;
-  wire \bad_parity$99 ;
+  wire \bad_parity$101 ;
   output [3:0] bad_prefix;
   reg [3:0] bad_prefix = 4'h0;
   wire bad_slot;
-  wire \bad_slot$100 ;
+  wire \bad_slot$102 ;
   wire [1:0] banks;
-  input cancel;
-  wire cancel;
   input [1:0] clear_errors;
   wire [1:0] clear_errors;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$70 ;
+  wire [22:0] \code_write$72 ;
   input [87:0] codes;
   wire [87:0] codes;
   wire [87:0] \codes$11 ;
@@ -4597,30 +4746,30 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   wire \drain$9 ;
   wire enable;
   wire \enable$21 ;
-  wire \enable$65 ;
-  wire \enable$66 ;
+  wire \enable$67 ;
+  wire \enable$68 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$76 ;
+  wire [1:0] \go$78 ;
   wire [27:0] i;
   wire [44:0] i__payload;
   input [6:0] \i__payload$41 ;
   wire [6:0] \i__payload$41 ;
   wire [6:0] \i__payload$42 ;
-  wire [44:0] \i__payload$47 ;
-  wire [33:0] \i__payload$53 ;
+  wire [44:0] \i__payload$49 ;
+  wire [33:0] \i__payload$55 ;
   wire i__ready;
   output \i__ready$43 ;
   wire \i__ready$43 ;
   wire \i__ready$44 ;
-  wire \i__ready$50 ;
-  wire \i__ready$56 ;
+  wire \i__ready$52 ;
+  wire \i__ready$58 ;
   wire i__valid;
   input \i__valid$45 ;
   wire \i__valid$45 ;
   wire \i__valid$46 ;
-  wire \i__valid$51 ;
-  wire \i__valid$57 ;
+  wire \i__valid$53 ;
+  wire \i__valid$59 ;
   wire i_bank;
   wire [3:0] i_bits;
   wire [3:0] \i_bits$31 ;
@@ -4635,36 +4784,38 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   wire i_slot;
   wire i_valid;
   wire \i_valid$22 ;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$79 ;
+  wire [26:0] \map_write$81 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$85 ;
+  wire \multiply$87 ;
   wire [44:0] o;
-  wire [27:0] \o$83 ;
+  wire [27:0] \o$85 ;
   wire [6:0] o__payload;
-  wire [44:0] \o__payload$48 ;
-  wire [33:0] \o__payload$54 ;
-  output [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$60 ;
+  wire [44:0] \o__payload$50 ;
+  wire [33:0] \o__payload$56 ;
+  output [32:0] \o__payload$61 ;
+  wire [32:0] \o__payload$61 ;
+  wire [32:0] \o__payload$62 ;
   wire o__ready;
-  wire \o__ready$49 ;
-  wire \o__ready$55 ;
-  input \o__ready$61 ;
-  wire \o__ready$61 ;
-  wire \o__ready$62 ;
+  wire \o__ready$51 ;
+  wire \o__ready$57 ;
+  input \o__ready$63 ;
+  wire \o__ready$63 ;
+  wire \o__ready$64 ;
   wire o__valid;
-  wire \o__valid$52 ;
-  wire \o__valid$58 ;
-  output \o__valid$63 ;
-  wire \o__valid$63 ;
-  wire \o__valid$64 ;
+  wire \o__valid$54 ;
+  wire \o__valid$60 ;
+  output \o__valid$65 ;
+  wire \o__valid$65 ;
+  wire \o__valid$66 ;
   wire [3:0] o_bits;
   wire [3:0] o_end;
   wire [3:0] o_event;
@@ -4677,31 +4828,34 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   wire port_0 ;
   input port_1 ;
   wire port_1 ;
+  output roomy;
+  wire roomy;
+  wire \roomy$48 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$74 ;
+  wire \selected$76 ;
   input [37:0] settings;
   wire [37:0] settings;
-  wire [37:0] \settings$68 ;
-  wire [37:0] \settings$77 ;
+  wire [37:0] \settings$70 ;
+  wire [37:0] \settings$79 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$72 ;
+  wire [15:0] \start_write$74 ;
   wire turn;
   reg \turn$4  = 1'h0;
   input [79:0] vector_write;
   wire [79:0] vector_write;
-  wire [79:0] \vector_write$81 ;
+  wire [79:0] \vector_write$83 ;
   always @(posedge clk)
     bad_index <= \$42 ;
   always @(posedge clk)
-    \bad_0_1$102  <= \$43 ;
+    \bad_0_1$104  <= \$43 ;
   always @(posedge clk)
-    \bad_1_0$103  <= \$44 ;
+    \bad_1_0$105  <= \$44 ;
   always @(posedge clk)
-    \bad_1_1$104  <= \$45 ;
+    \bad_1_1$106  <= \$45 ;
   assign mine = turn == \turn$4 ;
   assign o__ready = i__ready & mine;
   assign i_valid = o__valid & mine;
@@ -4716,12 +4870,12 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   assign \$12  = bad & \$11 ;
   assign \$14  = \$12  & \$5 ;
   assign \$18  = \$12  & \$9 ;
-  assign \$19  = ! \bad_parity$99 ;
-  assign \$20  = \bad$98  & \$19 ;
-  assign \$21  = ! \bad_slot$100 ;
+  assign \$19  = ! \bad_parity$101 ;
+  assign \$20  = \bad$100  & \$19 ;
+  assign \$21  = ! \bad_slot$102 ;
   assign \$22  = \$20  & \$21 ;
   assign \$26  = \$20  & \$25 ;
-  assign \$28  = \bad$98  & \$27 ;
+  assign \$28  = \bad$100  & \$27 ;
   assign \$30  = \$28  & \$21 ;
   assign \$34  = \$28  & \$25 ;
   always @(posedge clk)
@@ -4737,23 +4891,22 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @(posedge clk)
     bad_1_1 <= \$40 ;
   always @(posedge clk)
-    \bad_0_0$97  <= \$41 ;
+    \bad_0_0$99  <= \$41 ;
   egret_m_ddr3_core_lane_blocks  blocks (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$47 ),
-    .o__ready(\o__ready$49 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$49 ),
+    .o__ready(\o__ready$51 ),
     .rst(rst),
-    .some(\i__valid$51 )
+    .some(\i__valid$53 )
   );
   egret_m_ddr3_core_lane_collector  collector (
     .bad(bad),
     .bad_parity(bad_parity),
     .bad_slot(bad_slot),
-    .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
     .i_bits(\i_bits$31 ),
@@ -4764,55 +4917,57 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
     .i_run_form(i_run_form),
     .i_slot(i_slot),
     .i_valid(\i_valid$22 ),
+    .lanes_cancel(lanes_cancel),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
   );
   egret_m_ddr3_core_lane_extractor  extractor (
-    .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$47 ),
-    .i__ready(\o__ready$49 ),
-    .i__valid(\i__valid$51 ),
-    .o__payload(\i__payload$53 ),
-    .o__ready(\o__ready$55 ),
-    .o__valid(\i__valid$57 ),
+    .i__payload(\i__payload$49 ),
+    .i__ready(\o__ready$51 ),
+    .i__valid(\i__valid$53 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$55 ),
+    .o__ready(\o__ready$57 ),
+    .o__valid(\i__valid$59 ),
     .rst(rst)
   );
   egret_m_ddr3_core_lane_input  \input  (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(\i__payload$41 ),
     .i__ready(\i__ready$43 ),
     .i__valid(\i__valid$45 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
+    .roomy(roomy),
     .rst(rst)
   );
   egret_m_ddr3_core_lane_mac  mac (
-    .bad(\bad$98 ),
-    .bad_parity(\bad_parity$99 ),
-    .bad_slot(\bad_slot$100 ),
-    .cancel(cancel),
+    .bad(\bad$100 ),
+    .bad_parity(\bad_parity$101 ),
+    .bad_slot(\bad_slot$102 ),
     .clk(clk),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .i(i),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$59 ),
-    .o__ready(\o__ready$61 ),
-    .o__valid(\o__valid$63 ),
+    .o__payload(\o__payload$61 ),
+    .o__ready(\o__ready$63 ),
+    .o__valid(\o__valid$65 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
   );
   egret_m_ddr3_core_lane_parser  parser (
-    .cancel(cancel),
     .clk(clk),
     .drain(drain),
     .enable(i__ready),
     .i_valid(i_valid),
+    .lanes_cancel(lanes_cancel),
     .microcode_write(microcode_write),
     .o_bits(\i_bits$31 ),
     .o_end(i_end),
@@ -4826,14 +4981,14 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
     .turn(turn)
   );
   egret_m_ddr3_core_lane_positioner  positioner (
-    .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .go(go),
-    .i__payload(\i__payload$53 ),
-    .i__ready(\o__ready$55 ),
-    .i__valid(\i__valid$57 ),
+    .i__payload(\i__payload$55 ),
+    .i__ready(\o__ready$57 ),
+    .i__valid(\i__valid$59 ),
+    .lanes_cancel(lanes_cancel),
     .o(i),
     .rst(rst),
     .selected(selected),
@@ -4843,7 +4998,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$43  = \$26 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -4853,7 +5008,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$44  = \$30 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$44  = 1'h0;
     end
     if (rst) begin
@@ -4863,7 +5018,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$45  = \$34 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$45  = 1'h0;
     end
     if (rst) begin
@@ -4876,7 +5031,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
     if (\$1 ) begin
       \$35  = \$2 [0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$35  = 1'h0;
     end
     if (rst) begin
@@ -4886,7 +5041,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$36  = \$6 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$36  = 1'h0;
     end
     if (rst) begin
@@ -4920,7 +5075,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
     if (clear_errors[1]) begin
       \$37 [3] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$37  = 4'h0;
     end
     if (rst) begin
@@ -4930,7 +5085,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$38  = \$10 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$38  = 1'h0;
     end
     if (rst) begin
@@ -4940,7 +5095,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$39  = \$14 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$39  = 1'h0;
     end
     if (rst) begin
@@ -4950,7 +5105,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$40  = \$18 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$40  = 1'h0;
     end
     if (rst) begin
@@ -4960,7 +5115,7 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$41  = \$22 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$41  = 1'h0;
     end
     if (rst) begin
@@ -4970,31 +5125,31 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   always @* begin
     if (time_zero ) begin end
     \$42  = bad_index;
-    if (\bad_0_0$97 ) begin
+    if (\bad_0_0$99 ) begin
       \$42 [0] = 1'h1;
     end
     if (clear_errors[0]) begin
       \$42 [0] = 1'h0;
     end
-    if (\bad_0_1$102 ) begin
+    if (\bad_0_1$104 ) begin
       \$42 [1] = 1'h1;
     end
     if (clear_errors[0]) begin
       \$42 [1] = 1'h0;
     end
-    if (\bad_1_0$103 ) begin
+    if (\bad_1_0$105 ) begin
       \$42 [2] = 1'h1;
     end
     if (clear_errors[1]) begin
       \$42 [2] = 1'h0;
     end
-    if (\bad_1_1$104 ) begin
+    if (\bad_1_1$106 ) begin
       \$42 [3] = 1'h1;
     end
     if (clear_errors[1]) begin
       \$42 [3] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$42  = 4'h0;
     end
     if (rst) begin
@@ -5023,34 +5178,35 @@ module egret_m_ddr3_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , mi
   assign \i__payload$42  = \i__payload$41 ;
   assign \i__ready$44  = \i__ready$43 ;
   assign \i__valid$46  = \i__valid$45 ;
-  assign \o__payload$48  = \i__payload$47 ;
-  assign \i__ready$50  = \o__ready$49 ;
-  assign \o__valid$52  = \i__valid$51 ;
-  assign \o__payload$54  = \i__payload$53 ;
-  assign \i__ready$56  = \o__ready$55 ;
-  assign \o__valid$58  = \i__valid$57 ;
-  assign \o__payload$60  = \o__payload$59 ;
-  assign \o__ready$62  = \o__ready$61 ;
-  assign \o__valid$64  = \o__valid$63 ;
-  assign \enable$66  = \enable$65 ;
-  assign \settings$68  = settings;
-  assign \code_write$70  = code_write;
-  assign \start_write$72  = start_write;
-  assign \selected$74  = selected;
-  assign \go$76  = go;
-  assign \settings$77  = settings;
-  assign \map_write$79  = map_write;
-  assign \vector_write$81  = vector_write;
-  assign \o$83  = i;
-  assign \multiply$85  = multiply;
+  assign \roomy$48  = roomy;
+  assign \o__payload$50  = \i__payload$49 ;
+  assign \i__ready$52  = \o__ready$51 ;
+  assign \o__valid$54  = \i__valid$53 ;
+  assign \o__payload$56  = \i__payload$55 ;
+  assign \i__ready$58  = \o__ready$57 ;
+  assign \o__valid$60  = \i__valid$59 ;
+  assign \o__payload$62  = \o__payload$61 ;
+  assign \o__ready$64  = \o__ready$63 ;
+  assign \o__valid$66  = \o__valid$65 ;
+  assign \enable$68  = \enable$67 ;
+  assign \settings$70  = settings;
+  assign \code_write$72  = code_write;
+  assign \start_write$74  = start_write;
+  assign \selected$76  = selected;
+  assign \go$78  = go;
+  assign \settings$79  = settings;
+  assign \map_write$81  = map_write;
+  assign \vector_write$83  = vector_write;
+  assign \o$85  = i;
+  assign \multiply$87  = multiply;
   assign i_run_form = codes[0];
   assign \$9  = bad_slot;
   assign \$11  = bad_parity;
-  assign \$25  = \bad_slot$100 ;
-  assign \$27  = \bad_parity$99 ;
+  assign \$25  = \bad_slot$102 ;
+  assign \$27  = \bad_parity$101 ;
 endmodule
 
-module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
+module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, lanes_cancel, i__ready, some, i__valid, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -5061,8 +5217,6 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
   reg [3:0] \$signature__addr  = 4'h0;
   wire [44:0] \$signature__data ;
   wire \$signature__en ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [44:0] i__payload;
@@ -5071,6 +5225,8 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
   reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire move;
   output [44:0] o__payload;
   wire [44:0] o__payload;
@@ -5084,12 +5240,12 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
   wire room;
   input rst;
   wire rst;
+  (* init = 4'h0 *)
+  wire [3:0] \sequence ;
   output some;
   reg some = 1'h0;
   (* init = 4'h0 *)
   wire [3:0] taken;
-  (* init = 4'h0 *)
-  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [44:0] entries [15:0];
   integer entries_entry;
@@ -5130,7 +5286,7 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
     if (\$signature__en ) begin
       \$21  = { \$signature__addr [2:0], \$4  };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$21  = 4'h0;
     end
     if (rst) begin
@@ -5143,7 +5299,7 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
     if (move) begin
       \$22  = { read__addr[2:0], \$8  };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$22  = 4'h0;
     end
     if (rst) begin
@@ -5158,7 +5314,7 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
     end else if (\$14 ) begin
       \$23  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$23  = 1'h1;
     end
     if (rst) begin
@@ -5173,7 +5329,7 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
     end else if (\$20 ) begin
       \$24  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$24  = 1'h0;
     end
     if (rst) begin
@@ -5181,14 +5337,14 @@ module egret_m_ddr3_core_lane_blocks (rst, o__payload, o__ready, cancel, i__read
     end
   end
   assign room = i__ready;
-  assign written = \$signature__addr ;
+  assign \sequence  = \$signature__addr ;
   assign \$signature__data  = i__payload;
   assign taken = read__addr;
   assign o__valid = some;
   assign read__data = o__payload;
 endmodule
 
-module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
+module egret_m_ddr3_core_lane_collector (rst, i_run_form, lanes_cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [3:0] \$1 , \$122 , \$201 , \$208 , \$209 , \$210 , \$263 , \$364 , \$377 , \$378 , \$414 ,
@@ -5239,8 +5395,6 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
   reg bad_slot = 1'h0;
   (* init = 45'h000000000000 *)
   wire [44:0] block;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
@@ -5263,6 +5417,8 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
   wire i_slot;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [28:0] \local  = 29'h00000000;
   reg [2:0] low_step = 3'h0;
   wire [10:0] number;
@@ -5490,7 +5646,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (enable) begin
       \$425  = \$212 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$425  = 1'h0;
     end
     if (rst) begin
@@ -5510,7 +5666,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (enable) begin
       \$427  = { valid[1:0], i_valid };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$427  = 3'h0;
     end
     if (rst) begin
@@ -5523,7 +5679,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (enable) begin
       \$428  = i_slot;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$428  = 1'h0;
     end
     if (rst) begin
@@ -5536,7 +5692,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (enable) begin
       \$429  = i_parity;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$429  = 1'h0;
     end
     if (rst) begin
@@ -5549,7 +5705,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (turn) begin
       \$430  = open_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$430  = 17'h00000;
     end
     if (rst) begin
@@ -5576,7 +5732,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
       \$431 [15:11] = 5'h00;
       \$431 [16] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$431  = 17'h00000;
     end
     if (rst) begin
@@ -5661,7 +5817,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (turn_skips) begin
       \$438  = skip_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$438  = 15'h0000;
     end
     if (rst) begin
@@ -5683,7 +5839,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (turn_skips) begin
       \$439 [14:11] = \$423 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$439  = 15'h0000;
     end
     if (rst) begin
@@ -5696,7 +5852,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
     if (enable) begin
       \$440  = \$424 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$440  = 1'h0;
     end
     if (rst) begin
@@ -5773,7 +5929,7 @@ module egret_m_ddr3_core_lane_collector (rst, i_run_form, cancel, enable, bad, b
   assign \$383  = \$382 ;
 endmodule
 
-module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
+module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, lanes_cancel, i__valid, o__valid, o__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$109 , \$11 , \$110 , \$113 , \$114 , \$115 , \$12 , \$121 , \$13 , \$137 ,
@@ -5797,8 +5953,6 @@ module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, ca
   reg [33:0] \$289 ;
   reg alone = 1'h0;
   reg [44:0] block = 45'h000000000000;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enter;
@@ -5810,6 +5964,8 @@ module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, ca
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [2:0] left = 3'h0;
   output [33:0] o__payload;
   reg [33:0] o__payload = 34'h000000000;
@@ -5945,7 +6101,7 @@ module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, ca
     end else if (\$3 ) begin
       \$283  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$283  = 1'h0;
     end
     if (rst) begin
@@ -6015,7 +6171,7 @@ module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, ca
     if (take) begin
       \$288  = full;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$288  = 1'h0;
     end
     if (rst) begin
@@ -6076,21 +6232,21 @@ module egret_m_ddr3_core_lane_extractor (rst, i__payload, i__ready, o__ready, ca
   assign \$249  = \$248 ;
 endmodule
 
-module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
+module egret_m_ddr3_core_lane_input (rst, o__ready, i__payload, lanes_cancel, i__valid, o__valid, o__payload, i__ready, roomy, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg \$23 ;
-  reg [6:0] \$24 ;
-  reg [3:0] \$25 ;
-  reg [3:0] \$26 ;
-  reg \$27 ;
-  reg \$28 ;
-  reg [3:0] \$signature__addr  = 4'h0;
+  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29
+    , \$3 , \$30 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg \$31 ;
+  reg [6:0] \$32 ;
+  reg [6:0] \$33 ;
+  reg [3:0] \$34 ;
+  reg \$35 ;
+  reg \$36 ;
+  reg \$37 ;
+  wire [3:0] \$signature__addr ;
   wire [6:0] \$signature__data ;
   wire \$signature__en ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [6:0] i__payload;
@@ -6099,6 +6255,8 @@ module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__payload, cancel
   reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire move;
   output [6:0] o__payload;
   reg [6:0] o__payload = 7'h00;
@@ -6112,13 +6270,14 @@ module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__payload, cancel
   wire [6:0] read__data;
   (* init = 1'h1 *)
   wire room;
+  output roomy;
+  reg roomy = 1'h1;
   input rst;
   wire rst;
+  reg [6:0] \sequence  = 7'h04;
   reg some = 1'h0;
   (* init = 4'h0 *)
   wire [3:0] taken;
-  (* init = 4'h0 *)
-  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [6:0] entries [15:0];
   integer entries_entry;
@@ -6128,123 +6287,149 @@ module egret_m_ddr3_core_lane_input (rst, i__valid, o__ready, i__payload, cancel
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[\$signature__addr ] <= i__payload;
+      entries[\sequence [6:3]] <= i__payload;
   end
   assign read__data = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
   assign \$1  = ~ o__valid;
   assign \$2  = \$1  | o__ready;
   assign move = some & \$2 ;
-  assign \$3  = \$signature__addr [3] ^ \$signature__addr [2];
-  assign \$4  = | \$signature__addr [2:0];
+  assign \$3  = \sequence [3] ^ \sequence [2];
+  assign \$4  = | \sequence [2:0];
   assign \$5  = ~ \$4 ;
   assign \$6  = \$3  ^ \$5 ;
   assign \$7  = read__addr[3] ^ read__addr[2];
   assign \$8  = | read__addr[2:0];
   assign \$9  = ~ \$8 ;
   assign \$10  = \$7  ^ \$9 ;
-  assign \$15  = { \$signature__addr [2:0], \$6  } == read__addr;
+  assign \$15  = \sequence [5:2] == read__addr;
   assign \$16  = \$signature__en  & \$15 ;
-  assign \$21  = { read__addr[2:0], \$10  } == \$signature__addr ;
+  assign \$21  = { read__addr[2:0], \$10  } == \sequence [6:3];
   assign \$22  = move & \$21 ;
+  assign \$23  = ~ move;
+  assign \$24  = \$signature__en  & \$23 ;
+  assign \$25  = \sequence [3:0] == read__addr;
+  assign \$26  = \$24  & \$25 ;
+  assign \$27  = ~ \$signature__en ;
+  assign \$28  = move & \$27 ;
+  assign \$29  = \sequence [4:1] == read__addr;
+  assign \$30  = \$28  & \$29 ;
   always @(posedge clk)
-    o__valid <= \$23 ;
+    o__valid <= \$31 ;
   always @(posedge clk)
-    o__payload <= \$24 ;
+    o__payload <= \$32 ;
   always @(posedge clk)
-    \$signature__addr  <= \$25 ;
+    \sequence  <= \$33 ;
   always @(posedge clk)
-    read__addr <= \$26 ;
+    read__addr <= \$34 ;
   always @(posedge clk)
-    i__ready <= \$27 ;
+    i__ready <= \$35 ;
   always @(posedge clk)
-    some <= \$28 ;
+    some <= \$36 ;
+  always @(posedge clk)
+    roomy <= \$37 ;
   always @* begin
     if (time_zero ) begin end
-    \$23  = o__valid;
+    \$31  = o__valid;
     if (move) begin
-      \$23  = 1'h1;
+      \$31  = 1'h1;
     end else if (o__ready) begin
-      \$23  = 1'h0;
+      \$31  = 1'h0;
     end
-    if (cancel) begin
-      \$23  = 1'h0;
+    if (lanes_cancel) begin
+      \$31  = 1'h0;
     end
     if (rst) begin
-      \$23  = 1'h0;
+      \$31  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$24  = o__payload;
+    \$32  = o__payload;
     if (move) begin
-      \$24  = read__data;
+      \$32  = read__data;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$25  = \$signature__addr ;
+    \$33  = \sequence ;
     if (\$signature__en ) begin
-      \$25  = { \$signature__addr [2:0], \$6  };
+      \$33  = { \sequence [5:0], \$6  };
     end
-    if (cancel) begin
-      \$25  = 4'h0;
+    if (lanes_cancel) begin
+      \$33  = 7'h04;
     end
     if (rst) begin
-      \$25  = 4'h0;
+      \$33  = 7'h04;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$26  = read__addr;
+    \$34  = read__addr;
     if (move) begin
-      \$26  = { read__addr[2:0], \$10  };
+      \$34  = { read__addr[2:0], \$10  };
     end
-    if (cancel) begin
-      \$26  = 4'h0;
+    if (lanes_cancel) begin
+      \$34  = 4'h0;
     end
     if (rst) begin
-      \$26  = 4'h0;
+      \$34  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$27  = i__ready;
+    \$35  = i__ready;
     if (move) begin
-      \$27  = 1'h1;
+      \$35  = 1'h1;
     end else if (\$16 ) begin
-      \$27  = 1'h0;
+      \$35  = 1'h0;
     end
-    if (cancel) begin
-      \$27  = 1'h1;
+    if (lanes_cancel) begin
+      \$35  = 1'h1;
     end
     if (rst) begin
-      \$27  = 1'h1;
+      \$35  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$28  = some;
+    \$36  = some;
     if (\$signature__en ) begin
-      \$28  = 1'h1;
+      \$36  = 1'h1;
     end else if (\$22 ) begin
-      \$28  = 1'h0;
+      \$36  = 1'h0;
     end
-    if (cancel) begin
-      \$28  = 1'h0;
+    if (lanes_cancel) begin
+      \$36  = 1'h0;
     end
     if (rst) begin
-      \$28  = 1'h0;
+      \$36  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = roomy;
+    if (\$26 ) begin
+      \$37  = 1'h0;
+    end
+    if (\$30 ) begin
+      \$37  = 1'h1;
+    end
+    if (lanes_cancel) begin
+      \$37  = 1'h1;
+    end
+    if (rst) begin
+      \$37  = 1'h1;
     end
   end
   assign room = i__ready;
-  assign written = \$signature__addr ;
+  assign \$signature__addr  = \sequence [6:3];
   assign \$signature__data  = i__payload;
   assign taken = read__addr;
   assign payload = o__payload;
 endmodule
 
-module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
+module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, lanes_cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
@@ -6290,8 +6475,6 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   output bad_slot;
   reg bad_slot = 1'h0;
   reg [12:0] beyond = 13'h0000;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [9:0] column = 10'h000;
@@ -6310,6 +6493,8 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   reg [37:0] held = 38'h0000000000;
   input [27:0] i;
   wire [27:0] i;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg left = 1'h0;
   input [26:0] map_write;
   wire [26:0] map_write;
@@ -6438,8 +6623,8 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   always @(posedge clk)
     tag_1 <= \$36 ;
   egret_m_ddr3_core_lane_mac_map  map (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (map_write[22:0]),
     .read__addr(number[9:0]),
     .read__en(enable),
@@ -6449,15 +6634,15 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   egret_m_ddr3_core_lane_mac_multiplier_0  multiplier_0 (
     .\a$4 (\$2 [11:0]),
     .\b$6 (b),
-    .cancel(cancel),
     .clk(clk),
     .enable(enable),
+    .lanes_cancel(lanes_cancel),
     .product(product),
     .rst(rst)
   );
   egret_m_ddr3_core_lane_mac_vectors  vectors (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (vector_write),
     .port_1 (column),
     .port_2 (memory),
@@ -6471,7 +6656,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (enable) begin
       \$37  = tag_1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$37  = 5'h00;
     end
     if (rst) begin
@@ -6484,7 +6669,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (enable) begin
       \$38  = tag_2;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$38  = 5'h00;
     end
     if (rst) begin
@@ -6497,7 +6682,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (enable) begin
       \$39  = tag_3;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$39  = 5'h00;
     end
     if (rst) begin
@@ -6507,7 +6692,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   always @* begin
     if (time_zero ) begin end
     \$40  = \$8 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$40  = 1'h0;
     end
     if (rst) begin
@@ -6517,7 +6702,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   always @* begin
     if (time_zero ) begin end
     \$41  = \$13 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$41  = 1'h0;
     end
     if (rst) begin
@@ -6527,7 +6712,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   always @* begin
     if (time_zero ) begin end
     \$42  = tag_0[4];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$42  = 1'h0;
     end
     if (rst) begin
@@ -6537,7 +6722,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   always @* begin
     if (time_zero ) begin end
     \$43  = tag_0[3];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -6567,7 +6752,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (enable) begin
       \$46  = held[12];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$46  = 1'h0;
     end
     if (rst) begin
@@ -6580,7 +6765,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (enable) begin
       \$47  = zigzag_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$47  = 1'h0;
     end
     if (rst) begin
@@ -6596,7 +6781,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (\$15 ) begin
       \$48  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$48  = 1'h0;
     end
     if (rst) begin
@@ -6609,7 +6794,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (enable) begin
       \$49  = \$16 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$49  = 1'h0;
     end
     if (rst) begin
@@ -6622,7 +6807,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (enable) begin
       \$50  = tag_4[4];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$50  = 1'h0;
     end
     if (rst) begin
@@ -6638,7 +6823,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (\$20 ) begin
       \$51  = 30'h00000000;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$51  = 30'h00000000;
     end
     if (rst) begin
@@ -6651,7 +6836,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     if (\$22 ) begin
       \$52  = sum_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$52  = 30'h00000000;
     end
     if (rst) begin
@@ -6661,7 +6846,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   always @* begin
     if (time_zero ) begin end
     \$53  = \$28 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$53  = 1'h1;
     end
     if (rst) begin
@@ -6676,7 +6861,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
     end else if (o__ready) begin
       \$54  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$54  = 1'h0;
     end
     if (rst) begin
@@ -6692,7 +6877,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
       \$55 [2] = tag_4[2];
       \$55 [0] = tag_4[3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$55  = 33'h000000000;
     end
     if (rst) begin
@@ -6716,7 +6901,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
       \$31 [3] = i[26];
       \$31 [4] = i[27];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$31  = 5'h00;
     end
     if (rst) begin
@@ -6758,7 +6943,7 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
       \$36 [4:1] = tag_0[4:1];
       \$36 [0] = used;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$36  = 5'h00;
     end
     if (rst) begin
@@ -6787,16 +6972,16 @@ module egret_m_ddr3_core_lane_mac (rst, vector_write, map_write, cancel, setting
   assign \$22  = \$21 ;
 endmodule
 
-module egret_m_ddr3_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
+module egret_m_ddr3_core_lane_mac_map (rst, port_0 , lanes_cancel, read__addr, read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [11:0] \$1 ;
   wire [9:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [22:0] port_0 ;
   wire [22:0] port_0 ;
   input [9:0] read__addr;
@@ -6854,7 +7039,7 @@ module egret_m_ddr3_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__e
   assign \value$11  = value;
 endmodule
 
-module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
+module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , lanes_cancel, enable, \b$6 , product, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [19:0] \$1 ;
@@ -6867,12 +7052,12 @@ module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6
   reg [7:0] b = 8'h00;
   input [7:0] \b$6 ;
   wire [7:0] \b$6 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [19:0] product;
   reg [19:0] product = 20'h00000;
   (* init = 20'h00000 *)
@@ -6910,16 +7095,16 @@ module egret_m_ddr3_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6
   assign \product$9  = product;
 endmodule
 
-module egret_m_ddr3_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
+module egret_m_ddr3_core_lane_mac_vectors (rst, port_0 , lanes_cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [10:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [79:0] port_0 ;
   wire [79:0] port_0 ;
   input [9:0] port_1 ;
@@ -7051,7 +7236,7 @@ module egret_m_ddr3_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2
   assign \value$32  = value;
 endmodule
 
-module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, lanes_cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
@@ -7074,8 +7259,6 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
   reg [3:0] \$26 ;
   wire [9:0] address;
   reg amid = 1'h0;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input drain;
@@ -7089,6 +7272,8 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
   wire i_parity;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   reg moves = 1'h0;
@@ -7165,8 +7350,8 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
   always @(posedge clk)
     o_event <= \$26 ;
   egret_m_ddr3_core_lane_parser_code0  code0 (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (\$11 ),
     .port_1 (microcode_write),
     .port_2 (tag0[6:3]),
@@ -7180,7 +7365,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$12  = \$3 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$12  = 1'h0;
     end
     if (rst) begin
@@ -7195,7 +7380,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
         \$13  = \$4 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$13  = 1'h0;
     end
     if (rst) begin
@@ -7210,7 +7395,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
         \$14  = \$7 ;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$14  = 1'h0;
     end
     if (rst) begin
@@ -7225,7 +7410,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
         \$15  = \$8 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$15  = 1'h0;
     end
     if (rst) begin
@@ -7244,7 +7429,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (\$10 ) begin
       \$16 [2] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$16  = 3'h0;
     end
     if (rst) begin
@@ -7257,7 +7442,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$17  = 7'h00;
     end
     if (rst) begin
@@ -7270,7 +7455,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (step) begin
       \$18  = tag0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$18  = 7'h00;
     end
     if (rst) begin
@@ -7283,7 +7468,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (step) begin
       \$19  = tag1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$19  = 7'h00;
     end
     if (rst) begin
@@ -7296,7 +7481,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$20  = valid[2];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$20  = 1'h0;
     end
     if (rst) begin
@@ -7309,7 +7494,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$21  = tag2[0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$21  = 1'h0;
     end
     if (rst) begin
@@ -7322,7 +7507,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$22  = tag2[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$22  = 1'h0;
     end
     if (rst) begin
@@ -7335,7 +7520,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$23  = tag2[2];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$23  = 1'h0;
     end
     if (rst) begin
@@ -7348,7 +7533,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$24  = tag2[6:3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$24  = 4'h0;
     end
     if (rst) begin
@@ -7361,7 +7546,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$25  = value[9:6];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$25  = 4'h0;
     end
     if (rst) begin
@@ -7374,7 +7559,7 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
     if (enable) begin
       \$26  = value[13:10];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$26  = 4'h0;
     end
     if (rst) begin
@@ -7394,16 +7579,16 @@ module egret_m_ddr3_core_lane_parser (rst, i_valid, microcode_write, cancel, dra
   assign \$5  = turn;
 endmodule
 
-module egret_m_ddr3_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
+module egret_m_ddr3_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , lanes_cancel, port_2 , value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [17:0] \$1 ;
   wire [9:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [5:0] port_0 ;
   wire [5:0] port_0 ;
   input [28:0] port_1 ;
@@ -7465,7 +7650,7 @@ module egret_m_ddr3_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , can
   assign \value$11  = value;
 endmodule
 
-module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
+module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, start_write, lanes_cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
@@ -7500,8 +7685,6 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   reg [13:0] at_work = 14'h0000;
   reg bank = 1'h0;
   wire [12:0] begun;
-  input cancel;
-  wire cancel;
   wire carry;
   input clk;
   wire clk;
@@ -7521,6 +7704,8 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
   input i__valid;
   wire i__valid;
   wire [11:0] index;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [12:0] length;
   wire load;
   reg load_slot = 1'h0;
@@ -7693,7 +7878,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
         end
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$50  = 1'h0;
     end
     if (rst) begin
@@ -7711,7 +7896,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
         \$51  = 1'h0;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$51  = 1'h0;
     end
     if (rst) begin
@@ -7726,7 +7911,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
         \$52  = \$26 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$52  = 1'h0;
     end
     if (rst) begin
@@ -7746,7 +7931,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
         \$53  = 1'h1;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$53  = 1'h1;
     end
     if (rst) begin
@@ -7759,7 +7944,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
     if (\$31 ) begin
       \$54  = settings[13];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$54  = 1'h0;
     end
     if (rst) begin
@@ -7776,7 +7961,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
       \$55 [3] = load;
       \$55 [4] = \$38 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$55  = 5'h00;
     end
     if (rst) begin
@@ -7793,7 +7978,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
     if (\$40 ) begin
       \$56 [13] = slot;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$56  = 14'h0000;
     end
     if (rst) begin
@@ -7829,7 +8014,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
     if (\$45 ) begin
       \$59  = 13'h1fff;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$59  = 13'h1fff;
     end
     if (rst) begin
@@ -7842,7 +8027,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
     if (\$47 ) begin
       \$60  = position;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$60  = 13'h1fff;
     end
     if (rst) begin
@@ -7855,7 +8040,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
     if (advance) begin
       \$61  = marks;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$61  = 5'h00;
     end
     if (rst) begin
@@ -7868,7 +8053,7 @@ module egret_m_ddr3_core_lane_positioner (rst, selected, i__ready, code_write, s
     if (advance) begin
       \$62  = tag;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$62  = 14'h0000;
     end
     if (rst) begin
@@ -8088,7 +8273,7 @@ endmodule
 
 
 
-module egret_m_ddr3_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_m_ddr3_core_lane_settings (rst, codes, start_write, lanes_cancel, matrices, o, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [9:0] \$1 ;
@@ -8096,13 +8281,13 @@ module egret_m_ddr3_core_lane_settings (rst, codes, start_write, cancel, matrice
   wire [11:0] \$3 ;
   reg \$4 ;
   reg [37:0] \$5 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire [43:0] code;
   input [87:0] codes;
   wire [87:0] codes;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [69:0] matrices;
   wire [69:0] matrices;
   wire [34:0] matrix;
@@ -8127,7 +8312,7 @@ module egret_m_ddr3_core_lane_settings (rst, codes, start_write, cancel, matrice
     if (start_write[0]) begin
       \$4  = start_write[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$4  = 1'h0;
     end
     if (rst) begin
@@ -8142,7 +8327,7 @@ module egret_m_ddr3_core_lane_settings (rst, codes, start_write, cancel, matrice
     \$5 [13] = matrix[0];
     \$5 [25:14] = { 1'h0, \$2  };
     \$5 [37:26] = \$3 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$5  = 38'h0000000000;
     end
     if (rst) begin
@@ -8425,8 +8610,8 @@ module egret_m_ddr3_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i_
   end
 endmodule
 
-module egret_m_ddr3_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
-, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_m_ddr3_core_reader (rst, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, in_flight, banks_loaded, may_allocate, may_load_code, may_load_bias, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
+, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, kept, parity, late, late_error, late_position, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$101 , \$103 , \$104 , \$105 , \$107 , \$108 , \$109 , \$11 , \$110 ,
@@ -11643,7 +11828,7 @@ module egret_m_ddr3_core_reader_crc_67 (rst, valid, start, crc, data, clk);
   assign \$743  = \$1 [4];
 endmodule
 
-module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_0 (rst, lane__payload, lanes_cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -11655,8 +11840,6 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -11668,10 +11851,11 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
-  input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
   output o__valid;
@@ -11692,13 +11876,12 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_0_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
-    .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
@@ -11744,7 +11927,7 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -11752,11 +11935,12 @@ module egret_m_ddr3_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__
     end
   end
   assign \o__payload$1  = o__payload;
-  assign \o__ready$3  = o__ready;
+  assign o__ready = 1'h1;
+  assign \o__ready$3  = 1'h1;
   assign \o__valid$5  = o__valid;
 endmodule
 
-module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
+module egret_m_ddr3_core_readout_0_buffer (rst, i__ready, lanes_cancel, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -11765,8 +11949,6 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
   reg \$7 ;
   reg \$8 ;
   reg [36:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [36:0] i__payload;
@@ -11775,13 +11957,16 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [36:0] o__payload;
   reg [36:0] o__payload = 37'h0000000000;
-  input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 37'h0000000000 *)
+  wire [36:0] payload;
   input rst;
   wire rst;
   reg [36:0] spare = 37'h0000000000;
@@ -11789,7 +11974,6 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
   assign \$1  = ~ o__valid;
-  assign \$2  = \$1  | o__ready;
   assign \$3  = i__valid & i__ready;
   assign \$4  = spare_full ? spare : i__payload;
   assign \$5  = spare_full | i__valid;
@@ -11807,12 +11991,6 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 37'h0000000000;
-    end
-    if (rst) begin
-      \$6  = 37'h0000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -11820,7 +11998,7 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -11835,7 +12013,7 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -11849,16 +12027,13 @@ module egret_m_ddr3_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__v
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 37'h0000000000;
-    end
-    if (rst) begin
-      \$9  = 37'h0000000000;
-    end
   end
+  assign payload = o__payload;
+  assign o__ready = 1'h1;
+  assign \$2  = 1'h1;
 endmodule
 
-module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_1 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -11870,8 +12045,6 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -11883,6 +12056,8 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -11907,11 +12082,11 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -11959,7 +12134,7 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -11971,7 +12146,7 @@ module egret_m_ddr3_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__
   assign \o__valid$5  = o__valid;
 endmodule
 
-module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
+module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, lanes_cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -11980,8 +12155,6 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
   reg \$7 ;
   reg \$8 ;
   reg [36:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [36:0] i__payload;
@@ -11990,6 +12163,8 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [36:0] o__payload;
   reg [36:0] o__payload = 37'h0000000000;
@@ -11997,6 +12172,8 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 37'h0000000000 *)
+  wire [36:0] payload;
   input rst;
   wire rst;
   reg [36:0] spare = 37'h0000000000;
@@ -12022,12 +12199,6 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 37'h0000000000;
-    end
-    if (rst) begin
-      \$6  = 37'h0000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -12035,7 +12206,7 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -12050,7 +12221,7 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -12064,16 +12235,11 @@ module egret_m_ddr3_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__v
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 37'h0000000000;
-    end
-    if (rst) begin
-      \$9  = 37'h0000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
-module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_10 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12085,8 +12251,6 @@ module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane_
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12098,6 +12262,8 @@ module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane_
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12122,11 +12288,11 @@ module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane_
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12174,7 +12340,7 @@ module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane_
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -12187,7 +12353,7 @@ module egret_m_ddr3_core_readout_10 (rst, lane__payload, cancel, o__ready, lane_
 endmodule
 
 
-module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_11 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12199,8 +12365,6 @@ module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane_
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12212,6 +12376,8 @@ module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane_
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12236,11 +12402,11 @@ module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane_
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12288,7 +12454,7 @@ module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane_
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -12301,7 +12467,7 @@ module egret_m_ddr3_core_readout_11 (rst, lane__payload, cancel, o__ready, lane_
 endmodule
 
 
-module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_12 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12313,8 +12479,6 @@ module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane_
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12326,6 +12490,8 @@ module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane_
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12350,11 +12516,11 @@ module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane_
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12402,7 +12568,7 @@ module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane_
     end else if (\$8 ) begin
       \$10  = \$9 [1:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 2'h0;
     end
     if (rst) begin
@@ -12415,7 +12581,7 @@ module egret_m_ddr3_core_readout_12 (rst, lane__payload, cancel, o__ready, lane_
 endmodule
 
 
-module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_13 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12427,8 +12593,6 @@ module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane_
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12440,6 +12604,8 @@ module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane_
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12464,11 +12630,11 @@ module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane_
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12516,7 +12682,7 @@ module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane_
     end else if (\$8 ) begin
       \$10  = \$9 [1:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 2'h0;
     end
     if (rst) begin
@@ -12529,7 +12695,7 @@ module egret_m_ddr3_core_readout_13 (rst, lane__payload, cancel, o__ready, lane_
 endmodule
 
 
-module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_14 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12541,8 +12707,6 @@ module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane_
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12554,6 +12718,8 @@ module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane_
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12577,11 +12743,11 @@ module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane_
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12629,7 +12795,7 @@ module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane_
     end else if (\$8 ) begin
       \$10  = \$9 [0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 1'h0;
     end
     if (rst) begin
@@ -12643,7 +12809,7 @@ module egret_m_ddr3_core_readout_14 (rst, lane__payload, cancel, o__ready, lane_
 endmodule
 
 
-module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
+module egret_m_ddr3_core_readout_15 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
@@ -12651,8 +12817,6 @@ module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane_
   wire [36:0] behind__payload;
   reg behind__ready;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12664,6 +12828,8 @@ module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane_
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12677,11 +12843,11 @@ module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane_
   wire rst;
   assign \$5  = lane__valid & lane__ready;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12733,7 +12899,7 @@ module egret_m_ddr3_core_readout_15 (rst, lane__payload, cancel, o__ready, lane_
 endmodule
 
 
-module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_2 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12745,8 +12911,6 @@ module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12758,6 +12922,8 @@ module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12782,11 +12948,11 @@ module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12834,7 +13000,7 @@ module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -12847,7 +13013,7 @@ module egret_m_ddr3_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_3 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12859,8 +13025,6 @@ module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12872,6 +13036,8 @@ module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -12896,11 +13062,11 @@ module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -12948,7 +13114,7 @@ module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -12961,7 +13127,7 @@ module egret_m_ddr3_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_4 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -12973,8 +13139,6 @@ module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -12986,6 +13150,8 @@ module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -13010,11 +13176,11 @@ module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -13062,7 +13228,7 @@ module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -13075,7 +13241,7 @@ module egret_m_ddr3_core_readout_4 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_5 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -13087,8 +13253,6 @@ module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -13100,6 +13264,8 @@ module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -13124,11 +13290,11 @@ module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -13176,7 +13342,7 @@ module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -13189,7 +13355,7 @@ module egret_m_ddr3_core_readout_5 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_6 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -13201,8 +13367,6 @@ module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -13214,6 +13378,8 @@ module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -13238,11 +13404,11 @@ module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -13290,7 +13456,7 @@ module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -13303,7 +13469,7 @@ module egret_m_ddr3_core_readout_6 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_7 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -13315,8 +13481,6 @@ module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -13328,6 +13492,8 @@ module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -13352,11 +13518,11 @@ module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -13404,7 +13570,7 @@ module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [3:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 4'h0;
     end
     if (rst) begin
@@ -13417,7 +13583,7 @@ module egret_m_ddr3_core_readout_7 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_8 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -13429,8 +13595,6 @@ module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -13442,6 +13606,8 @@ module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -13466,11 +13632,11 @@ module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -13518,7 +13684,7 @@ module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -13531,7 +13697,7 @@ module egret_m_ddr3_core_readout_8 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_m_ddr3_core_readout_9 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -13543,8 +13709,6 @@ module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [36:0] i__payload;
@@ -13556,6 +13720,8 @@ module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [36:0] o__payload;
   wire [36:0] o__payload;
   wire [36:0] \o__payload$1 ;
@@ -13580,11 +13746,11 @@ module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__
   always @(posedge clk)
     turns <= \$10 ;
   egret_m_ddr3_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -13632,7 +13798,7 @@ module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__
     end else if (\$8 ) begin
       \$10  = \$9 [2:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 3'h0;
     end
     if (rst) begin
@@ -13645,44 +13811,45 @@ module egret_m_ddr3_core_readout_9 (rst, lane__payload, cancel, o__ready, lane__
 endmodule
 
 
-module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
+module egret_m_ddr3_core_store (rst, i__valid, cancel, wipe, complete, wiped, sums, beyond, beyond_substream, walk, start, rows, \release , banks, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [7:0] \$1 , \$2 , \$3 , \$4 ;
-  wire \$10 , \$15 , \$16 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
-    \$30 , \$34 , \$37 , \$38 , \$41 , \$42 , \$43 , \$44 , \$45 , \$47 , \$48 , \$49 , \$5 , \$50 ,
-    \$51 , \$54 , \$55 , \$56 , \$57 , \$58 , \$59 , \$62 , \$63 , \$67 , \$7 , \$71 , \$72 , \$73 ,
-    \$74 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$89 , \$90 , \$91 , \$92 ,
-    \$93 ;
-  wire [31:0] \$11 , \$13 ;
-  wire [32:0] \$14 ;
-  wire [4:0] \$159 ;
-  wire [10:0] \$17 , \$31 , \$46 ;
-  wire [15:0] \$6 ;
-  wire [11:0] \$61 , \$9 ;
-  wire [6:0] \$75 , \$86 ;
-  reg [9:0] \$100 ;
-  reg \$101 ;
-  reg \$102 ;
-  reg [31:0] \$103 ;
-  reg [31:0] \$104 ;
-  reg [5:0] \$105 ;
-  reg [1:0] \$106 ;
-  reg [9:0] \$107 ;
-  reg [5:0] \$108 ;
-  reg [31:0] \$12 ;
-  reg [53:0] \$94 ;
-  reg [53:0] \$95 ;
-  reg [53:0] \$96 ;
-  reg [10:0] \$97 ;
-  reg [31:0] \$98 ;
-  reg [31:0] \$99 ;
-  reg [9:0] \$signature__addr ;
-  reg [9:0] \$signature__addr$32 ;
-  reg [31:0] \$signature__data ;
-  reg [31:0] \$signature__data$33 ;
-  reg \$signature__en ;
-  reg \$signature__en$31 ;
+  wire \$1 , \$102 , \$103 , \$104 , \$105 , \$106 , \$11 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 ,
+    \$20 , \$29 , \$3 , \$33 , \$34 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 ,
+    \$46 , \$47 , \$48 , \$5 , \$52 , \$55 , \$56 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$66 ,
+    \$67 , \$68 , \$69 , \$70 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$81 , \$82 , \$85 , \$86
+    , \$87 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 , \$98 ;
+  wire [15:0] \$12 , \$14 , \$28 ;
+  wire [11:0] \$13 , \$27 , \$80 ;
+  wire [4:0] \$189 ;
+  wire [31:0] \$30 , \$31 , \$83 , \$84 ;
+  wire [32:0] \$32 ;
+  wire [10:0] \$35 , \$49 , \$64 , \$65 ;
+  wire [6:0] \$88 , \$99 ;
+  reg [53:0] \$107 ;
+  reg [53:0] \$108 ;
+  reg [53:0] \$109 ;
+  reg [10:0] \$110 ;
+  reg [9:0] \$111 ;
+  reg \$112 ;
+  reg \$113 ;
+  reg [31:0] \$114 ;
+  reg [5:0] \$115 ;
+  reg [1:0] \$116 ;
+  reg [9:0] \$117 ;
+  reg [5:0] \$118 ;
+  wire [4:0] \$signature__addr ;
+  wire [4:0] \$signature__addr$12 ;
+  reg [9:0] \$signature__addr$29 ;
+  reg [9:0] \$signature__addr$35 ;
+  wire [10:0] \$signature__data ;
+  wire [10:0] \$signature__data$13 ;
+  reg [31:0] \$signature__data$31 ;
+  reg [31:0] \$signature__data$36 ;
+  wire \$signature__en ;
+  wire \$signature__en$10 ;
+  reg \$signature__en$28 ;
+  reg \$signature__en$34 ;
   input [1:0] banks;
   wire [1:0] banks;
   output [1:0] beyond;
@@ -13698,39 +13865,37 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
   wire [1:0] complete;
   reg [5:0] ended_0 = 6'h00;
   reg [5:0] ended_1 = 6'h00;
-  reg [31:0] fetched_0 = 32'd0;
-  reg [31:0] fetched_1 = 32'd0;
+  reg [31:0] fetched = 32'd0;
   input [36:0] i__payload;
   wire [36:0] i__payload;
-  output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire [9:0] read__addr;
-  wire [9:0] \read__addr$29 ;
-  wire [31:0] read__data;
-  wire [31:0] \read__data$44 ;
+  wire [4:0] read__addr;
+  wire [9:0] \read__addr$21 ;
+  wire [9:0] \read__addr$32 ;
+  wire [4:0] \read__addr$9 ;
+  wire [10:0] read__data;
+  wire [10:0] \read__data$11 ;
+  wire [31:0] \read__data$47 ;
+  wire [31:0] \read__data$48 ;
   wire read__en;
-  wire \read__en$30 ;
+  wire \read__en$33 ;
   input [1:0] \release ;
   wire [1:0] \release ;
-  wire [5:0] row_read__addr;
-  wire [10:0] row_read__data;
-  reg [5:0] row_write__addr;
-  reg [10:0] row_write__data;
-  reg row_write__en;
   input [21:0] rows;
   wire [21:0] rows;
   input rst;
   wire rst;
+  (* init = 32'd0 *)
+  wire [31:0] shown;
   reg [53:0] stage_0 = 54'h00000000000000;
   reg [53:0] stage_1 = 54'h00000000000000;
   reg [53:0] stage_2 = 54'h00000000000000;
   input [39:0] start;
   wire [39:0] start;
   output [31:0] sums;
-  reg [31:0] sums;
-  wire take;
+  reg [31:0] sums = 32'd0;
   wire [31:0] total;
   reg [31:0] total_1 = 32'd0;
   reg [31:0] total_2 = 32'd0;
@@ -13751,16 +13916,16 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
       bank_0[bank_0_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en )
-      bank_0[\$signature__addr ] <= \$signature__data ;
+    if (\$signature__en$28 )
+      bank_0[\$signature__addr$29 ] <= \$signature__data$31 ;
   end
   reg [31:0] _0_;
   always @(posedge clk) begin
     if (read__en) begin
-      _0_ <= bank_0[\$17 [9:0]];
+      _0_ <= bank_0[\$35 [9:0]];
     end
   end
-  assign read__data = _0_;
+  assign \read__data$47  = _0_;
   (* no_rw_check = 32'd1 *)
   reg [31:0] bank_1 [1023:0];
   integer bank_1_entry;
@@ -13769,422 +13934,376 @@ module egret_m_ddr3_core_store (rst, i__ready, sums, cancel, wipe, complete, wip
       bank_1[bank_1_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en$31 )
-      bank_1[\$signature__addr$32 ] <= \$signature__data$33 ;
+    if (\$signature__en$34 )
+      bank_1[\$signature__addr$35 ] <= \$signature__data$36 ;
   end
   reg [31:0] _1_;
   always @(posedge clk) begin
-    if (\read__en$30 ) begin
-      _1_ <= bank_1[\$31 [9:0]];
+    if (\read__en$33 ) begin
+      _1_ <= bank_1[\$49 [9:0]];
     end
   end
-  assign \read__data$44  = _1_;
-  reg [10:0] next_rows [63:0];
-  integer next_rows_entry;
+  assign \read__data$48  = _1_;
+  reg [10:0] next_rows_0 [31:0];
+  integer next_rows_0_entry;
   initial begin
-    for (next_rows_entry = 0; next_rows_entry < 64; next_rows_entry = next_rows_entry + 1)
-      next_rows[next_rows_entry] = 11'h000;
+    for (next_rows_0_entry = 0; next_rows_0_entry < 32; next_rows_0_entry = next_rows_0_entry + 1)
+      next_rows_0[next_rows_0_entry] = 11'h000;
   end
   always @(posedge clk) begin
-    if (row_write__en)
-      next_rows[row_write__addr] <= row_write__data;
+    if (\$signature__en )
+      next_rows_0[\$signature__addr ] <= \$14 [10:0];
   end
-  assign row_read__data = next_rows[\$2 [5:0]];
-  assign \$2  = \$1  | { 3'h0, i__payload[5:1] };
-  assign i__ready = ~ start[0];
-  assign take = i__valid & i__ready;
-  assign \$4  = \$3  | { 3'h0, start[6:2] };
-  assign \$5  = | start[22:17];
-  assign \$6  = \$5  ? 16'h0400 : start[22:7];
-  assign \$7  = ~ row_read__data[10];
-  assign \$8  = take & \$7 ;
-  assign \$9  = row_read__data + 1'h1;
-  assign \$10  = stage_2[52] | stage_2[53];
-  assign \$11  = stage_2[52] ? total_1 : total_2;
-  assign \$13  = \$10  ? \$11  : \$12 ;
-  assign \$14  = $signed(\$13 ) + $signed(stage_2[49:20]);
-  assign \$15  = ! walk[1];
-  assign \$16  = walk[0] & \$15 ;
-  assign \$17  = \$16  ? { 1'h0, walk[12:3] } : stage_0[12:2];
-  assign \$20  = ~ \$16 ;
-  assign read__en = \$20  | walk[2];
-  assign \$21  = ~ walk[0];
-  assign \$22  = wipe & \$21 ;
-  assign \$23  = ! walked_bank;
-  assign \$24  = clear_walked & \$23 ;
-  assign \$25  = ~ stage_2[50];
-  assign \$26  = stage_2[0] & \$25 ;
-  assign \$27  = ! stage_2[1];
-  assign \$28  = \$26  & \$27 ;
-  assign \$30  = walk[0] & \$29 ;
-  assign \$31  = \$30  ? { 1'h0, walk[12:3] } : stage_0[12:2];
-  assign \$34  = ~ \$30 ;
-  assign \read__en$30  = \$34  | walk[2];
-  assign \$38  = clear_walked & \$37 ;
-  assign \$42  = \$26  & \$41 ;
-  assign \$43  = ended_0 == 6'h20;
-  assign \$44  = ended_1 == 6'h20;
-  assign \$45  = banks >> i__payload[0];
-  assign \$159  = stage_0[13] * 4'hb;
-  assign \$46  = rows >> \$159 ;
-  assign \$47  = stage_0[12:2] >= \$46 ;
-  assign \$48  = ~ stage_1[50];
-  assign \$49  = stage_1[0] & \$48 ;
-  assign \$50  = stage_1[12:1] == stage_0[12:1];
-  assign \$51  = \$49  & \$50 ;
-  assign \$54  = stage_2[12:1] == stage_0[12:1];
-  assign \$55  = \$26  & \$54 ;
-  assign \$56  = | stage_1[49:20];
-  assign \$57  = stage_1[50] & \$56 ;
-  assign \$58  = ~ wipe;
-  assign \$59  = \$58  | wiping[10];
-  assign \$61  = wiping + 1'h1;
-  assign \$62  = walk[0] & walk[2];
-  assign \$63  = \$62  & walk[13];
-  assign \$67  = \$20  | walk[2];
-  assign \$71  = \$34  | walk[2];
-  assign \$72  = ! stage_2[13];
-  assign \$73  = stage_2[0] & \$72 ;
-  assign \$74  = \$73  & stage_2[19];
-  assign \$75  = ended_0 + 1'h1;
-  assign \$78  = \$73  & stage_2[51];
-  assign \$79  = ~ beyond[0];
-  assign \$80  = stage_2[18:14] < beyond_substream[4:0];
-  assign \$81  = \$79  | \$80 ;
-  assign \$82  = \release [0] | cancel;
-  assign \$84  = stage_2[0] & \$83 ;
-  assign \$85  = \$84  & stage_2[19];
-  assign \$86  = ended_1 + 1'h1;
-  assign \$89  = \$84  & stage_2[51];
-  assign \$90  = ~ beyond[1];
-  assign \$91  = stage_2[18:14] < beyond_substream[9:5];
-  assign \$92  = \$90  | \$91 ;
-  assign \$93  = \release [1] | cancel;
+  assign read__data = next_rows_0[i__payload[5:1]];
+  reg [10:0] next_rows_1 [31:0];
+  integer next_rows_1_entry;
+  initial begin
+    for (next_rows_1_entry = 0; next_rows_1_entry < 32; next_rows_1_entry = next_rows_1_entry + 1)
+      next_rows_1[next_rows_1_entry] = 11'h000;
+  end
+  always @(posedge clk) begin
+    if (\$signature__en$10 )
+      next_rows_1[\$signature__addr$12 ] <= \$28 [10:0];
+  end
+  assign \read__data$11  = next_rows_1[i__payload[5:1]];
+  assign \$1  = ! start[1];
+  assign \$2  = start[0] & \$1 ;
+  assign \$3  = ! i__payload[0];
+  assign \$4  = i__valid & \$3 ;
+  assign \$5  = ~ read__data[10];
+  assign \$6  = \$4  & \$5 ;
+  assign \$signature__en  = \$2  | \$6 ;
+  assign \$signature__addr  = \$2  ? start[6:2] : i__payload[5:1];
+  assign \$11  = | start[22:17];
+  assign \$12  = \$11  ? 16'h0400 : start[22:7];
+  assign \$13  = read__data + 1'h1;
+  assign \$14  = \$2  ? \$12  : { 4'h0, \$13  };
+  assign \$16  = start[0] & \$15 ;
+  assign \$18  = i__valid & \$17 ;
+  assign \$19  = ~ \read__data$11 [10];
+  assign \$20  = \$18  & \$19 ;
+  assign \$signature__en$10  = \$16  | \$20 ;
+  assign \$signature__addr$12  = \$16  ? start[6:2] : i__payload[5:1];
+  assign \$27  = \read__data$11  + 1'h1;
+  assign \$28  = \$16  ? \$12  : { 4'h0, \$27  };
+  assign \$29  = stage_2[52] | stage_2[53];
+  assign \$30  = stage_2[52] ? total_1 : total_2;
+  assign \$31  = \$29  ? \$30  : fetched;
+  assign \$32  = $signed(\$31 ) + $signed(stage_2[49:20]);
+  assign \$33  = ! walk[1];
+  assign \$34  = walk[0] & \$33 ;
+  assign \$35  = \$34  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$38  = ~ \$34 ;
+  assign read__en = \$38  | walk[2];
+  assign \$39  = ~ walk[0];
+  assign \$40  = wipe & \$39 ;
+  assign \$41  = ! walked_bank;
+  assign \$42  = clear_walked & \$41 ;
+  assign \$43  = ~ stage_2[50];
+  assign \$44  = stage_2[0] & \$43 ;
+  assign \$45  = ! stage_2[1];
+  assign \$46  = \$44  & \$45 ;
+  assign \$48  = walk[0] & \$47 ;
+  assign \$49  = \$48  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$52  = ~ \$48 ;
+  assign \read__en$33  = \$52  | walk[2];
+  assign \$56  = clear_walked & \$55 ;
+  assign \$60  = \$44  & \$59 ;
+  assign \$61  = ended_0 == 6'h20;
+  assign \$62  = ended_1 == 6'h20;
+  assign \$63  = banks >> i__payload[0];
+  assign \$64  = i__payload[0] ? \read__data$11  : read__data;
+  assign \$189  = stage_0[13] * 4'hb;
+  assign \$65  = rows >> \$189 ;
+  assign \$66  = stage_0[12:2] >= \$65 ;
+  assign \$67  = ~ stage_1[50];
+  assign \$68  = stage_1[0] & \$67 ;
+  assign \$69  = stage_1[12:1] == stage_0[12:1];
+  assign \$70  = \$68  & \$69 ;
+  assign \$73  = stage_2[12:1] == stage_0[12:1];
+  assign \$74  = \$44  & \$73 ;
+  assign \$75  = | stage_1[49:20];
+  assign \$76  = stage_1[50] & \$75 ;
+  assign \$77  = ~ wipe;
+  assign \$78  = \$77  | wiping[10];
+  assign \$80  = wiping + 1'h1;
+  assign \$81  = walk[0] & walk[2];
+  assign \$82  = \$81  & walk[13];
+  assign \$83  = stage_1[1] ? \read__data$48  : \read__data$47 ;
+  assign \$84  = walk[1] ? \read__data$48  : \read__data$47 ;
+  assign \$85  = ! stage_2[13];
+  assign \$86  = stage_2[0] & \$85 ;
+  assign \$87  = \$86  & stage_2[19];
+  assign \$88  = ended_0 + 1'h1;
+  assign \$91  = \$86  & stage_2[51];
+  assign \$92  = ~ beyond[0];
+  assign \$93  = stage_2[18:14] < beyond_substream[4:0];
+  assign \$94  = \$92  | \$93 ;
+  assign \$95  = \release [0] | cancel;
+  assign \$97  = stage_2[0] & \$96 ;
+  assign \$98  = \$97  & stage_2[19];
+  assign \$99  = ended_1 + 1'h1;
+  assign \$102  = \$97  & stage_2[51];
+  assign \$103  = ~ beyond[1];
+  assign \$104  = stage_2[18:14] < beyond_substream[9:5];
+  assign \$105  = \$103  | \$104 ;
+  assign \$106  = \release [1] | cancel;
   always @(posedge clk)
-    stage_1 <= \$94 ;
+    stage_1 <= \$107 ;
   always @(posedge clk)
-    stage_2 <= \$95 ;
+    stage_2 <= \$108 ;
   always @(posedge clk)
-    stage_0 <= \$96 ;
+    stage_0 <= \$109 ;
   always @(posedge clk)
-    wiping <= \$97 ;
+    wiping <= \$110 ;
   always @(posedge clk)
-    total_1 <= \$98 ;
+    total_1 <= \$32 [31:0];
   always @(posedge clk)
-    total_2 <= \$99 ;
+    total_2 <= total_1;
   always @(posedge clk)
-    walked <= \$100 ;
+    walked <= \$111 ;
   always @(posedge clk)
-    walked_bank <= \$101 ;
+    walked_bank <= \$112 ;
   always @(posedge clk)
-    clear_walked <= \$102 ;
+    clear_walked <= \$113 ;
   always @(posedge clk)
-    fetched_0 <= \$103 ;
+    fetched <= \$83 ;
   always @(posedge clk)
-    fetched_1 <= \$104 ;
+    sums <= \$114 ;
   always @(posedge clk)
-    ended_0 <= \$105 ;
+    ended_0 <= \$115 ;
   always @(posedge clk)
-    beyond <= \$106 ;
+    beyond <= \$116 ;
   always @(posedge clk)
-    beyond_substream <= \$107 ;
+    beyond_substream <= \$117 ;
   always @(posedge clk)
-    ended_1 <= \$108 ;
+    ended_1 <= \$118 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    casez (stage_2[1])
-      1'h0:
-          \$12  = fetched_0;
-      1'h1:
-          \$12  = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (walk[1])
-      1'h0:
-          sums = fetched_0;
-      1'h1:
-          sums = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__en = 1'h1;
+    if (\$40 ) begin
+      \$signature__en$28  = 1'h1;
+    end else if (\$42 ) begin
+      \$signature__en$28  = 1'h1;
     end else begin
-      row_write__en = \$8 ;
+      \$signature__en$28  = \$46 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__addr = \$4 [5:0];
+    if (\$40 ) begin
+      \$signature__addr$29  = wiping[9:0];
+    end else if (\$42 ) begin
+      \$signature__addr$29  = walked;
     end else begin
-      row_write__addr = \$2 [5:0];
+      \$signature__addr$29  = stage_2[11:2];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$signature__data$31  = 32'd0;
+    (* full_case = 32'd1 *)
+    if (\$40 ) begin
+    end else if (\$42 ) begin
+    end else begin
+      \$signature__data$31  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__data = \$6 [10:0];
+    if (\$40 ) begin
+      \$signature__en$34  = 1'h1;
+    end else if (\$56 ) begin
+      \$signature__en$34  = 1'h1;
     end else begin
-      row_write__data = \$9 [10:0];
+      \$signature__en$34  = \$60 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__en  = 1'h1;
-    end else if (\$24 ) begin
-      \$signature__en  = 1'h1;
+    if (\$40 ) begin
+      \$signature__addr$35  = wiping[9:0];
+    end else if (\$56 ) begin
+      \$signature__addr$35  = walked;
     end else begin
-      \$signature__en  = \$28 ;
+      \$signature__addr$35  = stage_2[11:2];
     end
   end
   always @* begin
     if (time_zero ) begin end
+    \$signature__data$36  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__addr  = wiping[9:0];
-    end else if (\$24 ) begin
-      \$signature__addr  = walked;
+    if (\$40 ) begin
+    end else if (\$56 ) begin
     end else begin
-      \$signature__addr  = stage_2[11:2];
+      \$signature__data$36  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$signature__data  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-    end else if (\$24 ) begin
-    end else begin
-      \$signature__data  = \$14 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__en$31  = 1'h1;
-    end else if (\$38 ) begin
-      \$signature__en$31  = 1'h1;
-    end else begin
-      \$signature__en$31  = \$42 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__addr$32  = wiping[9:0];
-    end else if (\$38 ) begin
-      \$signature__addr$32  = walked;
-    end else begin
-      \$signature__addr$32  = stage_2[11:2];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$signature__data$33  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-    end else if (\$38 ) begin
-    end else begin
-      \$signature__data$33  = \$14 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    { \$94 [51], \$94 [49:0] } = { stage_0[51], stage_0[49:0] };
-    \$94 [50] = \$47 ;
-    \$94 [52] = \$51 ;
-    \$94 [53] = \$55 ;
+    { \$107 [51], \$107 [49:0] } = { stage_0[51], stage_0[49:0] };
+    \$107 [50] = \$66 ;
+    \$107 [52] = \$70 ;
+    \$107 [53] = \$74 ;
     if (cancel) begin
-      \$94 [0] = 1'h0;
+      \$107 [0] = 1'h0;
     end
     if (rst) begin
-      \$94  = 54'h00000000000000;
+      \$107  = 54'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$95 [53:52], \$95 [50:0] } = { stage_1[53:52], stage_1[50:0] };
-    \$95 [51] = \$57 ;
+    { \$108 [53:52], \$108 [50:0] } = { stage_1[53:52], stage_1[50:0] };
+    \$108 [51] = \$76 ;
     if (cancel) begin
-      \$95 [0] = 1'h0;
+      \$108 [0] = 1'h0;
     end
     if (rst) begin
-      \$95  = 54'h00000000000000;
+      \$108  = 54'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$96 [53:50] = stage_0[53:50];
-    \$96 [0] = take;
-    \$96 [1] = \$45 ;
-    \$96 [12:2] = row_read__data;
-    \$96 [49:13] = i__payload;
+    \$109 [53:50] = stage_0[53:50];
+    \$109 [0] = i__valid;
+    \$109 [1] = \$63 ;
+    \$109 [12:2] = \$64 ;
+    \$109 [49:13] = i__payload;
     if (cancel) begin
-      \$96 [0] = 1'h0;
+      \$109 [0] = 1'h0;
     end
     if (rst) begin
-      \$96  = 54'h00000000000000;
+      \$109  = 54'h00000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$97  = wiping;
-    if (\$59 ) begin
-      \$97  = 11'h000;
-    end else if (\$21 ) begin
-      \$97  = \$61 [10:0];
-    end
-    if (rst) begin
-      \$97  = 11'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$98  = \$14 [31:0];
-    if (rst) begin
-      \$98  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$99  = total_1;
-    if (rst) begin
-      \$99  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$100  = walk[12:3];
-    if (rst) begin
-      \$100  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$101  = walk[1];
-    if (rst) begin
-      \$101  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$102  = \$63 ;
-    if (rst) begin
-      \$102  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$103  = fetched_0;
-    if (\$67 ) begin
-      \$103  = read__data;
-    end
-    if (rst) begin
-      \$103  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$104  = fetched_1;
-    if (\$71 ) begin
-      \$104  = \read__data$44 ;
-    end
-    if (rst) begin
-      \$104  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$105  = ended_0;
-    if (\$74 ) begin
-      \$105  = \$75 [5:0];
-    end
-    if (\$82 ) begin
-      \$105  = 6'h00;
-    end
-    if (rst) begin
-      \$105  = 6'h00;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$106  = beyond;
+    \$110  = wiping;
     if (\$78 ) begin
-      \$106 [0] = 1'h1;
-    end
-    if (\$82 ) begin
-      \$106 [0] = 1'h0;
-    end
-    if (\$89 ) begin
-      \$106 [1] = 1'h1;
-    end
-    if (\$93 ) begin
-      \$106 [1] = 1'h0;
+      \$110  = 11'h000;
+    end else if (\$39 ) begin
+      \$110  = \$80 [10:0];
     end
     if (rst) begin
-      \$106  = 2'h0;
+      \$110  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = beyond_substream;
-    if (\$78 ) begin
-      if (\$81 ) begin
-        \$107 [4:0] = stage_2[18:14];
+    \$111  = walk[12:3];
+    if (rst) begin
+      \$111  = 10'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$112  = walk[1];
+    if (rst) begin
+      \$112  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$113  = \$82 ;
+    if (rst) begin
+      \$113  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$114  = sums;
+    if (walk[2]) begin
+      \$114  = \$84 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$115  = ended_0;
+    if (\$87 ) begin
+      \$115  = \$88 [5:0];
+    end
+    if (\$95 ) begin
+      \$115  = 6'h00;
+    end
+    if (rst) begin
+      \$115  = 6'h00;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$116  = beyond;
+    if (\$91 ) begin
+      \$116 [0] = 1'h1;
+    end
+    if (\$95 ) begin
+      \$116 [0] = 1'h0;
+    end
+    if (\$102 ) begin
+      \$116 [1] = 1'h1;
+    end
+    if (\$106 ) begin
+      \$116 [1] = 1'h0;
+    end
+    if (rst) begin
+      \$116  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$117  = beyond_substream;
+    if (\$91 ) begin
+      if (\$94 ) begin
+        \$117 [4:0] = stage_2[18:14];
       end
     end
-    if (\$89 ) begin
-      if (\$92 ) begin
-        \$107 [9:5] = stage_2[18:14];
+    if (\$102 ) begin
+      if (\$105 ) begin
+        \$117 [9:5] = stage_2[18:14];
       end
     end
     if (rst) begin
-      \$107  = 10'h000;
+      \$117  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$108  = ended_1;
-    if (\$85 ) begin
-      \$108  = \$86 [5:0];
+    \$118  = ended_1;
+    if (\$98 ) begin
+      \$118  = \$99 [5:0];
     end
-    if (\$93 ) begin
-      \$108  = 6'h00;
+    if (\$106 ) begin
+      \$118  = 6'h00;
     end
     if (rst) begin
-      \$108  = 6'h00;
+      \$118  = 6'h00;
     end
   end
-  assign row_read__addr = \$2 [5:0];
-  assign total = \$14 [31:0];
-  assign read__addr = \$17 [9:0];
-  assign \read__addr$29  = \$31 [9:0];
+  assign i__ready = 1'h1;
+  assign read__addr = i__payload[5:1];
+  assign \$signature__data  = \$14 [10:0];
+  assign \read__addr$9  = i__payload[5:1];
+  assign \$signature__data$13  = \$28 [10:0];
+  assign total = \$32 [31:0];
+  assign \read__addr$21  = \$35 [9:0];
+  assign \read__addr$32  = \$49 [9:0];
+  assign shown = sums;
   assign wiped = wiping[10];
-  assign complete[1] = \$44 ;
-  assign complete[0] = \$43 ;
-  assign \$1  = { 2'h0, i__payload[0], 5'h00 };
-  assign \$3  = { 2'h0, start[1], 5'h00 };
-  assign \$29  = walk[1];
-  assign \$37  = walked_bank;
-  assign \$41  = stage_2[1];
-  assign \$83  = stage_2[13];
+  assign complete[1] = \$62 ;
+  assign complete[0] = \$61 ;
+  assign \$15  = start[1];
+  assign \$17  = i__payload[0];
+  assign \$47  = walk[1];
+  assign \$55  = walked_bank;
+  assign \$59  = stage_2[1];
+  assign \$96  = stage_2[13];
 endmodule
 
-module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, load_release, late
-, late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , port_8 
+module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$66 , header, cancel, allocate, \passed$65 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, matrices, rows
+, column_bits, load_release, judged, finish, \release , kept, row_banks, go, parity, \late$70 , \late_error$71 , \late_position$56 , port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , port_8 
 , port_9 , port_10 , port_11 , port_12 , port_13 , port_14 , port_15 , port_16 , port_17 , port_18 , port_19 , port_20 , port_21 , port_22 , port_23 , port_24 , port_25 , port_26 , port_27 , port_28 , port_29 
 , port_30 , port_31 , clk);
   reg time_zero;
@@ -14201,7 +14320,7 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$78 ;
   wire [2:0] \$163 ;
   wire [5:0] \$170 ;
-  wire [3:0] \$282 , \$77 ;
+  wire [3:0] \$287 , \$77 ;
   wire [4:0] \$68 ;
   wire [31:0] \$70 , \$72 , \$90 ;
   wire [16:0] \$85 , \$86 ;
@@ -14218,23 +14337,28 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   reg \$187 ;
   reg \$188 ;
   reg [1:0] \$189 ;
-  reg [21:0] \$190 ;
-  reg [7:0] \$191 ;
+  reg [10:0] \$190 ;
+  reg [3:0] \$191 ;
   reg [31:0] \$192 ;
-  reg [69:0] \$193 ;
+  reg [34:0] \$193 ;
   reg [50:0] \$194 ;
   reg [7:0] \$195 ;
   reg [1:0] \$196 ;
   reg [7:0] \$197 ;
-  reg [31:0] \$198 ;
-  reg [50:0] \$199 ;
-  reg [7:0] \$200 ;
-  reg \$201 ;
-  reg [1:0] \$202 ;
-  reg [1:0] \$203 ;
-  reg [1:0] \$204 ;
-  reg [4:0] \$205 ;
-  reg \$206 ;
+  reg [10:0] \$198 ;
+  reg [3:0] \$199 ;
+  reg [31:0] \$200 ;
+  reg [34:0] \$201 ;
+  reg [50:0] \$202 ;
+  reg [7:0] \$203 ;
+  reg \$204 ;
+  reg [1:0] \$205 ;
+  reg [1:0] \$206 ;
+  reg [1:0] \$207 ;
+  reg [4:0] \$208 ;
+  reg \$209 ;
+  reg [3:0] \$210 ;
+  reg \$211 ;
   reg [7:0] \$67 ;
   input allocate;
   wire allocate;
@@ -14251,18 +14375,20 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   reg [1:0] busy = 2'h0;
   input cancel;
   wire cancel;
-  wire \cancel$62 ;
+  wire \cancel$72 ;
   input clk;
   wire clk;
   output [7:0] column_bits;
-  reg [7:0] column_bits = 8'h00;
+  wire [7:0] column_bits;
+  reg [3:0] column_bits_0 = 4'h0;
+  reg [3:0] column_bits_1 = 4'h0;
   input [1:0] complete;
   wire [1:0] complete;
   output finish;
   reg finish;
   input finishing;
   wire finishing;
-  reg [50:0] \finishing$21  = 51'h0000000000000;
+  reg [50:0] \finishing$29  = 51'h0000000000000;
   reg [1:0] fsm_state = 2'h0;
   output [1:0] go;
   reg [1:0] go = 2'h0;
@@ -14281,8 +14407,9 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   reg [1:0] keeps = 2'h0;
   output kept;
   reg kept = 1'h0;
-  output late;
   reg late;
+  output \late$70 ;
+  reg \late$70  = 1'h0;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -14293,10 +14420,24 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  output [3:0] late_error;
   reg [3:0] late_error;
-  output [31:0] late_position;
+  (* enum_base_type = "ErrorKind" *)
+  (* enum_value_0000 = "NONE" *)
+  (* enum_value_0001 = "DESCRIPTOR" *)
+  (* enum_value_0010 = "TRUNCATED" *)
+  (* enum_value_0011 = "OVERRUN" *)
+  (* enum_value_0100 = "CRC" *)
+  (* enum_value_0101 = "ACTIVATIONS" *)
+  (* enum_value_0110 = "PREFIX" *)
+  (* enum_value_0111 = "INDEX" *)
+  (* enum_value_1000 = "ROW" *)
+  output [3:0] \late_error$71 ;
+  reg [3:0] \late_error$71  = 4'h0;
+  (* init = 32'd0 *)
+  wire [31:0] late_held;
   reg [31:0] late_position;
+  output [31:0] \late_position$56 ;
+  reg [31:0] \late_position$56  = 32'd0;
   output load_allow;
   wire load_allow;
   input [7:0] load_beats;
@@ -14308,7 +14449,9 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   output load_release;
   reg load_release;
   output [69:0] matrices;
-  reg [69:0] matrices = 70'h000000000000000000;
+  wire [69:0] matrices;
+  reg [34:0] matrix_0 = 35'h000000000;
+  reg [34:0] matrix_1 = 35'h000000000;
   output may_allocate;
   wire may_allocate;
   wire memory;
@@ -14319,11 +14462,11 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   output parity;
   reg parity = 1'h0;
   reg [1:0] passed = 2'h0;
-  input \passed$57 ;
-  wire \passed$57 ;
+  input \passed$65 ;
+  wire \passed$65 ;
   reg [1:0] placed = 2'h0;
-  input [1:0] \placed$58 ;
-  wire [1:0] \placed$58 ;
+  input [1:0] \placed$66 ;
+  wire [1:0] \placed$66 ;
   input [3:0] port_0 ;
   wire [3:0] port_0 ;
   input [3:0] port_1 ;
@@ -14396,7 +14539,9 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   output [1:0] row_banks;
   reg [1:0] row_banks = 2'h0;
   output [21:0] rows;
-  reg [21:0] rows = 22'h000000;
+  wire [21:0] rows;
+  reg [10:0] rows_0 = 11'h000;
+  reg [10:0] rows_1 = 11'h000;
   input rst;
   wire rst;
   reg [1:0] settle = 2'h0;
@@ -14461,7 +14606,7 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   assign \$50  = \$48  & \$49 ;
   assign \$51  = | { \$50 , \$42  };
   assign \$52  = ~ \$51 ;
-  assign \$53  = finishing & \finishing$21 [24];
+  assign \$53  = finishing & \finishing$29 [24];
   assign \$54  = ~ \$53 ;
   assign \$55  = \$52  & \$54 ;
   assign \$57  = busy & keeps;
@@ -14475,8 +14620,8 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   assign \$64  = beyond >> tail;
   assign \$65  = more >> tail;
   assign \$66  = ~ finishing;
-  assign \$282  = tail * 3'h5;
-  assign \$68  = beyond_substream >> \$282 ;
+  assign \$287  = tail * 3'h5;
+  assign \$68  = beyond_substream >> \$287 ;
   assign \$69  = ~ cancel;
   assign \$70  = tail ? { port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] } : { port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign \$71  = \$70  >> substream;
@@ -14497,27 +14642,27 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   assign \$89  = bank_now ^ \$88 ;
   assign \$90  = header[47:32] * header[63:48];
   assign \$91  = ~ memory;
-  assign \$93  = \passed$57  & \$83 ;
+  assign \$93  = \passed$65  & \$83 ;
   assign \$103  = ~ \$19 ;
   assign \$105  = \$15  ? needed_0 : load_beats;
   assign \$106  = busy[0] & placed[0];
   assign \$108  = \$106  & \$21 ;
   assign \$110  = \$20  & keeps[1];
-  assign \$111  = \finishing$21 [49] == row_banks[0];
-  assign \$112  = \finishing$21 [24] | \$111 ;
+  assign \$111  = \finishing$29 [49] == row_banks[0];
+  assign \$112  = \finishing$29 [24] | \$111 ;
   assign \$113  = finishing & \$112 ;
   assign \$114  = \$110  | \$113 ;
   assign \$115  = ~ \$114 ;
   assign \$116  = \$108  & \$115 ;
   assign \$118  = allocate & \$117 ;
-  assign \$127  = \passed$57  & \$117 ;
+  assign \$127  = \passed$65  & \$117 ;
   assign \$137  = ~ \$28 ;
   assign \$139  = \$24  ? needed_1 : load_beats;
   assign \$140  = busy[1] & placed[1];
   assign \$142  = \$140  & \$12 ;
   assign \$144  = \$45  & keeps[0];
-  assign \$145  = \finishing$21 [49] == row_banks[1];
-  assign \$146  = \finishing$21 [24] | \$145 ;
+  assign \$145  = \finishing$29 [49] == row_banks[1];
+  assign \$146  = \finishing$29 [24] | \$145 ;
   assign \$147  = finishing & \$146 ;
   assign \$148  = \$144  | \$147 ;
   assign \$149  = ~ \$148 ;
@@ -14537,7 +14682,7 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   assign \$164  = settle == 2'h3;
   assign \$170  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$21  <= \$177 ;
+    \finishing$29  <= \$177 ;
   always @(posedge clk)
     busy <= \$178 ;
   always @(posedge clk)
@@ -14563,13 +14708,13 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   always @(posedge clk)
     row_banks <= \$189 ;
   always @(posedge clk)
-    rows <= \$190 ;
+    rows_0 <= \$190 ;
   always @(posedge clk)
-    column_bits <= \$191 ;
+    column_bits_0 <= \$191 ;
   always @(posedge clk)
     size_0 <= \$192 ;
   always @(posedge clk)
-    matrices <= \$193 ;
+    matrix_0 <= \$193 ;
   always @(posedge clk)
     job_0 <= \$194 ;
   always @(posedge clk)
@@ -14579,23 +14724,35 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   always @(posedge clk)
     needed_1 <= \$197 ;
   always @(posedge clk)
-    size_1 <= \$198 ;
+    rows_1 <= \$198 ;
   always @(posedge clk)
-    job_1 <= \$199 ;
+    column_bits_1 <= \$199 ;
   always @(posedge clk)
-    received_1 <= \$200 ;
+    size_1 <= \$200 ;
   always @(posedge clk)
-    parity <= \$201 ;
+    matrix_1 <= \$201 ;
   always @(posedge clk)
-    any_bad <= \$202 ;
+    job_1 <= \$202 ;
   always @(posedge clk)
-    settle <= \$203 ;
+    received_1 <= \$203 ;
   always @(posedge clk)
-    fsm_state <= \$204 ;
+    parity <= \$204 ;
   always @(posedge clk)
-    substream <= \$205 ;
+    any_bad <= \$205 ;
   always @(posedge clk)
-    tail <= \$206 ;
+    settle <= \$206 ;
+  always @(posedge clk)
+    fsm_state <= \$207 ;
+  always @(posedge clk)
+    substream <= \$208 ;
+  always @(posedge clk)
+    \late$70  <= \$209 ;
+  always @(posedge clk)
+    \late_error$71  <= \$210 ;
+  always @(posedge clk)
+    \late_position$56  <= late_position;
+  always @(posedge clk)
+    tail <= \$211 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -14748,7 +14905,7 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   end
   always @* begin
     if (time_zero ) begin end
-    \$177  = \finishing$21 ;
+    \$177  = \finishing$29 ;
     if (finish) begin
       \$177  = job;
     end
@@ -14806,13 +14963,13 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
     if (\$84 ) begin
       \$180 [0] = 1'h0;
     end
-    if (\placed$58 [0]) begin
+    if (\placed$66 [0]) begin
       \$180 [0] = 1'h1;
     end
     if (\$118 ) begin
       \$180 [1] = 1'h0;
     end
-    if (\placed$58 [1]) begin
+    if (\placed$66 [1]) begin
       \$180 [1] = 1'h1;
     end
     if (cancel) begin
@@ -14849,12 +15006,6 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
     \$182  = needed_0;
     if (\$84 ) begin
       \$182  = \$86 [7:0];
-    end
-    if (cancel) begin
-      \$182  = 8'h00;
-    end
-    if (rst) begin
-      \$182  = 8'h00;
     end
   end
   always @* begin
@@ -14977,34 +15128,16 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = rows;
+    \$190  = rows_0;
     if (\$84 ) begin
-      \$190 [10:0] = header[42:32];
-    end
-    if (\$118 ) begin
-      \$190 [21:11] = header[42:32];
-    end
-    if (cancel) begin
-      \$190  = 22'h000000;
-    end
-    if (rst) begin
-      \$190  = 22'h000000;
+      \$190  = header[42:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$191  = column_bits;
+    \$191  = column_bits_0;
     if (\$84 ) begin
-      \$191 [3:0] = header[77:74];
-    end
-    if (\$118 ) begin
-      \$191 [7:4] = header[77:74];
-    end
-    if (cancel) begin
-      \$191  = 8'h00;
-    end
-    if (rst) begin
-      \$191  = 8'h00;
+      \$191  = header[77:74];
     end
   end
   always @* begin
@@ -15013,16 +15146,10 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
     if (\$84 ) begin
       \$192  = \$90 ;
     end
-    if (cancel) begin
-      \$192  = 32'd0;
-    end
-    if (rst) begin
-      \$192  = 32'd0;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$193  = matrices;
+    \$193  = matrix_0;
     if (\$84 ) begin
       \$193 [0] = header[72];
       \$193 [1] = header[70];
@@ -15030,20 +15157,6 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
       \$193 [13:3] = header[58:48];
       \$193 [23:14] = header[93:84];
       \$193 [34:24] = header[110:100];
-    end
-    if (\$118 ) begin
-      \$193 [35] = header[72];
-      \$193 [36] = header[70];
-      \$193 [37] = memory;
-      \$193 [48:38] = header[58:48];
-      \$193 [58:49] = header[93:84];
-      \$193 [69:59] = header[110:100];
-    end
-    if (cancel) begin
-      \$193  = 70'h000000000000000000;
-    end
-    if (rst) begin
-      \$193  = 70'h000000000000000000;
     end
   end
   always @* begin
@@ -15062,24 +15175,12 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
       \$194 [49] = bank_now;
       \$194 [50] = \$91 ;
     end
-    if (cancel) begin
-      \$194  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$194  = 51'h0000000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
     \$195  = received_0;
     if (\$17 ) begin
       \$195  = \$105 ;
-    end
-    if (cancel) begin
-      \$195  = 8'h00;
-    end
-    if (rst) begin
-      \$195  = 8'h00;
     end
   end
   always @* begin
@@ -15099,178 +15200,207 @@ module egret_m_ddr3_core_tracker (rst, may_allocate, in_flight, banks_in_use, lo
     if (\$118 ) begin
       \$197  = \$86 [7:0];
     end
-    if (cancel) begin
-      \$197  = 8'h00;
-    end
-    if (rst) begin
-      \$197  = 8'h00;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$198  = size_1;
+    \$198  = rows_1;
     if (\$118 ) begin
-      \$198  = \$90 ;
-    end
-    if (cancel) begin
-      \$198  = 32'd0;
-    end
-    if (rst) begin
-      \$198  = 32'd0;
+      \$198  = header[42:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$199  = job_1;
+    \$199  = column_bits_1;
     if (\$118 ) begin
-      \$199 [10:0] = header[42:32];
-      \$199 [21:11] = header[142:132];
-      \$199 [22] = header[69];
-      \$199 [23] = header[65];
-      \$199 [24] = header[66];
-      \$199 [25] = header[67];
-      \$199 [26] = header[68];
-      \$199 [42:27] = header[131:116];
-      \$199 [48:43] = header[83:78];
-      \$199 [49] = bank_now;
-      \$199 [50] = \$91 ;
-    end
-    if (cancel) begin
-      \$199  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$199  = 51'h0000000000000;
+      \$199  = header[77:74];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$200  = received_1;
+    \$200  = size_1;
+    if (\$118 ) begin
+      \$200  = \$90 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$201  = matrix_1;
+    if (\$118 ) begin
+      \$201 [0] = header[72];
+      \$201 [1] = header[70];
+      \$201 [2] = memory;
+      \$201 [13:3] = header[58:48];
+      \$201 [23:14] = header[93:84];
+      \$201 [34:24] = header[110:100];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$202  = job_1;
+    if (\$118 ) begin
+      \$202 [10:0] = header[42:32];
+      \$202 [21:11] = header[142:132];
+      \$202 [22] = header[69];
+      \$202 [23] = header[65];
+      \$202 [24] = header[66];
+      \$202 [25] = header[67];
+      \$202 [26] = header[68];
+      \$202 [42:27] = header[131:116];
+      \$202 [48:43] = header[83:78];
+      \$202 [49] = bank_now;
+      \$202 [50] = \$91 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$203  = received_1;
     if (\$26 ) begin
-      \$200  = \$139 ;
-    end
-    if (cancel) begin
-      \$200  = 8'h00;
-    end
-    if (rst) begin
-      \$200  = 8'h00;
+      \$203  = \$139 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$201  = parity;
-    if (\passed$57 ) begin
-      \$201  = \$5 ;
+    \$204  = parity;
+    if (\passed$65 ) begin
+      \$204  = \$5 ;
     end
     if (cancel) begin
-      \$201  = 1'h0;
+      \$204  = 1'h0;
     end
     if (rst) begin
-      \$201  = 1'h0;
+      \$204  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$202 [0] = \$154 ;
-    \$202 [1] = \$157 ;
+    \$205 [0] = \$154 ;
+    \$205 [1] = \$157 ;
     if (cancel) begin
-      \$202  = 2'h0;
+      \$205  = 2'h0;
     end
     if (rst) begin
-      \$202  = 2'h0;
+      \$205  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$203  = settle;
+    \$206  = settle;
     casez (fsm_state)
       2'h0:
-          \$203  = 2'h0;
+          \$206  = 2'h0;
       2'h1:
-          \$203  = \$163 [1:0];
+          \$206  = \$163 [1:0];
     endcase
     if (cancel) begin
-      \$203  = 2'h0;
+      \$206  = 2'h0;
     end
     if (rst) begin
-      \$203  = 2'h0;
+      \$206  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$204  = fsm_state;
+    \$207  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           if (\$162 ) begin
-            \$204  = 2'h1;
+            \$207  = 2'h1;
           end
       2'h1:
           if (\$164 ) begin
-            \$204  = 2'h2;
+            \$207  = 2'h2;
           end
       2'h2:
           if (\$62 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$63 ) begin
-            \$204  = 2'h3;
+            \$207  = 2'h3;
           end else if (\$64 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$65 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$66 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end
       2'h3:
           if (\$74 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$204  = 2'h0;
+      \$207  = 2'h0;
     end
     if (rst) begin
-      \$204  = 2'h0;
+      \$207  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$205  = substream;
+    \$208  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$205  = 5'h00;
+          \$208  = 5'h00;
       2'h2:
           /* empty */;
       2'h3:
-          \$205  = \$170 [4:0];
+          \$208  = \$170 [4:0];
     endcase
     if (cancel) begin
-      \$205  = 5'h00;
+      \$208  = 5'h00;
     end
     if (rst) begin
-      \$205  = 5'h00;
+      \$208  = 5'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$206  = tail;
-    if (judged) begin
-      \$206  = \$45 ;
-    end
+    \$209  = late;
     if (cancel) begin
-      \$206  = 1'h0;
+      \$209  = 1'h0;
     end
     if (rst) begin
-      \$206  = 1'h0;
+      \$209  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$210  = late_error;
+    if (cancel) begin
+      \$210  = 4'h0;
+    end
+    if (rst) begin
+      \$210  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$211  = tail;
+    if (judged) begin
+      \$211  = \$45 ;
+    end
+    if (cancel) begin
+      \$211  = 1'h0;
+    end
+    if (rst) begin
+      \$211  = 1'h0;
     end
   end
   assign head = parity;
   assign retire = judged;
   assign bad_index = { port_31 [3:2], port_29 [3:2], port_27 [3:2], port_25 [3:2], port_23 [3:2], port_21 [3:2], port_19 [3:2], port_17 [3:2], port_15 [3:2], port_13 [3:2], port_11 [3:2], port_9 [3:2], port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2], port_31 [1:0], port_29 [1:0], port_27 [1:0], port_25 [1:0], port_23 [1:0], port_21 [1:0], port_19 [1:0], port_17 [1:0], port_15 [1:0], port_13 [1:0], port_11 [1:0], port_9 [1:0], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign bad_prefix = { port_30 [3:2], port_28 [3:2], port_26 [3:2], port_24 [3:2], port_22 [3:2], port_20 [3:2], port_18 [3:2], port_16 [3:2], port_14 [3:2], port_12 [3:2], port_10 [3:2], port_8 [3:2], port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2], port_30 [1:0], port_28 [1:0], port_26 [1:0], port_24 [1:0], port_22 [1:0], port_20 [1:0], port_18 [1:0], port_16 [1:0], port_14 [1:0], port_12 [1:0], port_10 [1:0], port_8 [1:0], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
-  assign \cancel$62  = cancel;
+  assign late_held = \late_position$56 ;
+  assign \cancel$72  = cancel;
+  assign column_bits[7:4] = column_bits_1;
+  assign column_bits[3:0] = column_bits_0;
+  assign rows[21:11] = rows_1;
+  assign rows[10:0] = rows_0;
+  assign matrices[69:35] = matrix_1;
+  assign matrices[34:0] = matrix_0;
   assign \$20  = tail;
   assign \$86  = { 3'h0, \$85 [16:3] };
   assign \$117  = parity;
@@ -15300,6 +15430,8 @@ module egret_m_ddr3_core_weights_in (i__valid, rst, o__ready, i__ready, i__paylo
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 65'h00000000000000000 *)
+  wire [64:0] payload;
   input rst;
   wire rst;
   reg [64:0] spare = 65'h00000000000000000;
@@ -15324,9 +15456,6 @@ module egret_m_ddr3_core_weights_in (i__valid, rst, o__ready, i__ready, i__paylo
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 65'h00000000000000000;
     end
   end
   always @* begin
@@ -15358,10 +15487,8 @@ module egret_m_ddr3_core_weights_in (i__valid, rst, o__ready, i__ready, i__paylo
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 65'h00000000000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_m_ddr3_core_writer (rst, start, settings, cancel, code_write, busy, word, port_0 , clk);

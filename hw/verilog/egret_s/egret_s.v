@@ -248,138 +248,144 @@ endmodule
 module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$15 , \$16 , \$2 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$33 , \$38
-    , \$4 , \$41 , \$44 , \$45 , \$46 , \$48 , \$49 , \$5 , \$8 , \$9 ;
-  wire [1:0] \$10 , \$17 , \$34 ;
-  wire [2:0] \$12 , \$14 , \$18 ;
-  wire [3:0] \$19 , \$37 ;
-  wire [4:0] \$20 ;
-  wire [44:0] \$29 ;
-  wire [10:0] \$30 , \$83 ;
-  wire [16:0] \$31 ;
-  wire [17:0] \$32 ;
-  wire [43:0] \$35 ;
-  wire [32:0] \$39 , \$40 , \$42 , \$43 , \$47 , \$50 , \$51 , \$53 ;
-  wire [31:0] \$52 ;
-  wire [13:0] \$82 ;
-  reg \$54 ;
-  reg [28:0] \$55 ;
+  wire \$1 , \$10 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$24 , \$25 , \$26 , \$27
+    , \$28 , \$29 , \$30 , \$35 , \$4 , \$40 , \$43 , \$46 , \$47 , \$48 , \$50 , \$51 , \$8 , \$9 ;
+  wire [1:0] \$11 , \$36 , \$5 ;
+  wire [2:0] \$12 , \$6 , \$7 ;
+  wire [3:0] \$13 , \$39 ;
+  wire [4:0] \$14 , \$15 ;
+  wire [44:0] \$31 ;
+  wire [10:0] \$32 , \$89 ;
+  wire [16:0] \$33 ;
+  wire [17:0] \$34 ;
+  wire [43:0] \$37 ;
+  wire [32:0] \$41 , \$42 , \$44 , \$45 , \$49 , \$52 , \$53 , \$55 ;
+  wire [31:0] \$54 ;
+  wire [13:0] \$88 ;
+  wire [19:0] \$90 ;
   reg \$56 ;
-  reg [87:0] \$57 ;
+  reg [28:0] \$57 ;
   reg \$58 ;
-  reg [44:0] \$59 ;
-  reg [26:0] \$60 ;
-  reg [22:0] \$61 ;
-  reg [15:0] \$62 ;
-  reg [1:0] \$63 ;
-  reg \$64 ;
-  reg [1:0] \$65 ;
-  reg \$66 ;
-  reg [31:0] \$67 ;
-  reg \$68 ;
-  reg [31:0] \$69 ;
-  reg \$70 ;
-  reg [31:0] \$71 ;
+  reg [87:0] \$59 ;
+  reg \$60 ;
+  reg \$61 ;
+  reg \$62 ;
+  reg \$63 ;
+  reg [44:0] \$64 ;
+  reg [26:0] \$65 ;
+  reg [22:0] \$66 ;
+  reg [15:0] \$67 ;
+  reg [1:0] \$68 ;
+  reg \$69 ;
+  reg [1:0] \$70 ;
+  reg \$71 ;
   reg \$72 ;
   reg [31:0] \$73 ;
   reg \$74 ;
   reg [31:0] \$75 ;
   reg \$76 ;
   reg [31:0] \$77 ;
-  reg [2:0] \$78 ;
+  reg \$78 ;
   reg [31:0] \$79 ;
-  reg [31:0] \$80 ;
+  reg \$80 ;
   reg [31:0] \$81 ;
+  reg \$82 ;
+  reg [31:0] \$83 ;
+  reg [2:0] \$84 ;
+  reg [31:0] \$85 ;
+  reg [31:0] \$86 ;
+  reg [31:0] \$87 ;
   wire [32:0] activations__payload;
   output activations__ready;
   wire activations__ready;
   wire activations__valid;
   wire allocate;
-  wire \allocate$81 ;
+  wire \allocate$74 ;
   wire allow;
   wire [15:0] bad_index;
-  wire [3:0] \bad_index$265 ;
-  wire [3:0] \bad_index$266 ;
-  wire [3:0] \bad_index$267 ;
-  wire [3:0] \bad_index$268 ;
+  wire [3:0] \bad_index$272 ;
+  wire [3:0] \bad_index$273 ;
+  wire [3:0] \bad_index$274 ;
+  wire [3:0] \bad_index$275 ;
   wire [15:0] bad_prefix;
-  wire [3:0] \bad_prefix$260 ;
-  wire [3:0] \bad_prefix$261 ;
-  wire [3:0] \bad_prefix$262 ;
-  wire [3:0] \bad_prefix$263 ;
+  wire [3:0] \bad_prefix$267 ;
+  wire [3:0] \bad_prefix$268 ;
+  wire [3:0] \bad_prefix$269 ;
+  wire [3:0] \bad_prefix$270 ;
   wire [1:0] banks;
-  wire [1:0] \banks$146 ;
-  wire [1:0] \banks$176 ;
-  wire [1:0] \banks$196 ;
-  wire [1:0] \banks$216 ;
+  wire [1:0] \banks$152 ;
+  wire [1:0] \banks$182 ;
+  wire [1:0] \banks$202 ;
+  wire [1:0] \banks$222 ;
   wire banks_in_use;
   reg banks_loaded = 1'h0;
   wire [8:0] beats;
   wire [34:0] behind__payload;
-  wire [34:0] \behind__payload$241 ;
   wire [34:0] \behind__payload$247 ;
+  wire [34:0] \behind__payload$253 ;
   wire behind__ready;
-  wire \behind__ready$244 ;
   wire \behind__ready$250 ;
+  wire \behind__ready$256 ;
   wire behind__valid;
-  wire \behind__valid$245 ;
   wire \behind__valid$251 ;
+  wire \behind__valid$257 ;
   wire [1:0] beyond;
-  wire [1:0] \beyond$95 ;
+  wire [1:0] \beyond$88 ;
   wire [5:0] beyond_substream;
-  wire [5:0] \beyond_substream$97 ;
+  wire [5:0] \beyond_substream$90 ;
   wire [43:0] bias_write;
-  wire [43:0] \bias_write$130 ;
+  wire [43:0] \bias_write$124 ;
   wire busy;
-  wire \busy$61 ;
+  wire \busy$92 ;
   wire busy_coding;
   wire cancel;
-  wire \cancel$105 ;
-  wire \cancel$118 ;
-  wire \cancel$87 ;
+  wire \cancel$112 ;
+  wire \cancel$150 ;
+  wire \cancel$80 ;
+  wire \cancel$99 ;
   input clear;
   wire clear;
   wire \clear$52 ;
   wire [1:0] clear_errors;
-  wire [1:0] \clear_errors$186 ;
-  wire [1:0] \clear_errors$206 ;
-  wire [1:0] \clear_errors$226 ;
+  wire [1:0] \clear_errors$192 ;
+  wire [1:0] \clear_errors$212 ;
+  wire [1:0] \clear_errors$232 ;
   input clk;
   wire clk;
   wire [44:0] code;
   wire [22:0] code_write;
-  reg [22:0] \code_write$149  = 23'h000000;
+  reg [22:0] \code_write$155  = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$150 ;
+  wire [22:0] \code_write$156 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$178 ;
+  wire [22:0] \code_write$184 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$198 ;
+  wire [22:0] \code_write$204 ;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$218 ;
+  wire [22:0] \code_write$224 ;
   wire [22:0] \code_write$48 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$135 ;
+  wire [87:0] \codes$129 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$145 ;
+  wire [87:0] \codes$151 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$175 ;
+  wire [87:0] \codes$181 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$195 ;
+  wire [87:0] \codes$201 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$215 ;
+  wire [87:0] \codes$221 ;
   wire coding;
   wire [7:0] column_bits;
-  wire [7:0] \column_bits$109 ;
+  wire [7:0] \column_bits$103 ;
   wire [1:0] complete;
-  wire [1:0] \complete$93 ;
+  wire [1:0] \complete$86 ;
   reg [31:0] cycles = 32'd0;
   reg cycles_step = 1'h0;
   wire drain;
-  wire \drain$184 ;
-  wire \drain$204 ;
-  wire \drain$224 ;
+  wire \drain$190 ;
+  wire \drain$210 ;
+  wire \drain$230 ;
   wire ended;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
@@ -396,51 +402,54 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$163 ;
-  wire [1:0] \go$185 ;
-  wire [1:0] \go$205 ;
-  wire [1:0] \go$225 ;
+  wire [1:0] \go$169 ;
+  wire [1:0] \go$191 ;
+  wire [1:0] \go$211 ;
+  wire [1:0] \go$231 ;
   wire halted;
-  wire \halted$107 ;
+  wire \halted$101 ;
   wire [179:0] header;
   input [32:0] i__payload;
   wire [32:0] i__payload;
   input [32:0] \i__payload$12 ;
   wire [32:0] \i__payload$12 ;
-  wire [6:0] \i__payload$167 ;
-  wire [6:0] \i__payload$188 ;
-  wire [6:0] \i__payload$208 ;
-  wire [6:0] \i__payload$228 ;
-  wire [34:0] \i__payload$253 ;
+  wire [18:0] \i__payload$134 ;
+  wire [6:0] \i__payload$173 ;
+  wire [6:0] \i__payload$194 ;
+  wire [6:0] \i__payload$214 ;
+  wire [6:0] \i__payload$234 ;
+  wire [34:0] \i__payload$262 ;
   wire [34:0] \i__payload$30 ;
   wire [32:0] \i__payload$6 ;
   wire i__ready;
+  wire \i__ready$137 ;
   wire \i__ready$141 ;
   wire \i__ready$142 ;
   wire \i__ready$143 ;
   wire \i__ready$144 ;
   wire \i__ready$15 ;
-  wire \i__ready$256 ;
+  wire \i__ready$265 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
+  wire \i__valid$138 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$165 ;
-  wire \i__valid$187 ;
-  wire \i__valid$207 ;
-  wire \i__valid$227 ;
-  wire \i__valid$257 ;
+  wire \i__valid$171 ;
+  wire \i__valid$193 ;
+  wire \i__valid$213 ;
+  wire \i__valid$233 ;
+  wire \i__valid$259 ;
   wire \i__valid$34 ;
   wire [1:0] in_flight;
-  wire [1:0] \in_flight$69 ;
+  wire [1:0] \in_flight$62 ;
   wire [50:0] job;
-  wire [50:0] \job$126 ;
+  wire [50:0] \job$120 ;
   wire judged;
   wire kept;
-  wire \kept$67 ;
+  wire \kept$60 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -453,19 +462,20 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   (* enum_value_1000 = "ROW" *)
   wire [3:0] kind;
   wire [34:0] lane__payload;
-  wire [34:0] \lane__payload$191 ;
-  wire [34:0] \lane__payload$211 ;
-  wire [34:0] \lane__payload$231 ;
+  wire [34:0] \lane__payload$197 ;
+  wire [34:0] \lane__payload$217 ;
+  wire [34:0] \lane__payload$237 ;
   wire lane__ready;
-  wire \lane__ready$194 ;
-  wire \lane__ready$214 ;
-  wire \lane__ready$234 ;
+  wire \lane__ready$200 ;
+  wire \lane__ready$220 ;
+  wire \lane__ready$240 ;
   wire lane__valid;
-  wire \lane__valid$189 ;
-  wire \lane__valid$209 ;
-  wire \lane__valid$229 ;
+  wire \lane__valid$195 ;
+  wire \lane__valid$215 ;
+  wire \lane__valid$235 ;
+  reg lanes_cancel = 1'h0;
   wire late;
-  wire \late$71 ;
+  wire \late$64 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -487,9 +497,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  wire [3:0] \late_error$73 ;
+  wire [3:0] \late_error$66 ;
   wire [31:0] late_position;
-  wire [31:0] \late_position$75 ;
+  wire [31:0] \late_position$68 ;
   wire load_allow;
   wire [8:0] load_beats;
   wire load_code;
@@ -500,85 +510,86 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire loaded;
   reg [26:0] map_write = 27'h0000000;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$154 ;
+  wire [26:0] \map_write$160 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$180 ;
+  wire [26:0] \map_write$186 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$200 ;
+  wire [26:0] \map_write$206 ;
   (* init = 27'h0000000 *)
-  wire [26:0] \map_write$220 ;
-  wire [26:0] \map_write$294 ;
+  wire [26:0] \map_write$226 ;
+  wire [26:0] \map_write$307 ;
   wire [69:0] matrices;
-  wire [69:0] \matrices$137 ;
-  reg [31:0] \matrices$280  = 32'd0;
+  wire [69:0] \matrices$131 ;
+  reg [31:0] \matrices$287  = 32'd0;
   reg matrices_step = 1'h0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
-  wire may_allocate;
-  wire \may_allocate$54 ;
-  wire may_load_bias;
-  wire may_load_code;
+  reg may_allocate = 1'h0;
+  wire \may_allocate$301 ;
+  reg may_load_bias = 1'h0;
+  reg may_load_code = 1'h0;
   wire may_report;
   wire may_send;
-  reg \may_send$65  = 1'h0;
+  reg \may_send$58  = 1'h0;
   wire memory;
   reg [28:0] microcode_write = 29'h00000000;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$152 ;
+  wire [28:0] \microcode_write$158 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$179 ;
+  wire [28:0] \microcode_write$185 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$199 ;
+  wire [28:0] \microcode_write$205 ;
   (* init = 29'h00000000 *)
-  wire [28:0] \microcode_write$219 ;
-  wire [28:0] \microcode_write$290 ;
+  wire [28:0] \microcode_write$225 ;
+  wire [28:0] \microcode_write$297 ;
   wire [2:0] multiplied;
   reg [31:0] multiplies = 32'd0;
   reg [2:0] multiplies_step = 3'h0;
   wire multiply;
-  wire \multiply$273 ;
-  wire \multiply$274 ;
-  wire \multiply$275 ;
+  wire \multiply$280 ;
+  wire \multiply$281 ;
+  wire \multiply$282 ;
   wire [37:0] o;
+  wire [18:0] \o$174 ;
   wire [32:0] o__payload;
-  wire [18:0] \o__payload$168 ;
-  wire [32:0] \o__payload$172 ;
-  wire [32:0] \o__payload$192 ;
-  wire [32:0] \o__payload$212 ;
-  wire [32:0] \o__payload$232 ;
-  wire [34:0] \o__payload$236 ;
+  wire [18:0] \o__payload$135 ;
+  wire [32:0] \o__payload$178 ;
+  wire [32:0] \o__payload$198 ;
+  wire [32:0] \o__payload$218 ;
+  wire [32:0] \o__payload$238 ;
   wire [34:0] \o__payload$242 ;
   wire [34:0] \o__payload$248 ;
   wire [34:0] \o__payload$254 ;
+  wire [34:0] \o__payload$263 ;
   wire [33:0] \o__payload$37 ;
   wire o__ready;
-  wire \o__ready$140 ;
-  wire \o__ready$173 ;
-  wire \o__ready$193 ;
-  wire \o__ready$213 ;
-  wire \o__ready$233 ;
-  wire \o__ready$237 ;
+  wire \o__ready$136 ;
+  wire \o__ready$179 ;
+  wire \o__ready$199 ;
+  wire \o__ready$219 ;
+  wire \o__ready$239 ;
   wire \o__ready$243 ;
   wire \o__ready$249 ;
   wire \o__ready$255 ;
+  wire \o__ready$264 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
   wire o__valid;
-  wire \o__valid$166 ;
-  wire \o__valid$170 ;
-  wire \o__valid$190 ;
-  wire \o__valid$210 ;
-  wire \o__valid$230 ;
-  wire \o__valid$240 ;
+  wire \o__valid$139 ;
+  wire \o__valid$176 ;
+  wire \o__valid$196 ;
+  wire \o__valid$216 ;
+  wire \o__valid$236 ;
   wire \o__valid$246 ;
   wire \o__valid$252 ;
   wire \o__valid$258 ;
+  wire \o__valid$260 ;
   wire \o__valid$41 ;
   wire parity;
-  wire \parity$56 ;
+  wire \parity$54 ;
   wire passed;
-  wire \passed$85 ;
+  wire \passed$78 ;
   wire [34:0] payload__payload;
   wire payload__ready;
   wire payload__valid;
@@ -588,19 +599,25 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   reg [1:0] placed = 2'h0;
   wire [31:0] position;
   wire reading;
+  wire [3:0] ready;
   wire reject;
   wire \release ;
-  wire [1:0] \release$116 ;
-  wire [1:0] \release$117 ;
+  wire [1:0] \release$110 ;
+  wire [1:0] \release$111 ;
   wire report;
   output [33:0] results__payload;
   wire [33:0] results__payload;
   wire results__ready;
   output results__valid;
   wire results__valid;
+  wire [3:0] roomy;
+  wire \roomy$146 ;
+  wire \roomy$147 ;
+  wire \roomy$148 ;
+  wire \roomy$149 ;
   wire [1:0] row_banks;
   wire [21:0] rows;
-  wire [21:0] \rows$113 ;
+  wire [21:0] \rows$107 ;
   input rst;
   wire rst;
   wire running;
@@ -611,64 +628,65 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire section__valid;
   wire \section__valid$23 ;
   wire selected;
-  wire \selected$183 ;
-  wire \selected$203 ;
-  wire \selected$223 ;
+  wire \selected$189 ;
+  wire \selected$209 ;
+  wire \selected$229 ;
   wire sender_busy;
   wire [43:0] settings;
-  wire [37:0] \settings$147 ;
-  wire [37:0] \settings$177 ;
-  wire [37:0] \settings$197 ;
-  wire [37:0] \settings$217 ;
+  wire [37:0] \settings$153 ;
+  wire [37:0] \settings$183 ;
+  wire [37:0] \settings$203 ;
+  wire [37:0] \settings$223 ;
   wire settling;
   reg [31:0] stalls = 32'd0;
   reg stalls_step = 1'h0;
   wire start;
-  wire [37:0] \start$110 ;
-  wire [37:0] \start$111 ;
-  wire \start$123 ;
+  wire [37:0] \start$104 ;
+  wire [37:0] \start$105 ;
+  wire \start$117 ;
   reg [1:0] start_lane = 2'h0;
   reg [15:0] start_write = 16'h0000;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$139 ;
+  wire [15:0] \start_write$133 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$157 ;
+  wire [15:0] \start_write$163 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$182 ;
+  wire [15:0] \start_write$188 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$202 ;
+  wire [15:0] \start_write$208 ;
   (* init = 16'h0000 *)
-  wire [15:0] \start_write$222 ;
+  wire [15:0] \start_write$228 ;
   reg [31:0] starved = 32'd0;
   reg starved_step = 1'h0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
-  wire [31:0] \sums$128 ;
+  wire [31:0] \sums$122 ;
+  wire valid;
   reg [44:0] vector_write = 45'h000000000000;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$156 ;
+  wire [44:0] \vector_write$162 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$181 ;
+  wire [44:0] \vector_write$187 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$201 ;
+  wire [44:0] \vector_write$207 ;
   (* init = 45'h000000000000 *)
-  wire [44:0] \vector_write$221 ;
-  wire [44:0] \vector_write$293 ;
+  wire [44:0] \vector_write$227 ;
+  wire [44:0] \vector_write$306 ;
   wire [13:0] walk;
-  wire [13:0] \walk$120 ;
+  wire [13:0] \walk$114 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$306 ;
+  wire [31:0] \weights$319 ;
   wire [32:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
   reg [31:0] weights_step = 32'd0;
   wire wipe;
-  wire \wipe$122 ;
+  wire \wipe$116 ;
   wire wiped;
-  wire \wiped$79 ;
+  wire \wiped$72 ;
   reg [31:0] words = 32'd0;
   wire [31:0] words__payload;
   wire [31:0] \words__payload$25 ;
@@ -678,120 +696,127 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   wire \words__valid$29 ;
   reg words_step = 1'h0;
   wire [44:0] write;
-  assign \selected$183  = start_lane == 1'h1;
-  assign \$9  = & { \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
-  assign \i__valid$187  = \o__valid$166  & \$9 ;
-  assign \selected$203  = start_lane == 2'h2;
-  assign \i__valid$207  = \o__valid$166  & \$9 ;
-  assign \selected$223  = start_lane == 2'h3;
-  assign \i__valid$227  = \o__valid$166  & \$9 ;
-  assign \$15  = | in_flight;
-  assign \$16  = reading | \$15 ;
-  assign running = \$16  | \busy$61 ;
-  assign \$17  = 1'h0 + multiply;
-  assign \$18  = \$17  + \multiply$273 ;
-  assign \$19  = \$18  + \multiply$274 ;
-  assign \$20  = \$19  + \multiply$275 ;
-  assign \$21  = ! code[32];
-  assign \$22  = load_code & \$21 ;
-  assign \$23  = ! code_write[1];
-  assign \$24  = code_write[0] & \$23 ;
-  assign \$25  = ! code_write[6:3];
-  assign \$26  = \$24  & \$25 ;
-  assign \$27  = ~ busy_coding;
-  assign \$28  = | write[3:0];
-  assign \$29  = \$28  ? write : \vector_write$293 ;
-  assign \$30  = \start$110 [1] ? matrices[48:38] : matrices[13:3];
-  assign \$31  = \start$110 [36:21] - \$30 ;
-  assign \$32  = $signed(\$31 ) - $signed(2'h1);
-  assign \$33  = \start$110 [0] & \start$110 [37];
-  assign \$34  = 1'h1 << start_write[1];
-  assign \$35  = code_write[1] ? codes[87:44] : codes[43:0];
-  assign \$37  = code_write[2] ? \$35 [11:8] : \$35 [7:4];
-  assign \$38  = code_write[6:3] > \$37 ;
-  assign \$39  = \matrices$280  + matrices_step;
-  assign \$40  = cycles + cycles_step;
-  assign \$41  = \i__valid$10  & o__ready;
-  assign \$42  = words + words_step;
-  assign \$43  = payload_words + payload_words_step;
-  assign \$44  = ~ o__ready;
-  assign \$45  = \i__valid$10  & \$44 ;
-  assign \$46  = running & \$45 ;
-  assign \$47  = stalls + stalls_step;
-  assign \$48  = ~ \i__valid$10 ;
-  assign \$49  = running & \$48 ;
-  assign \$50  = starved + starved_step;
-  assign \$51  = multiplies + multiplies_step;
-  assign \$52  = matrix_done ? \weights$306  : 32'd0;
-  assign \$53  = weights + weights_step;
+  assign \selected$189  = start_lane == 1'h1;
+  assign \selected$209  = start_lane == 2'h2;
+  assign \selected$229  = start_lane == 2'h3;
+  assign \$8  = ~ lanes_cancel;
+  assign \i__valid$259  = \o__valid$260  & \$8 ;
+  assign \$9  = | in_flight;
+  assign \$10  = reading | \$9 ;
+  assign running = \$10  | finishing;
+  assign \$11  = 1'h0 + multiply;
+  assign \$12  = \$11  + \multiply$280 ;
+  assign \$13  = \$12  + \multiply$281 ;
+  assign \$14  = \$13  + \multiply$282 ;
+  assign \$15  = lanes_cancel ? 5'h00 : \$14 ;
+  assign \$16  = ! code[32];
+  assign \$17  = load_code & \$16 ;
+  assign \$18  = ! code_write[1];
+  assign \$19  = code_write[0] & \$18 ;
+  assign \$20  = ! code_write[6:3];
+  assign \$21  = \$19  & \$20 ;
+  assign \$22  = ~ busy_coding;
+  assign \$25  = ~ \$24 ;
+  assign \$26  = \$22  & \$25 ;
+  assign \$27  = ~ finishing;
+  assign \$28  = ~ \start$117 ;
+  assign \$29  = \$27  & \$28 ;
+  assign \$30  = | write[3:0];
+  assign \$31  = \$30  ? write : \vector_write$306 ;
+  assign \$32  = \start$104 [1] ? matrices[48:38] : matrices[13:3];
+  assign \$33  = \start$104 [36:21] - \$32 ;
+  assign \$34  = $signed(\$33 ) - $signed(2'h1);
+  assign \$35  = \start$104 [0] & \start$104 [37];
+  assign \$36  = 1'h1 << start_write[1];
+  assign \$37  = code_write[1] ? codes[87:44] : codes[43:0];
+  assign \$39  = code_write[2] ? \$37 [11:8] : \$37 [7:4];
+  assign \$40  = code_write[6:3] > \$39 ;
+  assign \$41  = \matrices$287  + matrices_step;
+  assign \$42  = cycles + cycles_step;
+  assign \$43  = \i__valid$10  & o__ready;
+  assign \$44  = words + words_step;
+  assign \$45  = payload_words + payload_words_step;
+  assign \$46  = ~ o__ready;
+  assign \$47  = \i__valid$10  & \$46 ;
+  assign \$48  = running & \$47 ;
+  assign \$49  = stalls + stalls_step;
+  assign \$50  = ~ \i__valid$10 ;
+  assign \$51  = running & \$50 ;
+  assign \$52  = starved + starved_step;
+  assign \$53  = multiplies + multiplies_step;
+  assign \$54  = matrix_done ? \weights$319  : 32'd0;
+  assign \$55  = weights + weights_step;
   always @(posedge clk)
-    was_coding <= \$54 ;
+    was_coding <= \$56 ;
   always @(posedge clk)
-    microcode_write <= \$55 ;
+    microcode_write <= \$57 ;
   always @(posedge clk)
-    banks_loaded <= \$56 ;
+    banks_loaded <= \$58 ;
   always @(posedge clk)
-    codes <= \$57 ;
+    codes <= \$59 ;
   always @(posedge clk)
-    \may_send$65  <= \$58 ;
+    \may_send$58  <= \$60 ;
   always @(posedge clk)
-    vector_write <= \$59 ;
+    may_allocate <= \$61 ;
   always @(posedge clk)
-    map_write <= \$60 ;
+    may_load_code <= \$62 ;
   always @(posedge clk)
-    \code_write$149  <= \$61 ;
+    may_load_bias <= \$63 ;
   always @(posedge clk)
-    start_write <= \$62 ;
+    vector_write <= \$64 ;
   always @(posedge clk)
-    start_lane <= \$63 ;
+    map_write <= \$65 ;
   always @(posedge clk)
-    \final  <= \$64 ;
+    \code_write$155  <= \$66 ;
   always @(posedge clk)
-    placed <= \$65 ;
+    start_write <= \$67 ;
   always @(posedge clk)
-    matrices_step <= \$66 ;
+    start_lane <= \$68 ;
   always @(posedge clk)
-    \matrices$280  <= \$67 ;
+    \final  <= \$69 ;
   always @(posedge clk)
-    cycles_step <= \$68 ;
+    placed <= \$70 ;
   always @(posedge clk)
-    cycles <= \$69 ;
+    lanes_cancel <= \$71 ;
   always @(posedge clk)
-    words_step <= \$70 ;
+    matrices_step <= \$72 ;
   always @(posedge clk)
-    words <= \$71 ;
+    \matrices$287  <= \$73 ;
   always @(posedge clk)
-    payload_words_step <= \$72 ;
+    cycles_step <= \$74 ;
   always @(posedge clk)
-    payload_words <= \$73 ;
+    cycles <= \$75 ;
   always @(posedge clk)
-    stalls_step <= \$74 ;
+    words_step <= \$76 ;
   always @(posedge clk)
-    stalls <= \$75 ;
+    words <= \$77 ;
   always @(posedge clk)
-    starved_step <= \$76 ;
+    payload_words_step <= \$78 ;
   always @(posedge clk)
-    starved <= \$77 ;
+    payload_words <= \$79 ;
   always @(posedge clk)
-    multiplies_step <= \$78 ;
+    stalls_step <= \$80 ;
   always @(posedge clk)
-    multiplies <= \$79 ;
+    stalls <= \$81 ;
   always @(posedge clk)
-    weights_step <= \$80 ;
+    starved_step <= \$82 ;
   always @(posedge clk)
-    weights <= \$81 ;
+    starved <= \$83 ;
+  always @(posedge clk)
+    multiplies_step <= \$84 ;
+  always @(posedge clk)
+    multiplies <= \$85 ;
+  always @(posedge clk)
+    weights_step <= \$86 ;
+  always @(posedge clk)
+    weights <= \$87 ;
   assign \$1  = ~ coding;
   assign start = was_coding & \$1 ;
   assign \$2  = coding | was_coding;
   assign busy_coding = \$2  | busy;
-  assign \$5  = ~ \$4 ;
-  assign may_load_code = \$27  & \$5 ;
-  assign may_load_bias = ~ \busy$61 ;
-  assign may_send = \may_send$65  & \$27 ;
+  assign may_send = \may_send$58  & \$22 ;
   assign sender_busy = ~ may_report;
-  assign \o__ready$140  = & { \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
   assign selected = ! start_lane;
-  assign \i__valid$165  = \o__valid$166  & \$9 ;
   egret_s_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
@@ -799,19 +824,32 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .code_write(code_write),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$294 ),
+    .map_write(\map_write$307 ),
     .rst(rst),
     .section__payload(section__payload),
     .section__ready(section__ready),
-    .start(\start$110 ),
+    .start(\start$104 ),
     .w_data(\i__payload$6 [31:0]),
     .w_en(words__valid),
     .\w_en$8 (section__valid),
     .words__ready(words__ready)
   );
+  egret_s_core_fanout  fanout (
+    .beat(\$90 ),
+    .cancel(cancel),
+    .clk(clk),
+    .i__payload(\i__payload$134 ),
+    .i__ready(\o__ready$136 ),
+    .i__valid(\i__valid$138 ),
+    .port_0 (\roomy$146 ),
+    .port_1 (\roomy$147 ),
+    .port_2 (\roomy$148 ),
+    .port_3 (\roomy$149 ),
+    .rst(rst)
+  );
   egret_s_core_finisher  finisher (
     .bias_write(bias_write),
-    .busy(\busy$61 ),
+    .busy(finishing),
     .clk(clk),
     .\job$52 (job),
     .kind(kind),
@@ -821,9 +859,9 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .o__valid(results__valid),
     .report(report),
     .rst(rst),
-    .start(\start$123 ),
+    .start(\start$117 ),
     .sums(sums),
-    .vector_write(\vector_write$293 ),
+    .vector_write(\vector_write$306 ),
     .walk(walk)
   );
   egret_s_core_gearbox  gearbox (
@@ -832,125 +870,129 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$168 ),
-    .o__ready(\o__ready$140 ),
-    .o__valid(\o__valid$166 ),
+    .o__payload(\i__payload$134 ),
+    .o__ready(\o__ready$136 ),
+    .o__valid(\i__valid$138 ),
     .rst(rst)
   );
   egret_s_core_lane  lane_0 (
-    .bad_index(\bad_index$265 ),
-    .bad_prefix(\bad_prefix$260 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$272 ),
+    .bad_prefix(\bad_prefix$267 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$149 ),
+    .code_write(\code_write$155 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$167 ),
+    .\i__payload$41 (\i__payload$173 ),
     .\i__ready$43 (\i__ready$141 ),
-    .\i__valid$45 (\i__valid$165 ),
+    .\i__valid$45 (\$90 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
     .multiply(multiply),
-    .\o__payload$59 (\o__payload$172 ),
-    .\o__ready$61 (\o__ready$173 ),
-    .\o__valid$63 (lane__valid),
+    .\o__payload$61 (\o__payload$178 ),
+    .\o__ready$63 (\o__ready$179 ),
+    .\o__valid$65 (lane__valid),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$146 ),
     .rst(rst),
     .selected(selected),
-    .settings(\settings$147 ),
+    .settings(\settings$153 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_1 (
-    .bad_index(\bad_index$266 ),
-    .bad_prefix(\bad_prefix$261 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$273 ),
+    .bad_prefix(\bad_prefix$268 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$149 ),
+    .code_write(\code_write$155 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$188 ),
+    .\i__payload$41 (\i__payload$194 ),
     .\i__ready$43 (\i__ready$142 ),
-    .\i__valid$45 (\i__valid$187 ),
+    .\i__valid$45 (\$90 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$273 ),
-    .\o__payload$59 (\o__payload$192 ),
-    .\o__ready$61 (\o__ready$193 ),
-    .\o__valid$63 (\lane__valid$189 ),
+    .multiply(\multiply$280 ),
+    .\o__payload$61 (\o__payload$198 ),
+    .\o__ready$63 (\o__ready$199 ),
+    .\o__valid$65 (\lane__valid$195 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$147 ),
     .rst(rst),
-    .selected(\selected$183 ),
-    .settings(\settings$147 ),
+    .selected(\selected$189 ),
+    .settings(\settings$153 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_2 (
-    .bad_index(\bad_index$267 ),
-    .bad_prefix(\bad_prefix$262 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$274 ),
+    .bad_prefix(\bad_prefix$269 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$149 ),
+    .code_write(\code_write$155 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$208 ),
+    .\i__payload$41 (\i__payload$214 ),
     .\i__ready$43 (\i__ready$143 ),
-    .\i__valid$45 (\i__valid$207 ),
+    .\i__valid$45 (\$90 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$274 ),
-    .\o__payload$59 (\o__payload$212 ),
-    .\o__ready$61 (\o__ready$213 ),
-    .\o__valid$63 (\lane__valid$209 ),
+    .multiply(\multiply$281 ),
+    .\o__payload$61 (\o__payload$218 ),
+    .\o__ready$63 (\o__ready$219 ),
+    .\o__valid$65 (\lane__valid$215 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$148 ),
     .rst(rst),
-    .selected(\selected$203 ),
-    .settings(\settings$147 ),
+    .selected(\selected$209 ),
+    .settings(\settings$153 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane  lane_3 (
-    .bad_index(\bad_index$268 ),
-    .bad_prefix(\bad_prefix$263 ),
-    .cancel(cancel),
-    .clear_errors(\release$116 ),
+    .bad_index(\bad_index$275 ),
+    .bad_prefix(\bad_prefix$270 ),
+    .clear_errors(\release$110 ),
     .clk(clk),
-    .code_write(\code_write$149 ),
+    .code_write(\code_write$155 ),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$41 (\i__payload$228 ),
+    .\i__payload$41 (\i__payload$234 ),
     .\i__ready$43 (\i__ready$144 ),
-    .\i__valid$45 (\i__valid$227 ),
+    .\i__valid$45 (\$90 [0]),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .microcode_write(microcode_write),
-    .multiply(\multiply$275 ),
-    .\o__payload$59 (\o__payload$232 ),
-    .\o__ready$61 (\o__ready$233 ),
-    .\o__valid$63 (\lane__valid$229 ),
+    .multiply(\multiply$282 ),
+    .\o__payload$61 (\o__payload$238 ),
+    .\o__ready$63 (\o__ready$239 ),
+    .\o__valid$65 (\lane__valid$235 ),
     .port_0 (matrices[0]),
     .port_1 (matrices[35]),
+    .roomy(\roomy$149 ),
     .rst(rst),
-    .selected(\selected$223 ),
-    .settings(\settings$147 ),
+    .selected(\selected$229 ),
+    .settings(\settings$153 ),
     .start_write(start_write),
     .vector_write(vector_write)
   );
   egret_s_core_lane_settings  lane_settings (
-    .cancel(cancel),
     .clk(clk),
     .codes(codes),
+    .lanes_cancel(lanes_cancel),
     .matrices(matrices),
-    .o(\settings$147 ),
+    .o(\settings$153 ),
     .rst(rst),
     .start_write(start_write)
   );
@@ -1014,55 +1056,54 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   );
   egret_s_core_readout_0  readout_0 (
     .behind__payload(behind__payload),
-    .behind__ready(\o__ready$237 ),
+    .behind__ready(\o__ready$243 ),
     .behind__valid(behind__valid),
-    .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$173 ),
+    .lane__ready(\o__ready$179 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$253 ),
-    .o__ready(\o__ready$255 ),
-    .o__valid(\i__valid$257 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$262 ),
+    .o__valid(\o__valid$260 ),
     .rst(rst)
   );
   egret_s_core_readout_1  readout_1 (
-    .behind__payload(\behind__payload$241 ),
-    .behind__ready(\o__ready$243 ),
-    .behind__valid(\behind__valid$245 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$247 ),
+    .behind__ready(\o__ready$249 ),
+    .behind__valid(\behind__valid$251 ),
     .clk(clk),
-    .lane__payload(\lane__payload$191 ),
-    .lane__ready(\o__ready$193 ),
-    .lane__valid(\lane__valid$189 ),
+    .lane__payload(\lane__payload$197 ),
+    .lane__ready(\o__ready$199 ),
+    .lane__valid(\lane__valid$195 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(behind__payload),
-    .o__ready(\o__ready$237 ),
+    .o__ready(\o__ready$243 ),
     .o__valid(behind__valid),
     .rst(rst)
   );
   egret_s_core_readout_2  readout_2 (
-    .behind__payload(\behind__payload$247 ),
-    .behind__ready(\o__ready$249 ),
-    .behind__valid(\behind__valid$251 ),
-    .cancel(cancel),
+    .behind__payload(\behind__payload$253 ),
+    .behind__ready(\o__ready$255 ),
+    .behind__valid(\behind__valid$257 ),
     .clk(clk),
-    .lane__payload(\lane__payload$211 ),
-    .lane__ready(\o__ready$213 ),
-    .lane__valid(\lane__valid$209 ),
-    .o__payload(\behind__payload$241 ),
-    .o__ready(\o__ready$243 ),
-    .o__valid(\behind__valid$245 ),
-    .rst(rst)
-  );
-  egret_s_core_readout_3  readout_3 (
-    .cancel(cancel),
-    .clk(clk),
-    .lane__payload(\lane__payload$231 ),
-    .lane__ready(\o__ready$233 ),
-    .lane__valid(\lane__valid$229 ),
+    .lane__payload(\lane__payload$217 ),
+    .lane__ready(\o__ready$219 ),
+    .lane__valid(\lane__valid$215 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(\behind__payload$247 ),
     .o__ready(\o__ready$249 ),
     .o__valid(\behind__valid$251 ),
+    .rst(rst)
+  );
+  egret_s_core_readout_3  readout_3 (
+    .clk(clk),
+    .lane__payload(\lane__payload$237 ),
+    .lane__ready(\o__ready$239 ),
+    .lane__valid(\lane__valid$235 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\behind__payload$253 ),
+    .o__ready(\o__ready$255 ),
+    .o__valid(\behind__valid$257 ),
     .rst(rst)
   );
   egret_s_core_store  store (
@@ -1072,13 +1113,12 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$253 ),
-    .i__ready(\o__ready$255 ),
-    .i__valid(\i__valid$257 ),
-    .\release (\release$116 ),
+    .i__payload(\i__payload$262 ),
+    .i__valid(\i__valid$259 ),
+    .\release (\release$110 ),
     .rows(rows),
     .rst(rst),
-    .start(\start$110 ),
+    .start(\start$104 ),
     .sums(sums),
     .walk(walk),
     .wipe(wipe),
@@ -1093,40 +1133,40 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .clk(clk),
     .column_bits(column_bits),
     .complete(complete),
-    .finish(\start$123 ),
-    .finishing(\busy$61 ),
+    .finish(\start$117 ),
+    .finishing(finishing),
     .go(go),
     .header(header),
     .in_flight(in_flight),
     .job(job),
     .judged(matrix_done),
     .kept(kept),
-    .late(late),
-    .late_error(late_error),
-    .late_position(late_position),
+    .\late$70 (late),
+    .\late_error$71 (late_error),
+    .\late_position$56 (late_position),
     .load_allow(allow),
     .load_beats(load_beats),
     .load_ended(load_ended),
     .load_memory(memory),
     .load_release(\release ),
     .matrices(matrices),
-    .may_allocate(may_allocate),
+    .may_allocate(\may_allocate$301 ),
     .parity(parity),
-    .\passed$57 (passed),
-    .\placed$58 (placed),
-    .port_0 (\bad_prefix$260 ),
-    .port_1 (\bad_index$265 ),
-    .port_2 (\bad_prefix$261 ),
-    .port_3 (\bad_index$266 ),
-    .port_4 (\bad_prefix$262 ),
-    .port_5 (\bad_index$267 ),
-    .port_6 (\bad_prefix$263 ),
-    .port_7 (\bad_index$268 ),
-    .\release (\release$116 ),
+    .\passed$65 (passed),
+    .\placed$66 (placed),
+    .port_0 (\bad_prefix$267 ),
+    .port_1 (\bad_index$272 ),
+    .port_2 (\bad_prefix$268 ),
+    .port_3 (\bad_index$273 ),
+    .port_4 (\bad_prefix$269 ),
+    .port_5 (\bad_index$274 ),
+    .port_6 (\bad_prefix$270 ),
+    .port_7 (\bad_index$275 ),
+    .\release (\release$110 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$306 )
+    .weights(\weights$319 )
   );
   egret_s_core_weights_in  weights_in (
     .clk(clk),
@@ -1143,35 +1183,15 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
     .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .port_0 (\$83 ),
+    .port_0 (\$89 ),
     .rst(rst),
     .settings(codes[43:0]),
     .start(start),
-    .word(\$82 )
+    .word(\$88 )
   );
   always @* begin
     if (time_zero ) begin end
-    \$54  = coding;
-    if (cancel) begin
-      \$54  = 1'h0;
-    end
-    if (rst) begin
-      \$54  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$55  = { 4'h0, \$82 , \$83  };
-    if (rst) begin
-      \$55  = 29'h00000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$56  = banks_loaded;
-    if (\$22 ) begin
-      \$56  = 1'h1;
-    end
+    \$56  = coding;
     if (cancel) begin
       \$56  = 1'h0;
     end
@@ -1181,167 +1201,155 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$57  = codes;
-    if (\$22 ) begin
-      \$57 [0] = code[33];
-      \$57 [1] = code[34];
-      \$57 [2] = code[35];
-      \$57 [3] = code[36];
-      \$57 [7:4] = code[40:37];
-      \$57 [11:8] = code[44:41];
-    end
-    if (\$26 ) begin
-      (* full_case = 32'd1 *)
-      if (code_write[2]) begin
-        \$57 [19:16] = code_write[10:7];
-        \$57 [43:32] = code_write[22:11];
-      end else begin
-        \$57 [15:12] = code_write[10:7];
-        \$57 [31:20] = code_write[22:11];
-      end
-    end
+    \$57  = { 4'h0, \$88 , \$89  };
     if (rst) begin
-      \$57  = 88'h0000000000000000000000;
+      \$57  = 29'h00000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$58  = \$27 ;
+    \$58  = banks_loaded;
+    if (\$17 ) begin
+      \$58  = 1'h1;
+    end
+    if (cancel) begin
+      \$58  = 1'h0;
+    end
     if (rst) begin
       \$58  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$59  = \$29 ;
+    \$59  = codes;
+    if (\$17 ) begin
+      \$59 [0] = code[33];
+      \$59 [1] = code[34];
+      \$59 [2] = code[35];
+      \$59 [3] = code[36];
+      \$59 [7:4] = code[40:37];
+      \$59 [11:8] = code[44:41];
+    end
+    if (\$21 ) begin
+      (* full_case = 32'd1 *)
+      if (code_write[2]) begin
+        \$59 [19:16] = code_write[10:7];
+        \$59 [43:32] = code_write[22:11];
+      end else begin
+        \$59 [15:12] = code_write[10:7];
+        \$59 [31:20] = code_write[22:11];
+      end
+    end
     if (rst) begin
-      \$59  = 45'h000000000000;
+      \$59  = 88'h0000000000000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = \map_write$294 ;
+    \$60  = \$22 ;
     if (rst) begin
-      \$60  = 27'h0000000;
+      \$60  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$61  = code_write;
-    if (\$38 ) begin
-      \$61 [10:7] = \code_write$149 [10:7];
-      \$61 [22:11] = \code_write$149 [22:11];
-    end
+    \$61  = \may_allocate$301 ;
     if (rst) begin
-      \$61  = 23'h000000;
+      \$61  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$62 [0] = \start$110 [0];
-    \$62 [1] = \start$110 [1];
-    \$62 [2] = \start$110 [2];
-    \$62 [15:3] = \$32 [12:0];
+    \$62  = \$26 ;
+    if (rst) begin
+      \$62  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$63  = \$29 ;
+    if (rst) begin
+      \$63  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$64  = \$31 ;
+    if (rst) begin
+      \$64  = 45'h000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$65  = \map_write$307 ;
+    if (rst) begin
+      \$65  = 27'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$66  = code_write;
+    if (\$40 ) begin
+      \$66 [10:7] = \code_write$155 [10:7];
+      \$66 [22:11] = \code_write$155 [22:11];
+    end
+    if (rst) begin
+      \$66  = 23'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$67 [0] = \start$104 [0];
+    \$67 [1] = \start$104 [1];
+    \$67 [2] = \start$104 [2];
+    \$67 [15:3] = \$34 [12:0];
     if (cancel) begin
-      \$62 [0] = 1'h0;
+      \$67 [0] = 1'h0;
     end
     if (rst) begin
-      \$62  = 16'h0000;
+      \$67  = 16'h0000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$63  = \start$110 [4:3];
+    \$68  = \start$104 [4:3];
     if (rst) begin
-      \$63  = 2'h0;
+      \$68  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$64  = \$33 ;
+    \$69  = \$35 ;
     if (cancel) begin
-      \$64  = 1'h0;
+      \$69  = 1'h0;
     end
     if (rst) begin
-      \$64  = 1'h0;
+      \$69  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$65  = 2'h0;
+    \$70  = 2'h0;
     if (\final ) begin
-      \$65  = \$34 ;
+      \$70  = \$36 ;
     end
     if (cancel) begin
-      \$65  = 2'h0;
+      \$70  = 2'h0;
     end
     if (rst) begin
-      \$65  = 2'h0;
+      \$70  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$66  = matrix_done;
-    if (clear) begin
-      \$66  = 1'h0;
-    end
+    \$71  = cancel;
     if (rst) begin
-      \$66  = 1'h0;
+      \$71  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$67  = \$39 [31:0];
-    if (clear) begin
-      \$67  = 32'd0;
-    end
-    if (rst) begin
-      \$67  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$68  = running;
-    if (clear) begin
-      \$68  = 1'h0;
-    end
-    if (rst) begin
-      \$68  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$69  = \$40 [31:0];
-    if (clear) begin
-      \$69  = 32'd0;
-    end
-    if (rst) begin
-      \$69  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$70  = \$41 ;
-    if (clear) begin
-      \$70  = 1'h0;
-    end
-    if (rst) begin
-      \$70  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$71  = \$42 [31:0];
-    if (clear) begin
-      \$71  = 32'd0;
-    end
-    if (rst) begin
-      \$71  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$72  = payload_word;
+    \$72  = matrix_done;
     if (clear) begin
       \$72  = 1'h0;
     end
@@ -1351,7 +1359,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$73  = \$43 [31:0];
+    \$73  = \$41 [31:0];
     if (clear) begin
       \$73  = 32'd0;
     end
@@ -1361,7 +1369,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$74  = \$46 ;
+    \$74  = running;
     if (clear) begin
       \$74  = 1'h0;
     end
@@ -1371,7 +1379,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$75  = \$47 [31:0];
+    \$75  = \$42 [31:0];
     if (clear) begin
       \$75  = 32'd0;
     end
@@ -1381,7 +1389,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$76  = \$49 ;
+    \$76  = \$43 ;
     if (clear) begin
       \$76  = 1'h0;
     end
@@ -1391,7 +1399,7 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$77  = \$50 [31:0];
+    \$77  = \$44 [31:0];
     if (clear) begin
       \$77  = 32'd0;
     end
@@ -1401,17 +1409,17 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$78  = \$20 [2:0];
+    \$78  = payload_word;
     if (clear) begin
-      \$78  = 3'h0;
+      \$78  = 1'h0;
     end
     if (rst) begin
-      \$78  = 3'h0;
+      \$78  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$79  = \$51 [31:0];
+    \$79  = \$45 [31:0];
     if (clear) begin
       \$79  = 32'd0;
     end
@@ -1421,22 +1429,82 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   end
   always @* begin
     if (time_zero ) begin end
-    \$80  = \$52 ;
+    \$80  = \$48 ;
     if (clear) begin
-      \$80  = 32'd0;
+      \$80  = 1'h0;
     end
     if (rst) begin
-      \$80  = 32'd0;
+      \$80  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$81  = \$53 [31:0];
+    \$81  = \$49 [31:0];
     if (clear) begin
       \$81  = 32'd0;
     end
     if (rst) begin
       \$81  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$82  = \$51 ;
+    if (clear) begin
+      \$82  = 1'h0;
+    end
+    if (rst) begin
+      \$82  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$83  = \$52 [31:0];
+    if (clear) begin
+      \$83  = 32'd0;
+    end
+    if (rst) begin
+      \$83  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$84  = \$15 [2:0];
+    if (clear) begin
+      \$84  = 3'h0;
+    end
+    if (rst) begin
+      \$84  = 3'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$85  = \$53 [31:0];
+    if (clear) begin
+      \$85  = 32'd0;
+    end
+    if (rst) begin
+      \$85  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$86  = \$54 ;
+    if (clear) begin
+      \$86  = 32'd0;
+    end
+    if (rst) begin
+      \$86  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$87  = \$55 [31:0];
+    if (clear) begin
+      \$87  = 32'd0;
+    end
+    if (rst) begin
+      \$87  = 32'd0;
     end
   end
   assign weights__payload = i__payload;
@@ -1464,116 +1532,127 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign settings = codes[43:0];
   assign \code_write$48  = code_write;
   assign \clear$52  = clear;
-  assign \may_allocate$54  = may_allocate;
-  assign \parity$56  = parity;
+  assign \parity$54  = parity;
   assign loaded = banks_loaded;
-  assign \kept$67  = kept;
-  assign \in_flight$69  = in_flight;
-  assign \late$71  = late;
-  assign \late_error$73  = late_error;
-  assign \late_position$75  = late_position;
-  assign \wiped$79  = wiped;
-  assign \allocate$81  = allocate;
+  assign \kept$60  = kept;
+  assign \in_flight$62  = in_flight;
+  assign \late$64  = late;
+  assign \late_error$66  = late_error;
+  assign \late_position$68  = late_position;
+  assign \wiped$72  = wiped;
+  assign \allocate$74  = allocate;
   assign matrix = header;
-  assign \passed$85  = passed;
-  assign \cancel$87  = cancel;
+  assign \passed$78  = passed;
+  assign \cancel$80  = cancel;
   assign beats = load_beats;
   assign ended = load_ended;
-  assign \complete$93  = complete;
-  assign \beyond$95  = beyond;
-  assign \beyond_substream$97  = beyond_substream;
-  assign finishing = \busy$61 ;
+  assign \complete$86  = complete;
+  assign \beyond$88  = beyond;
+  assign \beyond_substream$90  = beyond_substream;
+  assign \busy$92  = finishing;
   assign load_allow = allow;
   assign load_memory = memory;
   assign load_release = \release ;
-  assign \cancel$105  = cancel;
-  assign \halted$107  = halted;
-  assign \column_bits$109  = column_bits;
-  assign \start$111  = \start$110 ;
-  assign \rows$113  = rows;
+  assign \cancel$99  = cancel;
+  assign \halted$101  = halted;
+  assign \column_bits$103  = column_bits;
+  assign \start$105  = \start$104 ;
+  assign \rows$107  = rows;
   assign row_banks = banks;
-  assign \release$117  = \release$116 ;
-  assign \cancel$118  = cancel;
-  assign \walk$120  = walk;
-  assign \wipe$122  = wipe;
-  assign finish = \start$123 ;
-  assign \job$126  = job;
-  assign \sums$128  = sums;
-  assign \bias_write$130  = bias_write;
+  assign \release$111  = \release$110 ;
+  assign \cancel$112  = cancel;
+  assign \walk$114  = walk;
+  assign \wipe$116  = wipe;
+  assign finish = \start$117 ;
+  assign \job$120  = job;
+  assign \sums$122  = sums;
+  assign \bias_write$124  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$135  = codes;
-  assign \matrices$137  = matrices;
-  assign \start_write$139  = start_write;
-  assign \codes$145  = codes;
-  assign \banks$146  = { matrices[35], matrices[0] };
-  assign o = \settings$147 ;
-  assign \code_write$150  = \code_write$149 ;
-  assign \microcode_write$152  = microcode_write;
-  assign \map_write$154  = map_write;
-  assign \vector_write$156  = vector_write;
-  assign \start_write$157  = start_write;
+  assign \codes$129  = codes;
+  assign \matrices$131  = matrices;
+  assign \start_write$133  = start_write;
+  assign \o__payload$135  = \i__payload$134 ;
+  assign \i__ready$137  = \o__ready$136 ;
+  assign \o__valid$139  = \i__valid$138 ;
+  assign ready = { \i__ready$144 , \i__ready$143 , \i__ready$142 , \i__ready$141  };
+  assign roomy = { \roomy$149 , \roomy$148 , \roomy$147 , \roomy$146  };
+  assign \cancel$150  = cancel;
+  assign \codes$151  = codes;
+  assign \banks$152  = { matrices[35], matrices[0] };
+  assign o = \settings$153 ;
+  assign \code_write$156  = \code_write$155 ;
+  assign \microcode_write$158  = microcode_write;
+  assign \map_write$160  = map_write;
+  assign \vector_write$162  = vector_write;
+  assign \start_write$163  = start_write;
   assign settling = drain;
-  assign \go$163  = go;
-  assign clear_errors = \release$116 ;
-  assign \o__valid$170  = lane__valid;
-  assign lane__ready = \o__ready$173 ;
-  assign \codes$175  = codes;
-  assign \banks$176  = { matrices[35], matrices[0] };
-  assign \settings$177  = \settings$147 ;
-  assign \code_write$178  = \code_write$149 ;
-  assign \microcode_write$179  = microcode_write;
-  assign \map_write$180  = map_write;
-  assign \vector_write$181  = vector_write;
-  assign \start_write$182  = start_write;
-  assign \drain$184  = drain;
-  assign \go$185  = go;
-  assign \clear_errors$186  = \release$116 ;
-  assign \o__valid$190  = \lane__valid$189 ;
-  assign \lane__ready$194  = \o__ready$193 ;
-  assign \codes$195  = codes;
-  assign \banks$196  = { matrices[35], matrices[0] };
-  assign \settings$197  = \settings$147 ;
-  assign \code_write$198  = \code_write$149 ;
-  assign \microcode_write$199  = microcode_write;
-  assign \map_write$200  = map_write;
-  assign \vector_write$201  = vector_write;
-  assign \start_write$202  = start_write;
-  assign \drain$204  = drain;
-  assign \go$205  = go;
-  assign \clear_errors$206  = \release$116 ;
-  assign \o__valid$210  = \lane__valid$209 ;
-  assign \lane__ready$214  = \o__ready$213 ;
-  assign \codes$215  = codes;
-  assign \banks$216  = { matrices[35], matrices[0] };
-  assign \settings$217  = \settings$147 ;
-  assign \code_write$218  = \code_write$149 ;
-  assign \microcode_write$219  = microcode_write;
-  assign \map_write$220  = map_write;
-  assign \vector_write$221  = vector_write;
-  assign \start_write$222  = start_write;
-  assign \drain$224  = drain;
-  assign \go$225  = go;
-  assign \clear_errors$226  = \release$116 ;
-  assign \o__valid$230  = \lane__valid$229 ;
-  assign \lane__ready$234  = \o__ready$233 ;
-  assign \o__payload$236  = behind__payload;
-  assign behind__ready = \o__ready$237 ;
-  assign \o__valid$240  = behind__valid;
-  assign \o__payload$242  = \behind__payload$241 ;
-  assign \behind__ready$244  = \o__ready$243 ;
-  assign \o__valid$246  = \behind__valid$245 ;
+  assign \go$169  = go;
+  assign clear_errors = \release$110 ;
+  assign \i__valid$171  = \$90 [0];
+  assign valid = \$90 [0];
+  assign \o$174  = \$90 [19:1];
+  assign \o__valid$176  = lane__valid;
+  assign lane__ready = \o__ready$179 ;
+  assign \codes$181  = codes;
+  assign \banks$182  = { matrices[35], matrices[0] };
+  assign \settings$183  = \settings$153 ;
+  assign \code_write$184  = \code_write$155 ;
+  assign \microcode_write$185  = microcode_write;
+  assign \map_write$186  = map_write;
+  assign \vector_write$187  = vector_write;
+  assign \start_write$188  = start_write;
+  assign \drain$190  = drain;
+  assign \go$191  = go;
+  assign \clear_errors$192  = \release$110 ;
+  assign \i__valid$193  = \$90 [0];
+  assign \o__valid$196  = \lane__valid$195 ;
+  assign \lane__ready$200  = \o__ready$199 ;
+  assign \codes$201  = codes;
+  assign \banks$202  = { matrices[35], matrices[0] };
+  assign \settings$203  = \settings$153 ;
+  assign \code_write$204  = \code_write$155 ;
+  assign \microcode_write$205  = microcode_write;
+  assign \map_write$206  = map_write;
+  assign \vector_write$207  = vector_write;
+  assign \start_write$208  = start_write;
+  assign \drain$210  = drain;
+  assign \go$211  = go;
+  assign \clear_errors$212  = \release$110 ;
+  assign \i__valid$213  = \$90 [0];
+  assign \o__valid$216  = \lane__valid$215 ;
+  assign \lane__ready$220  = \o__ready$219 ;
+  assign \codes$221  = codes;
+  assign \banks$222  = { matrices[35], matrices[0] };
+  assign \settings$223  = \settings$153 ;
+  assign \code_write$224  = \code_write$155 ;
+  assign \microcode_write$225  = microcode_write;
+  assign \map_write$226  = map_write;
+  assign \vector_write$227  = vector_write;
+  assign \start_write$228  = start_write;
+  assign \drain$230  = drain;
+  assign \go$231  = go;
+  assign \clear_errors$232  = \release$110 ;
+  assign \i__valid$233  = \$90 [0];
+  assign \o__valid$236  = \lane__valid$235 ;
+  assign \lane__ready$240  = \o__ready$239 ;
+  assign \o__payload$242  = behind__payload;
+  assign behind__ready = \o__ready$243 ;
+  assign \o__valid$246  = behind__valid;
   assign \o__payload$248  = \behind__payload$247 ;
   assign \behind__ready$250  = \o__ready$249 ;
   assign \o__valid$252  = \behind__valid$251 ;
-  assign \o__payload$254  = \i__payload$253 ;
-  assign \i__ready$256  = \o__ready$255 ;
-  assign \o__valid$258  = \i__valid$257 ;
-  assign bad_prefix = { \bad_prefix$263 [3:2], \bad_prefix$262 [3:2], \bad_prefix$261 [3:2], \bad_prefix$260 [3:2], \bad_prefix$263 [1:0], \bad_prefix$262 [1:0], \bad_prefix$261 [1:0], \bad_prefix$260 [1:0] };
-  assign bad_index = { \bad_index$268 [3:2], \bad_index$267 [3:2], \bad_index$266 [3:2], \bad_index$265 [3:2], \bad_index$268 [1:0], \bad_index$267 [1:0], \bad_index$266 [1:0], \bad_index$265 [1:0] };
-  assign multiplied = \$20 [2:0];
+  assign \o__payload$254  = \behind__payload$253 ;
+  assign \behind__ready$256  = \o__ready$255 ;
+  assign \o__valid$258  = \behind__valid$257 ;
+  assign \o__payload$263  = \i__payload$262 ;
+  assign \o__ready$264  = 1'h1;
+  assign \i__ready$265  = 1'h1;
+  assign bad_prefix = { \bad_prefix$270 [3:2], \bad_prefix$269 [3:2], \bad_prefix$268 [3:2], \bad_prefix$267 [3:2], \bad_prefix$270 [1:0], \bad_prefix$269 [1:0], \bad_prefix$268 [1:0], \bad_prefix$267 [1:0] };
+  assign bad_index = { \bad_index$275 [3:2], \bad_index$274 [3:2], \bad_index$273 [3:2], \bad_index$272 [3:2], \bad_index$275 [1:0], \bad_index$274 [1:0], \bad_index$273 [1:0], \bad_index$272 [1:0] };
+  assign multiplied = \$15 [2:0];
   assign judged = matrix_done;
-  assign \microcode_write$290  = { 4'h0, \$82 , \$83  };
+  assign \microcode_write$297  = { 4'h0, \$88 , \$89  };
   assign status[259:228] = weights;
   assign status[227:196] = multiplies;
   assign status[195:164] = starved;
@@ -1581,49 +1660,49 @@ module egret_s_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready
   assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$280 ;
+  assign status[67:36] = \matrices$287 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign \lane__payload$231 [34:5] = \o__payload$232 [32:3];
-  assign \lane__payload$231 [4] = \o__payload$232 [2];
-  assign \lane__payload$231 [3:1] = \$14 ;
-  assign \lane__payload$231 [0] = \o__payload$232 [0];
-  assign \i__payload$228 [6] = \o__payload$168 [18];
-  assign \i__payload$228 [5] = \o__payload$168 [17];
-  assign \i__payload$228 [4] = \o__payload$168 [16];
-  assign \i__payload$228 [3:0] = \o__payload$168 [15:12];
-  assign \lane__payload$211 [34:5] = \o__payload$212 [32:3];
-  assign \lane__payload$211 [4] = \o__payload$212 [2];
-  assign \lane__payload$211 [3:1] = \$12 ;
-  assign \lane__payload$211 [0] = \o__payload$212 [0];
-  assign \i__payload$208 [6] = \o__payload$168 [18];
-  assign \i__payload$208 [5] = \o__payload$168 [17];
-  assign \i__payload$208 [4] = \o__payload$168 [16];
-  assign \i__payload$208 [3:0] = \o__payload$168 [11:8];
-  assign \lane__payload$191 [34:5] = \o__payload$192 [32:3];
-  assign \lane__payload$191 [4] = \o__payload$192 [2];
-  assign \lane__payload$191 [3:1] = { 1'h0, \$10  };
-  assign \lane__payload$191 [0] = \o__payload$192 [0];
-  assign \i__payload$188 [6] = \o__payload$168 [18];
-  assign \i__payload$188 [5] = \o__payload$168 [17];
-  assign \i__payload$188 [4] = \o__payload$168 [16];
-  assign \i__payload$188 [3:0] = \o__payload$168 [7:4];
-  assign lane__payload[34:5] = \o__payload$172 [32:3];
-  assign lane__payload[4] = \o__payload$172 [2];
-  assign lane__payload[3:1] = { 2'h0, \$8  };
-  assign lane__payload[0] = \o__payload$172 [0];
-  assign \i__payload$167 [6] = \o__payload$168 [18];
-  assign \i__payload$167 [5] = \o__payload$168 [17];
-  assign \i__payload$167 [4] = \o__payload$168 [16];
-  assign \i__payload$167 [3:0] = \o__payload$168 [3:0];
-  assign \$4  = banks_in_use;
-  assign \$8  = \o__payload$172 [1];
-  assign \$10 [0] = \o__payload$192 [1];
-  assign \$10 [1] = 1'h1;
-  assign \$12 [1:0] = { 1'h0, \o__payload$212 [1] };
-  assign \$12 [2] = 1'h1;
-  assign \$14 [0] = \o__payload$232 [1];
-  assign \$14 [2:1] = 2'h3;
+  assign \lane__payload$237 [34:5] = \o__payload$238 [32:3];
+  assign \lane__payload$237 [4] = \o__payload$238 [2];
+  assign \lane__payload$237 [3:1] = \$7 ;
+  assign \lane__payload$237 [0] = \o__payload$238 [0];
+  assign \i__payload$234 [6] = \$90 [19];
+  assign \i__payload$234 [5] = \$90 [18];
+  assign \i__payload$234 [4] = \$90 [17];
+  assign \i__payload$234 [3:0] = \$90 [16:13];
+  assign \lane__payload$217 [34:5] = \o__payload$218 [32:3];
+  assign \lane__payload$217 [4] = \o__payload$218 [2];
+  assign \lane__payload$217 [3:1] = \$6 ;
+  assign \lane__payload$217 [0] = \o__payload$218 [0];
+  assign \i__payload$214 [6] = \$90 [19];
+  assign \i__payload$214 [5] = \$90 [18];
+  assign \i__payload$214 [4] = \$90 [17];
+  assign \i__payload$214 [3:0] = \$90 [12:9];
+  assign \lane__payload$197 [34:5] = \o__payload$198 [32:3];
+  assign \lane__payload$197 [4] = \o__payload$198 [2];
+  assign \lane__payload$197 [3:1] = { 1'h0, \$5  };
+  assign \lane__payload$197 [0] = \o__payload$198 [0];
+  assign \i__payload$194 [6] = \$90 [19];
+  assign \i__payload$194 [5] = \$90 [18];
+  assign \i__payload$194 [4] = \$90 [17];
+  assign \i__payload$194 [3:0] = \$90 [8:5];
+  assign lane__payload[34:5] = \o__payload$178 [32:3];
+  assign lane__payload[4] = \o__payload$178 [2];
+  assign lane__payload[3:1] = { 2'h0, \$4  };
+  assign lane__payload[0] = \o__payload$178 [0];
+  assign \i__payload$173 [6] = \$90 [19];
+  assign \i__payload$173 [5] = \$90 [18];
+  assign \i__payload$173 [4] = \$90 [17];
+  assign \i__payload$173 [3:0] = \$90 [4:1];
+  assign \$4  = \o__payload$178 [1];
+  assign \$5 [0] = \o__payload$198 [1];
+  assign \$5 [1] = 1'h1;
+  assign \$6 [1:0] = { 1'h0, \o__payload$218 [1] };
+  assign \$6 [2] = 1'h1;
+  assign \$7 [0] = \o__payload$238 [1];
+  assign \$7 [2:1] = 2'h3;
+  assign \$24  = banks_in_use;
 endmodule
 
 module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__payload, cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
@@ -1636,24 +1715,20 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   wire [2:0] \$15 , \$16 ;
   wire [15:0] \$17 , \$28 , \$29 , \$30 , \$31 , \$6 ;
   wire [31:0] \$18 ;
-  wire [3:0] \$35 , \$5 , \$64 ;
+  wire [3:0] \$35 , \$5 , \$60 ;
   wire [4:0] \$39 ;
-  wire [5:0] \$79 , \$82 ;
+  wire [5:0] \$75 , \$78 ;
   reg [15:0] \$40 ;
   reg \$41 ;
   reg \$42 ;
   reg \$43 ;
-  reg [15:0] \$44 ;
-  reg [31:0] \$45 ;
-  reg [37:0] \$46 ;
-  reg \$47 ;
-  reg [15:0] \$48 ;
-  reg \$49 ;
-  reg [26:0] \$50 ;
-  reg [22:0] \$51 ;
-  reg [43:0] \$52 ;
-  reg [37:0] \$53 ;
-  reg [2:0] \$54 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg [26:0] \$46 ;
+  reg [22:0] \$47 ;
+  reg [43:0] \$48 ;
+  reg [37:0] \$49 ;
+  reg [2:0] \$50 ;
   wire [15:0] address;
   reg begun = 1'h0;
   output [43:0] bias_write;
@@ -1714,10 +1789,6 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   output words__ready;
   wire words__ready;
   wire words__valid;
-  assign \$32  = \w_en$8  & section__ready;
-  assign \$33  = section__payload[2:0] == 2'h3;
-  assign \$34  = \$32  & \$33 ;
-  assign \$35  = codes + \$34 ;
   assign \$36  = code_write[6:3] == 4'hf;
   assign \$37  = code_write[2] & \$36 ;
   assign \$38  = code_write[0] & \$37 ;
@@ -1731,27 +1802,27 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   always @(posedge clk)
     entry <= \$43 ;
   always @(posedge clk)
-    narrow <= \$44 ;
+    narrow <= \$17 ;
   always @(posedge clk)
-    wide <= \$45 ;
+    wide <= \$18 ;
   always @(posedge clk)
-    held <= \$46 ;
+    held <= r_data[37:0];
   always @(posedge clk)
-    held_valid <= \$47 ;
+    held_valid <= \$44 ;
   always @(posedge clk)
-    held_number <= \$48 ;
+    held_number <= number;
   always @(posedge clk)
-    held_final <= \$49 ;
+    held_final <= \$45 ;
   always @(posedge clk)
-    map_write <= \$50 ;
+    map_write <= \$46 ;
   always @(posedge clk)
-    code_write <= \$51 ;
+    code_write <= \$47 ;
   always @(posedge clk)
-    bias_write <= \$52 ;
+    bias_write <= \$48 ;
   always @(posedge clk)
-    start <= \$53 ;
+    start <= \$49 ;
   always @(posedge clk)
-    codes <= \$54 ;
+    codes <= \$50 ;
   assign \$1  = section__payload[34:19] == 1'h1;
   assign deal = r_rdy & \r_rdy$17 ;
   assign section_ends = begun ? \final  : r_data[38];
@@ -1759,8 +1830,8 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   assign word_ends = section_ends | \$4 ;
   assign r_en = deal & word_ends;
   assign \r_en$24  = deal & section_ends;
-  assign \$64  = held[36] * 3'h4;
-  assign \$5  = column_bits >> \$64 ;
+  assign \$60  = held[36] * 3'h4;
+  assign \$5  = column_bits >> \$60 ;
   assign \$6  = 1'h1 << \$5 ;
   assign \$7  = \$6  - 1'h1;
   assign \$8  = held[18:3] + held_number;
@@ -1773,8 +1844,8 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   assign \$14  = r_data[35] ? 2'h2 : 2'h1;
   assign \$15  = entry + \$14 ;
   assign \$16  = word_ends ? 3'h0 : \$15 ;
-  assign \$79  = entry * 5'h10;
-  assign \$17  = \r_data$36  >> \$79 ;
+  assign \$75  = entry * 5'h10;
+  assign \$17  = \r_data$36  >> \$75 ;
   assign \$19  = held[2:0] == 2'h2;
   assign \$20  = held_valid & \$19 ;
   assign \$21  = held[2:0] == 2'h3;
@@ -1787,6 +1858,10 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   assign \$29  = held[35] ? wide[31:16] : \$28 ;
   assign \$30  = narrow & \$7 [15:0];
   assign \$31  = held[35] ? wide[15:0] : \$30 ;
+  assign \$32  = \w_en$8  & section__ready;
+  assign \$33  = section__payload[2:0] == 2'h3;
+  assign \$34  = \$32  & \$33 ;
+  assign \$35  = codes + \$34 ;
   egret_s_core_dealer_sections  sections (
     .cancel(cancel),
     .clk(clk),
@@ -1864,126 +1939,86 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = \$17 ;
+    \$44  = deal;
     if (cancel) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = \$18 ;
+    \$45  = section_ends;
     if (cancel) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
     if (rst) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = r_data[37:0];
+    \$46 [0] = \$20 ;
+    \$46 [10:1] = \$8 [9:0];
+    \$46 [26:11] = narrow;
     if (cancel) begin
-      \$46  = 38'h0000000000;
+      \$46  = 27'h0000000;
     end
     if (rst) begin
-      \$46  = 38'h0000000000;
+      \$46  = 27'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = deal;
+    \$47 [0] = \$22 ;
+    \$47 [1] = held[37];
+    \$47 [2] = held_number[4];
+    \$47 [6:3] = held_number[3:0];
+    \$47 [10:7] = narrow[3:0];
+    \$47 [22:11] = narrow[15:4];
     if (cancel) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
     if (rst) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = number;
+    \$48 [0] = \$24 ;
+    \$48 [11:1] = \$8 [10:0];
+    \$48 [43:12] = wide;
     if (cancel) begin
-      \$48  = 16'h0000;
+      \$48  = 44'h00000000000;
     end
     if (rst) begin
-      \$48  = 16'h0000;
+      \$48  = 44'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = section_ends;
+    \$49 [0] = \$26 ;
+    \$49 [1] = held[36];
+    \$49 [4:2] = held_number[2:0];
+    \$49 [37] = held_final;
+    \$49 [20:5] = \$29 ;
+    \$49 [36:21] = \$31 ;
     if (cancel) begin
-      \$49  = 1'h0;
+      \$49  = 38'h0000000000;
     end
     if (rst) begin
-      \$49  = 1'h0;
+      \$49  = 38'h0000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50 [0] = \$20 ;
-    \$50 [10:1] = \$8 [9:0];
-    \$50 [26:11] = narrow;
+    \$50  = \$39 [2:0];
     if (cancel) begin
-      \$50  = 27'h0000000;
+      \$50  = 3'h0;
     end
     if (rst) begin
-      \$50  = 27'h0000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51 [0] = \$22 ;
-    \$51 [1] = held[37];
-    \$51 [2] = held_number[4];
-    \$51 [6:3] = held_number[3:0];
-    \$51 [10:7] = narrow[3:0];
-    \$51 [22:11] = narrow[15:4];
-    if (cancel) begin
-      \$51  = 23'h000000;
-    end
-    if (rst) begin
-      \$51  = 23'h000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52 [0] = \$24 ;
-    \$52 [11:1] = \$8 [10:0];
-    \$52 [43:12] = wide;
-    if (cancel) begin
-      \$52  = 44'h00000000000;
-    end
-    if (rst) begin
-      \$52  = 44'h00000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$53 [0] = \$26 ;
-    \$53 [1] = held[36];
-    \$53 [4:2] = held_number[2:0];
-    \$53 [37] = held_final;
-    \$53 [20:5] = \$29 ;
-    \$53 [36:21] = \$31 ;
-    if (cancel) begin
-      \$53  = 38'h0000000000;
-    end
-    if (rst) begin
-      \$53  = 38'h0000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = \$39 [2:0];
-    if (cancel) begin
-      \$54  = 3'h0;
-    end
-    if (rst) begin
-      \$54  = 3'h0;
+      \$50  = 3'h0;
     end
   end
   assign words__payload = w_data;
@@ -1998,7 +2033,7 @@ module egret_s_core_dealer (rst, coding, words__ready, section__ready, section__
   assign address = \$8 [15:0];
   assign \$2  = 1'h1;
   assign \$4  = \$3 ;
-  assign \$82  = 6'h00;
+  assign \$78  = 6'h00;
   assign \$18  = \r_data$36 ;
 endmodule
 
@@ -2280,7 +2315,70 @@ module egret_s_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en, w_port
   assign r_port__data = r_data;
 endmodule
 
-module egret_s_core_finisher (o__ready, rst, sums, may_report, \job$52 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
+module egret_s_core_fanout (rst, i__valid, cancel, i__payload, i__ready, beat, port_0 , port_1 , port_2 , port_3 , clk);
+  reg time_zero;
+  initial time_zero <= 1'h0;
+  wire \$1 , \$2 ;
+  reg \$3 ;
+  reg [19:0] \$4 ;
+  output [19:0] beat;
+  reg [19:0] beat = 20'h00000;
+  input cancel;
+  wire cancel;
+  input clk;
+  wire clk;
+  input [18:0] i__payload;
+  wire [18:0] i__payload;
+  output i__ready;
+  reg i__ready = 1'h0;
+  input i__valid;
+  wire i__valid;
+  wire [18:0] o;
+  input port_0 ;
+  wire port_0 ;
+  input port_1 ;
+  wire port_1 ;
+  input port_2 ;
+  wire port_2 ;
+  input port_3 ;
+  wire port_3 ;
+  (* init = 1'h0 *)
+  wire room;
+  wire [3:0] roomy;
+  input rst;
+  wire rst;
+  wire valid;
+  always @(posedge clk)
+    beat <= \$4 ;
+  assign \$1  = & { port_3 , port_2 , port_1 , port_0  };
+  assign \$2  = i__valid & i__ready;
+  always @(posedge clk)
+    i__ready <= \$3 ;
+  always @* begin
+    if (time_zero ) begin end
+    \$3  = \$1 ;
+    if (rst) begin
+      \$3  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$4 [0] = \$2 ;
+    \$4 [19:1] = i__payload;
+    if (cancel) begin
+      \$4 [0] = 1'h0;
+    end
+    if (rst) begin
+      \$4  = 20'h00000;
+    end
+  end
+  assign room = i__ready;
+  assign valid = beat[0];
+  assign o = beat[19:1];
+  assign roomy = { port_3 , port_2 , port_1 , port_0  };
+endmodule
+
+module egret_s_core_finisher (o__ready, rst, may_report, \job$52 , report, kind, sums, walk, busy, vector_write, o__payload, o__valid, bias_write, start, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$10 , \$11 , \$12 , \$14 , \$15 , \$16 , \$17 , \$18 , \$2 , \$20 , \$26 , \$27 , \$28 ,
@@ -2817,6 +2915,8 @@ module egret_s_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__paylo
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 34'h000000000 *)
+  wire [33:0] payload;
   input rst;
   wire rst;
   reg [33:0] spare = 34'h000000000;
@@ -2841,9 +2941,6 @@ module egret_s_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__paylo
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 34'h000000000;
     end
   end
   always @* begin
@@ -2875,10 +2972,8 @@ module egret_s_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i__paylo
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 34'h000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_s_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, clk);
@@ -3137,7 +3232,7 @@ module egret_s_core_finisher_requantizer (rst, i_sum, enable, port_0 , port_1 , 
   assign \$5  = { valid, 1'h0 };
 endmodule
 
-module egret_s_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
+module egret_s_core_gearbox (rst, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, o__ready, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -3187,12 +3282,6 @@ module egret_s_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, canc
     end else if (\$8 ) begin
       \$11 [31:0] = \$9 ;
     end
-    if (cancel) begin
-      \$11  = 35'h000000000;
-    end
-    if (rst) begin
-      \$11  = 35'h000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -3217,8 +3306,8 @@ module egret_s_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, canc
   assign \$9  = { 16'h0000, word[31:16] };
 endmodule
 
-module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, \i__ready$43 , multiply
-, \o__valid$63 , \o__payload$59 , \o__ready$61 , clk);
+module egret_s_core_lane (rst, selected, \i__payload$41 , microcode_write, codes, vector_write, map_write, code_write, start_write, lanes_cancel, drain, port_0 , port_1 , clear_errors, go, settings, \i__valid$45 , bad_prefix, bad_index, \i__ready$43 , roomy
+, multiply, \o__valid$65 , \o__payload$61 , \o__ready$63 , clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$18 , \$19 , \$20 , \$21 , \$22 , \$25 , \$26 , \$27 ,
@@ -3236,33 +3325,31 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   reg \$44 ;
   reg \$45 ;
   wire bad;
-  wire \bad$98 ;
+  wire \bad$100 ;
   reg bad_0_0 = 1'h0;
-  reg \bad_0_0$97  = 1'h0;
+  reg \bad_0_0$99  = 1'h0;
   reg bad_0_1 = 1'h0;
-  reg \bad_0_1$102  = 1'h0;
+  reg \bad_0_1$104  = 1'h0;
   reg bad_1_0 = 1'h0;
-  reg \bad_1_0$103  = 1'h0;
+  reg \bad_1_0$105  = 1'h0;
   reg bad_1_1 = 1'h0;
-  reg \bad_1_1$104  = 1'h0;
+  reg \bad_1_1$106  = 1'h0;
   output [3:0] bad_index;
   reg [3:0] bad_index = 4'h0;
   wire bad_parity;
-  wire \bad_parity$99 ;
+  wire \bad_parity$101 ;
   output [3:0] bad_prefix;
   reg [3:0] bad_prefix = 4'h0;
   wire bad_slot;
-  wire \bad_slot$100 ;
+  wire \bad_slot$102 ;
   wire [1:0] banks;
-  input cancel;
-  wire cancel;
   input [1:0] clear_errors;
   wire [1:0] clear_errors;
   input clk;
   wire clk;
   input [22:0] code_write;
   wire [22:0] code_write;
-  wire [22:0] \code_write$70 ;
+  wire [22:0] \code_write$72 ;
   input [87:0] codes;
   wire [87:0] codes;
   wire [87:0] \codes$11 ;
@@ -3271,30 +3358,30 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   wire \drain$9 ;
   wire enable;
   wire \enable$21 ;
-  wire \enable$65 ;
-  wire \enable$66 ;
+  wire \enable$67 ;
+  wire \enable$68 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$76 ;
+  wire [1:0] \go$78 ;
   wire [27:0] i;
   wire [44:0] i__payload;
   input [6:0] \i__payload$41 ;
   wire [6:0] \i__payload$41 ;
   wire [6:0] \i__payload$42 ;
-  wire [44:0] \i__payload$47 ;
-  wire [33:0] \i__payload$53 ;
+  wire [44:0] \i__payload$49 ;
+  wire [33:0] \i__payload$55 ;
   wire i__ready;
   output \i__ready$43 ;
   wire \i__ready$43 ;
   wire \i__ready$44 ;
-  wire \i__ready$50 ;
-  wire \i__ready$56 ;
+  wire \i__ready$52 ;
+  wire \i__ready$58 ;
   wire i__valid;
   input \i__valid$45 ;
   wire \i__valid$45 ;
   wire \i__valid$46 ;
-  wire \i__valid$51 ;
-  wire \i__valid$57 ;
+  wire \i__valid$53 ;
+  wire \i__valid$59 ;
   wire i_bank;
   wire [3:0] i_bits;
   wire [3:0] \i_bits$31 ;
@@ -3309,36 +3396,38 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   wire i_slot;
   wire i_valid;
   wire \i_valid$22 ;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [26:0] map_write;
   wire [26:0] map_write;
-  wire [26:0] \map_write$79 ;
+  wire [26:0] \map_write$81 ;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   wire [28:0] \microcode_write$1 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$85 ;
+  wire \multiply$87 ;
   wire [44:0] o;
-  wire [27:0] \o$83 ;
+  wire [27:0] \o$85 ;
   wire [6:0] o__payload;
-  wire [44:0] \o__payload$48 ;
-  wire [33:0] \o__payload$54 ;
-  output [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$59 ;
-  wire [32:0] \o__payload$60 ;
+  wire [44:0] \o__payload$50 ;
+  wire [33:0] \o__payload$56 ;
+  output [32:0] \o__payload$61 ;
+  wire [32:0] \o__payload$61 ;
+  wire [32:0] \o__payload$62 ;
   wire o__ready;
-  wire \o__ready$49 ;
-  wire \o__ready$55 ;
-  input \o__ready$61 ;
-  wire \o__ready$61 ;
-  wire \o__ready$62 ;
+  wire \o__ready$51 ;
+  wire \o__ready$57 ;
+  input \o__ready$63 ;
+  wire \o__ready$63 ;
+  wire \o__ready$64 ;
   wire o__valid;
-  wire \o__valid$52 ;
-  wire \o__valid$58 ;
-  output \o__valid$63 ;
-  wire \o__valid$63 ;
-  wire \o__valid$64 ;
+  wire \o__valid$54 ;
+  wire \o__valid$60 ;
+  output \o__valid$65 ;
+  wire \o__valid$65 ;
+  wire \o__valid$66 ;
   wire [3:0] o_bits;
   wire [3:0] o_end;
   wire [3:0] o_event;
@@ -3351,31 +3440,34 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   wire port_0 ;
   input port_1 ;
   wire port_1 ;
+  output roomy;
+  wire roomy;
+  wire \roomy$48 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$74 ;
+  wire \selected$76 ;
   input [37:0] settings;
   wire [37:0] settings;
-  wire [37:0] \settings$68 ;
-  wire [37:0] \settings$77 ;
+  wire [37:0] \settings$70 ;
+  wire [37:0] \settings$79 ;
   input [15:0] start_write;
   wire [15:0] start_write;
-  wire [15:0] \start_write$72 ;
+  wire [15:0] \start_write$74 ;
   wire turn;
   reg \turn$4  = 1'h0;
   input [44:0] vector_write;
   wire [44:0] vector_write;
-  wire [44:0] \vector_write$81 ;
+  wire [44:0] \vector_write$83 ;
   always @(posedge clk)
     bad_index <= \$42 ;
   always @(posedge clk)
-    \bad_0_1$102  <= \$43 ;
+    \bad_0_1$104  <= \$43 ;
   always @(posedge clk)
-    \bad_1_0$103  <= \$44 ;
+    \bad_1_0$105  <= \$44 ;
   always @(posedge clk)
-    \bad_1_1$104  <= \$45 ;
+    \bad_1_1$106  <= \$45 ;
   assign mine = turn == \turn$4 ;
   assign o__ready = i__ready & mine;
   assign i_valid = o__valid & mine;
@@ -3390,12 +3482,12 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   assign \$12  = bad & \$11 ;
   assign \$14  = \$12  & \$5 ;
   assign \$18  = \$12  & \$9 ;
-  assign \$19  = ! \bad_parity$99 ;
-  assign \$20  = \bad$98  & \$19 ;
-  assign \$21  = ! \bad_slot$100 ;
+  assign \$19  = ! \bad_parity$101 ;
+  assign \$20  = \bad$100  & \$19 ;
+  assign \$21  = ! \bad_slot$102 ;
   assign \$22  = \$20  & \$21 ;
   assign \$26  = \$20  & \$25 ;
-  assign \$28  = \bad$98  & \$27 ;
+  assign \$28  = \bad$100  & \$27 ;
   assign \$30  = \$28  & \$21 ;
   assign \$34  = \$28  & \$25 ;
   always @(posedge clk)
@@ -3411,23 +3503,22 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @(posedge clk)
     bad_1_1 <= \$40 ;
   always @(posedge clk)
-    \bad_0_0$97  <= \$41 ;
+    \bad_0_0$99  <= \$41 ;
   egret_s_core_lane_blocks  blocks (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$47 ),
-    .o__ready(\o__ready$49 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$49 ),
+    .o__ready(\o__ready$51 ),
     .rst(rst),
-    .some(\i__valid$51 )
+    .some(\i__valid$53 )
   );
   egret_s_core_lane_collector  collector (
     .bad(bad),
     .bad_parity(bad_parity),
     .bad_slot(bad_slot),
-    .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
     .i_bits(\i_bits$31 ),
@@ -3438,55 +3529,57 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
     .i_run_form(i_run_form),
     .i_slot(i_slot),
     .i_valid(\i_valid$22 ),
+    .lanes_cancel(lanes_cancel),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
   );
   egret_s_core_lane_extractor  extractor (
-    .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$47 ),
-    .i__ready(\o__ready$49 ),
-    .i__valid(\i__valid$51 ),
-    .o__payload(\i__payload$53 ),
-    .o__ready(\o__ready$55 ),
-    .o__valid(\i__valid$57 ),
+    .i__payload(\i__payload$49 ),
+    .i__ready(\o__ready$51 ),
+    .i__valid(\i__valid$53 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$55 ),
+    .o__ready(\o__ready$57 ),
+    .o__valid(\i__valid$59 ),
     .rst(rst)
   );
   egret_s_core_lane_input  \input  (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(\i__payload$41 ),
     .i__ready(\i__ready$43 ),
     .i__valid(\i__valid$45 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
+    .roomy(roomy),
     .rst(rst)
   );
   egret_s_core_lane_mac  mac (
-    .bad(\bad$98 ),
-    .bad_parity(\bad_parity$99 ),
-    .bad_slot(\bad_slot$100 ),
-    .cancel(cancel),
+    .bad(\bad$100 ),
+    .bad_parity(\bad_parity$101 ),
+    .bad_slot(\bad_slot$102 ),
     .clk(clk),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .i(i),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$59 ),
-    .o__ready(\o__ready$61 ),
-    .o__valid(\o__valid$63 ),
+    .o__payload(\o__payload$61 ),
+    .o__ready(\o__ready$63 ),
+    .o__valid(\o__valid$65 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
   );
   egret_s_core_lane_parser  parser (
-    .cancel(cancel),
     .clk(clk),
     .drain(drain),
     .enable(i__ready),
     .i_valid(i_valid),
+    .lanes_cancel(lanes_cancel),
     .microcode_write(microcode_write),
     .o_bits(\i_bits$31 ),
     .o_end(i_end),
@@ -3500,14 +3593,14 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
     .turn(turn)
   );
   egret_s_core_lane_positioner  positioner (
-    .cancel(cancel),
     .clk(clk),
     .code_write(code_write),
-    .enable(\enable$65 ),
+    .enable(\enable$67 ),
     .go(go),
-    .i__payload(\i__payload$53 ),
-    .i__ready(\o__ready$55 ),
-    .i__valid(\i__valid$57 ),
+    .i__payload(\i__payload$55 ),
+    .i__ready(\o__ready$57 ),
+    .i__valid(\i__valid$59 ),
+    .lanes_cancel(lanes_cancel),
     .o(i),
     .rst(rst),
     .selected(selected),
@@ -3517,7 +3610,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$43  = \$26 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -3527,7 +3620,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$44  = \$30 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$44  = 1'h0;
     end
     if (rst) begin
@@ -3537,7 +3630,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$45  = \$34 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$45  = 1'h0;
     end
     if (rst) begin
@@ -3550,7 +3643,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
     if (\$1 ) begin
       \$35  = \$2 [0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$35  = 1'h0;
     end
     if (rst) begin
@@ -3560,7 +3653,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$36  = \$6 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$36  = 1'h0;
     end
     if (rst) begin
@@ -3594,7 +3687,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
     if (clear_errors[1]) begin
       \$37 [3] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$37  = 4'h0;
     end
     if (rst) begin
@@ -3604,7 +3697,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$38  = \$10 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$38  = 1'h0;
     end
     if (rst) begin
@@ -3614,7 +3707,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$39  = \$14 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$39  = 1'h0;
     end
     if (rst) begin
@@ -3624,7 +3717,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$40  = \$18 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$40  = 1'h0;
     end
     if (rst) begin
@@ -3634,7 +3727,7 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$41  = \$22 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$41  = 1'h0;
     end
     if (rst) begin
@@ -3644,31 +3737,31 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   always @* begin
     if (time_zero ) begin end
     \$42  = bad_index;
-    if (\bad_0_0$97 ) begin
+    if (\bad_0_0$99 ) begin
       \$42 [0] = 1'h1;
     end
     if (clear_errors[0]) begin
       \$42 [0] = 1'h0;
     end
-    if (\bad_0_1$102 ) begin
+    if (\bad_0_1$104 ) begin
       \$42 [1] = 1'h1;
     end
     if (clear_errors[0]) begin
       \$42 [1] = 1'h0;
     end
-    if (\bad_1_0$103 ) begin
+    if (\bad_1_0$105 ) begin
       \$42 [2] = 1'h1;
     end
     if (clear_errors[1]) begin
       \$42 [2] = 1'h0;
     end
-    if (\bad_1_1$104 ) begin
+    if (\bad_1_1$106 ) begin
       \$42 [3] = 1'h1;
     end
     if (clear_errors[1]) begin
       \$42 [3] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$42  = 4'h0;
     end
     if (rst) begin
@@ -3697,34 +3790,35 @@ module egret_s_core_lane (rst, selected, \i__valid$45 , \i__payload$41 , microco
   assign \i__payload$42  = \i__payload$41 ;
   assign \i__ready$44  = \i__ready$43 ;
   assign \i__valid$46  = \i__valid$45 ;
-  assign \o__payload$48  = \i__payload$47 ;
-  assign \i__ready$50  = \o__ready$49 ;
-  assign \o__valid$52  = \i__valid$51 ;
-  assign \o__payload$54  = \i__payload$53 ;
-  assign \i__ready$56  = \o__ready$55 ;
-  assign \o__valid$58  = \i__valid$57 ;
-  assign \o__payload$60  = \o__payload$59 ;
-  assign \o__ready$62  = \o__ready$61 ;
-  assign \o__valid$64  = \o__valid$63 ;
-  assign \enable$66  = \enable$65 ;
-  assign \settings$68  = settings;
-  assign \code_write$70  = code_write;
-  assign \start_write$72  = start_write;
-  assign \selected$74  = selected;
-  assign \go$76  = go;
-  assign \settings$77  = settings;
-  assign \map_write$79  = map_write;
-  assign \vector_write$81  = vector_write;
-  assign \o$83  = i;
-  assign \multiply$85  = multiply;
+  assign \roomy$48  = roomy;
+  assign \o__payload$50  = \i__payload$49 ;
+  assign \i__ready$52  = \o__ready$51 ;
+  assign \o__valid$54  = \i__valid$53 ;
+  assign \o__payload$56  = \i__payload$55 ;
+  assign \i__ready$58  = \o__ready$57 ;
+  assign \o__valid$60  = \i__valid$59 ;
+  assign \o__payload$62  = \o__payload$61 ;
+  assign \o__ready$64  = \o__ready$63 ;
+  assign \o__valid$66  = \o__valid$65 ;
+  assign \enable$68  = \enable$67 ;
+  assign \settings$70  = settings;
+  assign \code_write$72  = code_write;
+  assign \start_write$74  = start_write;
+  assign \selected$76  = selected;
+  assign \go$78  = go;
+  assign \settings$79  = settings;
+  assign \map_write$81  = map_write;
+  assign \vector_write$83  = vector_write;
+  assign \o$85  = i;
+  assign \multiply$87  = multiply;
   assign i_run_form = codes[0];
   assign \$9  = bad_slot;
   assign \$11  = bad_parity;
-  assign \$25  = \bad_slot$100 ;
-  assign \$27  = \bad_parity$99 ;
+  assign \$25  = \bad_slot$102 ;
+  assign \$27  = \bad_parity$101 ;
 endmodule
 
-module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, some, i__valid, i__payload, clk);
+module egret_s_core_lane_blocks (rst, o__payload, o__ready, lanes_cancel, i__ready, some, i__valid, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$13 , \$14 , \$19 , \$2 , \$20 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -3735,8 +3829,6 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
   reg [3:0] \$signature__addr  = 4'h0;
   wire [44:0] \$signature__data ;
   wire \$signature__en ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [44:0] i__payload;
@@ -3745,6 +3837,8 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
   reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire move;
   output [44:0] o__payload;
   wire [44:0] o__payload;
@@ -3758,12 +3852,12 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
   wire room;
   input rst;
   wire rst;
+  (* init = 4'h0 *)
+  wire [3:0] \sequence ;
   output some;
   reg some = 1'h0;
   (* init = 4'h0 *)
   wire [3:0] taken;
-  (* init = 4'h0 *)
-  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [44:0] entries [15:0];
   integer entries_entry;
@@ -3804,7 +3898,7 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
     if (\$signature__en ) begin
       \$21  = { \$signature__addr [2:0], \$4  };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$21  = 4'h0;
     end
     if (rst) begin
@@ -3817,7 +3911,7 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
     if (move) begin
       \$22  = { read__addr[2:0], \$8  };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$22  = 4'h0;
     end
     if (rst) begin
@@ -3832,7 +3926,7 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
     end else if (\$14 ) begin
       \$23  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$23  = 1'h1;
     end
     if (rst) begin
@@ -3847,7 +3941,7 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
     end else if (\$20 ) begin
       \$24  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$24  = 1'h0;
     end
     if (rst) begin
@@ -3855,14 +3949,14 @@ module egret_s_core_lane_blocks (rst, o__payload, o__ready, cancel, i__ready, so
     end
   end
   assign room = i__ready;
-  assign written = \$signature__addr ;
+  assign \sequence  = \$signature__addr ;
   assign \$signature__data  = i__payload;
   assign taken = read__addr;
   assign o__valid = some;
   assign read__data = o__payload;
 endmodule
 
-module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
+module egret_s_core_lane_collector (rst, i_run_form, lanes_cancel, enable, bad, bad_slot, bad_parity, o_valid, o, i_slot, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [3:0] \$1 , \$122 , \$201 , \$208 , \$209 , \$210 , \$263 , \$364 , \$377 , \$378 , \$414 ,
@@ -3913,8 +4007,6 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
   reg bad_slot = 1'h0;
   (* init = 45'h000000000000 *)
   wire [44:0] block;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
@@ -3937,6 +4029,8 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
   wire i_slot;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [28:0] \local  = 29'h00000000;
   reg [2:0] low_step = 3'h0;
   wire [10:0] number;
@@ -4164,7 +4258,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (enable) begin
       \$425  = \$212 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$425  = 1'h0;
     end
     if (rst) begin
@@ -4184,7 +4278,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (enable) begin
       \$427  = { valid[1:0], i_valid };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$427  = 3'h0;
     end
     if (rst) begin
@@ -4197,7 +4291,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (enable) begin
       \$428  = i_slot;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$428  = 1'h0;
     end
     if (rst) begin
@@ -4210,7 +4304,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (enable) begin
       \$429  = i_parity;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$429  = 1'h0;
     end
     if (rst) begin
@@ -4223,7 +4317,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (turn) begin
       \$430  = open_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$430  = 17'h00000;
     end
     if (rst) begin
@@ -4250,7 +4344,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
       \$431 [15:11] = 5'h00;
       \$431 [16] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$431  = 17'h00000;
     end
     if (rst) begin
@@ -4335,7 +4429,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (turn_skips) begin
       \$438  = skip_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$438  = 15'h0000;
     end
     if (rst) begin
@@ -4357,7 +4451,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (turn_skips) begin
       \$439 [14:11] = \$423 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$439  = 15'h0000;
     end
     if (rst) begin
@@ -4370,7 +4464,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
     if (enable) begin
       \$440  = \$424 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$440  = 1'h0;
     end
     if (rst) begin
@@ -4447,7 +4541,7 @@ module egret_s_core_lane_collector (rst, i_run_form, cancel, enable, bad, bad_sl
   assign \$383  = \$382 ;
 endmodule
 
-module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel, i__valid, o__valid, o__payload, clk);
+module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, lanes_cancel, i__valid, o__valid, o__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$109 , \$11 , \$110 , \$113 , \$114 , \$115 , \$12 , \$121 , \$13 , \$137 ,
@@ -4471,8 +4565,6 @@ module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel,
   reg [33:0] \$289 ;
   reg alone = 1'h0;
   reg [44:0] block = 45'h000000000000;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enter;
@@ -4484,6 +4576,8 @@ module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel,
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [2:0] left = 3'h0;
   output [33:0] o__payload;
   reg [33:0] o__payload = 34'h000000000;
@@ -4619,7 +4713,7 @@ module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel,
     end else if (\$3 ) begin
       \$283  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$283  = 1'h0;
     end
     if (rst) begin
@@ -4689,7 +4783,7 @@ module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel,
     if (take) begin
       \$288  = full;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$288  = 1'h0;
     end
     if (rst) begin
@@ -4750,21 +4844,21 @@ module egret_s_core_lane_extractor (rst, i__payload, i__ready, o__ready, cancel,
   assign \$249  = \$248 ;
 endmodule
 
-module egret_s_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__valid, o__payload, i__ready, clk);
+module egret_s_core_lane_input (rst, o__ready, i__payload, lanes_cancel, i__valid, o__valid, o__payload, i__ready, roomy, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
-  reg \$23 ;
-  reg [6:0] \$24 ;
-  reg [3:0] \$25 ;
-  reg [3:0] \$26 ;
-  reg \$27 ;
-  reg \$28 ;
-  reg [3:0] \$signature__addr  = 4'h0;
+  wire \$1 , \$10 , \$15 , \$16 , \$2 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29
+    , \$3 , \$30 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
+  reg \$31 ;
+  reg [6:0] \$32 ;
+  reg [6:0] \$33 ;
+  reg [3:0] \$34 ;
+  reg \$35 ;
+  reg \$36 ;
+  reg \$37 ;
+  wire [3:0] \$signature__addr ;
   wire [6:0] \$signature__data ;
   wire \$signature__en ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [6:0] i__payload;
@@ -4773,6 +4867,8 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__
   reg i__ready = 1'h1;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire move;
   output [6:0] o__payload;
   reg [6:0] o__payload = 7'h00;
@@ -4786,13 +4882,14 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__
   wire [6:0] read__data;
   (* init = 1'h1 *)
   wire room;
+  output roomy;
+  reg roomy = 1'h1;
   input rst;
   wire rst;
+  reg [6:0] \sequence  = 7'h04;
   reg some = 1'h0;
   (* init = 4'h0 *)
   wire [3:0] taken;
-  (* init = 4'h0 *)
-  wire [3:0] written;
   (* no_rw_check = 32'd1 *)
   reg [6:0] entries [15:0];
   integer entries_entry;
@@ -4802,123 +4899,149 @@ module egret_s_core_lane_input (rst, i__valid, o__ready, i__payload, cancel, o__
   end
   always @(posedge clk) begin
     if (\$signature__en )
-      entries[\$signature__addr ] <= i__payload;
+      entries[\sequence [6:3]] <= i__payload;
   end
   assign read__data = entries[read__addr];
   assign \$signature__en  = i__valid & i__ready;
   assign \$1  = ~ o__valid;
   assign \$2  = \$1  | o__ready;
   assign move = some & \$2 ;
-  assign \$3  = \$signature__addr [3] ^ \$signature__addr [2];
-  assign \$4  = | \$signature__addr [2:0];
+  assign \$3  = \sequence [3] ^ \sequence [2];
+  assign \$4  = | \sequence [2:0];
   assign \$5  = ~ \$4 ;
   assign \$6  = \$3  ^ \$5 ;
   assign \$7  = read__addr[3] ^ read__addr[2];
   assign \$8  = | read__addr[2:0];
   assign \$9  = ~ \$8 ;
   assign \$10  = \$7  ^ \$9 ;
-  assign \$15  = { \$signature__addr [2:0], \$6  } == read__addr;
+  assign \$15  = \sequence [5:2] == read__addr;
   assign \$16  = \$signature__en  & \$15 ;
-  assign \$21  = { read__addr[2:0], \$10  } == \$signature__addr ;
+  assign \$21  = { read__addr[2:0], \$10  } == \sequence [6:3];
   assign \$22  = move & \$21 ;
+  assign \$23  = ~ move;
+  assign \$24  = \$signature__en  & \$23 ;
+  assign \$25  = \sequence [3:0] == read__addr;
+  assign \$26  = \$24  & \$25 ;
+  assign \$27  = ~ \$signature__en ;
+  assign \$28  = move & \$27 ;
+  assign \$29  = \sequence [4:1] == read__addr;
+  assign \$30  = \$28  & \$29 ;
   always @(posedge clk)
-    o__valid <= \$23 ;
+    o__valid <= \$31 ;
   always @(posedge clk)
-    o__payload <= \$24 ;
+    o__payload <= \$32 ;
   always @(posedge clk)
-    \$signature__addr  <= \$25 ;
+    \sequence  <= \$33 ;
   always @(posedge clk)
-    read__addr <= \$26 ;
+    read__addr <= \$34 ;
   always @(posedge clk)
-    i__ready <= \$27 ;
+    i__ready <= \$35 ;
   always @(posedge clk)
-    some <= \$28 ;
+    some <= \$36 ;
+  always @(posedge clk)
+    roomy <= \$37 ;
   always @* begin
     if (time_zero ) begin end
-    \$23  = o__valid;
+    \$31  = o__valid;
     if (move) begin
-      \$23  = 1'h1;
+      \$31  = 1'h1;
     end else if (o__ready) begin
-      \$23  = 1'h0;
+      \$31  = 1'h0;
     end
-    if (cancel) begin
-      \$23  = 1'h0;
+    if (lanes_cancel) begin
+      \$31  = 1'h0;
     end
     if (rst) begin
-      \$23  = 1'h0;
+      \$31  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$24  = o__payload;
+    \$32  = o__payload;
     if (move) begin
-      \$24  = read__data;
+      \$32  = read__data;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$25  = \$signature__addr ;
+    \$33  = \sequence ;
     if (\$signature__en ) begin
-      \$25  = { \$signature__addr [2:0], \$6  };
+      \$33  = { \sequence [5:0], \$6  };
     end
-    if (cancel) begin
-      \$25  = 4'h0;
+    if (lanes_cancel) begin
+      \$33  = 7'h04;
     end
     if (rst) begin
-      \$25  = 4'h0;
+      \$33  = 7'h04;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$26  = read__addr;
+    \$34  = read__addr;
     if (move) begin
-      \$26  = { read__addr[2:0], \$10  };
+      \$34  = { read__addr[2:0], \$10  };
     end
-    if (cancel) begin
-      \$26  = 4'h0;
+    if (lanes_cancel) begin
+      \$34  = 4'h0;
     end
     if (rst) begin
-      \$26  = 4'h0;
+      \$34  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$27  = i__ready;
+    \$35  = i__ready;
     if (move) begin
-      \$27  = 1'h1;
+      \$35  = 1'h1;
     end else if (\$16 ) begin
-      \$27  = 1'h0;
+      \$35  = 1'h0;
     end
-    if (cancel) begin
-      \$27  = 1'h1;
+    if (lanes_cancel) begin
+      \$35  = 1'h1;
     end
     if (rst) begin
-      \$27  = 1'h1;
+      \$35  = 1'h1;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$28  = some;
+    \$36  = some;
     if (\$signature__en ) begin
-      \$28  = 1'h1;
+      \$36  = 1'h1;
     end else if (\$22 ) begin
-      \$28  = 1'h0;
+      \$36  = 1'h0;
     end
-    if (cancel) begin
-      \$28  = 1'h0;
+    if (lanes_cancel) begin
+      \$36  = 1'h0;
     end
     if (rst) begin
-      \$28  = 1'h0;
+      \$36  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$37  = roomy;
+    if (\$26 ) begin
+      \$37  = 1'h0;
+    end
+    if (\$30 ) begin
+      \$37  = 1'h1;
+    end
+    if (lanes_cancel) begin
+      \$37  = 1'h1;
+    end
+    if (rst) begin
+      \$37  = 1'h1;
     end
   end
   assign room = i__ready;
-  assign written = \$signature__addr ;
+  assign \$signature__addr  = \sequence [6:3];
   assign \$signature__data  = i__payload;
   assign taken = read__addr;
   assign payload = o__payload;
 endmodule
 
-module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
+module egret_s_core_lane_mac (rst, vector_write, map_write, lanes_cancel, settings, i, multiply, bad, bad_slot, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
@@ -4964,8 +5087,6 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   output bad_slot;
   reg bad_slot = 1'h0;
   reg [12:0] beyond = 13'h0000;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [9:0] column = 10'h000;
@@ -4984,6 +5105,8 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   reg [37:0] held = 38'h0000000000;
   input [27:0] i;
   wire [27:0] i;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg left = 1'h0;
   input [26:0] map_write;
   wire [26:0] map_write;
@@ -5112,8 +5235,8 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   always @(posedge clk)
     tag_1 <= \$36 ;
   egret_s_core_lane_mac_map  map (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (map_write[22:0]),
     .read__addr(number[9:0]),
     .read__en(enable),
@@ -5123,15 +5246,15 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   egret_s_core_lane_mac_multiplier_0  multiplier_0 (
     .\a$4 (\$2 [11:0]),
     .\b$6 (b),
-    .cancel(cancel),
     .clk(clk),
     .enable(enable),
+    .lanes_cancel(lanes_cancel),
     .product(product),
     .rst(rst)
   );
   egret_s_core_lane_mac_vectors  vectors (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (vector_write),
     .port_1 (column),
     .port_2 (memory),
@@ -5145,7 +5268,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (enable) begin
       \$37  = tag_1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$37  = 5'h00;
     end
     if (rst) begin
@@ -5158,7 +5281,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (enable) begin
       \$38  = tag_2;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$38  = 5'h00;
     end
     if (rst) begin
@@ -5171,7 +5294,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (enable) begin
       \$39  = tag_3;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$39  = 5'h00;
     end
     if (rst) begin
@@ -5181,7 +5304,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   always @* begin
     if (time_zero ) begin end
     \$40  = \$8 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$40  = 1'h0;
     end
     if (rst) begin
@@ -5191,7 +5314,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   always @* begin
     if (time_zero ) begin end
     \$41  = \$13 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$41  = 1'h0;
     end
     if (rst) begin
@@ -5201,7 +5324,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   always @* begin
     if (time_zero ) begin end
     \$42  = tag_0[4];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$42  = 1'h0;
     end
     if (rst) begin
@@ -5211,7 +5334,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   always @* begin
     if (time_zero ) begin end
     \$43  = tag_0[3];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -5241,7 +5364,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (enable) begin
       \$46  = held[12];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$46  = 1'h0;
     end
     if (rst) begin
@@ -5254,7 +5377,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (enable) begin
       \$47  = zigzag_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$47  = 1'h0;
     end
     if (rst) begin
@@ -5270,7 +5393,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (\$15 ) begin
       \$48  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$48  = 1'h0;
     end
     if (rst) begin
@@ -5283,7 +5406,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (enable) begin
       \$49  = \$16 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$49  = 1'h0;
     end
     if (rst) begin
@@ -5296,7 +5419,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (enable) begin
       \$50  = tag_4[4];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$50  = 1'h0;
     end
     if (rst) begin
@@ -5312,7 +5435,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (\$20 ) begin
       \$51  = 30'h00000000;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$51  = 30'h00000000;
     end
     if (rst) begin
@@ -5325,7 +5448,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     if (\$22 ) begin
       \$52  = sum_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$52  = 30'h00000000;
     end
     if (rst) begin
@@ -5335,7 +5458,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   always @* begin
     if (time_zero ) begin end
     \$53  = \$28 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$53  = 1'h1;
     end
     if (rst) begin
@@ -5350,7 +5473,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
     end else if (o__ready) begin
       \$54  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$54  = 1'h0;
     end
     if (rst) begin
@@ -5366,7 +5489,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
       \$55 [2] = tag_4[2];
       \$55 [0] = tag_4[3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$55  = 33'h000000000;
     end
     if (rst) begin
@@ -5390,7 +5513,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
       \$31 [3] = i[26];
       \$31 [4] = i[27];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$31  = 5'h00;
     end
     if (rst) begin
@@ -5432,7 +5555,7 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
       \$36 [4:1] = tag_0[4:1];
       \$36 [0] = used;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$36  = 5'h00;
     end
     if (rst) begin
@@ -5461,16 +5584,16 @@ module egret_s_core_lane_mac (rst, vector_write, map_write, cancel, settings, i,
   assign \$22  = \$21 ;
 endmodule
 
-module egret_s_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
+module egret_s_core_lane_mac_map (rst, port_0 , lanes_cancel, read__addr, read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [11:0] \$1 ;
   wire [9:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [22:0] port_0 ;
   wire [22:0] port_0 ;
   input [9:0] read__addr;
@@ -5528,7 +5651,7 @@ module egret_s_core_lane_mac_map (rst, port_0 , cancel, read__addr, read__en, va
   assign \value$11  = value;
 endmodule
 
-module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
+module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , lanes_cancel, enable, \b$6 , product, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [19:0] \$1 ;
@@ -5541,12 +5664,12 @@ module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , pr
   reg [7:0] b = 8'h00;
   input [7:0] \b$6 ;
   wire [7:0] \b$6 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [19:0] product;
   reg [19:0] product = 20'h00000;
   (* init = 20'h00000 *)
@@ -5584,16 +5707,16 @@ module egret_s_core_lane_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , pr
   assign \product$9  = product;
 endmodule
 
-module egret_s_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
+module egret_s_core_lane_mac_vectors (rst, port_0 , lanes_cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [10:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [44:0] port_0 ;
   wire [44:0] port_0 ;
   input [9:0] port_1 ;
@@ -5685,7 +5808,7 @@ module egret_s_core_lane_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , re
   assign \value$20  = value;
 endmodule
 
-module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_s_core_lane_parser (rst, i_valid, microcode_write, lanes_cancel, drain, port_0 , enable, turn, o_slot, o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$2 , \$3 , \$5 , \$6 , \$7 , \$9 ;
@@ -5708,8 +5831,6 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
   reg [3:0] \$26 ;
   wire [9:0] address;
   reg amid = 1'h0;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input drain;
@@ -5723,6 +5844,8 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
   wire i_parity;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [28:0] microcode_write;
   wire [28:0] microcode_write;
   reg moves = 1'h0;
@@ -5799,8 +5922,8 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
   always @(posedge clk)
     o_event <= \$26 ;
   egret_s_core_lane_parser_code0  code0 (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (\$11 ),
     .port_1 (microcode_write),
     .port_2 (tag0[6:3]),
@@ -5814,7 +5937,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$12  = \$3 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$12  = 1'h0;
     end
     if (rst) begin
@@ -5829,7 +5952,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
         \$13  = \$4 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$13  = 1'h0;
     end
     if (rst) begin
@@ -5844,7 +5967,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
         \$14  = \$7 ;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$14  = 1'h0;
     end
     if (rst) begin
@@ -5859,7 +5982,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
         \$15  = \$8 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$15  = 1'h0;
     end
     if (rst) begin
@@ -5878,7 +6001,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (\$10 ) begin
       \$16 [2] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$16  = 3'h0;
     end
     if (rst) begin
@@ -5891,7 +6014,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$17  = { port_0 [0], port_0 [1], port_0 [2], port_0 [3], port_0 [6:4] };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$17  = 7'h00;
     end
     if (rst) begin
@@ -5904,7 +6027,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (step) begin
       \$18  = tag0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$18  = 7'h00;
     end
     if (rst) begin
@@ -5917,7 +6040,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (step) begin
       \$19  = tag1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$19  = 7'h00;
     end
     if (rst) begin
@@ -5930,7 +6053,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$20  = valid[2];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$20  = 1'h0;
     end
     if (rst) begin
@@ -5943,7 +6066,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$21  = tag2[0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$21  = 1'h0;
     end
     if (rst) begin
@@ -5956,7 +6079,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$22  = tag2[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$22  = 1'h0;
     end
     if (rst) begin
@@ -5969,7 +6092,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$23  = tag2[2];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$23  = 1'h0;
     end
     if (rst) begin
@@ -5982,7 +6105,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$24  = tag2[6:3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$24  = 4'h0;
     end
     if (rst) begin
@@ -5995,7 +6118,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$25  = value[9:6];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$25  = 4'h0;
     end
     if (rst) begin
@@ -6008,7 +6131,7 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
     if (enable) begin
       \$26  = value[13:10];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$26  = 4'h0;
     end
     if (rst) begin
@@ -6028,16 +6151,16 @@ module egret_s_core_lane_parser (rst, i_valid, microcode_write, cancel, drain, p
   assign \$5  = turn;
 endmodule
 
-module egret_s_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, port_2 , value, clk);
+module egret_s_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , lanes_cancel, port_2 , value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [17:0] \$1 ;
   wire [9:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [5:0] port_0 ;
   wire [5:0] port_0 ;
   input [28:0] port_1 ;
@@ -6099,7 +6222,7 @@ module egret_s_core_lane_parser_code0 (rst, read__en, port_0 , port_1 , cancel, 
   assign \value$11  = value;
 endmodule
 
-module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
+module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_write, lanes_cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$14 , \$16 , \$17 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 , \$24
@@ -6134,8 +6257,6 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
   reg [13:0] at_work = 14'h0000;
   reg bank = 1'h0;
   wire [12:0] begun;
-  input cancel;
-  wire cancel;
   wire carry;
   input clk;
   wire clk;
@@ -6155,6 +6276,8 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
   input i__valid;
   wire i__valid;
   wire [11:0] index;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [12:0] length;
   wire load;
   reg load_slot = 1'h0;
@@ -6327,7 +6450,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
         end
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$50  = 1'h0;
     end
     if (rst) begin
@@ -6345,7 +6468,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
         \$51  = 1'h0;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$51  = 1'h0;
     end
     if (rst) begin
@@ -6360,7 +6483,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
         \$52  = \$26 [0];
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$52  = 1'h0;
     end
     if (rst) begin
@@ -6380,7 +6503,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
         \$53  = 1'h1;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$53  = 1'h1;
     end
     if (rst) begin
@@ -6393,7 +6516,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
     if (\$31 ) begin
       \$54  = settings[13];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$54  = 1'h0;
     end
     if (rst) begin
@@ -6410,7 +6533,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
       \$55 [3] = load;
       \$55 [4] = \$38 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$55  = 5'h00;
     end
     if (rst) begin
@@ -6427,7 +6550,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
     if (\$40 ) begin
       \$56 [13] = slot;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$56  = 14'h0000;
     end
     if (rst) begin
@@ -6463,7 +6586,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
     if (\$45 ) begin
       \$59  = 13'h1fff;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$59  = 13'h1fff;
     end
     if (rst) begin
@@ -6476,7 +6599,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
     if (\$47 ) begin
       \$60  = position;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$60  = 13'h1fff;
     end
     if (rst) begin
@@ -6489,7 +6612,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
     if (advance) begin
       \$61  = marks;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$61  = 5'h00;
     end
     if (rst) begin
@@ -6502,7 +6625,7 @@ module egret_s_core_lane_positioner (rst, selected, i__ready, code_write, start_
     if (advance) begin
       \$62  = tag;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$62  = 14'h0000;
     end
     if (rst) begin
@@ -6578,7 +6701,7 @@ endmodule
 
 
 
-module egret_s_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_s_core_lane_settings (rst, codes, start_write, lanes_cancel, matrices, o, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [9:0] \$1 ;
@@ -6586,13 +6709,13 @@ module egret_s_core_lane_settings (rst, codes, start_write, cancel, matrices, o,
   wire [11:0] \$3 ;
   reg \$4 ;
   reg [37:0] \$5 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire [43:0] code;
   input [87:0] codes;
   wire [87:0] codes;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [69:0] matrices;
   wire [69:0] matrices;
   wire [34:0] matrix;
@@ -6617,7 +6740,7 @@ module egret_s_core_lane_settings (rst, codes, start_write, cancel, matrices, o,
     if (start_write[0]) begin
       \$4  = start_write[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$4  = 1'h0;
     end
     if (rst) begin
@@ -6632,7 +6755,7 @@ module egret_s_core_lane_settings (rst, codes, start_write, cancel, matrices, o,
     \$5 [13] = matrix[0];
     \$5 [25:14] = { 1'h0, \$2  };
     \$5 [37:26] = \$3 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$5  = 38'h0000000000;
     end
     if (rst) begin
@@ -6911,8 +7034,8 @@ module egret_s_core_loader (i__valid, rst, i__ready, \memory$14 , allow, i__payl
   end
 endmodule
 
-module egret_s_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
-, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_s_core_reader (rst, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, in_flight, banks_loaded, may_allocate, may_load_code, may_load_bias, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
+, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, kept, parity, late, late_error, late_position, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$101 , \$103 , \$104 , \$105 , \$107 , \$108 , \$109 , \$11 , \$110 ,
@@ -9658,7 +9781,7 @@ module egret_s_core_reader_crc_67 (rst, valid, start, crc, data, clk);
   assign \$263  = \$1 [5];
 endmodule
 
-module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_s_core_readout_0 (rst, lane__payload, lanes_cancel, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -9670,8 +9793,6 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [34:0] i__payload;
@@ -9683,10 +9804,11 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [34:0] o__payload;
   wire [34:0] o__payload;
   wire [34:0] \o__payload$1 ;
-  input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
   output o__valid;
@@ -9707,13 +9829,12 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
   always @(posedge clk)
     turns <= \$10 ;
   egret_s_core_readout_0_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
-    .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
@@ -9759,7 +9880,7 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
     end else if (\$8 ) begin
       \$10  = \$9 [1:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 2'h0;
     end
     if (rst) begin
@@ -9767,11 +9888,12 @@ module egret_s_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid
     end
   end
   assign \o__payload$1  = o__payload;
-  assign \o__ready$3  = o__ready;
+  assign o__ready = 1'h1;
+  assign \o__ready$3  = 1'h1;
   assign \o__valid$5  = o__valid;
 endmodule
 
-module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
+module egret_s_core_readout_0_buffer (rst, i__ready, lanes_cancel, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -9780,8 +9902,6 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
   reg \$7 ;
   reg \$8 ;
   reg [34:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [34:0] i__payload;
@@ -9790,13 +9910,16 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [34:0] o__payload;
   reg [34:0] o__payload = 35'h000000000;
-  input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 35'h000000000 *)
+  wire [34:0] payload;
   input rst;
   wire rst;
   reg [34:0] spare = 35'h000000000;
@@ -9804,7 +9927,6 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
   assign \$1  = ~ o__valid;
-  assign \$2  = \$1  | o__ready;
   assign \$3  = i__valid & i__ready;
   assign \$4  = spare_full ? spare : i__payload;
   assign \$5  = spare_full | i__valid;
@@ -9822,12 +9944,6 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 35'h000000000;
-    end
-    if (rst) begin
-      \$6  = 35'h000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -9835,7 +9951,7 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -9850,7 +9966,7 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -9864,16 +9980,13 @@ module egret_s_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid,
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 35'h000000000;
-    end
-    if (rst) begin
-      \$9  = 35'h000000000;
-    end
   end
+  assign payload = o__payload;
+  assign o__ready = 1'h1;
+  assign \$2  = 1'h1;
 endmodule
 
-module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_s_core_readout_1 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -9885,8 +9998,6 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [34:0] i__payload;
@@ -9898,6 +10009,8 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [34:0] o__payload;
   wire [34:0] o__payload;
   wire [34:0] \o__payload$1 ;
@@ -9922,11 +10035,11 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
   always @(posedge clk)
     turns <= \$10 ;
   egret_s_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -9974,7 +10087,7 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
     end else if (\$8 ) begin
       \$10  = \$9 [1:0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 2'h0;
     end
     if (rst) begin
@@ -9986,7 +10099,7 @@ module egret_s_core_readout_1 (rst, lane__payload, cancel, o__ready, lane__valid
   assign \o__valid$5  = o__valid;
 endmodule
 
-module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
+module egret_s_core_readout_1_buffer (rst, i__ready, lanes_cancel, o__ready, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -9995,8 +10108,6 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
   reg \$7 ;
   reg \$8 ;
   reg [34:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [34:0] i__payload;
@@ -10005,6 +10116,8 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [34:0] o__payload;
   reg [34:0] o__payload = 35'h000000000;
@@ -10012,6 +10125,8 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 35'h000000000 *)
+  wire [34:0] payload;
   input rst;
   wire rst;
   reg [34:0] spare = 35'h000000000;
@@ -10037,12 +10152,6 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 35'h000000000;
-    end
-    if (rst) begin
-      \$6  = 35'h000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -10050,7 +10159,7 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -10065,7 +10174,7 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -10079,16 +10188,11 @@ module egret_s_core_readout_1_buffer (rst, i__ready, cancel, o__ready, i__valid,
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 35'h000000000;
-    end
-    if (rst) begin
-      \$9  = 35'h000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
-module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
+module egret_s_core_readout_2 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, behind__ready, o__payload, o__valid, behind__payload, behind__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 ;
@@ -10100,8 +10204,6 @@ module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid
   reg behind__ready;
   input behind__valid;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [34:0] i__payload;
@@ -10113,6 +10215,8 @@ module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [34:0] o__payload;
   wire [34:0] o__payload;
   wire [34:0] \o__payload$1 ;
@@ -10136,11 +10240,11 @@ module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid
   always @(posedge clk)
     turns <= \$10 ;
   egret_s_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -10188,7 +10292,7 @@ module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid
     end else if (\$8 ) begin
       \$10  = \$9 [0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$10  = 1'h0;
     end
     if (rst) begin
@@ -10202,7 +10306,7 @@ module egret_s_core_readout_2 (rst, lane__payload, cancel, o__ready, lane__valid
 endmodule
 
 
-module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
+module egret_s_core_readout_3 (rst, lane__payload, lanes_cancel, o__ready, lane__valid, lane__ready, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
@@ -10210,8 +10314,6 @@ module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid
   wire [34:0] behind__payload;
   reg behind__ready;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [34:0] i__payload;
@@ -10223,6 +10325,8 @@ module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [34:0] o__payload;
   wire [34:0] o__payload;
   wire [34:0] \o__payload$1 ;
@@ -10236,11 +10340,11 @@ module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid
   wire rst;
   assign \$5  = lane__valid & lane__ready;
   egret_s_core_readout_1_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -10292,43 +10396,44 @@ module egret_s_core_readout_3 (rst, lane__payload, cancel, o__ready, lane__valid
 endmodule
 
 
-module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
+module egret_s_core_store (rst, i__valid, cancel, wipe, complete, wiped, sums, beyond, beyond_substream, walk, start, rows, \release , banks, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [3:0] \$1 , \$2 , \$3 ;
-  wire [31:0] \$10 , \$12 ;
-  wire [32:0] \$13 ;
-  wire \$14 , \$15 , \$19 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
-    \$33 , \$36 , \$37 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$46 , \$47 , \$48 , \$49 , \$50 ,
-    \$53 , \$54 , \$55 , \$56 , \$57 , \$58 , \$6 , \$61 , \$62 , \$66 , \$7 , \$70 , \$71 , \$72 ,
-    \$73 , \$77 , \$78 , \$79 , \$80 , \$81 , \$82 , \$83 , \$84 , \$88 , \$89 , \$9 , \$90 , \$91 ,
-    \$92 ;
-  wire [4:0] \$158 , \$74 , \$85 ;
-  wire [10:0] \$16 , \$30 , \$45 ;
-  wire [15:0] \$5 ;
-  wire [11:0] \$60 , \$8 ;
-  reg \$100 ;
-  reg \$101 ;
-  reg [31:0] \$102 ;
-  reg [31:0] \$103 ;
-  reg [3:0] \$104 ;
-  reg [1:0] \$105 ;
-  reg [5:0] \$106 ;
-  reg [3:0] \$107 ;
-  reg [31:0] \$11 ;
-  reg [51:0] \$93 ;
-  reg [51:0] \$94 ;
-  reg [51:0] \$95 ;
-  reg [10:0] \$96 ;
-  reg [31:0] \$97 ;
-  reg [31:0] \$98 ;
-  reg [9:0] \$99 ;
-  reg [9:0] \$signature__addr ;
-  reg [9:0] \$signature__addr$32 ;
-  reg [31:0] \$signature__data ;
-  reg [31:0] \$signature__data$33 ;
-  reg \$signature__en ;
-  reg \$signature__en$31 ;
+  wire \$1 , \$102 , \$103 , \$104 , \$105 , \$106 , \$11 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 ,
+    \$20 , \$29 , \$3 , \$33 , \$34 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 ,
+    \$46 , \$47 , \$48 , \$5 , \$52 , \$55 , \$56 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$66 ,
+    \$67 , \$68 , \$69 , \$70 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$81 , \$82 , \$85 , \$86
+    , \$87 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 , \$98 ;
+  wire [15:0] \$12 , \$14 , \$28 ;
+  wire [11:0] \$13 , \$27 , \$80 ;
+  wire [4:0] \$189 , \$88 , \$99 ;
+  wire [31:0] \$30 , \$31 , \$83 , \$84 ;
+  wire [32:0] \$32 ;
+  wire [10:0] \$35 , \$49 , \$64 , \$65 ;
+  reg [51:0] \$107 ;
+  reg [51:0] \$108 ;
+  reg [51:0] \$109 ;
+  reg [10:0] \$110 ;
+  reg [9:0] \$111 ;
+  reg \$112 ;
+  reg \$113 ;
+  reg [31:0] \$114 ;
+  reg [3:0] \$115 ;
+  reg [1:0] \$116 ;
+  reg [5:0] \$117 ;
+  reg [3:0] \$118 ;
+  wire [2:0] \$signature__addr ;
+  wire [2:0] \$signature__addr$12 ;
+  reg [9:0] \$signature__addr$29 ;
+  reg [9:0] \$signature__addr$35 ;
+  wire [10:0] \$signature__data ;
+  wire [10:0] \$signature__data$13 ;
+  reg [31:0] \$signature__data$31 ;
+  reg [31:0] \$signature__data$36 ;
+  wire \$signature__en ;
+  wire \$signature__en$10 ;
+  reg \$signature__en$28 ;
+  reg \$signature__en$34 ;
   input [1:0] banks;
   wire [1:0] banks;
   output [1:0] beyond;
@@ -10344,39 +10449,37 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
   wire [1:0] complete;
   reg [3:0] ended_0 = 4'h0;
   reg [3:0] ended_1 = 4'h0;
-  reg [31:0] fetched_0 = 32'd0;
-  reg [31:0] fetched_1 = 32'd0;
+  reg [31:0] fetched = 32'd0;
   input [34:0] i__payload;
   wire [34:0] i__payload;
-  output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire [9:0] read__addr;
-  wire [9:0] \read__addr$29 ;
-  wire [31:0] read__data;
-  wire [31:0] \read__data$44 ;
+  wire [2:0] read__addr;
+  wire [9:0] \read__addr$21 ;
+  wire [9:0] \read__addr$32 ;
+  wire [2:0] \read__addr$9 ;
+  wire [10:0] read__data;
+  wire [10:0] \read__data$11 ;
+  wire [31:0] \read__data$47 ;
+  wire [31:0] \read__data$48 ;
   wire read__en;
-  wire \read__en$30 ;
+  wire \read__en$33 ;
   input [1:0] \release ;
   wire [1:0] \release ;
-  wire [3:0] row_read__addr;
-  wire [10:0] row_read__data;
-  reg [3:0] row_write__addr;
-  reg [10:0] row_write__data;
-  reg row_write__en;
   input [21:0] rows;
   wire [21:0] rows;
   input rst;
   wire rst;
+  (* init = 32'd0 *)
+  wire [31:0] shown;
   reg [51:0] stage_0 = 52'h0000000000000;
   reg [51:0] stage_1 = 52'h0000000000000;
   reg [51:0] stage_2 = 52'h0000000000000;
   input [37:0] start;
   wire [37:0] start;
   output [31:0] sums;
-  reg [31:0] sums;
-  wire take;
+  reg [31:0] sums = 32'd0;
   wire [31:0] total;
   reg [31:0] total_1 = 32'd0;
   reg [31:0] total_2 = 32'd0;
@@ -10397,16 +10500,16 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
       bank_0[bank_0_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en )
-      bank_0[\$signature__addr ] <= \$signature__data ;
+    if (\$signature__en$28 )
+      bank_0[\$signature__addr$29 ] <= \$signature__data$31 ;
   end
   reg [31:0] _0_;
   always @(posedge clk) begin
     if (read__en) begin
-      _0_ <= bank_0[\$16 [9:0]];
+      _0_ <= bank_0[\$35 [9:0]];
     end
   end
-  assign read__data = _0_;
+  assign \read__data$47  = _0_;
   (* no_rw_check = 32'd1 *)
   reg [31:0] bank_1 [1023:0];
   integer bank_1_entry;
@@ -10415,421 +10518,376 @@ module egret_s_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, b
       bank_1[bank_1_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en$31 )
-      bank_1[\$signature__addr$32 ] <= \$signature__data$33 ;
+    if (\$signature__en$34 )
+      bank_1[\$signature__addr$35 ] <= \$signature__data$36 ;
   end
   reg [31:0] _1_;
   always @(posedge clk) begin
-    if (\read__en$30 ) begin
-      _1_ <= bank_1[\$30 [9:0]];
+    if (\read__en$33 ) begin
+      _1_ <= bank_1[\$49 [9:0]];
     end
   end
-  assign \read__data$44  = _1_;
-  reg [10:0] next_rows [15:0];
-  integer next_rows_entry;
+  assign \read__data$48  = _1_;
+  reg [10:0] next_rows_0 [7:0];
+  integer next_rows_0_entry;
   initial begin
-    for (next_rows_entry = 0; next_rows_entry < 16; next_rows_entry = next_rows_entry + 1)
-      next_rows[next_rows_entry] = 11'h000;
+    for (next_rows_0_entry = 0; next_rows_0_entry < 8; next_rows_0_entry = next_rows_0_entry + 1)
+      next_rows_0[next_rows_0_entry] = 11'h000;
   end
   always @(posedge clk) begin
-    if (row_write__en)
-      next_rows[row_write__addr] <= row_write__data;
+    if (\$signature__en )
+      next_rows_0[\$signature__addr ] <= \$14 [10:0];
   end
-  assign row_read__data = next_rows[row_read__addr];
-  assign row_read__addr = \$1  | { 1'h0, i__payload[3:1] };
-  assign i__ready = ~ start[0];
-  assign take = i__valid & i__ready;
-  assign \$3  = \$2  | { 1'h0, start[4:2] };
-  assign \$4  = | start[20:15];
-  assign \$5  = \$4  ? 16'h0400 : start[20:5];
-  assign \$6  = ~ row_read__data[10];
-  assign \$7  = take & \$6 ;
-  assign \$8  = row_read__data + 1'h1;
-  assign \$9  = stage_2[50] | stage_2[51];
-  assign \$10  = stage_2[50] ? total_1 : total_2;
-  assign \$12  = \$9  ? \$10  : \$11 ;
-  assign \$13  = $signed(\$12 ) + $signed(stage_2[47:18]);
-  assign \$14  = ! walk[1];
-  assign \$15  = walk[0] & \$14 ;
-  assign \$16  = \$15  ? { 1'h0, walk[12:3] } : stage_0[12:2];
-  assign \$19  = ~ \$15 ;
-  assign read__en = \$19  | walk[2];
-  assign \$20  = ~ walk[0];
-  assign \$21  = wipe & \$20 ;
-  assign \$22  = ! walked_bank;
-  assign \$23  = clear_walked & \$22 ;
-  assign \$24  = ~ stage_2[48];
-  assign \$25  = stage_2[0] & \$24 ;
-  assign \$26  = ! stage_2[1];
-  assign \$27  = \$25  & \$26 ;
-  assign \$29  = walk[0] & \$28 ;
-  assign \$30  = \$29  ? { 1'h0, walk[12:3] } : stage_0[12:2];
-  assign \$33  = ~ \$29 ;
-  assign \read__en$30  = \$33  | walk[2];
-  assign \$37  = clear_walked & \$36 ;
-  assign \$41  = \$25  & \$40 ;
-  assign \$42  = ended_0 == 4'h8;
-  assign \$43  = ended_1 == 4'h8;
-  assign \$44  = banks >> i__payload[0];
-  assign \$158  = stage_0[13] * 4'hb;
-  assign \$45  = rows >> \$158 ;
-  assign \$46  = stage_0[12:2] >= \$45 ;
-  assign \$47  = ~ stage_1[48];
-  assign \$48  = stage_1[0] & \$47 ;
-  assign \$49  = stage_1[12:1] == stage_0[12:1];
-  assign \$50  = \$48  & \$49 ;
-  assign \$53  = stage_2[12:1] == stage_0[12:1];
-  assign \$54  = \$25  & \$53 ;
-  assign \$55  = | stage_1[47:18];
-  assign \$56  = stage_1[48] & \$55 ;
-  assign \$57  = ~ wipe;
-  assign \$58  = \$57  | wiping[10];
-  assign \$60  = wiping + 1'h1;
-  assign \$61  = walk[0] & walk[2];
-  assign \$62  = \$61  & walk[13];
-  assign \$66  = \$19  | walk[2];
-  assign \$70  = \$33  | walk[2];
-  assign \$71  = ! stage_2[13];
-  assign \$72  = stage_2[0] & \$71 ;
-  assign \$73  = \$72  & stage_2[17];
-  assign \$74  = ended_0 + 1'h1;
-  assign \$77  = \$72  & stage_2[49];
-  assign \$78  = ~ beyond[0];
-  assign \$79  = stage_2[16:14] < beyond_substream[2:0];
-  assign \$80  = \$78  | \$79 ;
-  assign \$81  = \release [0] | cancel;
-  assign \$83  = stage_2[0] & \$82 ;
-  assign \$84  = \$83  & stage_2[17];
-  assign \$85  = ended_1 + 1'h1;
-  assign \$88  = \$83  & stage_2[49];
-  assign \$89  = ~ beyond[1];
-  assign \$90  = stage_2[16:14] < beyond_substream[5:3];
-  assign \$91  = \$89  | \$90 ;
-  assign \$92  = \release [1] | cancel;
+  assign read__data = next_rows_0[i__payload[3:1]];
+  reg [10:0] next_rows_1 [7:0];
+  integer next_rows_1_entry;
+  initial begin
+    for (next_rows_1_entry = 0; next_rows_1_entry < 8; next_rows_1_entry = next_rows_1_entry + 1)
+      next_rows_1[next_rows_1_entry] = 11'h000;
+  end
+  always @(posedge clk) begin
+    if (\$signature__en$10 )
+      next_rows_1[\$signature__addr$12 ] <= \$28 [10:0];
+  end
+  assign \read__data$11  = next_rows_1[i__payload[3:1]];
+  assign \$1  = ! start[1];
+  assign \$2  = start[0] & \$1 ;
+  assign \$3  = ! i__payload[0];
+  assign \$4  = i__valid & \$3 ;
+  assign \$5  = ~ read__data[10];
+  assign \$6  = \$4  & \$5 ;
+  assign \$signature__en  = \$2  | \$6 ;
+  assign \$signature__addr  = \$2  ? start[4:2] : i__payload[3:1];
+  assign \$11  = | start[20:15];
+  assign \$12  = \$11  ? 16'h0400 : start[20:5];
+  assign \$13  = read__data + 1'h1;
+  assign \$14  = \$2  ? \$12  : { 4'h0, \$13  };
+  assign \$16  = start[0] & \$15 ;
+  assign \$18  = i__valid & \$17 ;
+  assign \$19  = ~ \read__data$11 [10];
+  assign \$20  = \$18  & \$19 ;
+  assign \$signature__en$10  = \$16  | \$20 ;
+  assign \$signature__addr$12  = \$16  ? start[4:2] : i__payload[3:1];
+  assign \$27  = \read__data$11  + 1'h1;
+  assign \$28  = \$16  ? \$12  : { 4'h0, \$27  };
+  assign \$29  = stage_2[50] | stage_2[51];
+  assign \$30  = stage_2[50] ? total_1 : total_2;
+  assign \$31  = \$29  ? \$30  : fetched;
+  assign \$32  = $signed(\$31 ) + $signed(stage_2[47:18]);
+  assign \$33  = ! walk[1];
+  assign \$34  = walk[0] & \$33 ;
+  assign \$35  = \$34  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$38  = ~ \$34 ;
+  assign read__en = \$38  | walk[2];
+  assign \$39  = ~ walk[0];
+  assign \$40  = wipe & \$39 ;
+  assign \$41  = ! walked_bank;
+  assign \$42  = clear_walked & \$41 ;
+  assign \$43  = ~ stage_2[48];
+  assign \$44  = stage_2[0] & \$43 ;
+  assign \$45  = ! stage_2[1];
+  assign \$46  = \$44  & \$45 ;
+  assign \$48  = walk[0] & \$47 ;
+  assign \$49  = \$48  ? { 1'h0, walk[12:3] } : stage_0[12:2];
+  assign \$52  = ~ \$48 ;
+  assign \read__en$33  = \$52  | walk[2];
+  assign \$56  = clear_walked & \$55 ;
+  assign \$60  = \$44  & \$59 ;
+  assign \$61  = ended_0 == 4'h8;
+  assign \$62  = ended_1 == 4'h8;
+  assign \$63  = banks >> i__payload[0];
+  assign \$64  = i__payload[0] ? \read__data$11  : read__data;
+  assign \$189  = stage_0[13] * 4'hb;
+  assign \$65  = rows >> \$189 ;
+  assign \$66  = stage_0[12:2] >= \$65 ;
+  assign \$67  = ~ stage_1[48];
+  assign \$68  = stage_1[0] & \$67 ;
+  assign \$69  = stage_1[12:1] == stage_0[12:1];
+  assign \$70  = \$68  & \$69 ;
+  assign \$73  = stage_2[12:1] == stage_0[12:1];
+  assign \$74  = \$44  & \$73 ;
+  assign \$75  = | stage_1[47:18];
+  assign \$76  = stage_1[48] & \$75 ;
+  assign \$77  = ~ wipe;
+  assign \$78  = \$77  | wiping[10];
+  assign \$80  = wiping + 1'h1;
+  assign \$81  = walk[0] & walk[2];
+  assign \$82  = \$81  & walk[13];
+  assign \$83  = stage_1[1] ? \read__data$48  : \read__data$47 ;
+  assign \$84  = walk[1] ? \read__data$48  : \read__data$47 ;
+  assign \$85  = ! stage_2[13];
+  assign \$86  = stage_2[0] & \$85 ;
+  assign \$87  = \$86  & stage_2[17];
+  assign \$88  = ended_0 + 1'h1;
+  assign \$91  = \$86  & stage_2[49];
+  assign \$92  = ~ beyond[0];
+  assign \$93  = stage_2[16:14] < beyond_substream[2:0];
+  assign \$94  = \$92  | \$93 ;
+  assign \$95  = \release [0] | cancel;
+  assign \$97  = stage_2[0] & \$96 ;
+  assign \$98  = \$97  & stage_2[17];
+  assign \$99  = ended_1 + 1'h1;
+  assign \$102  = \$97  & stage_2[49];
+  assign \$103  = ~ beyond[1];
+  assign \$104  = stage_2[16:14] < beyond_substream[5:3];
+  assign \$105  = \$103  | \$104 ;
+  assign \$106  = \release [1] | cancel;
   always @(posedge clk)
-    stage_1 <= \$93 ;
+    stage_1 <= \$107 ;
   always @(posedge clk)
-    stage_2 <= \$94 ;
+    stage_2 <= \$108 ;
   always @(posedge clk)
-    stage_0 <= \$95 ;
+    stage_0 <= \$109 ;
   always @(posedge clk)
-    wiping <= \$96 ;
+    wiping <= \$110 ;
   always @(posedge clk)
-    total_1 <= \$97 ;
+    total_1 <= \$32 [31:0];
   always @(posedge clk)
-    total_2 <= \$98 ;
+    total_2 <= total_1;
   always @(posedge clk)
-    walked <= \$99 ;
+    walked <= \$111 ;
   always @(posedge clk)
-    walked_bank <= \$100 ;
+    walked_bank <= \$112 ;
   always @(posedge clk)
-    clear_walked <= \$101 ;
+    clear_walked <= \$113 ;
   always @(posedge clk)
-    fetched_0 <= \$102 ;
+    fetched <= \$83 ;
   always @(posedge clk)
-    fetched_1 <= \$103 ;
+    sums <= \$114 ;
   always @(posedge clk)
-    ended_0 <= \$104 ;
+    ended_0 <= \$115 ;
   always @(posedge clk)
-    beyond <= \$105 ;
+    beyond <= \$116 ;
   always @(posedge clk)
-    beyond_substream <= \$106 ;
+    beyond_substream <= \$117 ;
   always @(posedge clk)
-    ended_1 <= \$107 ;
+    ended_1 <= \$118 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    casez (stage_2[1])
-      1'h0:
-          \$11  = fetched_0;
-      1'h1:
-          \$11  = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (walk[1])
-      1'h0:
-          sums = fetched_0;
-      1'h1:
-          sums = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__en = 1'h1;
+    if (\$40 ) begin
+      \$signature__en$28  = 1'h1;
+    end else if (\$42 ) begin
+      \$signature__en$28  = 1'h1;
     end else begin
-      row_write__en = \$7 ;
+      \$signature__en$28  = \$46 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__addr = \$3 ;
+    if (\$40 ) begin
+      \$signature__addr$29  = wiping[9:0];
+    end else if (\$42 ) begin
+      \$signature__addr$29  = walked;
     end else begin
-      row_write__addr = row_read__addr;
+      \$signature__addr$29  = stage_2[11:2];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$signature__data$31  = 32'd0;
+    (* full_case = 32'd1 *)
+    if (\$40 ) begin
+    end else if (\$42 ) begin
+    end else begin
+      \$signature__data$31  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__data = \$5 [10:0];
+    if (\$40 ) begin
+      \$signature__en$34  = 1'h1;
+    end else if (\$56 ) begin
+      \$signature__en$34  = 1'h1;
     end else begin
-      row_write__data = \$8 [10:0];
+      \$signature__en$34  = \$60 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$21 ) begin
-      \$signature__en  = 1'h1;
-    end else if (\$23 ) begin
-      \$signature__en  = 1'h1;
+    if (\$40 ) begin
+      \$signature__addr$35  = wiping[9:0];
+    end else if (\$56 ) begin
+      \$signature__addr$35  = walked;
     end else begin
-      \$signature__en  = \$27 ;
+      \$signature__addr$35  = stage_2[11:2];
     end
   end
   always @* begin
     if (time_zero ) begin end
+    \$signature__data$36  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$21 ) begin
-      \$signature__addr  = wiping[9:0];
-    end else if (\$23 ) begin
-      \$signature__addr  = walked;
+    if (\$40 ) begin
+    end else if (\$56 ) begin
     end else begin
-      \$signature__addr  = stage_2[11:2];
+      \$signature__data$36  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$signature__data  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$21 ) begin
-    end else if (\$23 ) begin
-    end else begin
-      \$signature__data  = \$13 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$21 ) begin
-      \$signature__en$31  = 1'h1;
-    end else if (\$37 ) begin
-      \$signature__en$31  = 1'h1;
-    end else begin
-      \$signature__en$31  = \$41 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$21 ) begin
-      \$signature__addr$32  = wiping[9:0];
-    end else if (\$37 ) begin
-      \$signature__addr$32  = walked;
-    end else begin
-      \$signature__addr$32  = stage_2[11:2];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$signature__data$33  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$21 ) begin
-    end else if (\$37 ) begin
-    end else begin
-      \$signature__data$33  = \$13 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    { \$93 [49], \$93 [47:0] } = { stage_0[49], stage_0[47:0] };
-    \$93 [48] = \$46 ;
-    \$93 [50] = \$50 ;
-    \$93 [51] = \$54 ;
+    { \$107 [49], \$107 [47:0] } = { stage_0[49], stage_0[47:0] };
+    \$107 [48] = \$66 ;
+    \$107 [50] = \$70 ;
+    \$107 [51] = \$74 ;
     if (cancel) begin
-      \$93 [0] = 1'h0;
+      \$107 [0] = 1'h0;
     end
     if (rst) begin
-      \$93  = 52'h0000000000000;
+      \$107  = 52'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$94 [51:50], \$94 [48:0] } = { stage_1[51:50], stage_1[48:0] };
-    \$94 [49] = \$56 ;
+    { \$108 [51:50], \$108 [48:0] } = { stage_1[51:50], stage_1[48:0] };
+    \$108 [49] = \$76 ;
     if (cancel) begin
-      \$94 [0] = 1'h0;
+      \$108 [0] = 1'h0;
     end
     if (rst) begin
-      \$94  = 52'h0000000000000;
+      \$108  = 52'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$95 [51:48] = stage_0[51:48];
-    \$95 [0] = take;
-    \$95 [1] = \$44 ;
-    \$95 [12:2] = row_read__data;
-    \$95 [47:13] = i__payload;
+    \$109 [51:48] = stage_0[51:48];
+    \$109 [0] = i__valid;
+    \$109 [1] = \$63 ;
+    \$109 [12:2] = \$64 ;
+    \$109 [47:13] = i__payload;
     if (cancel) begin
-      \$95 [0] = 1'h0;
+      \$109 [0] = 1'h0;
     end
     if (rst) begin
-      \$95  = 52'h0000000000000;
+      \$109  = 52'h0000000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$96  = wiping;
-    if (\$58 ) begin
-      \$96  = 11'h000;
-    end else if (\$20 ) begin
-      \$96  = \$60 [10:0];
+    \$110  = wiping;
+    if (\$78 ) begin
+      \$110  = 11'h000;
+    end else if (\$39 ) begin
+      \$110  = \$80 [10:0];
     end
     if (rst) begin
-      \$96  = 11'h000;
+      \$110  = 11'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$97  = \$13 [31:0];
+    \$111  = walk[12:3];
     if (rst) begin
-      \$97  = 32'd0;
+      \$111  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$98  = total_1;
+    \$112  = walk[1];
     if (rst) begin
-      \$98  = 32'd0;
+      \$112  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$99  = walk[12:3];
+    \$113  = \$82 ;
     if (rst) begin
-      \$99  = 10'h000;
+      \$113  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$100  = walk[1];
-    if (rst) begin
-      \$100  = 1'h0;
+    \$114  = sums;
+    if (walk[2]) begin
+      \$114  = \$84 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$101  = \$62 ;
+    \$115  = ended_0;
+    if (\$87 ) begin
+      \$115  = \$88 [3:0];
+    end
+    if (\$95 ) begin
+      \$115  = 4'h0;
+    end
     if (rst) begin
-      \$101  = 1'h0;
+      \$115  = 4'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$102  = fetched_0;
-    if (\$66 ) begin
-      \$102  = read__data;
+    \$116  = beyond;
+    if (\$91 ) begin
+      \$116 [0] = 1'h1;
+    end
+    if (\$95 ) begin
+      \$116 [0] = 1'h0;
+    end
+    if (\$102 ) begin
+      \$116 [1] = 1'h1;
+    end
+    if (\$106 ) begin
+      \$116 [1] = 1'h0;
     end
     if (rst) begin
-      \$102  = 32'd0;
+      \$116  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$103  = fetched_1;
-    if (\$70 ) begin
-      \$103  = \read__data$44 ;
-    end
-    if (rst) begin
-      \$103  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$104  = ended_0;
-    if (\$73 ) begin
-      \$104  = \$74 [3:0];
-    end
-    if (\$81 ) begin
-      \$104  = 4'h0;
-    end
-    if (rst) begin
-      \$104  = 4'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$105  = beyond;
-    if (\$77 ) begin
-      \$105 [0] = 1'h1;
-    end
-    if (\$81 ) begin
-      \$105 [0] = 1'h0;
-    end
-    if (\$88 ) begin
-      \$105 [1] = 1'h1;
-    end
-    if (\$92 ) begin
-      \$105 [1] = 1'h0;
-    end
-    if (rst) begin
-      \$105  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$106  = beyond_substream;
-    if (\$77 ) begin
-      if (\$80 ) begin
-        \$106 [2:0] = stage_2[16:14];
+    \$117  = beyond_substream;
+    if (\$91 ) begin
+      if (\$94 ) begin
+        \$117 [2:0] = stage_2[16:14];
       end
     end
-    if (\$88 ) begin
-      if (\$91 ) begin
-        \$106 [5:3] = stage_2[16:14];
+    if (\$102 ) begin
+      if (\$105 ) begin
+        \$117 [5:3] = stage_2[16:14];
       end
     end
     if (rst) begin
-      \$106  = 6'h00;
+      \$117  = 6'h00;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = ended_1;
-    if (\$84 ) begin
-      \$107  = \$85 [3:0];
+    \$118  = ended_1;
+    if (\$98 ) begin
+      \$118  = \$99 [3:0];
     end
-    if (\$92 ) begin
-      \$107  = 4'h0;
+    if (\$106 ) begin
+      \$118  = 4'h0;
     end
     if (rst) begin
-      \$107  = 4'h0;
+      \$118  = 4'h0;
     end
   end
-  assign total = \$13 [31:0];
-  assign read__addr = \$16 [9:0];
-  assign \read__addr$29  = \$30 [9:0];
+  assign i__ready = 1'h1;
+  assign read__addr = i__payload[3:1];
+  assign \$signature__data  = \$14 [10:0];
+  assign \read__addr$9  = i__payload[3:1];
+  assign \$signature__data$13  = \$28 [10:0];
+  assign total = \$32 [31:0];
+  assign \read__addr$21  = \$35 [9:0];
+  assign \read__addr$32  = \$49 [9:0];
+  assign shown = sums;
   assign wiped = wiping[10];
-  assign complete[1] = \$43 ;
-  assign complete[0] = \$42 ;
-  assign \$1  = { i__payload[0], 3'h0 };
-  assign \$2  = { start[1], 3'h0 };
-  assign \$28  = walk[1];
-  assign \$36  = walked_bank;
-  assign \$40  = stage_2[1];
-  assign \$82  = stage_2[13];
+  assign complete[1] = \$62 ;
+  assign complete[0] = \$61 ;
+  assign \$15  = start[1];
+  assign \$17  = i__payload[0];
+  assign \$47  = walk[1];
+  assign \$55  = walked_bank;
+  assign \$59  = stage_2[1];
+  assign \$96  = stage_2[13];
 endmodule
 
-module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, load_release, late
-, late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , clk
+module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_memory, load_allow, job, weights, \placed$66 , header, cancel, allocate, \passed$65 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, matrices, rows
+, column_bits, load_release, judged, finish, \release , kept, row_banks, go, parity, \late$70 , \late_error$71 , \late_position$56 , port_0 , port_1 , port_2 , port_3 , port_4 , port_5 , port_6 , port_7 , clk
 );
   reg time_zero;
   initial time_zero <= 1'h0;
@@ -10843,7 +10901,7 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     \$74 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$87 , \$88 , \$89 , \$9 , \$91 , \$93 ;
   wire [8:0] \$105 , \$139 ;
   wire [1:0] \$158 , \$159 , \$160 , \$161 , \$3 , \$4 , \$57 , \$78 ;
-  wire [2:0] \$163 , \$282 , \$68 ;
+  wire [2:0] \$163 , \$287 , \$68 ;
   wire [3:0] \$170 , \$77 ;
   wire [7:0] \$70 , \$72 ;
   wire [16:0] \$85 , \$86 ;
@@ -10861,23 +10919,28 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg \$187 ;
   reg \$188 ;
   reg [1:0] \$189 ;
-  reg [21:0] \$190 ;
-  reg [7:0] \$191 ;
+  reg [10:0] \$190 ;
+  reg [3:0] \$191 ;
   reg [31:0] \$192 ;
-  reg [69:0] \$193 ;
+  reg [34:0] \$193 ;
   reg [50:0] \$194 ;
   reg [8:0] \$195 ;
   reg [1:0] \$196 ;
   reg [8:0] \$197 ;
-  reg [31:0] \$198 ;
-  reg [50:0] \$199 ;
-  reg [8:0] \$200 ;
-  reg \$201 ;
-  reg [1:0] \$202 ;
-  reg [1:0] \$203 ;
-  reg [1:0] \$204 ;
-  reg [2:0] \$205 ;
-  reg \$206 ;
+  reg [10:0] \$198 ;
+  reg [3:0] \$199 ;
+  reg [31:0] \$200 ;
+  reg [34:0] \$201 ;
+  reg [50:0] \$202 ;
+  reg [8:0] \$203 ;
+  reg \$204 ;
+  reg [1:0] \$205 ;
+  reg [1:0] \$206 ;
+  reg [1:0] \$207 ;
+  reg [2:0] \$208 ;
+  reg \$209 ;
+  reg [3:0] \$210 ;
+  reg \$211 ;
   reg [8:0] \$67 ;
   input allocate;
   wire allocate;
@@ -10894,18 +10957,20 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg [1:0] busy = 2'h0;
   input cancel;
   wire cancel;
-  wire \cancel$62 ;
+  wire \cancel$72 ;
   input clk;
   wire clk;
   output [7:0] column_bits;
-  reg [7:0] column_bits = 8'h00;
+  wire [7:0] column_bits;
+  reg [3:0] column_bits_0 = 4'h0;
+  reg [3:0] column_bits_1 = 4'h0;
   input [1:0] complete;
   wire [1:0] complete;
   output finish;
   reg finish;
   input finishing;
   wire finishing;
-  reg [50:0] \finishing$21  = 51'h0000000000000;
+  reg [50:0] \finishing$29  = 51'h0000000000000;
   reg [1:0] fsm_state = 2'h0;
   output [1:0] go;
   reg [1:0] go = 2'h0;
@@ -10924,8 +10989,9 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   reg [1:0] keeps = 2'h0;
   output kept;
   reg kept = 1'h0;
-  output late;
   reg late;
+  output \late$70 ;
+  reg \late$70  = 1'h0;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -10936,10 +11002,24 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  output [3:0] late_error;
   reg [3:0] late_error;
-  output [31:0] late_position;
+  (* enum_base_type = "ErrorKind" *)
+  (* enum_value_0000 = "NONE" *)
+  (* enum_value_0001 = "DESCRIPTOR" *)
+  (* enum_value_0010 = "TRUNCATED" *)
+  (* enum_value_0011 = "OVERRUN" *)
+  (* enum_value_0100 = "CRC" *)
+  (* enum_value_0101 = "ACTIVATIONS" *)
+  (* enum_value_0110 = "PREFIX" *)
+  (* enum_value_0111 = "INDEX" *)
+  (* enum_value_1000 = "ROW" *)
+  output [3:0] \late_error$71 ;
+  reg [3:0] \late_error$71  = 4'h0;
+  (* init = 32'd0 *)
+  wire [31:0] late_held;
   reg [31:0] late_position;
+  output [31:0] \late_position$56 ;
+  reg [31:0] \late_position$56  = 32'd0;
   output load_allow;
   wire load_allow;
   input [8:0] load_beats;
@@ -10951,7 +11031,9 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   output load_release;
   reg load_release;
   output [69:0] matrices;
-  reg [69:0] matrices = 70'h000000000000000000;
+  wire [69:0] matrices;
+  reg [34:0] matrix_0 = 35'h000000000;
+  reg [34:0] matrix_1 = 35'h000000000;
   output may_allocate;
   wire may_allocate;
   wire memory;
@@ -10962,11 +11044,11 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   output parity;
   reg parity = 1'h0;
   reg [1:0] passed = 2'h0;
-  input \passed$57 ;
-  wire \passed$57 ;
+  input \passed$65 ;
+  wire \passed$65 ;
   reg [1:0] placed = 2'h0;
-  input [1:0] \placed$58 ;
-  wire [1:0] \placed$58 ;
+  input [1:0] \placed$66 ;
+  wire [1:0] \placed$66 ;
   input [3:0] port_0 ;
   wire [3:0] port_0 ;
   input [3:0] port_1 ;
@@ -10991,7 +11073,9 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   output [1:0] row_banks;
   reg [1:0] row_banks = 2'h0;
   output [21:0] rows;
-  reg [21:0] rows = 22'h000000;
+  wire [21:0] rows;
+  reg [10:0] rows_0 = 11'h000;
+  reg [10:0] rows_1 = 11'h000;
   input rst;
   wire rst;
   reg [1:0] settle = 2'h0;
@@ -11056,7 +11140,7 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign \$50  = \$48  & \$49 ;
   assign \$51  = | { \$50 , \$42  };
   assign \$52  = ~ \$51 ;
-  assign \$53  = finishing & \finishing$21 [24];
+  assign \$53  = finishing & \finishing$29 [24];
   assign \$54  = ~ \$53 ;
   assign \$55  = \$52  & \$54 ;
   assign \$57  = busy & keeps;
@@ -11070,8 +11154,8 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign \$64  = beyond >> tail;
   assign \$65  = more >> tail;
   assign \$66  = ~ finishing;
-  assign \$282  = tail * 2'h3;
-  assign \$68  = beyond_substream >> \$282 ;
+  assign \$287  = tail * 2'h3;
+  assign \$68  = beyond_substream >> \$287 ;
   assign \$69  = ~ cancel;
   assign \$70  = tail ? { port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2] } : { port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign \$71  = \$70  >> substream;
@@ -11092,27 +11176,27 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign \$89  = bank_now ^ \$88 ;
   assign \$90  = header[47:32] * header[63:48];
   assign \$91  = ~ memory;
-  assign \$93  = \passed$57  & \$83 ;
+  assign \$93  = \passed$65  & \$83 ;
   assign \$103  = ~ \$19 ;
   assign \$105  = \$15  ? needed_0 : load_beats;
   assign \$106  = busy[0] & placed[0];
   assign \$108  = \$106  & \$21 ;
   assign \$110  = \$20  & keeps[1];
-  assign \$111  = \finishing$21 [49] == row_banks[0];
-  assign \$112  = \finishing$21 [24] | \$111 ;
+  assign \$111  = \finishing$29 [49] == row_banks[0];
+  assign \$112  = \finishing$29 [24] | \$111 ;
   assign \$113  = finishing & \$112 ;
   assign \$114  = \$110  | \$113 ;
   assign \$115  = ~ \$114 ;
   assign \$116  = \$108  & \$115 ;
   assign \$118  = allocate & \$117 ;
-  assign \$127  = \passed$57  & \$117 ;
+  assign \$127  = \passed$65  & \$117 ;
   assign \$137  = ~ \$28 ;
   assign \$139  = \$24  ? needed_1 : load_beats;
   assign \$140  = busy[1] & placed[1];
   assign \$142  = \$140  & \$12 ;
   assign \$144  = \$45  & keeps[0];
-  assign \$145  = \finishing$21 [49] == row_banks[1];
-  assign \$146  = \finishing$21 [24] | \$145 ;
+  assign \$145  = \finishing$29 [49] == row_banks[1];
+  assign \$146  = \finishing$29 [24] | \$145 ;
   assign \$147  = finishing & \$146 ;
   assign \$148  = \$144  | \$147 ;
   assign \$149  = ~ \$148 ;
@@ -11132,7 +11216,7 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   assign \$164  = settle == 2'h3;
   assign \$170  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$21  <= \$177 ;
+    \finishing$29  <= \$177 ;
   always @(posedge clk)
     busy <= \$178 ;
   always @(posedge clk)
@@ -11158,13 +11242,13 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   always @(posedge clk)
     row_banks <= \$189 ;
   always @(posedge clk)
-    rows <= \$190 ;
+    rows_0 <= \$190 ;
   always @(posedge clk)
-    column_bits <= \$191 ;
+    column_bits_0 <= \$191 ;
   always @(posedge clk)
     size_0 <= \$192 ;
   always @(posedge clk)
-    matrices <= \$193 ;
+    matrix_0 <= \$193 ;
   always @(posedge clk)
     job_0 <= \$194 ;
   always @(posedge clk)
@@ -11174,23 +11258,35 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   always @(posedge clk)
     needed_1 <= \$197 ;
   always @(posedge clk)
-    size_1 <= \$198 ;
+    rows_1 <= \$198 ;
   always @(posedge clk)
-    job_1 <= \$199 ;
+    column_bits_1 <= \$199 ;
   always @(posedge clk)
-    received_1 <= \$200 ;
+    size_1 <= \$200 ;
   always @(posedge clk)
-    parity <= \$201 ;
+    matrix_1 <= \$201 ;
   always @(posedge clk)
-    any_bad <= \$202 ;
+    job_1 <= \$202 ;
   always @(posedge clk)
-    settle <= \$203 ;
+    received_1 <= \$203 ;
   always @(posedge clk)
-    fsm_state <= \$204 ;
+    parity <= \$204 ;
   always @(posedge clk)
-    substream <= \$205 ;
+    any_bad <= \$205 ;
   always @(posedge clk)
-    tail <= \$206 ;
+    settle <= \$206 ;
+  always @(posedge clk)
+    fsm_state <= \$207 ;
+  always @(posedge clk)
+    substream <= \$208 ;
+  always @(posedge clk)
+    \late$70  <= \$209 ;
+  always @(posedge clk)
+    \late_error$71  <= \$210 ;
+  always @(posedge clk)
+    \late_position$56  <= late_position;
+  always @(posedge clk)
+    tail <= \$211 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -11343,7 +11439,7 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   end
   always @* begin
     if (time_zero ) begin end
-    \$177  = \finishing$21 ;
+    \$177  = \finishing$29 ;
     if (finish) begin
       \$177  = job;
     end
@@ -11401,13 +11497,13 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     if (\$84 ) begin
       \$180 [0] = 1'h0;
     end
-    if (\placed$58 [0]) begin
+    if (\placed$66 [0]) begin
       \$180 [0] = 1'h1;
     end
     if (\$118 ) begin
       \$180 [1] = 1'h0;
     end
-    if (\placed$58 [1]) begin
+    if (\placed$66 [1]) begin
       \$180 [1] = 1'h1;
     end
     if (cancel) begin
@@ -11444,12 +11540,6 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     \$182  = needed_0;
     if (\$84 ) begin
       \$182  = \$86 [8:0];
-    end
-    if (cancel) begin
-      \$182  = 9'h000;
-    end
-    if (rst) begin
-      \$182  = 9'h000;
     end
   end
   always @* begin
@@ -11572,34 +11662,16 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
   end
   always @* begin
     if (time_zero ) begin end
-    \$190  = rows;
+    \$190  = rows_0;
     if (\$84 ) begin
-      \$190 [10:0] = header[42:32];
-    end
-    if (\$118 ) begin
-      \$190 [21:11] = header[42:32];
-    end
-    if (cancel) begin
-      \$190  = 22'h000000;
-    end
-    if (rst) begin
-      \$190  = 22'h000000;
+      \$190  = header[42:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$191  = column_bits;
+    \$191  = column_bits_0;
     if (\$84 ) begin
-      \$191 [3:0] = header[77:74];
-    end
-    if (\$118 ) begin
-      \$191 [7:4] = header[77:74];
-    end
-    if (cancel) begin
-      \$191  = 8'h00;
-    end
-    if (rst) begin
-      \$191  = 8'h00;
+      \$191  = header[77:74];
     end
   end
   always @* begin
@@ -11608,16 +11680,10 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     if (\$84 ) begin
       \$192  = \$90 ;
     end
-    if (cancel) begin
-      \$192  = 32'd0;
-    end
-    if (rst) begin
-      \$192  = 32'd0;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$193  = matrices;
+    \$193  = matrix_0;
     if (\$84 ) begin
       \$193 [0] = header[72];
       \$193 [1] = header[70];
@@ -11625,20 +11691,6 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       \$193 [13:3] = header[58:48];
       \$193 [23:14] = header[93:84];
       \$193 [34:24] = header[110:100];
-    end
-    if (\$118 ) begin
-      \$193 [35] = header[72];
-      \$193 [36] = header[70];
-      \$193 [37] = memory;
-      \$193 [48:38] = header[58:48];
-      \$193 [58:49] = header[93:84];
-      \$193 [69:59] = header[110:100];
-    end
-    if (cancel) begin
-      \$193  = 70'h000000000000000000;
-    end
-    if (rst) begin
-      \$193  = 70'h000000000000000000;
     end
   end
   always @* begin
@@ -11657,24 +11709,12 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
       \$194 [49] = bank_now;
       \$194 [50] = \$91 ;
     end
-    if (cancel) begin
-      \$194  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$194  = 51'h0000000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
     \$195  = received_0;
     if (\$17 ) begin
       \$195  = \$105 ;
-    end
-    if (cancel) begin
-      \$195  = 9'h000;
-    end
-    if (rst) begin
-      \$195  = 9'h000;
     end
   end
   always @* begin
@@ -11694,178 +11734,207 @@ module egret_s_core_tracker (rst, may_allocate, in_flight, banks_in_use, load_me
     if (\$118 ) begin
       \$197  = \$86 [8:0];
     end
-    if (cancel) begin
-      \$197  = 9'h000;
-    end
-    if (rst) begin
-      \$197  = 9'h000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$198  = size_1;
+    \$198  = rows_1;
     if (\$118 ) begin
-      \$198  = \$90 ;
-    end
-    if (cancel) begin
-      \$198  = 32'd0;
-    end
-    if (rst) begin
-      \$198  = 32'd0;
+      \$198  = header[42:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$199  = job_1;
+    \$199  = column_bits_1;
     if (\$118 ) begin
-      \$199 [10:0] = header[42:32];
-      \$199 [21:11] = header[142:132];
-      \$199 [22] = header[69];
-      \$199 [23] = header[65];
-      \$199 [24] = header[66];
-      \$199 [25] = header[67];
-      \$199 [26] = header[68];
-      \$199 [42:27] = header[131:116];
-      \$199 [48:43] = header[83:78];
-      \$199 [49] = bank_now;
-      \$199 [50] = \$91 ;
-    end
-    if (cancel) begin
-      \$199  = 51'h0000000000000;
-    end
-    if (rst) begin
-      \$199  = 51'h0000000000000;
+      \$199  = header[77:74];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$200  = received_1;
+    \$200  = size_1;
+    if (\$118 ) begin
+      \$200  = \$90 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$201  = matrix_1;
+    if (\$118 ) begin
+      \$201 [0] = header[72];
+      \$201 [1] = header[70];
+      \$201 [2] = memory;
+      \$201 [13:3] = header[58:48];
+      \$201 [23:14] = header[93:84];
+      \$201 [34:24] = header[110:100];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$202  = job_1;
+    if (\$118 ) begin
+      \$202 [10:0] = header[42:32];
+      \$202 [21:11] = header[142:132];
+      \$202 [22] = header[69];
+      \$202 [23] = header[65];
+      \$202 [24] = header[66];
+      \$202 [25] = header[67];
+      \$202 [26] = header[68];
+      \$202 [42:27] = header[131:116];
+      \$202 [48:43] = header[83:78];
+      \$202 [49] = bank_now;
+      \$202 [50] = \$91 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$203  = received_1;
     if (\$26 ) begin
-      \$200  = \$139 ;
-    end
-    if (cancel) begin
-      \$200  = 9'h000;
-    end
-    if (rst) begin
-      \$200  = 9'h000;
+      \$203  = \$139 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$201  = parity;
-    if (\passed$57 ) begin
-      \$201  = \$5 ;
+    \$204  = parity;
+    if (\passed$65 ) begin
+      \$204  = \$5 ;
     end
     if (cancel) begin
-      \$201  = 1'h0;
+      \$204  = 1'h0;
     end
     if (rst) begin
-      \$201  = 1'h0;
+      \$204  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$202 [0] = \$154 ;
-    \$202 [1] = \$157 ;
+    \$205 [0] = \$154 ;
+    \$205 [1] = \$157 ;
     if (cancel) begin
-      \$202  = 2'h0;
+      \$205  = 2'h0;
     end
     if (rst) begin
-      \$202  = 2'h0;
+      \$205  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$203  = settle;
+    \$206  = settle;
     casez (fsm_state)
       2'h0:
-          \$203  = 2'h0;
+          \$206  = 2'h0;
       2'h1:
-          \$203  = \$163 [1:0];
+          \$206  = \$163 [1:0];
     endcase
     if (cancel) begin
-      \$203  = 2'h0;
+      \$206  = 2'h0;
     end
     if (rst) begin
-      \$203  = 2'h0;
+      \$206  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$204  = fsm_state;
+    \$207  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           if (\$162 ) begin
-            \$204  = 2'h1;
+            \$207  = 2'h1;
           end
       2'h1:
           if (\$164 ) begin
-            \$204  = 2'h2;
+            \$207  = 2'h2;
           end
       2'h2:
           if (\$62 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$63 ) begin
-            \$204  = 2'h3;
+            \$207  = 2'h3;
           end else if (\$64 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$65 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end else if (\$66 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end
       2'h3:
           if (\$74 ) begin
-            \$204  = 2'h0;
+            \$207  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$204  = 2'h0;
+      \$207  = 2'h0;
     end
     if (rst) begin
-      \$204  = 2'h0;
+      \$207  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$205  = substream;
+    \$208  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$205  = 3'h0;
+          \$208  = 3'h0;
       2'h2:
           /* empty */;
       2'h3:
-          \$205  = \$170 [2:0];
+          \$208  = \$170 [2:0];
     endcase
     if (cancel) begin
-      \$205  = 3'h0;
+      \$208  = 3'h0;
     end
     if (rst) begin
-      \$205  = 3'h0;
+      \$208  = 3'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$206  = tail;
-    if (judged) begin
-      \$206  = \$45 ;
-    end
+    \$209  = late;
     if (cancel) begin
-      \$206  = 1'h0;
+      \$209  = 1'h0;
     end
     if (rst) begin
-      \$206  = 1'h0;
+      \$209  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$210  = late_error;
+    if (cancel) begin
+      \$210  = 4'h0;
+    end
+    if (rst) begin
+      \$210  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$211  = tail;
+    if (judged) begin
+      \$211  = \$45 ;
+    end
+    if (cancel) begin
+      \$211  = 1'h0;
+    end
+    if (rst) begin
+      \$211  = 1'h0;
     end
   end
   assign head = parity;
   assign retire = judged;
   assign bad_index = { port_7 [3:2], port_5 [3:2], port_3 [3:2], port_1 [3:2], port_7 [1:0], port_5 [1:0], port_3 [1:0], port_1 [1:0] };
   assign bad_prefix = { port_6 [3:2], port_4 [3:2], port_2 [3:2], port_0 [3:2], port_6 [1:0], port_4 [1:0], port_2 [1:0], port_0 [1:0] };
-  assign \cancel$62  = cancel;
+  assign late_held = \late_position$56 ;
+  assign \cancel$72  = cancel;
+  assign column_bits[7:4] = column_bits_1;
+  assign column_bits[3:0] = column_bits_0;
+  assign rows[21:11] = rows_1;
+  assign rows[10:0] = rows_0;
+  assign matrices[69:35] = matrix_1;
+  assign matrices[34:0] = matrix_0;
   assign \$20  = tail;
   assign \$86  = { 2'h0, \$85 [16:2] };
   assign \$117  = parity;
@@ -11895,6 +11964,8 @@ module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 33'h000000000 *)
+  wire [32:0] payload;
   input rst;
   wire rst;
   reg [32:0] spare = 33'h000000000;
@@ -11919,9 +11990,6 @@ module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 33'h000000000;
     end
   end
   always @* begin
@@ -11953,10 +12021,8 @@ module egret_s_core_weights_in (i__valid, rst, o__ready, i__ready, i__payload, o
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 33'h000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_s_core_writer (rst, start, settings, cancel, code_write, busy, word, port_0 , clk);

@@ -246,72 +246,78 @@ endmodule
 module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights__ready, activations__ready, i__payload, \i__payload$12 , status, results__payload, results__valid, matrix_done, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire \$10 , \$11 , \$12 , \$13 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 ,
-    \$23 , \$28 , \$3 , \$33 , \$36 , \$39 , \$40 , \$41 , \$43 , \$44 , \$5 , \$6 , \$7 , \$8 ;
-  wire [18:0] \$24 ;
-  wire [9:0] \$25 ;
-  wire [16:0] \$26 ;
-  wire [17:0] \$27 ;
-  wire [1:0] \$29 , \$9 ;
-  wire [43:0] \$30 ;
-  wire [3:0] \$32 ;
-  wire [32:0] \$34 , \$35 , \$37 , \$38 , \$42 , \$45 , \$46 , \$48 ;
-  wire [31:0] \$47 ;
-  reg \$49 ;
-  reg [1:0] \$50 ;
-  reg [87:0] \$51 ;
-  reg \$52 ;
-  reg [18:0] \$53 ;
-  reg [24:0] \$54 ;
-  reg [22:0] \$55 ;
-  reg [13:0] \$56 ;
+  wire \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$17 , \$19 , \$2 , \$20 , \$22 , \$23 ,
+    \$24 , \$25 , \$26 , \$27 , \$28 , \$3 , \$33 , \$38 , \$4 , \$41 , \$44 , \$45 , \$46 , \$48 ,
+    \$49 , \$5 , \$8 , \$9 ;
+  wire [18:0] \$29 ;
+  wire [9:0] \$30 ;
+  wire [16:0] \$31 ;
+  wire [17:0] \$32 ;
+  wire [1:0] \$34 , \$6 , \$7 ;
+  wire [43:0] \$35 ;
+  wire [3:0] \$37 ;
+  wire [32:0] \$39 , \$40 , \$42 , \$43 , \$47 , \$50 , \$51 , \$53 ;
+  wire [31:0] \$52 ;
+  reg \$54 ;
+  reg [1:0] \$55 ;
+  reg [87:0] \$56 ;
   reg \$57 ;
   reg \$58 ;
-  reg [1:0] \$59 ;
+  reg \$59 ;
   reg \$60 ;
-  reg [31:0] \$61 ;
-  reg \$62 ;
-  reg [31:0] \$63 ;
-  reg \$64 ;
-  reg [31:0] \$65 ;
+  reg [18:0] \$61 ;
+  reg [24:0] \$62 ;
+  reg [22:0] \$63 ;
+  reg [13:0] \$64 ;
+  reg \$65 ;
   reg \$66 ;
-  reg [31:0] \$67 ;
+  reg [1:0] \$67 ;
   reg \$68 ;
-  reg [31:0] \$69 ;
-  reg \$70 ;
-  reg [31:0] \$71 ;
-  reg \$72 ;
-  reg [31:0] \$73 ;
+  reg \$69 ;
+  reg [31:0] \$70 ;
+  reg \$71 ;
+  reg [31:0] \$72 ;
+  reg \$73 ;
   reg [31:0] \$74 ;
-  reg [31:0] \$75 ;
+  reg \$75 ;
+  reg [31:0] \$76 ;
+  reg \$77 ;
+  reg [31:0] \$78 ;
+  reg \$79 ;
+  reg [31:0] \$80 ;
+  reg \$81 ;
+  reg [31:0] \$82 ;
+  reg [31:0] \$83 ;
+  reg [31:0] \$84 ;
   wire [8:0] activations__payload;
   output activations__ready;
   wire activations__ready;
   wire activations__valid;
   wire allocate;
-  wire \allocate$75 ;
+  wire \allocate$68 ;
   wire allow;
   wire [1:0] bad_index;
-  wire [1:0] \bad_index$176 ;
+  wire [1:0] \bad_index$180 ;
   wire [1:0] bad_prefix;
-  wire [1:0] \bad_prefix$174 ;
+  wire [1:0] \bad_prefix$178 ;
   wire [1:0] banks;
-  wire [1:0] \banks$138 ;
+  wire [1:0] \banks$141 ;
   wire [1:0] banks_in_use;
   reg [1:0] banks_loaded = 2'h0;
   wire [9:0] beats;
   wire [1:0] beyond;
-  wire [1:0] \beyond$89 ;
+  wire [1:0] \beyond$82 ;
   wire [1:0] beyond_substream;
-  wire [1:0] \beyond_substream$91 ;
+  wire [1:0] \beyond_substream$84 ;
   wire [42:0] bias_write;
-  wire [42:0] \bias_write$124 ;
+  wire [42:0] \bias_write$118 ;
   wire busy;
   wire busy_coding;
   wire cancel;
-  wire \cancel$112 ;
-  wire \cancel$81 ;
-  wire \cancel$99 ;
+  wire \cancel$106 ;
+  wire \cancel$139 ;
+  wire \cancel$74 ;
+  wire \cancel$93 ;
   input clear;
   wire clear;
   wire \clear$46 ;
@@ -321,18 +327,18 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [44:0] code;
   reg [22:0] code_write = 23'h000000;
   (* init = 23'h000000 *)
-  wire [22:0] \code_write$142 ;
-  wire [22:0] \code_write$196 ;
+  wire [22:0] \code_write$145 ;
+  wire [22:0] \code_write$201 ;
   reg [87:0] codes = 88'h0000000000000000000000;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$130 ;
+  wire [87:0] \codes$124 ;
   (* init = 88'h0000000000000000000000 *)
-  wire [87:0] \codes$137 ;
+  wire [87:0] \codes$140 ;
   wire coding;
   wire [7:0] column_bits;
-  wire [7:0] \column_bits$103 ;
+  wire [7:0] \column_bits$97 ;
   wire [1:0] complete;
-  wire [1:0] \complete$87 ;
+  wire [1:0] \complete$80 ;
   reg [31:0] cycles = 32'd0;
   reg cycles_step = 1'h0;
   wire drain;
@@ -352,39 +358,42 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire finish;
   wire finishing;
   wire [1:0] go;
-  wire [1:0] \go$155 ;
+  wire [1:0] \go$158 ;
   wire halted;
-  wire \halted$101 ;
+  wire \halted$95 ;
   wire [179:0] header;
   input [32:0] i__payload;
   wire [32:0] i__payload;
   input [8:0] \i__payload$12 ;
   wire [8:0] \i__payload$12 ;
-  wire [3:0] \i__payload$159 ;
-  wire [27:0] \i__payload$167 ;
+  wire [3:0] \i__payload$129 ;
+  wire [3:0] \i__payload$162 ;
+  wire [27:0] \i__payload$173 ;
   wire [34:0] \i__payload$30 ;
   wire [32:0] \i__payload$6 ;
   wire i__ready;
+  wire \i__ready$132 ;
   wire \i__ready$136 ;
   wire \i__ready$15 ;
-  wire \i__ready$170 ;
+  wire \i__ready$176 ;
   wire \i__ready$33 ;
   wire \i__ready$9 ;
   input i__valid;
   wire i__valid;
   wire \i__valid$10 ;
-  wire \i__valid$157 ;
+  wire \i__valid$133 ;
   input \i__valid$16 ;
   wire \i__valid$16 ;
-  wire \i__valid$171 ;
+  wire \i__valid$160 ;
+  wire \i__valid$170 ;
   wire \i__valid$34 ;
   wire [1:0] in_flight;
-  wire [1:0] \in_flight$63 ;
+  wire [1:0] \in_flight$56 ;
   wire [48:0] job;
-  wire [48:0] \job$120 ;
+  wire [48:0] \job$114 ;
   wire judged;
   wire kept;
-  wire \kept$61 ;
+  wire \kept$54 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -399,8 +408,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [27:0] lane__payload;
   wire lane__ready;
   wire lane__valid;
+  reg lanes_cancel = 1'h0;
   wire late;
-  wire \late$65 ;
+  wire \late$58 ;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -422,9 +432,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  wire [3:0] \late_error$67 ;
+  wire [3:0] \late_error$60 ;
   wire [31:0] late_position;
-  wire [31:0] \late_position$69 ;
+  wire [31:0] \late_position$62 ;
   wire load_allow;
   wire [9:0] load_beats;
   wire load_code;
@@ -435,50 +445,51 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire [1:0] loaded;
   reg [24:0] map_write = 25'h0000000;
   (* init = 25'h0000000 *)
-  wire [24:0] \map_write$146 ;
-  wire [24:0] \map_write$199 ;
+  wire [24:0] \map_write$149 ;
+  wire [24:0] \map_write$209 ;
   wire [59:0] matrices;
-  wire [59:0] \matrices$132 ;
-  reg [31:0] \matrices$185  = 32'd0;
+  wire [59:0] \matrices$126 ;
+  reg [31:0] \matrices$189  = 32'd0;
   reg matrices_step = 1'h0;
   wire [179:0] matrix;
   output matrix_done;
   wire matrix_done;
-  wire may_allocate;
-  wire \may_allocate$48 ;
-  wire may_load_bias;
-  wire may_load_code;
+  reg may_allocate = 1'h0;
+  wire \may_allocate$203 ;
+  reg may_load_bias = 1'h0;
+  reg may_load_code = 1'h0;
   wire may_report;
   wire may_send;
-  reg \may_send$59  = 1'h0;
+  reg \may_send$52  = 1'h0;
   wire memory;
   wire [28:0] microcode_write;
-  wire [28:0] \microcode_write$144 ;
+  wire [28:0] \microcode_write$147 ;
   wire multiplied;
   reg [31:0] multiplies = 32'd0;
   reg multiplies_step = 1'h0;
   wire multiply;
   wire [36:0] o;
+  wire [3:0] \o$163 ;
   wire [32:0] o__payload;
-  wire [3:0] \o__payload$160 ;
-  wire [27:0] \o__payload$164 ;
-  wire [27:0] \o__payload$168 ;
+  wire [3:0] \o__payload$130 ;
+  wire [27:0] \o__payload$167 ;
+  wire [27:0] \o__payload$174 ;
   wire [33:0] \o__payload$37 ;
   wire o__ready;
-  wire \o__ready$135 ;
-  wire \o__ready$165 ;
-  wire \o__ready$169 ;
+  wire \o__ready$131 ;
+  wire \o__ready$168 ;
+  wire \o__ready$175 ;
   input \o__ready$38 ;
   wire \o__ready$38 ;
   wire o__valid;
-  wire \o__valid$158 ;
-  wire \o__valid$162 ;
-  wire \o__valid$172 ;
+  wire \o__valid$134 ;
+  wire \o__valid$165 ;
+  wire \o__valid$171 ;
   wire \o__valid$41 ;
   wire parity;
-  wire \parity$50 ;
+  wire \parity$48 ;
   wire passed;
-  wire \passed$79 ;
+  wire \passed$72 ;
   wire [34:0] payload__payload;
   wire payload__ready;
   wire payload__valid;
@@ -488,19 +499,22 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [1:0] placed = 2'h0;
   wire [31:0] position;
   wire reading;
+  wire ready;
   wire reject;
   wire \release ;
-  wire [1:0] \release$110 ;
-  wire [1:0] \release$111 ;
+  wire [1:0] \release$104 ;
+  wire [1:0] \release$105 ;
   wire report;
   output [33:0] results__payload;
   wire [33:0] results__payload;
   wire results__ready;
   output results__valid;
   wire results__valid;
+  wire roomy;
+  wire \roomy$138 ;
   wire [1:0] row_banks;
   wire [19:0] rows;
-  wire [19:0] \rows$107 ;
+  wire [19:0] \rows$101 ;
   input rst;
   wire rst;
   wire running;
@@ -517,38 +531,39 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   reg [31:0] stalls = 32'd0;
   reg stalls_step = 1'h0;
   wire [35:0] start;
-  wire [35:0] \start$105 ;
-  wire \start$117 ;
+  wire \start$111 ;
+  wire [35:0] \start$99 ;
   reg start_lane = 1'h0;
   reg [13:0] start_write = 14'h0000;
   (* init = 14'h0000 *)
-  wire [13:0] \start_write$134 ;
+  wire [13:0] \start_write$128 ;
   (* init = 14'h0000 *)
-  wire [13:0] \start_write$149 ;
+  wire [13:0] \start_write$152 ;
   reg [31:0] starved = 32'd0;
   reg starved_step = 1'h0;
   output [291:0] status;
   wire [291:0] status;
   wire [31:0] sums;
-  wire [31:0] \sums$122 ;
+  wire [31:0] \sums$116 ;
+  wire valid;
   reg [18:0] vector_write = 19'h00000;
   (* init = 19'h00000 *)
-  wire [18:0] \vector_write$148 ;
-  wire [18:0] \vector_write$198 ;
+  wire [18:0] \vector_write$151 ;
+  wire [18:0] \vector_write$208 ;
   wire [12:0] walk;
-  wire [12:0] \walk$114 ;
+  wire [12:0] \walk$108 ;
   reg was_coding = 1'h0;
   reg [31:0] weights = 32'd0;
-  wire [31:0] \weights$211 ;
+  wire [31:0] \weights$221 ;
   wire [32:0] weights__payload;
   output weights__ready;
   wire weights__ready;
   wire weights__valid;
   reg [31:0] weights_step = 32'd0;
   wire wipe;
-  wire \wipe$116 ;
+  wire \wipe$110 ;
   wire wiped;
-  wire \wiped$73 ;
+  wire \wiped$66 ;
   reg [31:0] words = 32'd0;
   wire [31:0] words__payload;
   wire [31:0] \words__payload$25 ;
@@ -558,115 +573,127 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   wire \words__valid$29 ;
   reg words_step = 1'h0;
   wire [18:0] write;
-  assign \$17  = load_code & \$16 ;
-  assign \$19  = \code_write$196 [0] & \$18 ;
-  assign \$20  = ! \code_write$196 [6:3];
-  assign \$21  = \$19  & \$20 ;
-  assign \$22  = ~ busy_coding;
-  assign \$24  = \$23  ? write : \vector_write$198 ;
-  assign \$25  = start[1] ? matrices[42:33] : matrices[12:3];
-  assign \$26  = start[34:19] - \$25 ;
-  assign \$27  = $signed(\$26 ) - $signed(2'h1);
-  assign \$28  = start[0] & start[35];
-  assign \$29  = 1'h1 << start_write[1];
-  assign \$30  = \code_write$196 [1] ? codes[87:44] : codes[43:0];
-  assign \$32  = \code_write$196 [2] ? \$30 [11:8] : \$30 [7:4];
-  assign \$33  = \code_write$196 [6:3] > \$32 ;
-  assign \$34  = \matrices$185  + matrices_step;
-  assign \$35  = cycles + cycles_step;
-  assign \$36  = \i__valid$10  & o__ready;
-  assign \$37  = words + words_step;
-  assign \$38  = payload_words + payload_words_step;
-  assign \$39  = ~ o__ready;
-  assign \$40  = \i__valid$10  & \$39 ;
-  assign \$41  = running & \$40 ;
-  assign \$42  = stalls + stalls_step;
-  assign \$43  = ~ \i__valid$10 ;
-  assign \$44  = running & \$43 ;
-  assign \$45  = starved + starved_step;
-  assign \$46  = multiplies + multiplies_step;
-  assign \$47  = matrix_done ? \weights$211  : 32'd0;
-  assign \$48  = weights + weights_step;
+  assign \$10  = ! \code_write$201 [1];
+  assign \$11  = \code_write$201 [0] & \$10 ;
+  assign \$12  = ! \code_write$201 [6:3];
+  assign \$13  = \$11  & \$12 ;
+  assign \$15  = load_code & \$14 ;
+  assign \$17  = \code_write$201 [0] & \$16 ;
+  assign \$19  = \$17  & \$12 ;
+  assign \$20  = ~ busy_coding;
+  assign \$22  = banks_in_use >> code[32];
+  assign \$23  = ~ \$22 ;
+  assign \$24  = \$20  & \$23 ;
+  assign \$25  = ~ finishing;
+  assign \$26  = ~ \start$111 ;
+  assign \$27  = \$25  & \$26 ;
+  assign \$29  = \$28  ? write : \vector_write$208 ;
+  assign \$30  = start[1] ? matrices[42:33] : matrices[12:3];
+  assign \$31  = start[34:19] - \$30 ;
+  assign \$32  = $signed(\$31 ) - $signed(2'h1);
+  assign \$33  = start[0] & start[35];
+  assign \$34  = 1'h1 << start_write[1];
+  assign \$35  = \code_write$201 [1] ? codes[87:44] : codes[43:0];
+  assign \$37  = \code_write$201 [2] ? \$35 [11:8] : \$35 [7:4];
+  assign \$38  = \code_write$201 [6:3] > \$37 ;
+  assign \$39  = \matrices$189  + matrices_step;
+  assign \$40  = cycles + cycles_step;
+  assign \$41  = \i__valid$10  & o__ready;
+  assign \$42  = words + words_step;
+  assign \$43  = payload_words + payload_words_step;
+  assign \$44  = ~ o__ready;
+  assign \$45  = \i__valid$10  & \$44 ;
+  assign \$46  = running & \$45 ;
+  assign \$47  = stalls + stalls_step;
+  assign \$48  = ~ \i__valid$10 ;
+  assign \$49  = running & \$48 ;
+  assign \$50  = starved + starved_step;
+  assign \$51  = multiplies + multiplies_step;
+  assign \$52  = matrix_done ? \weights$221  : 32'd0;
+  assign \$53  = weights + weights_step;
   always @(posedge clk)
-    was_coding <= \$49 ;
+    was_coding <= \$54 ;
   always @(posedge clk)
-    banks_loaded <= \$50 ;
+    banks_loaded <= \$55 ;
   always @(posedge clk)
-    codes <= \$51 ;
+    codes <= \$56 ;
   always @(posedge clk)
-    \may_send$59  <= \$52 ;
+    \may_send$52  <= \$57 ;
   always @(posedge clk)
-    vector_write <= \$53 ;
+    may_allocate <= \$58 ;
   always @(posedge clk)
-    map_write <= \$54 ;
+    may_load_code <= \$59 ;
   always @(posedge clk)
-    code_write <= \$55 ;
+    may_load_bias <= \$60 ;
   always @(posedge clk)
-    start_write <= \$56 ;
+    vector_write <= \$61 ;
   always @(posedge clk)
-    start_lane <= \$57 ;
+    map_write <= \$62 ;
   always @(posedge clk)
-    \final  <= \$58 ;
+    code_write <= \$63 ;
   always @(posedge clk)
-    placed <= \$59 ;
+    start_write <= \$64 ;
   always @(posedge clk)
-    matrices_step <= \$60 ;
+    start_lane <= \$65 ;
   always @(posedge clk)
-    \matrices$185  <= \$61 ;
+    \final  <= \$66 ;
   always @(posedge clk)
-    cycles_step <= \$62 ;
+    placed <= \$67 ;
   always @(posedge clk)
-    cycles <= \$63 ;
+    lanes_cancel <= \$68 ;
   always @(posedge clk)
-    words_step <= \$64 ;
+    matrices_step <= \$69 ;
   always @(posedge clk)
-    words <= \$65 ;
+    \matrices$189  <= \$70 ;
   always @(posedge clk)
-    payload_words_step <= \$66 ;
+    cycles_step <= \$71 ;
   always @(posedge clk)
-    payload_words <= \$67 ;
+    cycles <= \$72 ;
   always @(posedge clk)
-    stalls_step <= \$68 ;
+    words_step <= \$73 ;
   always @(posedge clk)
-    stalls <= \$69 ;
+    words <= \$74 ;
   always @(posedge clk)
-    starved_step <= \$70 ;
+    payload_words_step <= \$75 ;
   always @(posedge clk)
-    starved <= \$71 ;
+    payload_words <= \$76 ;
   always @(posedge clk)
-    multiplies_step <= \$72 ;
+    stalls_step <= \$77 ;
   always @(posedge clk)
-    multiplies <= \$73 ;
+    stalls <= \$78 ;
   always @(posedge clk)
-    weights_step <= \$74 ;
+    starved_step <= \$79 ;
   always @(posedge clk)
-    weights <= \$75 ;
+    starved <= \$80 ;
+  always @(posedge clk)
+    multiplies_step <= \$81 ;
+  always @(posedge clk)
+    multiplies <= \$82 ;
+  always @(posedge clk)
+    weights_step <= \$83 ;
+  always @(posedge clk)
+    weights <= \$84 ;
   assign busy_coding = coding | was_coding;
-  assign \$2  = banks_in_use >> code[32];
-  assign \$3  = ~ \$2 ;
-  assign may_load_code = \$22  & \$3 ;
-  assign may_load_bias = ~ busy;
-  assign may_send = \may_send$59  & \$22 ;
+  assign may_send = \may_send$52  & \$20 ;
   assign sender_busy = ~ may_report;
   assign selected = ! start_lane;
-  assign \i__valid$157  = \o__valid$158  & \$5 ;
-  assign \$7  = | in_flight;
-  assign \$8  = reading | \$7 ;
-  assign running = \$8  | busy;
-  assign \$9  = 1'h0 + multiply;
-  assign \$10  = ! code[32];
-  assign \$11  = load_code & \$10 ;
-  assign \$12  = ! \code_write$196 [1];
-  assign \$13  = \code_write$196 [0] & \$12 ;
-  assign \$15  = \$13  & \$20 ;
+  assign \$3  = ~ lanes_cancel;
+  assign \i__valid$170  = \o__valid$171  & \$3 ;
+  assign \$4  = | in_flight;
+  assign \$5  = reading | \$4 ;
+  assign running = \$5  | finishing;
+  assign \$6  = 1'h0 + multiply;
+  assign \$7  = lanes_cancel ? 2'h0 : \$6 ;
+  assign \$8  = ! code[32];
+  assign \$9  = load_code & \$8 ;
   egret_xs_ice40_core_dealer  dealer (
     .bias_write(bias_write),
     .cancel(cancel),
     .clk(clk),
-    .code_write(\code_write$196 ),
+    .code_write(\code_write$201 ),
     .coding(coding),
     .column_bits(column_bits),
-    .map_write(\map_write$199 ),
+    .map_write(\map_write$209 ),
     .rst(rst),
     .section__payload(section__payload),
     .section__ready(section__ready),
@@ -676,9 +703,16 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .\w_en$8 (section__valid),
     .words__ready(words__ready)
   );
+  egret_xs_ice40_core_fanout  fanout (
+    .i__ready(\o__ready$131 ),
+    .i__valid(\i__valid$133 ),
+    .o(\i__payload$129 ),
+    .ready(ready),
+    .valid(\i__valid$160 )
+  );
   egret_xs_ice40_core_finisher  finisher (
     .bias_write(bias_write),
-    .busy(busy),
+    .busy(finishing),
     .clk(clk),
     .\job$54 (job),
     .kind(kind),
@@ -687,10 +721,10 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .o__ready(\o__ready$38 ),
     .o__valid(results__valid),
     .report(report),
-    .restart(\start$117 ),
+    .restart(\start$111 ),
     .rst(rst),
     .sums(sums),
-    .vector_write(\vector_write$198 ),
+    .vector_write(\vector_write$208 ),
     .walk(walk)
   );
   egret_xs_ice40_core_gearbox  gearbox (
@@ -699,29 +733,29 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .i__payload(\i__payload$30 ),
     .i__ready(payload__ready),
     .i__valid(\i__valid$34 ),
-    .o__payload(\o__payload$160 ),
-    .o__ready(\o__ready$135 ),
-    .o__valid(\o__valid$158 ),
+    .o__payload(\i__payload$129 ),
+    .o__ready(\o__ready$131 ),
+    .o__valid(\i__valid$133 ),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0  lane_0 (
     .bad_index(bad_index),
     .bad_prefix(bad_prefix),
-    .cancel(cancel),
-    .clear_errors(\release$110 ),
+    .clear_errors(\release$104 ),
     .clk(clk),
     .code_write(code_write),
     .codes(codes),
     .drain(drain),
     .go(go),
-    .\i__payload$39 (\i__payload$159 ),
-    .\i__ready$41 (\i__ready$136 ),
-    .\i__valid$43 (\i__valid$157 ),
+    .\i__payload$39 (\i__payload$162 ),
+    .\i__ready$41 (ready),
+    .\i__valid$43 (\i__valid$160 ),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .multiply(multiply),
-    .\o__payload$57 (\o__payload$164 ),
-    .\o__ready$59 (\o__ready$165 ),
-    .\o__valid$61 (lane__valid),
+    .\o__payload$59 (\o__payload$167 ),
+    .\o__ready$61 (\o__ready$168 ),
+    .\o__valid$63 (lane__valid),
     .port_0 (matrices[0]),
     .port_1 (matrices[30]),
     .rst(rst),
@@ -731,9 +765,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .vector_write(vector_write)
   );
   egret_xs_ice40_core_lane_settings  lane_settings (
-    .cancel(cancel),
     .clk(clk),
     .codes(codes),
+    .lanes_cancel(lanes_cancel),
     .matrices(matrices),
     .o(settings),
     .rst(rst),
@@ -798,14 +832,13 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .words__valid(words__valid)
   );
   egret_xs_ice40_core_readout_0  readout_0 (
-    .cancel(cancel),
     .clk(clk),
     .lane__payload(lane__payload),
-    .lane__ready(\o__ready$165 ),
+    .lane__ready(\o__ready$168 ),
     .lane__valid(lane__valid),
-    .o__payload(\i__payload$167 ),
-    .o__ready(\o__ready$169 ),
-    .o__valid(\i__valid$171 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$173 ),
+    .o__valid(\o__valid$171 ),
     .rst(rst)
   );
   egret_xs_ice40_core_store  store (
@@ -815,10 +848,9 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .cancel(cancel),
     .clk(clk),
     .complete(complete),
-    .i__payload(\i__payload$167 ),
-    .i__ready(\o__ready$169 ),
-    .i__valid(\i__valid$171 ),
-    .\release (\release$110 ),
+    .i__payload(\i__payload$173 ),
+    .i__valid(\i__valid$170 ),
+    .\release (\release$104 ),
     .rows(rows),
     .rst(rst),
     .start(start),
@@ -838,32 +870,32 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
     .clk(clk),
     .column_bits(column_bits),
     .complete(complete),
-    .finish(\start$117 ),
-    .finishing(busy),
+    .finish(\start$111 ),
+    .finishing(finishing),
     .go(go),
     .header(header),
     .in_flight(in_flight),
     .job(job),
     .judged(matrix_done),
     .kept(kept),
-    .late(late),
-    .late_error(late_error),
-    .late_position(late_position),
+    .\late$70 (late),
+    .\late_error$71 (late_error),
+    .\late_position$56 (late_position),
     .load_allow(allow),
     .load_beats(load_beats),
     .load_ended(load_ended),
     .load_memory(memory),
     .load_release(\release ),
     .matrices(matrices),
-    .may_allocate(may_allocate),
+    .may_allocate(\may_allocate$203 ),
     .parity(parity),
-    .\passed$57 (passed),
-    .\placed$58 (placed),
-    .\release (\release$110 ),
+    .\passed$65 (passed),
+    .\placed$66 (placed),
+    .\release (\release$104 ),
     .row_banks(banks),
     .rows(rows),
     .rst(rst),
-    .weights(\weights$211 )
+    .weights(\weights$221 )
   );
   egret_xs_ice40_core_weights_in  weights_in (
     .clk(clk),
@@ -877,291 +909,229 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   );
   always @* begin
     if (time_zero ) begin end
-    \$49  = coding;
+    \$54  = coding;
     if (cancel) begin
-      \$49  = 1'h0;
+      \$54  = 1'h0;
     end
     if (rst) begin
-      \$49  = 1'h0;
+      \$54  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50  = banks_loaded;
-    if (\$11 ) begin
-      \$50 [0] = 1'h1;
-    end
-    if (\$17 ) begin
-      \$50 [1] = 1'h1;
-    end
-    if (cancel) begin
-      \$50  = 2'h0;
-    end
-    if (rst) begin
-      \$50  = 2'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51  = codes;
-    if (\$11 ) begin
-      \$51 [0] = code[33];
-      \$51 [1] = code[34];
-      \$51 [2] = code[35];
-      \$51 [3] = code[36];
-      \$51 [7:4] = code[40:37];
-      \$51 [11:8] = code[44:41];
+    \$55  = banks_loaded;
+    if (\$9 ) begin
+      \$55 [0] = 1'h1;
     end
     if (\$15 ) begin
-      (* full_case = 32'd1 *)
-      if (\code_write$196 [2]) begin
-        \$51 [19:16] = \code_write$196 [10:7];
-        \$51 [43:32] = \code_write$196 [22:11];
-      end else begin
-        \$51 [15:12] = \code_write$196 [10:7];
-        \$51 [31:20] = \code_write$196 [22:11];
-      end
+      \$55 [1] = 1'h1;
     end
-    if (\$17 ) begin
-      \$51 [44] = code[33];
-      \$51 [45] = code[34];
-      \$51 [46] = code[35];
-      \$51 [47] = code[36];
-      \$51 [51:48] = code[40:37];
-      \$51 [55:52] = code[44:41];
-    end
-    if (\$21 ) begin
-      (* full_case = 32'd1 *)
-      if (\code_write$196 [2]) begin
-        \$51 [63:60] = \code_write$196 [10:7];
-        \$51 [87:76] = \code_write$196 [22:11];
-      end else begin
-        \$51 [59:56] = \code_write$196 [10:7];
-        \$51 [75:64] = \code_write$196 [22:11];
-      end
-    end
-    if (rst) begin
-      \$51  = 88'h0000000000000000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52  = \$22 ;
-    if (rst) begin
-      \$52  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$53  = \$24 ;
-    if (rst) begin
-      \$53  = 19'h00000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = \map_write$199 ;
-    if (rst) begin
-      \$54  = 25'h0000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$55  = \code_write$196 ;
-    if (\$33 ) begin
-      \$55 [10:7] = code_write[10:7];
-      \$55 [22:11] = code_write[22:11];
-    end
-    if (rst) begin
-      \$55  = 23'h000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$56 [0] = start[0];
-    \$56 [1] = start[1];
-    \$56 [2] = 1'h0;
-    \$56 [13:3] = \$27 [10:0];
     if (cancel) begin
-      \$56 [0] = 1'h0;
+      \$55  = 2'h0;
     end
     if (rst) begin
-      \$56  = 14'h0000;
+      \$55  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$57  = start[2];
+    \$56  = codes;
+    if (\$9 ) begin
+      \$56 [0] = code[33];
+      \$56 [1] = code[34];
+      \$56 [2] = code[35];
+      \$56 [3] = code[36];
+      \$56 [7:4] = code[40:37];
+      \$56 [11:8] = code[44:41];
+    end
+    if (\$13 ) begin
+      (* full_case = 32'd1 *)
+      if (\code_write$201 [2]) begin
+        \$56 [19:16] = \code_write$201 [10:7];
+        \$56 [43:32] = \code_write$201 [22:11];
+      end else begin
+        \$56 [15:12] = \code_write$201 [10:7];
+        \$56 [31:20] = \code_write$201 [22:11];
+      end
+    end
+    if (\$15 ) begin
+      \$56 [44] = code[33];
+      \$56 [45] = code[34];
+      \$56 [46] = code[35];
+      \$56 [47] = code[36];
+      \$56 [51:48] = code[40:37];
+      \$56 [55:52] = code[44:41];
+    end
+    if (\$19 ) begin
+      (* full_case = 32'd1 *)
+      if (\code_write$201 [2]) begin
+        \$56 [63:60] = \code_write$201 [10:7];
+        \$56 [87:76] = \code_write$201 [22:11];
+      end else begin
+        \$56 [59:56] = \code_write$201 [10:7];
+        \$56 [75:64] = \code_write$201 [22:11];
+      end
+    end
+    if (rst) begin
+      \$56  = 88'h0000000000000000000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$57  = \$20 ;
     if (rst) begin
       \$57  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$58  = \$28 ;
-    if (cancel) begin
-      \$58  = 1'h0;
-    end
+    \$58  = \may_allocate$203 ;
     if (rst) begin
       \$58  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$59  = 2'h0;
+    \$59  = \$24 ;
+    if (rst) begin
+      \$59  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$60  = \$27 ;
+    if (rst) begin
+      \$60  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$61  = \$29 ;
+    if (rst) begin
+      \$61  = 19'h00000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$62  = \map_write$209 ;
+    if (rst) begin
+      \$62  = 25'h0000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$63  = \code_write$201 ;
+    if (\$38 ) begin
+      \$63 [10:7] = code_write[10:7];
+      \$63 [22:11] = code_write[22:11];
+    end
+    if (rst) begin
+      \$63  = 23'h000000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$64 [0] = start[0];
+    \$64 [1] = start[1];
+    \$64 [2] = 1'h0;
+    \$64 [13:3] = \$32 [10:0];
+    if (cancel) begin
+      \$64 [0] = 1'h0;
+    end
+    if (rst) begin
+      \$64  = 14'h0000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$65  = start[2];
+    if (rst) begin
+      \$65  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$66  = \$33 ;
+    if (cancel) begin
+      \$66  = 1'h0;
+    end
+    if (rst) begin
+      \$66  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$67  = 2'h0;
     if (\final ) begin
-      \$59  = \$29 ;
+      \$67  = \$34 ;
     end
     if (cancel) begin
-      \$59  = 2'h0;
+      \$67  = 2'h0;
     end
     if (rst) begin
-      \$59  = 2'h0;
+      \$67  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$60  = matrix_done;
-    if (clear) begin
-      \$60  = 1'h0;
-    end
-    if (rst) begin
-      \$60  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$61  = \$34 [31:0];
-    if (clear) begin
-      \$61  = 32'd0;
-    end
-    if (rst) begin
-      \$61  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$62  = running;
-    if (clear) begin
-      \$62  = 1'h0;
-    end
-    if (rst) begin
-      \$62  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$63  = \$35 [31:0];
-    if (clear) begin
-      \$63  = 32'd0;
-    end
-    if (rst) begin
-      \$63  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$64  = \$36 ;
-    if (clear) begin
-      \$64  = 1'h0;
-    end
-    if (rst) begin
-      \$64  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$65  = \$37 [31:0];
-    if (clear) begin
-      \$65  = 32'd0;
-    end
-    if (rst) begin
-      \$65  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$66  = payload_word;
-    if (clear) begin
-      \$66  = 1'h0;
-    end
-    if (rst) begin
-      \$66  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$67  = \$38 [31:0];
-    if (clear) begin
-      \$67  = 32'd0;
-    end
-    if (rst) begin
-      \$67  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$68  = \$41 ;
-    if (clear) begin
-      \$68  = 1'h0;
-    end
+    \$68  = cancel;
     if (rst) begin
       \$68  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$69  = \$42 [31:0];
+    \$69  = matrix_done;
     if (clear) begin
-      \$69  = 32'd0;
+      \$69  = 1'h0;
     end
     if (rst) begin
-      \$69  = 32'd0;
+      \$69  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$70  = \$44 ;
+    \$70  = \$39 [31:0];
     if (clear) begin
-      \$70  = 1'h0;
+      \$70  = 32'd0;
     end
     if (rst) begin
-      \$70  = 1'h0;
+      \$70  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$71  = \$45 [31:0];
+    \$71  = running;
     if (clear) begin
-      \$71  = 32'd0;
+      \$71  = 1'h0;
     end
     if (rst) begin
-      \$71  = 32'd0;
+      \$71  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$72  = \$9 [0];
+    \$72  = \$40 [31:0];
     if (clear) begin
-      \$72  = 1'h0;
+      \$72  = 32'd0;
     end
     if (rst) begin
-      \$72  = 1'h0;
+      \$72  = 32'd0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$73  = \$46 [31:0];
+    \$73  = \$41 ;
     if (clear) begin
-      \$73  = 32'd0;
+      \$73  = 1'h0;
     end
     if (rst) begin
-      \$73  = 32'd0;
+      \$73  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$74  = \$47 ;
+    \$74  = \$42 [31:0];
     if (clear) begin
       \$74  = 32'd0;
     end
@@ -1171,12 +1141,102 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   end
   always @* begin
     if (time_zero ) begin end
-    \$75  = \$48 [31:0];
+    \$75  = payload_word;
     if (clear) begin
-      \$75  = 32'd0;
+      \$75  = 1'h0;
     end
     if (rst) begin
-      \$75  = 32'd0;
+      \$75  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$76  = \$43 [31:0];
+    if (clear) begin
+      \$76  = 32'd0;
+    end
+    if (rst) begin
+      \$76  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$77  = \$46 ;
+    if (clear) begin
+      \$77  = 1'h0;
+    end
+    if (rst) begin
+      \$77  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$78  = \$47 [31:0];
+    if (clear) begin
+      \$78  = 32'd0;
+    end
+    if (rst) begin
+      \$78  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$79  = \$49 ;
+    if (clear) begin
+      \$79  = 1'h0;
+    end
+    if (rst) begin
+      \$79  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$80  = \$50 [31:0];
+    if (clear) begin
+      \$80  = 32'd0;
+    end
+    if (rst) begin
+      \$80  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$81  = \$7 [0];
+    if (clear) begin
+      \$81  = 1'h0;
+    end
+    if (rst) begin
+      \$81  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$82  = \$51 [31:0];
+    if (clear) begin
+      \$82  = 32'd0;
+    end
+    if (rst) begin
+      \$82  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$83  = \$52 ;
+    if (clear) begin
+      \$83  = 32'd0;
+    end
+    if (rst) begin
+      \$83  = 32'd0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$84  = \$53 [31:0];
+    if (clear) begin
+      \$84  = 32'd0;
+    end
+    if (rst) begin
+      \$84  = 32'd0;
     end
   end
   assign weights__payload = i__payload;
@@ -1202,67 +1262,75 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign results__ready = \o__ready$38 ;
   assign \o__valid$41  = results__valid;
   assign \clear$46  = clear;
-  assign \may_allocate$48  = may_allocate;
-  assign \parity$50  = parity;
+  assign \parity$48  = parity;
   assign loaded = banks_loaded;
-  assign \kept$61  = kept;
-  assign \in_flight$63  = in_flight;
-  assign \late$65  = late;
-  assign \late_error$67  = late_error;
-  assign \late_position$69  = late_position;
-  assign \wiped$73  = wiped;
-  assign \allocate$75  = allocate;
+  assign \kept$54  = kept;
+  assign \in_flight$56  = in_flight;
+  assign \late$58  = late;
+  assign \late_error$60  = late_error;
+  assign \late_position$62  = late_position;
+  assign \wiped$66  = wiped;
+  assign \allocate$68  = allocate;
   assign matrix = header;
-  assign \passed$79  = passed;
-  assign \cancel$81  = cancel;
+  assign \passed$72  = passed;
+  assign \cancel$74  = cancel;
   assign beats = load_beats;
   assign ended = load_ended;
-  assign \complete$87  = complete;
-  assign \beyond$89  = beyond;
-  assign \beyond_substream$91  = beyond_substream;
-  assign finishing = busy;
+  assign \complete$80  = complete;
+  assign \beyond$82  = beyond;
+  assign \beyond_substream$84  = beyond_substream;
+  assign busy = finishing;
   assign load_allow = allow;
   assign load_memory = memory;
   assign load_release = \release ;
-  assign \cancel$99  = cancel;
-  assign \halted$101  = halted;
-  assign \column_bits$103  = column_bits;
-  assign \start$105  = start;
-  assign \rows$107  = rows;
+  assign \cancel$93  = cancel;
+  assign \halted$95  = halted;
+  assign \column_bits$97  = column_bits;
+  assign \start$99  = start;
+  assign \rows$101  = rows;
   assign row_banks = banks;
-  assign \release$111  = \release$110 ;
-  assign \cancel$112  = cancel;
-  assign \walk$114  = walk;
-  assign \wipe$116  = wipe;
-  assign finish = \start$117 ;
-  assign \job$120  = job;
-  assign \sums$122  = sums;
-  assign \bias_write$124  = bias_write;
+  assign \release$105  = \release$104 ;
+  assign \cancel$106  = cancel;
+  assign \walk$108  = walk;
+  assign \wipe$110  = wipe;
+  assign finish = \start$111 ;
+  assign \job$114  = job;
+  assign \sums$116  = sums;
+  assign \bias_write$118  = bias_write;
   assign reject = report;
   assign error = kind;
-  assign \codes$130  = codes;
-  assign \matrices$132  = matrices;
-  assign \start_write$134  = start_write;
-  assign \codes$137  = codes;
-  assign \banks$138  = { matrices[30], matrices[0] };
+  assign \codes$124  = codes;
+  assign \matrices$126  = matrices;
+  assign \start_write$128  = start_write;
+  assign \o__payload$130  = \i__payload$129 ;
+  assign \i__ready$132  = \o__ready$131 ;
+  assign \o__valid$134  = \i__valid$133 ;
+  assign \i__ready$136  = ready;
+  assign roomy = 1'h1;
+  assign \roomy$138  = 1'h1;
+  assign \cancel$139  = cancel;
+  assign \codes$140  = codes;
+  assign \banks$141  = { matrices[30], matrices[0] };
   assign o = settings;
-  assign \code_write$142  = code_write;
+  assign \code_write$145  = code_write;
   assign microcode_write = 29'h00000000;
-  assign \microcode_write$144  = 29'h00000000;
-  assign \map_write$146  = map_write;
-  assign \vector_write$148  = vector_write;
-  assign \start_write$149  = start_write;
+  assign \microcode_write$147  = 29'h00000000;
+  assign \map_write$149  = map_write;
+  assign \vector_write$151  = vector_write;
+  assign \start_write$152  = start_write;
   assign settling = drain;
-  assign \go$155  = go;
-  assign clear_errors = \release$110 ;
-  assign \o__valid$162  = lane__valid;
-  assign lane__ready = \o__ready$165 ;
-  assign \o__payload$168  = \i__payload$167 ;
-  assign \i__ready$170  = \o__ready$169 ;
-  assign \o__valid$172  = \i__valid$171 ;
-  assign \bad_prefix$174  = bad_prefix;
-  assign \bad_index$176  = bad_index;
-  assign multiplied = \$9 [0];
+  assign \go$158  = go;
+  assign clear_errors = \release$104 ;
+  assign valid = \i__valid$160 ;
+  assign \o$163  = \i__payload$129 ;
+  assign \o__valid$165  = lane__valid;
+  assign lane__ready = \o__ready$168 ;
+  assign \o__payload$174  = \i__payload$173 ;
+  assign \o__ready$175  = 1'h1;
+  assign \i__ready$176  = 1'h1;
+  assign \bad_prefix$178  = bad_prefix;
+  assign \bad_index$180  = bad_index;
+  assign multiplied = \$7 [0];
   assign judged = matrix_done;
   assign status[259:228] = weights;
   assign status[227:196] = multiplies;
@@ -1271,23 +1339,21 @@ module egret_xs_ice40_core (i__valid, \i__valid$16 , \o__ready$38 , rst, weights
   assign status[291:260] = payload_words;
   assign status[131:100] = words;
   assign status[99:68] = cycles;
-  assign status[67:36] = \matrices$185 ;
+  assign status[67:36] = \matrices$189 ;
   assign status[35:4] = position;
   assign status[3:0] = kind;
-  assign lane__payload[27:3] = \o__payload$164 [27:3];
-  assign lane__payload[2] = \o__payload$164 [2];
-  assign lane__payload[1] = \$6 ;
-  assign lane__payload[0] = \o__payload$164 [0];
-  assign \i__payload$159 [3] = \o__payload$160 [3];
-  assign \i__payload$159 [2] = \o__payload$160 [2];
-  assign \i__payload$159 [1] = \o__payload$160 [1];
-  assign \i__payload$159 [0] = \o__payload$160 [0];
-  assign \o__ready$135  = \i__ready$136 ;
-  assign \$5  = \i__ready$136 ;
-  assign \$6  = 1'h0;
-  assign \$16  = code[32];
-  assign \$18  = \code_write$196 [1];
-  assign \$23  = write[0];
+  assign lane__payload[27:3] = \o__payload$167 [27:3];
+  assign lane__payload[2] = \o__payload$167 [2];
+  assign lane__payload[1] = \$2 ;
+  assign lane__payload[0] = \o__payload$167 [0];
+  assign \i__payload$162 [3] = \i__payload$129 [3];
+  assign \i__payload$162 [2] = \i__payload$129 [2];
+  assign \i__payload$162 [1] = \i__payload$129 [1];
+  assign \i__payload$162 [0] = \i__payload$129 [0];
+  assign \$2  = 1'h0;
+  assign \$14  = code[32];
+  assign \$16  = \code_write$201 [1];
+  assign \$28  = write[0];
 endmodule
 
 module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, section__payload, cancel, \w_en$8 , w_en, w_data, map_write, code_write, bias_write, start, column_bits, clk);
@@ -1300,24 +1366,20 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   wire [2:0] \$15 , \$16 ;
   wire [15:0] \$17 , \$28 , \$29 , \$30 , \$31 , \$6 ;
   wire [31:0] \$18 ;
-  wire [3:0] \$35 , \$5 , \$64 ;
+  wire [3:0] \$35 , \$5 , \$60 ;
   wire [4:0] \$39 ;
-  wire [5:0] \$79 , \$82 ;
+  wire [5:0] \$75 , \$78 ;
   reg [15:0] \$40 ;
   reg \$41 ;
   reg \$42 ;
   reg \$43 ;
-  reg [15:0] \$44 ;
-  reg [31:0] \$45 ;
-  reg [37:0] \$46 ;
-  reg \$47 ;
-  reg [15:0] \$48 ;
-  reg \$49 ;
-  reg [24:0] \$50 ;
-  reg [22:0] \$51 ;
-  reg [42:0] \$52 ;
-  reg [35:0] \$53 ;
-  reg [2:0] \$54 ;
+  reg \$44 ;
+  reg \$45 ;
+  reg [24:0] \$46 ;
+  reg [22:0] \$47 ;
+  reg [42:0] \$48 ;
+  reg [35:0] \$49 ;
+  reg [2:0] \$50 ;
   wire [15:0] address;
   reg begun = 1'h0;
   output [42:0] bias_write;
@@ -1378,10 +1440,6 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   output words__ready;
   wire words__ready;
   wire words__valid;
-  assign \$32  = \w_en$8  & section__ready;
-  assign \$33  = section__payload[2:0] == 2'h3;
-  assign \$34  = \$32  & \$33 ;
-  assign \$35  = codes + \$34 ;
   assign \$36  = code_write[6:3] == 4'hf;
   assign \$37  = code_write[2] & \$36 ;
   assign \$38  = code_write[0] & \$37 ;
@@ -1395,27 +1453,27 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   always @(posedge clk)
     entry <= \$43 ;
   always @(posedge clk)
-    narrow <= \$44 ;
+    narrow <= \$17 ;
   always @(posedge clk)
-    wide <= \$45 ;
+    wide <= \$18 ;
   always @(posedge clk)
-    held <= \$46 ;
+    held <= r_data[37:0];
   always @(posedge clk)
-    held_valid <= \$47 ;
+    held_valid <= \$44 ;
   always @(posedge clk)
-    held_number <= \$48 ;
+    held_number <= number;
   always @(posedge clk)
-    held_final <= \$49 ;
+    held_final <= \$45 ;
   always @(posedge clk)
-    map_write <= \$50 ;
+    map_write <= \$46 ;
   always @(posedge clk)
-    code_write <= \$51 ;
+    code_write <= \$47 ;
   always @(posedge clk)
-    bias_write <= \$52 ;
+    bias_write <= \$48 ;
   always @(posedge clk)
-    start <= \$53 ;
+    start <= \$49 ;
   always @(posedge clk)
-    codes <= \$54 ;
+    codes <= \$50 ;
   assign \$1  = section__payload[34:19] == 1'h1;
   assign deal = r_rdy & \r_rdy$17 ;
   assign section_ends = begun ? \final  : r_data[38];
@@ -1423,8 +1481,8 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   assign word_ends = section_ends | \$4 ;
   assign r_en = deal & word_ends;
   assign \r_en$24  = deal & section_ends;
-  assign \$64  = held[36] * 3'h4;
-  assign \$5  = column_bits >> \$64 ;
+  assign \$60  = held[36] * 3'h4;
+  assign \$5  = column_bits >> \$60 ;
   assign \$6  = 1'h1 << \$5 ;
   assign \$7  = \$6  - 1'h1;
   assign \$8  = held[18:3] + held_number;
@@ -1437,8 +1495,8 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   assign \$14  = r_data[35] ? 2'h2 : 2'h1;
   assign \$15  = entry + \$14 ;
   assign \$16  = word_ends ? 3'h0 : \$15 ;
-  assign \$79  = entry * 5'h10;
-  assign \$17  = \r_data$36  >> \$79 ;
+  assign \$75  = entry * 5'h10;
+  assign \$17  = \r_data$36  >> \$75 ;
   assign \$19  = held[2:0] == 2'h2;
   assign \$20  = held_valid & \$19 ;
   assign \$21  = held[2:0] == 2'h3;
@@ -1451,6 +1509,10 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   assign \$29  = held[35] ? wide[31:16] : \$28 ;
   assign \$30  = narrow & \$7 [15:0];
   assign \$31  = held[35] ? wide[15:0] : \$30 ;
+  assign \$32  = \w_en$8  & section__ready;
+  assign \$33  = section__payload[2:0] == 2'h3;
+  assign \$34  = \$32  & \$33 ;
+  assign \$35  = codes + \$34 ;
   egret_xs_ice40_core_dealer_sections  sections (
     .cancel(cancel),
     .clk(clk),
@@ -1528,126 +1590,86 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   end
   always @* begin
     if (time_zero ) begin end
-    \$44  = \$17 ;
+    \$44  = deal;
     if (cancel) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
     if (rst) begin
-      \$44  = 16'h0000;
+      \$44  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$45  = \$18 ;
+    \$45  = section_ends;
     if (cancel) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
     if (rst) begin
-      \$45  = 32'd0;
+      \$45  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$46  = r_data[37:0];
+    \$46 [0] = \$20 ;
+    \$46 [8:1] = \$8 [7:0];
+    \$46 [24:9] = narrow;
     if (cancel) begin
-      \$46  = 38'h0000000000;
+      \$46  = 25'h0000000;
     end
     if (rst) begin
-      \$46  = 38'h0000000000;
+      \$46  = 25'h0000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$47  = deal;
+    \$47 [0] = \$22 ;
+    \$47 [1] = held[37];
+    \$47 [2] = held_number[4];
+    \$47 [6:3] = held_number[3:0];
+    \$47 [10:7] = narrow[3:0];
+    \$47 [22:11] = narrow[15:4];
     if (cancel) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
     if (rst) begin
-      \$47  = 1'h0;
+      \$47  = 23'h000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$48  = number;
+    \$48 [0] = \$24 ;
+    \$48 [10:1] = \$8 [9:0];
+    \$48 [42:11] = wide;
     if (cancel) begin
-      \$48  = 16'h0000;
+      \$48  = 43'h00000000000;
     end
     if (rst) begin
-      \$48  = 16'h0000;
+      \$48  = 43'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$49  = section_ends;
+    \$49 [0] = \$26 ;
+    \$49 [1] = held[36];
+    \$49 [2] = held_number[0];
+    \$49 [35] = held_final;
+    \$49 [18:3] = \$29 ;
+    \$49 [34:19] = \$31 ;
     if (cancel) begin
-      \$49  = 1'h0;
+      \$49  = 36'h000000000;
     end
     if (rst) begin
-      \$49  = 1'h0;
+      \$49  = 36'h000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$50 [0] = \$20 ;
-    \$50 [8:1] = \$8 [7:0];
-    \$50 [24:9] = narrow;
+    \$50  = \$39 [2:0];
     if (cancel) begin
-      \$50  = 25'h0000000;
+      \$50  = 3'h0;
     end
     if (rst) begin
-      \$50  = 25'h0000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$51 [0] = \$22 ;
-    \$51 [1] = held[37];
-    \$51 [2] = held_number[4];
-    \$51 [6:3] = held_number[3:0];
-    \$51 [10:7] = narrow[3:0];
-    \$51 [22:11] = narrow[15:4];
-    if (cancel) begin
-      \$51  = 23'h000000;
-    end
-    if (rst) begin
-      \$51  = 23'h000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$52 [0] = \$24 ;
-    \$52 [10:1] = \$8 [9:0];
-    \$52 [42:11] = wide;
-    if (cancel) begin
-      \$52  = 43'h00000000000;
-    end
-    if (rst) begin
-      \$52  = 43'h00000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$53 [0] = \$26 ;
-    \$53 [1] = held[36];
-    \$53 [2] = held_number[0];
-    \$53 [35] = held_final;
-    \$53 [18:3] = \$29 ;
-    \$53 [34:19] = \$31 ;
-    if (cancel) begin
-      \$53  = 36'h000000000;
-    end
-    if (rst) begin
-      \$53  = 36'h000000000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$54  = \$39 [2:0];
-    if (cancel) begin
-      \$54  = 3'h0;
-    end
-    if (rst) begin
-      \$54  = 3'h0;
+      \$50  = 3'h0;
     end
   end
   assign words__payload = w_data;
@@ -1662,7 +1684,7 @@ module egret_xs_ice40_core_dealer (rst, coding, words__ready, section__ready, se
   assign address = \$8 [15:0];
   assign \$2  = 1'h1;
   assign \$4  = \$3 ;
-  assign \$82  = 6'h00;
+  assign \$78  = 6'h00;
   assign \$18  = \r_data$36 ;
 endmodule
 
@@ -1944,7 +1966,26 @@ module egret_xs_ice40_core_dealer_words (rst, r_en, w_rdy, r_data, cancel, w_en,
   assign r_port__data = r_data;
 endmodule
 
-module egret_xs_ice40_core_finisher (o__ready, rst, sums, may_report, \job$54 , report, kind, walk, busy, vector_write, o__payload, o__valid, bias_write, restart, clk);
+module egret_xs_ice40_core_fanout (i__ready, valid, ready, o, i__valid);
+  wire \$1 ;
+  wire [3:0] i__payload;
+  output i__ready;
+  wire i__ready;
+  input i__valid;
+  wire i__valid;
+  input [3:0] o;
+  wire [3:0] o;
+  input ready;
+  wire ready;
+  output valid;
+  wire valid;
+  assign valid = i__valid & \$1 ;
+  assign i__payload = o;
+  assign i__ready = ready;
+  assign \$1  = ready;
+endmodule
+
+module egret_xs_ice40_core_finisher (o__ready, rst, may_report, \job$54 , report, kind, sums, walk, busy, vector_write, o__payload, o__valid, bias_write, restart, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$10 , \$11 , \$12 , \$13 , \$16 , \$17 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$23 ,
@@ -2474,6 +2515,8 @@ module egret_xs_ice40_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 34'h000000000 *)
+  wire [33:0] payload;
   input rst;
   wire rst;
   reg [33:0] spare = 34'h000000000;
@@ -2498,9 +2541,6 @@ module egret_xs_ice40_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 34'h000000000;
     end
   end
   always @* begin
@@ -2532,10 +2572,8 @@ module egret_xs_ice40_core_finisher_buffer (o__ready, rst, i__ready, i__valid, i
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 34'h000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, ready, port_0 , port_1 , i_valid, i_bias, o_valid, o_result, o_activation, restart, clk);
@@ -2802,7 +2840,7 @@ module egret_xs_ice40_core_finisher_requantizer (rst, i_sum, enable, ready, port
   assign \$23  = { shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48], shifted[48:8] };
 endmodule
 
-module egret_xs_ice40_core_gearbox (rst, o__ready, o__valid, i__ready, i__payload, cancel, i__valid, o__payload, clk);
+module egret_xs_ice40_core_gearbox (rst, o__valid, i__ready, o__ready, i__payload, cancel, i__valid, o__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$5 , \$6 , \$7 , \$8 , \$9 ;
@@ -2854,12 +2892,6 @@ module egret_xs_ice40_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
     end else if (\$9 ) begin
       \$12 [31:0] = \$10 ;
     end
-    if (cancel) begin
-      \$12  = 35'h000000000;
-    end
-    if (rst) begin
-      \$12  = 35'h000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -2883,8 +2915,8 @@ module egret_xs_ice40_core_gearbox (rst, o__ready, o__valid, i__ready, i__payloa
   assign \$10  = { 1'h0, word[31:1] };
 endmodule
 
-module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , \i__payload$39 , codes, vector_write, map_write, code_write, start_write, cancel, drain, clear_errors, port_0 , port_1 , go, settings, bad_prefix, bad_index, multiply, \o__valid$61 
-, \o__payload$57 , \o__ready$59 , clk);
+module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , \i__payload$39 , codes, vector_write, map_write, code_write, start_write, lanes_cancel, drain, port_0 , port_1 , clear_errors, go, settings, bad_prefix, bad_index, multiply, \o__valid$63 
+, \o__payload$59 , \o__ready$61 , clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$11 , \$12 , \$13 , \$14 , \$15 , \$16 , \$2 , \$3 , \$5 , \$6 , \$7 , \$8 ,
@@ -2897,20 +2929,18 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   reg [1:0] \$21 ;
   reg \$22 ;
   wire bad;
-  wire \bad$93 ;
+  wire \bad$95 ;
   reg bad_0_0 = 1'h0;
-  reg \bad_0_0$92  = 1'h0;
+  reg \bad_0_0$94  = 1'h0;
   reg bad_1_0 = 1'h0;
-  reg \bad_1_0$96  = 1'h0;
+  reg \bad_1_0$98  = 1'h0;
   output [1:0] bad_index;
   reg [1:0] bad_index = 2'h0;
   wire bad_parity;
-  wire \bad_parity$94 ;
+  wire \bad_parity$96 ;
   output [1:0] bad_prefix;
   reg [1:0] bad_prefix = 2'h0;
   wire [1:0] banks;
-  input cancel;
-  wire cancel;
   input [1:0] clear_errors;
   wire [1:0] clear_errors;
   input clk;
@@ -2918,7 +2948,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   input [22:0] code_write;
   wire [22:0] code_write;
   wire [22:0] \code_write$1 ;
-  wire [22:0] \code_write$67 ;
+  wire [22:0] \code_write$69 ;
   input [87:0] codes;
   wire [87:0] codes;
   wire [87:0] \codes$9 ;
@@ -2927,30 +2957,30 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   wire \drain$7 ;
   wire enable;
   wire \enable$19 ;
-  wire \enable$63 ;
-  wire \enable$64 ;
+  wire \enable$65 ;
+  wire \enable$66 ;
   input [1:0] go;
   wire [1:0] go;
-  wire [1:0] \go$73 ;
+  wire [1:0] \go$75 ;
   wire [25:0] i;
   wire [17:0] i__payload;
   input [3:0] \i__payload$39 ;
   wire [3:0] \i__payload$39 ;
   wire [3:0] \i__payload$40 ;
-  wire [17:0] \i__payload$45 ;
-  wire [16:0] \i__payload$51 ;
+  wire [17:0] \i__payload$47 ;
+  wire [16:0] \i__payload$53 ;
   wire i__ready;
   output \i__ready$41 ;
   wire \i__ready$41 ;
   wire \i__ready$42 ;
-  wire \i__ready$48 ;
-  wire \i__ready$54 ;
+  wire \i__ready$50 ;
+  wire \i__ready$56 ;
   wire i__valid;
   input \i__valid$43 ;
   wire \i__valid$43 ;
   wire \i__valid$44 ;
-  wire \i__valid$49 ;
-  wire \i__valid$55 ;
+  wire \i__valid$51 ;
+  wire \i__valid$57 ;
   wire i_bank;
   wire i_bits;
   wire \i_bits$29 ;
@@ -2965,33 +2995,35 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   wire i_slot;
   wire i_valid;
   wire \i_valid$20 ;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [24:0] map_write;
   wire [24:0] map_write;
-  wire [24:0] \map_write$76 ;
+  wire [24:0] \map_write$78 ;
   wire mine;
   output multiply;
   wire multiply;
-  wire \multiply$82 ;
+  wire \multiply$84 ;
   wire [17:0] o;
-  wire [25:0] \o$80 ;
+  wire [25:0] \o$82 ;
   wire [3:0] o__payload;
-  wire [17:0] \o__payload$46 ;
-  wire [16:0] \o__payload$52 ;
-  output [27:0] \o__payload$57 ;
-  wire [27:0] \o__payload$57 ;
-  wire [27:0] \o__payload$58 ;
+  wire [17:0] \o__payload$48 ;
+  wire [16:0] \o__payload$54 ;
+  output [27:0] \o__payload$59 ;
+  wire [27:0] \o__payload$59 ;
+  wire [27:0] \o__payload$60 ;
   wire o__ready;
-  wire \o__ready$47 ;
-  wire \o__ready$53 ;
-  input \o__ready$59 ;
-  wire \o__ready$59 ;
-  wire \o__ready$60 ;
+  wire \o__ready$49 ;
+  wire \o__ready$55 ;
+  input \o__ready$61 ;
+  wire \o__ready$61 ;
+  wire \o__ready$62 ;
   wire o__valid;
-  wire \o__valid$50 ;
-  wire \o__valid$56 ;
-  output \o__valid$61 ;
-  wire \o__valid$61 ;
-  wire \o__valid$62 ;
+  wire \o__valid$52 ;
+  wire \o__valid$58 ;
+  output \o__valid$63 ;
+  wire \o__valid$63 ;
+  wire \o__valid$64 ;
   wire o_bits;
   wire o_end;
   wire o_event;
@@ -3004,21 +3036,23 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   wire port_0 ;
   input port_1 ;
   wire port_1 ;
+  wire roomy;
+  wire \roomy$46 ;
   input rst;
   wire rst;
   input selected;
   wire selected;
-  wire \selected$71 ;
+  wire \selected$73 ;
   input [36:0] settings;
   wire [36:0] settings;
-  wire [36:0] \settings$66 ;
-  wire [36:0] \settings$74 ;
+  wire [36:0] \settings$68 ;
+  wire [36:0] \settings$76 ;
   input [13:0] start_write;
   wire [13:0] start_write;
-  wire [13:0] \start_write$69 ;
+  wire [13:0] \start_write$71 ;
   input [18:0] vector_write;
   wire [18:0] vector_write;
-  wire [18:0] \vector_write$78 ;
+  wire [18:0] \vector_write$80 ;
   assign i_bank = { port_1 , port_0  } >> o__payload[3];
   assign \$1  = port_1  ? codes[44] : codes[0];
   assign \$2  = port_0  ? codes[44] : codes[0];
@@ -3027,9 +3061,9 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   assign \$5  = ! bad_parity;
   assign \$6  = bad & \$5 ;
   assign \$9  = bad & \$8 ;
-  assign \$11  = ! \bad_parity$94 ;
-  assign \$12  = \bad$93  & \$11 ;
-  assign \$15  = \bad$93  & \$14 ;
+  assign \$11  = ! \bad_parity$96 ;
+  assign \$12  = \bad$95  & \$11 ;
+  assign \$15  = \bad$95  & \$14 ;
   always @(posedge clk)
     bad_0_0 <= \$17 ;
   always @(posedge clk)
@@ -3037,26 +3071,25 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   always @(posedge clk)
     bad_1_0 <= \$19 ;
   always @(posedge clk)
-    \bad_0_0$92  <= \$20 ;
+    \bad_0_0$94  <= \$20 ;
   always @(posedge clk)
     bad_index <= \$21 ;
   always @(posedge clk)
-    \bad_1_0$96  <= \$22 ;
+    \bad_1_0$98  <= \$22 ;
   egret_xs_ice40_core_lane_0_blocks  blocks (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
-    .o__payload(\i__payload$45 ),
-    .o__ready(\o__ready$47 ),
-    .o__valid(\i__valid$49 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$47 ),
+    .o__ready(\o__ready$49 ),
+    .o__valid(\i__valid$51 ),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_collector  collector (
     .bad(bad),
     .bad_parity(bad_parity),
-    .cancel(cancel),
     .clk(clk),
     .enable(i__ready),
     .i_bits(\i_bits$29 ),
@@ -3065,55 +3098,56 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
     .i_last(\i_last$24 ),
     .i_parity(\i_parity$26 ),
     .i_valid(\i_valid$20 ),
+    .lanes_cancel(lanes_cancel),
     .o(i__payload),
     .o_valid(i__valid),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_extractor  extractor (
-    .cancel(cancel),
     .clk(clk),
-    .i__payload(\i__payload$45 ),
-    .i__ready(\o__ready$47 ),
-    .i__valid(\i__valid$49 ),
-    .o__payload(\i__payload$51 ),
-    .o__ready(\o__ready$53 ),
-    .o__valid(\i__valid$55 ),
+    .i__payload(\i__payload$47 ),
+    .i__ready(\o__ready$49 ),
+    .i__valid(\i__valid$51 ),
+    .lanes_cancel(lanes_cancel),
+    .o__payload(\i__payload$53 ),
+    .o__ready(\o__ready$55 ),
+    .o__valid(\i__valid$57 ),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_input  \input  (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(\i__payload$39 ),
     .i__ready(\i__ready$41 ),
     .i__valid(\i__valid$43 ),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_mac  mac (
-    .bad(\bad$93 ),
-    .bad_parity(\bad_parity$94 ),
-    .cancel(cancel),
+    .bad(\bad$95 ),
+    .bad_parity(\bad_parity$96 ),
     .clk(clk),
-    .enable(\enable$63 ),
+    .enable(\enable$65 ),
     .i(i),
+    .lanes_cancel(lanes_cancel),
     .map_write(map_write),
     .multiply(multiply),
-    .o__payload(\o__payload$57 ),
-    .o__ready(\o__ready$59 ),
-    .o__valid(\o__valid$61 ),
+    .o__payload(\o__payload$59 ),
+    .o__ready(\o__ready$61 ),
+    .o__valid(\o__valid$63 ),
     .rst(rst),
     .settings(settings),
     .vector_write(vector_write)
   );
   egret_xs_ice40_core_lane_0_parser  parser (
-    .cancel(cancel),
     .clk(clk),
     .codes(codes),
     .enable(i__ready),
     .i_bank(i_bank),
     .i_valid(i_valid),
+    .lanes_cancel(lanes_cancel),
     .o_bits(\i_bits$29 ),
     .o_end(i_end),
     .o_event(i_event),
@@ -3124,13 +3158,13 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_positioner  positioner (
-    .cancel(cancel),
     .clk(clk),
-    .enable(\enable$63 ),
+    .enable(\enable$65 ),
     .go(go),
-    .i__payload(\i__payload$51 ),
-    .i__ready(\o__ready$53 ),
-    .i__valid(\i__valid$55 ),
+    .i__payload(\i__payload$53 ),
+    .i__ready(\o__ready$55 ),
+    .i__valid(\i__valid$57 ),
+    .lanes_cancel(lanes_cancel),
     .o(i),
     .rst(rst),
     .selected(selected),
@@ -3140,7 +3174,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   always @* begin
     if (time_zero ) begin end
     \$17  = \$7 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$17  = 1'h0;
     end
     if (rst) begin
@@ -3162,7 +3196,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
     if (clear_errors[1]) begin
       \$18 [1] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$18  = 2'h0;
     end
     if (rst) begin
@@ -3172,7 +3206,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   always @* begin
     if (time_zero ) begin end
     \$19  = \$10 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$19  = 1'h0;
     end
     if (rst) begin
@@ -3182,7 +3216,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   always @* begin
     if (time_zero ) begin end
     \$20  = \$13 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$20  = 1'h0;
     end
     if (rst) begin
@@ -3192,19 +3226,19 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   always @* begin
     if (time_zero ) begin end
     \$21  = bad_index;
-    if (\bad_0_0$92 ) begin
+    if (\bad_0_0$94 ) begin
       \$21 [0] = 1'h1;
     end
     if (clear_errors[0]) begin
       \$21 [0] = 1'h0;
     end
-    if (\bad_1_0$96 ) begin
+    if (\bad_1_0$98 ) begin
       \$21 [1] = 1'h1;
     end
     if (clear_errors[1]) begin
       \$21 [1] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$21  = 2'h0;
     end
     if (rst) begin
@@ -3214,7 +3248,7 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   always @* begin
     if (time_zero ) begin end
     \$22  = \$16 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$22  = 1'h0;
     end
     if (rst) begin
@@ -3245,26 +3279,28 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   assign \i__payload$40  = \i__payload$39 ;
   assign \i__ready$42  = \i__ready$41 ;
   assign \i__valid$44  = \i__valid$43 ;
-  assign \o__payload$46  = \i__payload$45 ;
-  assign \i__ready$48  = \o__ready$47 ;
-  assign \o__valid$50  = \i__valid$49 ;
-  assign \o__payload$52  = \i__payload$51 ;
-  assign \i__ready$54  = \o__ready$53 ;
-  assign \o__valid$56  = \i__valid$55 ;
-  assign \o__payload$58  = \o__payload$57 ;
-  assign \o__ready$60  = \o__ready$59 ;
-  assign \o__valid$62  = \o__valid$61 ;
-  assign \enable$64  = \enable$63 ;
-  assign \settings$66  = settings;
-  assign \code_write$67  = code_write;
-  assign \start_write$69  = start_write;
-  assign \selected$71  = selected;
-  assign \go$73  = go;
-  assign \settings$74  = settings;
-  assign \map_write$76  = map_write;
-  assign \vector_write$78  = vector_write;
-  assign \o$80  = i;
-  assign \multiply$82  = multiply;
+  assign roomy = 1'h1;
+  assign \roomy$46  = 1'h1;
+  assign \o__payload$48  = \i__payload$47 ;
+  assign \i__ready$50  = \o__ready$49 ;
+  assign \o__valid$52  = \i__valid$51 ;
+  assign \o__payload$54  = \i__payload$53 ;
+  assign \i__ready$56  = \o__ready$55 ;
+  assign \o__valid$58  = \i__valid$57 ;
+  assign \o__payload$60  = \o__payload$59 ;
+  assign \o__ready$62  = \o__ready$61 ;
+  assign \o__valid$64  = \o__valid$63 ;
+  assign \enable$66  = \enable$65 ;
+  assign \settings$68  = settings;
+  assign \code_write$69  = code_write;
+  assign \start_write$71  = start_write;
+  assign \selected$73  = selected;
+  assign \go$75  = go;
+  assign \settings$76  = settings;
+  assign \map_write$78  = map_write;
+  assign \vector_write$80  = vector_write;
+  assign \o$82  = i;
+  assign \multiply$84  = multiply;
   assign o__ready = i__ready;
   assign i_valid = o__valid;
   assign \$4  = 2'h1;
@@ -3272,13 +3308,11 @@ module egret_xs_ice40_core_lane_0 (rst, selected, \i__valid$43 , \i__ready$41 , 
   assign \$8  = bad_parity;
   assign \$10  = \$9 ;
   assign \$13  = \$12 ;
-  assign \$14  = \bad_parity$94 ;
+  assign \$14  = \bad_parity$96 ;
   assign \$16  = \$15 ;
 endmodule
 
-module egret_xs_ice40_core_lane_0_blocks (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
-  input cancel;
-  wire cancel;
+module egret_xs_ice40_core_lane_0_blocks (rst, i__ready, o__ready, lanes_cancel, o__payload, o__valid, i__valid, i__payload, clk);
   input clk;
   wire clk;
   input [17:0] i__payload;
@@ -3290,6 +3324,8 @@ module egret_xs_ice40_core_lane_0_blocks (rst, i__ready, o__ready, cancel, o__pa
   input i__valid;
   wire i__valid;
   wire \i__valid$5 ;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [17:0] o__payload;
   wire [17:0] o__payload;
   wire [17:0] \o__payload$7 ;
@@ -3302,11 +3338,11 @@ module egret_xs_ice40_core_lane_0_blocks (rst, i__ready, o__ready, cancel, o__pa
   input rst;
   wire rst;
   egret_xs_ice40_core_lane_0_blocks_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -3320,7 +3356,7 @@ module egret_xs_ice40_core_lane_0_blocks (rst, i__ready, o__ready, cancel, o__pa
   assign \o__valid$11  = o__valid;
 endmodule
 
-module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel, o__payload, o__valid, i__valid, i__payload, clk);
+module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, lanes_cancel, o__payload, o__valid, i__valid, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -3329,8 +3365,6 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
   reg \$7 ;
   reg \$8 ;
   reg [17:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [17:0] i__payload;
@@ -3339,6 +3373,8 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [17:0] o__payload;
   reg [17:0] o__payload = 18'h00000;
@@ -3346,6 +3382,8 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 18'h00000 *)
+  wire [17:0] payload;
   input rst;
   wire rst;
   reg [17:0] spare = 18'h00000;
@@ -3371,12 +3409,6 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 18'h00000;
-    end
-    if (rst) begin
-      \$6  = 18'h00000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -3384,7 +3416,7 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -3399,7 +3431,7 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -3413,16 +3445,11 @@ module egret_xs_ice40_core_lane_0_blocks_buffer (rst, i__ready, o__ready, cancel
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 18'h00000;
-    end
-    if (rst) begin
-      \$9  = 18'h00000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
-module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
+module egret_xs_ice40_core_lane_0_collector (rst, enable, lanes_cancel, bad, bad_parity, o_valid, o, i_valid, i_last, i_parity, i_bits, i_end, i_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$20 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 , \$3 , \$33 , \$35
@@ -3456,8 +3483,6 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   reg bad_slot = 1'h0;
   (* init = 18'h00000 *)
   wire [17:0] block;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
@@ -3477,6 +3502,8 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   wire i_slot;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   reg [8:0] \local  = 9'h000;
   reg low_step = 1'h0;
   wire [8:0] number;
@@ -3561,7 +3588,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (enable) begin
       \$58  = \$27 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$58  = 1'h0;
     end
     if (rst) begin
@@ -3581,7 +3608,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (enable) begin
       \$60  = { valid[1:0], i_valid };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$60  = 3'h0;
     end
     if (rst) begin
@@ -3594,7 +3621,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (enable) begin
       \$61  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$61  = 1'h0;
     end
     if (rst) begin
@@ -3607,7 +3634,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (enable) begin
       \$62  = i_parity;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$62  = 1'h0;
     end
     if (rst) begin
@@ -3623,7 +3650,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (\$28 ) begin
       \$63  = 9'h000;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$63  = 9'h000;
     end
     if (rst) begin
@@ -3704,7 +3731,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (\$55 ) begin
       \$70  = 5'h00;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$70  = 5'h00;
     end
     if (rst) begin
@@ -3717,7 +3744,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
     if (enable) begin
       \$71  = \$57 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$71  = 1'h0;
     end
     if (rst) begin
@@ -3758,7 +3785,7 @@ module egret_xs_ice40_core_lane_0_collector (rst, enable, cancel, bad, bad_parit
   assign \$35  = \local [4];
 endmodule
 
-module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i__payload, i__valid, o__valid, o__payload, clk);
+module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, lanes_cancel, i__payload, i__valid, o__valid, o__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$4 , \$6 , \$7 ;
@@ -3766,8 +3793,6 @@ module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i_
   reg \$8 ;
   reg \$9 ;
   wire \$signal ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [17:0] i__payload;
@@ -3776,6 +3801,8 @@ module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i_
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [16:0] o__payload;
   reg [16:0] o__payload = 17'h00000;
   input o__ready;
@@ -3809,7 +3836,7 @@ module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i_
     if (take) begin
       \$8  = i__valid;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -3824,7 +3851,7 @@ module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i_
         \$9  = \$3 ;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$9  = 1'h0;
     end
     if (rst) begin
@@ -3845,9 +3872,7 @@ module egret_xs_ice40_core_lane_0_extractor (rst, i__ready, o__ready, cancel, i_
   assign \task  = o__payload;
 endmodule
 
-module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
-  input cancel;
-  wire cancel;
+module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__payload, lanes_cancel, o__payload, o__valid, clk);
   input clk;
   wire clk;
   input [3:0] i__payload;
@@ -3859,6 +3884,8 @@ module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__p
   input i__valid;
   wire i__valid;
   wire \i__valid$5 ;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [3:0] o__payload;
   wire [3:0] o__payload;
   wire [3:0] \o__payload$7 ;
@@ -3871,11 +3898,11 @@ module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__p
   input rst;
   wire rst;
   egret_xs_ice40_core_lane_0_input_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
     .o__ready(o__ready),
     .o__valid(o__valid),
@@ -3889,7 +3916,7 @@ module egret_xs_ice40_core_lane_0_input (rst, i__valid, o__ready, i__ready, i__p
   assign \o__valid$11  = o__valid;
 endmodule
 
-module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__ready, i__payload, cancel, o__payload, o__valid, clk);
+module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__ready, i__payload, lanes_cancel, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -3898,8 +3925,6 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
   reg \$7 ;
   reg \$8 ;
   reg [3:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [3:0] i__payload;
@@ -3908,6 +3933,8 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [3:0] o__payload;
   reg [3:0] o__payload = 4'h0;
@@ -3915,6 +3942,8 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 4'h0 *)
+  wire [3:0] payload;
   input rst;
   wire rst;
   reg [3:0] spare = 4'h0;
@@ -3940,12 +3969,6 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 4'h0;
-    end
-    if (rst) begin
-      \$6  = 4'h0;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -3953,7 +3976,7 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -3968,7 +3991,7 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -3982,16 +4005,11 @@ module egret_xs_ice40_core_lane_0_input_buffer (rst, i__valid, o__ready, i__read
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 4'h0;
-    end
-    if (rst) begin
-      \$9  = 4'h0;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, settings, i, multiply, bad, bad_parity, enable, o__valid, o__payload, o__ready, clk);
+module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, lanes_cancel, settings, i, multiply, bad, bad_parity, enable, o__valid, o__payload, o__ready, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [10:0] \$1 ;
@@ -4033,8 +4051,6 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   reg bad_parity = 1'h0;
   reg bad_slot = 1'h0;
   reg [12:0] beyond = 13'h0000;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [8:0] column = 9'h000;
@@ -4053,6 +4069,8 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   reg [36:0] held = 37'h0000000000;
   input [25:0] i;
   wire [25:0] i;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [24:0] map_write;
   wire [24:0] map_write;
   reg memory = 1'h0;
@@ -4169,8 +4187,8 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   always @(posedge clk)
     bad <= \$37 ;
   egret_xs_ice40_core_lane_0_mac_map  map (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (map_write[16:0]),
     .read__addr(number[7:0]),
     .read__en(enable),
@@ -4180,15 +4198,15 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   egret_xs_ice40_core_lane_0_mac_multiplier_0  multiplier_0 (
     .\a$4 (\$2 [7:0]),
     .\b$6 (b),
-    .cancel(cancel),
     .clk(clk),
     .enable(enable),
+    .lanes_cancel(lanes_cancel),
     .product(product),
     .rst(rst)
   );
   egret_xs_ice40_core_lane_0_mac_vectors  vectors (
-    .cancel(cancel),
     .clk(clk),
+    .lanes_cancel(lanes_cancel),
     .port_0 (vector_write),
     .port_1 (column),
     .port_2 (memory),
@@ -4199,7 +4217,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   always @* begin
     if (time_zero ) begin end
     \$39  = tag_0[3];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$39  = 1'h0;
     end
     if (rst) begin
@@ -4229,7 +4247,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (enable) begin
       \$42  = held[11];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$42  = 1'h0;
     end
     if (rst) begin
@@ -4242,7 +4260,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (enable) begin
       \$43  = zigzag_0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -4258,7 +4276,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (\$14 ) begin
       \$44  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$44  = 1'h0;
     end
     if (rst) begin
@@ -4274,7 +4292,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (\$18 ) begin
       \$45  = 25'h0000000;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$45  = 25'h0000000;
     end
     if (rst) begin
@@ -4284,7 +4302,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   always @* begin
     if (time_zero ) begin end
     \$46  = \$24 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$46  = 1'h1;
     end
     if (rst) begin
@@ -4299,7 +4317,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     end else if (o__ready) begin
       \$47  = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$47  = 1'h0;
     end
     if (rst) begin
@@ -4315,7 +4333,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
       \$48 [2] = tag_4[2];
       \$48 [0] = tag_4[3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$48  = 28'h0000000;
     end
     if (rst) begin
@@ -4338,7 +4356,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
       \$27 [2] = i[3];
       \$27 [3] = i[25];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$27  = 4'h0;
     end
     if (rst) begin
@@ -4380,7 +4398,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
       \$32 [3:1] = tag_0[3:1];
       \$32 [0] = used;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$32  = 4'h0;
     end
     if (rst) begin
@@ -4393,7 +4411,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (enable) begin
       \$33  = tag_1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$33  = 4'h0;
     end
     if (rst) begin
@@ -4406,7 +4424,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (enable) begin
       \$34  = tag_2;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$34  = 4'h0;
     end
     if (rst) begin
@@ -4419,7 +4437,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
     if (enable) begin
       \$35  = tag_3;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$35  = 4'h0;
     end
     if (rst) begin
@@ -4429,7 +4447,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   always @* begin
     if (time_zero ) begin end
     \$36  = \$7 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$36  = 1'h0;
     end
     if (rst) begin
@@ -4439,7 +4457,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   always @* begin
     if (time_zero ) begin end
     \$37  = \$12 ;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$37  = 1'h0;
     end
     if (rst) begin
@@ -4449,7 +4467,7 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   always @* begin
     if (time_zero ) begin end
     \$38  = 1'h0;
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$38  = 1'h0;
     end
     if (rst) begin
@@ -4479,16 +4497,16 @@ module egret_xs_ice40_core_lane_0_mac (rst, vector_write, map_write, cancel, set
   assign \$16  = \$15 ;
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac_map (rst, port_0 , cancel, read__addr, read__en, value, clk);
+module egret_xs_ice40_core_lane_0_mac_map (rst, port_0 , lanes_cancel, read__addr, read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [7:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [16:0] port_0 ;
   wire [16:0] port_0 ;
   input [7:0] read__addr;
@@ -4546,7 +4564,7 @@ module egret_xs_ice40_core_lane_0_mac_map (rst, port_0 , cancel, read__addr, rea
   assign \value$11  = value;
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , cancel, enable, \b$6 , product, clk);
+module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , lanes_cancel, enable, \b$6 , product, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [15:0] \$1 ;
@@ -4559,12 +4577,12 @@ module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , cancel, enable, 
   reg [7:0] b = 8'h00;
   input [7:0] \b$6 ;
   wire [7:0] \b$6 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input enable;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [15:0] product;
   reg [15:0] product = 16'h0000;
   (* init = 16'h0000 *)
@@ -4602,16 +4620,16 @@ module egret_xs_ice40_core_lane_0_mac_multiplier_0 (rst, \a$4 , cancel, enable, 
   assign \product$9  = product;
 endmodule
 
-module egret_xs_ice40_core_lane_0_mac_vectors (rst, port_0 , cancel, port_1 , port_2 , read__en, value, clk);
+module egret_xs_ice40_core_lane_0_mac_vectors (rst, port_0 , lanes_cancel, port_1 , port_2 , read__en, value, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   reg [7:0] \$1 ;
   wire [9:0] address;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire enable;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [18:0] port_0 ;
   wire [18:0] port_0 ;
   input [8:0] port_1 ;
@@ -4673,7 +4691,7 @@ module egret_xs_ice40_core_lane_0_mac_vectors (rst, port_0 , cancel, port_1 , po
   assign \value$11  = value;
 endmodule
 
-module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, cancel, port_0 , o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
+module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, lanes_cancel, port_0 , o_valid, o_last, o_parity, o_bits, o_end, o_event, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [43:0] \$1 ;
@@ -4699,8 +4717,6 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   wire bit0_ending;
   wire bit0_event;
   wire [12:0] bit0_state;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [87:0] codes;
@@ -4715,6 +4731,8 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   wire i_parity;
   input i_valid;
   wire i_valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output o_bits;
   reg o_bits = 1'h0;
   output o_end;
@@ -4822,7 +4840,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (\$57 ) begin
       \$65 [1] = 1'h0;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$65  = 2'h0;
     end
     if (rst) begin
@@ -4839,7 +4857,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
       \$66 [3] = port_0 [0];
       \$66 [11:7] = { \$1 [1], \$3 , \$1 [14:12] };
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$66 [3:0] = 4'h0;
       \$66 [11:7] = 5'h00;
     end
@@ -4853,7 +4871,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (step) begin
       \$67  = stage0_found;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$67  = 12'h000;
     end
     if (rst) begin
@@ -4869,7 +4887,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (\$62 ) begin
       \$68  = 13'h0080;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$68  = 13'h0080;
     end
     if (rst) begin
@@ -4882,7 +4900,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (enable) begin
       \$69  = valid[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$69  = 1'h0;
     end
     if (rst) begin
@@ -4895,7 +4913,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (enable) begin
       \$70  = stage0_beat[0];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$70  = 1'h0;
     end
     if (rst) begin
@@ -4908,7 +4926,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (enable) begin
       \$71  = stage0_beat[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$71  = 1'h0;
     end
     if (rst) begin
@@ -4921,7 +4939,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (enable) begin
       \$72  = stage0_beat[2];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$72  = 1'h0;
     end
     if (rst) begin
@@ -4934,7 +4952,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (enable) begin
       \$73  = stage0_beat[3];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$73  = 1'h0;
     end
     if (rst) begin
@@ -4947,7 +4965,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (enable) begin
       \$74  = stage0_beat[4];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$74  = 1'h0;
     end
     if (rst) begin
@@ -4960,7 +4978,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
     if (enable) begin
       \$75  = \$64 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$75  = 1'h0;
     end
     if (rst) begin
@@ -4993,7 +5011,7 @@ module egret_xs_ice40_core_lane_0_parser (rst, i_valid, i_bank, enable, codes, c
   assign \$57  = 1'h0;
 endmodule
 
-module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_write, cancel, go, settings, i__valid, i__payload, o, enable, clk);
+module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_write, lanes_cancel, go, settings, i__valid, i__payload, o, enable, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$11 , \$13 , \$14 , \$16 , \$18 , \$19 , \$2 , \$20 , \$21 , \$22 , \$25 , \$27 , \$28
@@ -5016,8 +5034,6 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
   wire advance;
   reg [12:0] at_work = 13'h0000;
   wire [10:0] begun;
-  input cancel;
-  wire cancel;
   wire carry;
   input clk;
   wire clk;
@@ -5035,6 +5051,8 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
   input i__valid;
   wire i__valid;
   wire [11:0] index;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [10:0] length;
   wire load;
   reg loading = 1'h1;
@@ -5141,7 +5159,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
         end
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$43  = 1'h0;
     end
     if (rst) begin
@@ -5159,7 +5177,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
         \$44  = 1'h0;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$44  = 1'h0;
     end
     if (rst) begin
@@ -5179,7 +5197,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
         \$45  = 1'h1;
       end
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$45  = 1'h1;
     end
     if (rst) begin
@@ -5195,7 +5213,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
       \$46 [2] = \$25 ;
       \$46 [3] = load;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$46  = 4'h0;
     end
     if (rst) begin
@@ -5209,7 +5227,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
       \$47 [11:0] = { 3'h0, i__payload[10:2] };
       \$47 [12] = i__payload[16];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$47  = 13'h0000;
     end
     if (rst) begin
@@ -5245,7 +5263,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
     if (\$41 ) begin
       \$50  = 11'h7ff;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$50  = 11'h7ff;
     end
     if (rst) begin
@@ -5258,7 +5276,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
     if (advance) begin
       \$51  = marks;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$51  = 4'h0;
     end
     if (rst) begin
@@ -5271,7 +5289,7 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
     if (advance) begin
       \$52  = tag;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$52  = 13'h0000;
     end
     if (rst) begin
@@ -5309,20 +5327,20 @@ module egret_xs_ice40_core_lane_0_positioner (rst, selected, i__ready, start_wri
   assign \$33  = 1'h0;
 endmodule
 
-module egret_xs_ice40_core_lane_settings (rst, codes, start_write, cancel, matrices, o, clk);
+module egret_xs_ice40_core_lane_settings (rst, codes, start_write, lanes_cancel, matrices, o, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire [7:0] \$1 ;
   wire [12:0] \$2 , \$3 ;
   reg \$4 ;
   reg [36:0] \$5 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   wire [43:0] code;
   input [87:0] codes;
   wire [87:0] codes;
+  input lanes_cancel;
+  wire lanes_cancel;
   input [59:0] matrices;
   wire [59:0] matrices;
   wire [29:0] matrix;
@@ -5348,7 +5366,7 @@ module egret_xs_ice40_core_lane_settings (rst, codes, start_write, cancel, matri
     if (start_write[0]) begin
       \$4  = start_write[1];
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$4  = 1'h0;
     end
     if (rst) begin
@@ -5363,7 +5381,7 @@ module egret_xs_ice40_core_lane_settings (rst, codes, start_write, cancel, matri
     \$5 [12] = matrix[0];
     \$5 [24:13] = \$2 [11:0];
     \$5 [36:25] = \$3 [11:0];
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$5  = 37'h0000000000;
     end
     if (rst) begin
@@ -5638,8 +5656,8 @@ module egret_xs_ice40_core_loader (i__valid, rst, i__ready, \memory$14 , allow, 
   end
 endmodule
 
-module egret_xs_ice40_core_reader (rst, may_load_code, may_load_bias, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, may_allocate, in_flight, banks_loaded, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
-, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, late, late_error, late_position, kept, parity, clear, clk);
+module egret_xs_ice40_core_reader (rst, may_send, sender_busy, i__ready, position, reading, words__ready, section__ready, payload__ready, in_flight, banks_loaded, may_allocate, may_load_code, may_load_bias, payload__payload, matrix, code, section__payload, cancel, section__valid, allocate
+, load_code, words__valid, payload__valid, payload_word, passed, settling, halted, reject, wipe, error, i__payload, i__valid, wiped, kept, parity, late, late_error, late_position, clear, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$100 , \$101 , \$103 , \$104 , \$105 , \$107 , \$108 , \$109 , \$11 , \$110 ,
@@ -8390,7 +8408,7 @@ module egret_xs_ice40_core_reader_crc_67 (rst, valid, start, crc, data, clk);
   assign \$263  = \$1 [5];
 endmodule
 
-module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane__valid, lane__ready, o__payload, o__valid, clk);
+module egret_xs_ice40_core_readout_0 (rst, lane__payload, lanes_cancel, lane__valid, lane__ready, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$4 , \$5 , \$6 ;
@@ -8398,8 +8416,6 @@ module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
   wire [27:0] behind__payload;
   reg behind__ready;
   wire behind__valid;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   reg [27:0] i__payload;
@@ -8411,10 +8427,11 @@ module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
   reg lane__ready;
   input lane__valid;
   wire lane__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   output [27:0] o__payload;
   wire [27:0] o__payload;
   wire [27:0] \o__payload$1 ;
-  input o__ready;
   wire o__ready;
   wire \o__ready$3 ;
   output o__valid;
@@ -8424,13 +8441,12 @@ module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
   wire rst;
   assign \$5  = lane__valid & lane__ready;
   egret_xs_ice40_core_readout_0_buffer  buffer (
-    .cancel(cancel),
     .clk(clk),
     .i__payload(i__payload),
     .i__ready(i__ready),
     .i__valid(i__valid),
+    .lanes_cancel(lanes_cancel),
     .o__payload(o__payload),
-    .o__ready(o__ready),
     .o__valid(o__valid),
     .rst(rst)
   );
@@ -8469,7 +8485,8 @@ module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
     end
   end
   assign \o__payload$1  = o__payload;
-  assign \o__ready$3  = o__ready;
+  assign o__ready = 1'h1;
+  assign \o__ready$3  = 1'h1;
   assign \o__valid$5  = o__valid;
   assign behind__valid = 1'h0;
   assign behind__payload = 28'h0000000;
@@ -8479,7 +8496,7 @@ module egret_xs_ice40_core_readout_0 (rst, o__ready, lane__payload, cancel, lane
   assign \$9  = 2'h3;
 endmodule
 
-module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i__valid, i__payload, o__payload, o__valid, clk);
+module egret_xs_ice40_core_readout_0_buffer (rst, i__ready, lanes_cancel, i__valid, i__payload, o__payload, o__valid, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$2 , \$3 , \$5 ;
@@ -8488,8 +8505,6 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
   reg \$7 ;
   reg \$8 ;
   reg [27:0] \$9 ;
-  input cancel;
-  wire cancel;
   input clk;
   wire clk;
   input [27:0] i__payload;
@@ -8498,13 +8513,16 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
   wire i__ready;
   input i__valid;
   wire i__valid;
+  input lanes_cancel;
+  wire lanes_cancel;
   wire [1:0] level;
   output [27:0] o__payload;
   reg [27:0] o__payload = 28'h0000000;
-  input o__ready;
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 28'h0000000 *)
+  wire [27:0] payload;
   input rst;
   wire rst;
   reg [27:0] spare = 28'h0000000;
@@ -8512,7 +8530,6 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
   assign i__ready = ~ spare_full;
   assign level = o__valid + spare_full;
   assign \$1  = ~ o__valid;
-  assign \$2  = \$1  | o__ready;
   assign \$3  = i__valid & i__ready;
   assign \$4  = spare_full ? spare : i__payload;
   assign \$5  = spare_full | i__valid;
@@ -8530,12 +8547,6 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     if (\$2 ) begin
       \$6  = \$4 ;
     end
-    if (cancel) begin
-      \$6  = 28'h0000000;
-    end
-    if (rst) begin
-      \$6  = 28'h0000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
@@ -8543,7 +8554,7 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     if (\$2 ) begin
       \$7  = \$5 ;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$7  = 1'h0;
     end
     if (rst) begin
@@ -8558,7 +8569,7 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     end else if (\$3 ) begin
       \$8  = 1'h1;
     end
-    if (cancel) begin
+    if (lanes_cancel) begin
       \$8  = 1'h0;
     end
     if (rst) begin
@@ -8572,52 +8583,51 @@ module egret_xs_ice40_core_readout_0_buffer (rst, o__ready, i__ready, cancel, i_
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (cancel) begin
-      \$9  = 28'h0000000;
-    end
-    if (rst) begin
-      \$9  = 28'h0000000;
-    end
   end
+  assign payload = o__payload;
+  assign o__ready = 1'h1;
+  assign \$2  = 1'h1;
 endmodule
 
-module egret_xs_ice40_core_store (rst, i__ready, sums, cancel, wipe, complete, wiped, beyond, beyond_substream, walk, start, \release , banks, rows, i__payload, i__valid, clk);
+module egret_xs_ice40_core_store (rst, i__valid, cancel, wipe, complete, wiped, sums, beyond, beyond_substream, walk, start, rows, \release , banks, i__payload, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
-  wire [1:0] \$1 , \$2 , \$3 , \$4 , \$75 , \$86 ;
-  wire \$10 , \$15 , \$16 , \$20 , \$21 , \$22 , \$23 , \$24 , \$25 , \$26 , \$27 , \$28 , \$29 ,
-    \$30 , \$34 , \$37 , \$38 , \$41 , \$42 , \$43 , \$44 , \$45 , \$47 , \$48 , \$49 , \$5 , \$50 ,
-    \$51 , \$54 , \$55 , \$56 , \$57 , \$58 , \$59 , \$62 , \$63 , \$67 , \$7 , \$71 , \$72 , \$73 ,
-    \$74 , \$78 , \$79 , \$8 , \$80 , \$81 , \$82 , \$83 , \$84 , \$85 , \$89 , \$90 , \$91 , \$92 ,
-    \$93 ;
-  wire [31:0] \$11 , \$13 ;
-  wire [32:0] \$14 ;
-  wire [4:0] \$159 ;
-  wire [9:0] \$17 , \$31 , \$46 ;
-  wire [15:0] \$6 ;
-  wire [10:0] \$61 , \$9 ;
-  reg [8:0] \$100 ;
-  reg \$101 ;
-  reg \$102 ;
-  reg [31:0] \$103 ;
-  reg [31:0] \$104 ;
-  reg \$105 ;
-  reg [1:0] \$106 ;
-  reg [1:0] \$107 ;
-  reg \$108 ;
-  reg [31:0] \$12 ;
-  reg [43:0] \$94 ;
-  reg [43:0] \$95 ;
-  reg [43:0] \$96 ;
-  reg [9:0] \$97 ;
-  reg [31:0] \$98 ;
-  reg [31:0] \$99 ;
-  reg [8:0] \$signature__addr ;
-  reg [8:0] \$signature__addr$32 ;
-  reg [31:0] \$signature__data ;
-  reg [31:0] \$signature__data$33 ;
-  reg \$signature__en ;
-  reg \$signature__en$31 ;
+  wire \$1 , \$102 , \$103 , \$104 , \$105 , \$106 , \$11 , \$15 , \$16 , \$17 , \$18 , \$19 , \$2 ,
+    \$20 , \$29 , \$3 , \$33 , \$34 , \$38 , \$39 , \$4 , \$40 , \$41 , \$42 , \$43 , \$44 , \$45 ,
+    \$46 , \$47 , \$48 , \$5 , \$52 , \$55 , \$56 , \$59 , \$6 , \$60 , \$61 , \$62 , \$63 , \$66 ,
+    \$67 , \$68 , \$69 , \$70 , \$73 , \$74 , \$75 , \$76 , \$77 , \$78 , \$81 , \$82 , \$85 , \$86
+    , \$87 , \$91 , \$92 , \$93 , \$94 , \$95 , \$96 , \$97 , \$98 ;
+  wire [15:0] \$12 , \$14 , \$28 ;
+  wire [10:0] \$13 , \$27 , \$80 ;
+  wire [4:0] \$189 ;
+  wire [31:0] \$30 , \$31 , \$83 , \$84 ;
+  wire [32:0] \$32 ;
+  wire [9:0] \$35 , \$49 , \$64 , \$65 ;
+  wire [1:0] \$88 , \$99 ;
+  reg [43:0] \$107 ;
+  reg [43:0] \$108 ;
+  reg [43:0] \$109 ;
+  reg [9:0] \$110 ;
+  reg [8:0] \$111 ;
+  reg \$112 ;
+  reg \$113 ;
+  reg [31:0] \$114 ;
+  reg \$115 ;
+  reg [1:0] \$116 ;
+  reg [1:0] \$117 ;
+  reg \$118 ;
+  wire \$signature__addr ;
+  wire \$signature__addr$12 ;
+  reg [8:0] \$signature__addr$29 ;
+  reg [8:0] \$signature__addr$35 ;
+  wire [9:0] \$signature__data ;
+  wire [9:0] \$signature__data$13 ;
+  reg [31:0] \$signature__data$31 ;
+  reg [31:0] \$signature__data$36 ;
+  wire \$signature__en ;
+  wire \$signature__en$10 ;
+  reg \$signature__en$28 ;
+  reg \$signature__en$34 ;
   input [1:0] banks;
   wire [1:0] banks;
   output [1:0] beyond;
@@ -8633,39 +8643,37 @@ module egret_xs_ice40_core_store (rst, i__ready, sums, cancel, wipe, complete, w
   wire [1:0] complete;
   reg ended_0 = 1'h0;
   reg ended_1 = 1'h0;
-  reg [31:0] fetched_0 = 32'd0;
-  reg [31:0] fetched_1 = 32'd0;
+  reg [31:0] fetched = 32'd0;
   input [27:0] i__payload;
   wire [27:0] i__payload;
-  output i__ready;
   wire i__ready;
   input i__valid;
   wire i__valid;
-  wire [8:0] read__addr;
-  wire [8:0] \read__addr$29 ;
-  wire [31:0] read__data;
-  wire [31:0] \read__data$44 ;
+  wire read__addr;
+  wire [8:0] \read__addr$21 ;
+  wire [8:0] \read__addr$32 ;
+  wire \read__addr$9 ;
+  wire [9:0] read__data;
+  wire [9:0] \read__data$11 ;
+  wire [31:0] \read__data$47 ;
+  wire [31:0] \read__data$48 ;
   wire read__en;
-  wire \read__en$30 ;
+  wire \read__en$33 ;
   input [1:0] \release ;
   wire [1:0] \release ;
-  wire row_read__addr;
-  wire [9:0] row_read__data;
-  reg row_write__addr;
-  reg [9:0] row_write__data;
-  reg row_write__en;
   input [19:0] rows;
   wire [19:0] rows;
   input rst;
   wire rst;
+  (* init = 32'd0 *)
+  wire [31:0] shown;
   reg [43:0] stage_0 = 44'h00000000000;
   reg [43:0] stage_1 = 44'h00000000000;
   reg [43:0] stage_2 = 44'h00000000000;
   input [35:0] start;
   wire [35:0] start;
   output [31:0] sums;
-  reg [31:0] sums;
-  wire take;
+  reg [31:0] sums = 32'd0;
   wire [31:0] total;
   reg [31:0] total_1 = 32'd0;
   reg [31:0] total_2 = 32'd0;
@@ -8686,16 +8694,16 @@ module egret_xs_ice40_core_store (rst, i__ready, sums, cancel, wipe, complete, w
       bank_0[bank_0_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en )
-      bank_0[\$signature__addr ] <= \$signature__data ;
+    if (\$signature__en$28 )
+      bank_0[\$signature__addr$29 ] <= \$signature__data$31 ;
   end
   reg [31:0] _0_;
   always @(posedge clk) begin
     if (read__en) begin
-      _0_ <= bank_0[\$17 [8:0]];
+      _0_ <= bank_0[\$35 [8:0]];
     end
   end
-  assign read__data = _0_;
+  assign \read__data$47  = _0_;
   (* no_rw_check = 32'd1 *)
   reg [31:0] bank_1 [511:0];
   integer bank_1_entry;
@@ -8704,422 +8712,376 @@ module egret_xs_ice40_core_store (rst, i__ready, sums, cancel, wipe, complete, w
       bank_1[bank_1_entry] = 32'd0;
   end
   always @(posedge clk) begin
-    if (\$signature__en$31 )
-      bank_1[\$signature__addr$32 ] <= \$signature__data$33 ;
+    if (\$signature__en$34 )
+      bank_1[\$signature__addr$35 ] <= \$signature__data$36 ;
   end
   reg [31:0] _1_;
   always @(posedge clk) begin
-    if (\read__en$30 ) begin
-      _1_ <= bank_1[\$31 [8:0]];
+    if (\read__en$33 ) begin
+      _1_ <= bank_1[\$49 [8:0]];
     end
   end
-  assign \read__data$44  = _1_;
-  reg [9:0] next_rows [1:0];
-  integer next_rows_entry;
+  assign \read__data$48  = _1_;
+  reg [9:0] next_rows_0 [1:0];
+  integer next_rows_0_entry;
   initial begin
-    for (next_rows_entry = 0; next_rows_entry < 2; next_rows_entry = next_rows_entry + 1)
-      next_rows[next_rows_entry] = 10'h000;
+    for (next_rows_0_entry = 0; next_rows_0_entry < 2; next_rows_0_entry = next_rows_0_entry + 1)
+      next_rows_0[next_rows_0_entry] = 10'h000;
   end
   always @(posedge clk) begin
-    if (row_write__en)
-      next_rows[row_write__addr] <= row_write__data;
+    if (\$signature__en )
+      next_rows_0[\$signature__addr ] <= \$14 [9:0];
   end
-  assign row_read__data = next_rows[\$2 [0]];
-  assign i__ready = ~ start[0];
-  assign take = i__valid & i__ready;
-  assign \$5  = | start[18:12];
-  assign \$6  = \$5  ? 16'h0200 : start[18:3];
-  assign \$7  = ~ row_read__data[9];
-  assign \$8  = take & \$7 ;
-  assign \$9  = row_read__data + 1'h1;
-  assign \$10  = stage_2[42] | stage_2[43];
-  assign \$11  = stage_2[42] ? total_1 : total_2;
-  assign \$13  = \$10  ? \$11  : \$12 ;
-  assign \$14  = $signed(\$13 ) + $signed(stage_2[39:15]);
-  assign \$15  = ! walk[1];
-  assign \$16  = walk[0] & \$15 ;
-  assign \$17  = \$16  ? { 1'h0, walk[11:3] } : stage_0[11:2];
-  assign \$20  = ~ \$16 ;
-  assign read__en = \$20  | walk[2];
-  assign \$21  = ~ walk[0];
-  assign \$22  = wipe & \$21 ;
-  assign \$23  = ! walked_bank;
-  assign \$24  = clear_walked & \$23 ;
-  assign \$25  = ~ stage_2[40];
-  assign \$26  = stage_2[0] & \$25 ;
-  assign \$27  = ! stage_2[1];
-  assign \$28  = \$26  & \$27 ;
-  assign \$30  = walk[0] & \$29 ;
-  assign \$31  = \$30  ? { 1'h0, walk[11:3] } : stage_0[11:2];
-  assign \$34  = ~ \$30 ;
-  assign \read__en$30  = \$34  | walk[2];
-  assign \$38  = clear_walked & \$37 ;
-  assign \$42  = \$26  & \$41 ;
-  assign \$45  = banks >> i__payload[0];
-  assign \$159  = stage_0[12] * 4'ha;
-  assign \$46  = rows >> \$159 ;
-  assign \$47  = stage_0[11:2] >= \$46 ;
-  assign \$48  = ~ stage_1[40];
-  assign \$49  = stage_1[0] & \$48 ;
-  assign \$50  = stage_1[11:1] == stage_0[11:1];
-  assign \$51  = \$49  & \$50 ;
-  assign \$54  = stage_2[11:1] == stage_0[11:1];
-  assign \$55  = \$26  & \$54 ;
-  assign \$56  = | stage_1[39:15];
-  assign \$57  = stage_1[40] & \$56 ;
-  assign \$58  = ~ wipe;
-  assign \$59  = \$58  | wiping[9];
-  assign \$61  = wiping + 1'h1;
-  assign \$62  = walk[0] & walk[2];
-  assign \$63  = \$62  & walk[12];
-  assign \$67  = \$20  | walk[2];
-  assign \$71  = \$34  | walk[2];
-  assign \$72  = ! stage_2[12];
-  assign \$73  = stage_2[0] & \$72 ;
-  assign \$74  = \$73  & stage_2[14];
-  assign \$75  = ended_0 + 1'h1;
-  assign \$78  = \$73  & stage_2[41];
-  assign \$79  = ~ beyond[0];
-  assign \$80  = stage_2[13] < beyond_substream[0];
-  assign \$81  = \$79  | \$80 ;
-  assign \$82  = \release [0] | cancel;
-  assign \$84  = stage_2[0] & \$83 ;
-  assign \$85  = \$84  & stage_2[14];
-  assign \$86  = ended_1 + 1'h1;
-  assign \$89  = \$84  & stage_2[41];
-  assign \$90  = ~ beyond[1];
-  assign \$91  = stage_2[13] < beyond_substream[1];
-  assign \$92  = \$90  | \$91 ;
-  assign \$93  = \release [1] | cancel;
+  assign read__data = next_rows_0[i__payload[1]];
+  reg [9:0] next_rows_1 [1:0];
+  integer next_rows_1_entry;
+  initial begin
+    for (next_rows_1_entry = 0; next_rows_1_entry < 2; next_rows_1_entry = next_rows_1_entry + 1)
+      next_rows_1[next_rows_1_entry] = 10'h000;
+  end
+  always @(posedge clk) begin
+    if (\$signature__en$10 )
+      next_rows_1[\$signature__addr$12 ] <= \$28 [9:0];
+  end
+  assign \read__data$11  = next_rows_1[i__payload[1]];
+  assign \$1  = ! start[1];
+  assign \$2  = start[0] & \$1 ;
+  assign \$3  = ! i__payload[0];
+  assign \$4  = i__valid & \$3 ;
+  assign \$5  = ~ read__data[9];
+  assign \$6  = \$4  & \$5 ;
+  assign \$signature__en  = \$2  | \$6 ;
+  assign \$signature__addr  = \$2  ? start[2] : i__payload[1];
+  assign \$11  = | start[18:12];
+  assign \$12  = \$11  ? 16'h0200 : start[18:3];
+  assign \$13  = read__data + 1'h1;
+  assign \$14  = \$2  ? \$12  : { 5'h00, \$13  };
+  assign \$16  = start[0] & \$15 ;
+  assign \$18  = i__valid & \$17 ;
+  assign \$19  = ~ \read__data$11 [9];
+  assign \$20  = \$18  & \$19 ;
+  assign \$signature__en$10  = \$16  | \$20 ;
+  assign \$signature__addr$12  = \$16  ? start[2] : i__payload[1];
+  assign \$27  = \read__data$11  + 1'h1;
+  assign \$28  = \$16  ? \$12  : { 5'h00, \$27  };
+  assign \$29  = stage_2[42] | stage_2[43];
+  assign \$30  = stage_2[42] ? total_1 : total_2;
+  assign \$31  = \$29  ? \$30  : fetched;
+  assign \$32  = $signed(\$31 ) + $signed(stage_2[39:15]);
+  assign \$33  = ! walk[1];
+  assign \$34  = walk[0] & \$33 ;
+  assign \$35  = \$34  ? { 1'h0, walk[11:3] } : stage_0[11:2];
+  assign \$38  = ~ \$34 ;
+  assign read__en = \$38  | walk[2];
+  assign \$39  = ~ walk[0];
+  assign \$40  = wipe & \$39 ;
+  assign \$41  = ! walked_bank;
+  assign \$42  = clear_walked & \$41 ;
+  assign \$43  = ~ stage_2[40];
+  assign \$44  = stage_2[0] & \$43 ;
+  assign \$45  = ! stage_2[1];
+  assign \$46  = \$44  & \$45 ;
+  assign \$48  = walk[0] & \$47 ;
+  assign \$49  = \$48  ? { 1'h0, walk[11:3] } : stage_0[11:2];
+  assign \$52  = ~ \$48 ;
+  assign \read__en$33  = \$52  | walk[2];
+  assign \$56  = clear_walked & \$55 ;
+  assign \$60  = \$44  & \$59 ;
+  assign \$63  = banks >> i__payload[0];
+  assign \$64  = i__payload[0] ? \read__data$11  : read__data;
+  assign \$189  = stage_0[12] * 4'ha;
+  assign \$65  = rows >> \$189 ;
+  assign \$66  = stage_0[11:2] >= \$65 ;
+  assign \$67  = ~ stage_1[40];
+  assign \$68  = stage_1[0] & \$67 ;
+  assign \$69  = stage_1[11:1] == stage_0[11:1];
+  assign \$70  = \$68  & \$69 ;
+  assign \$73  = stage_2[11:1] == stage_0[11:1];
+  assign \$74  = \$44  & \$73 ;
+  assign \$75  = | stage_1[39:15];
+  assign \$76  = stage_1[40] & \$75 ;
+  assign \$77  = ~ wipe;
+  assign \$78  = \$77  | wiping[9];
+  assign \$80  = wiping + 1'h1;
+  assign \$81  = walk[0] & walk[2];
+  assign \$82  = \$81  & walk[12];
+  assign \$83  = stage_1[1] ? \read__data$48  : \read__data$47 ;
+  assign \$84  = walk[1] ? \read__data$48  : \read__data$47 ;
+  assign \$85  = ! stage_2[12];
+  assign \$86  = stage_2[0] & \$85 ;
+  assign \$87  = \$86  & stage_2[14];
+  assign \$88  = ended_0 + 1'h1;
+  assign \$91  = \$86  & stage_2[41];
+  assign \$92  = ~ beyond[0];
+  assign \$93  = stage_2[13] < beyond_substream[0];
+  assign \$94  = \$92  | \$93 ;
+  assign \$95  = \release [0] | cancel;
+  assign \$97  = stage_2[0] & \$96 ;
+  assign \$98  = \$97  & stage_2[14];
+  assign \$99  = ended_1 + 1'h1;
+  assign \$102  = \$97  & stage_2[41];
+  assign \$103  = ~ beyond[1];
+  assign \$104  = stage_2[13] < beyond_substream[1];
+  assign \$105  = \$103  | \$104 ;
+  assign \$106  = \release [1] | cancel;
   always @(posedge clk)
-    stage_1 <= \$94 ;
+    stage_1 <= \$107 ;
   always @(posedge clk)
-    stage_2 <= \$95 ;
+    stage_2 <= \$108 ;
   always @(posedge clk)
-    stage_0 <= \$96 ;
+    stage_0 <= \$109 ;
   always @(posedge clk)
-    wiping <= \$97 ;
+    wiping <= \$110 ;
   always @(posedge clk)
-    total_1 <= \$98 ;
+    total_1 <= \$32 [31:0];
   always @(posedge clk)
-    total_2 <= \$99 ;
+    total_2 <= total_1;
   always @(posedge clk)
-    walked <= \$100 ;
+    walked <= \$111 ;
   always @(posedge clk)
-    walked_bank <= \$101 ;
+    walked_bank <= \$112 ;
   always @(posedge clk)
-    clear_walked <= \$102 ;
+    clear_walked <= \$113 ;
   always @(posedge clk)
-    fetched_0 <= \$103 ;
+    fetched <= \$83 ;
   always @(posedge clk)
-    fetched_1 <= \$104 ;
+    sums <= \$114 ;
   always @(posedge clk)
-    ended_0 <= \$105 ;
+    ended_0 <= \$115 ;
   always @(posedge clk)
-    beyond <= \$106 ;
+    beyond <= \$116 ;
   always @(posedge clk)
-    beyond_substream <= \$107 ;
+    beyond_substream <= \$117 ;
   always @(posedge clk)
-    ended_1 <= \$108 ;
+    ended_1 <= \$118 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    casez (stage_2[1])
-      1'h0:
-          \$12  = fetched_0;
-      1'h1:
-          \$12  = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    casez (walk[1])
-      1'h0:
-          sums = fetched_0;
-      1'h1:
-          sums = fetched_1;
-    endcase
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__en = 1'h1;
+    if (\$40 ) begin
+      \$signature__en$28  = 1'h1;
+    end else if (\$42 ) begin
+      \$signature__en$28  = 1'h1;
     end else begin
-      row_write__en = \$8 ;
+      \$signature__en$28  = \$46 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__addr = \$4 [0];
+    if (\$40 ) begin
+      \$signature__addr$29  = wiping[8:0];
+    end else if (\$42 ) begin
+      \$signature__addr$29  = walked;
     end else begin
-      row_write__addr = \$2 [0];
+      \$signature__addr$29  = stage_2[10:2];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$signature__data$31  = 32'd0;
+    (* full_case = 32'd1 *)
+    if (\$40 ) begin
+    end else if (\$42 ) begin
+    end else begin
+      \$signature__data$31  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (start[0]) begin
-      row_write__data = \$6 [9:0];
+    if (\$40 ) begin
+      \$signature__en$34  = 1'h1;
+    end else if (\$56 ) begin
+      \$signature__en$34  = 1'h1;
     end else begin
-      row_write__data = \$9 [9:0];
+      \$signature__en$34  = \$60 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__en  = 1'h1;
-    end else if (\$24 ) begin
-      \$signature__en  = 1'h1;
+    if (\$40 ) begin
+      \$signature__addr$35  = wiping[8:0];
+    end else if (\$56 ) begin
+      \$signature__addr$35  = walked;
     end else begin
-      \$signature__en  = \$28 ;
+      \$signature__addr$35  = stage_2[10:2];
     end
   end
   always @* begin
     if (time_zero ) begin end
+    \$signature__data$36  = 32'd0;
     (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__addr  = wiping[8:0];
-    end else if (\$24 ) begin
-      \$signature__addr  = walked;
+    if (\$40 ) begin
+    end else if (\$56 ) begin
     end else begin
-      \$signature__addr  = stage_2[10:2];
+      \$signature__data$36  = \$32 [31:0];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$signature__data  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-    end else if (\$24 ) begin
-    end else begin
-      \$signature__data  = \$14 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__en$31  = 1'h1;
-    end else if (\$38 ) begin
-      \$signature__en$31  = 1'h1;
-    end else begin
-      \$signature__en$31  = \$42 ;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-      \$signature__addr$32  = wiping[8:0];
-    end else if (\$38 ) begin
-      \$signature__addr$32  = walked;
-    end else begin
-      \$signature__addr$32  = stage_2[10:2];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$signature__data$33  = 32'd0;
-    (* full_case = 32'd1 *)
-    if (\$22 ) begin
-    end else if (\$38 ) begin
-    end else begin
-      \$signature__data$33  = \$14 [31:0];
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    { \$94 [41], \$94 [39:0] } = { stage_0[41], stage_0[39:0] };
-    \$94 [40] = \$47 ;
-    \$94 [42] = \$51 ;
-    \$94 [43] = \$55 ;
+    { \$107 [41], \$107 [39:0] } = { stage_0[41], stage_0[39:0] };
+    \$107 [40] = \$66 ;
+    \$107 [42] = \$70 ;
+    \$107 [43] = \$74 ;
     if (cancel) begin
-      \$94 [0] = 1'h0;
+      \$107 [0] = 1'h0;
     end
     if (rst) begin
-      \$94  = 44'h00000000000;
+      \$107  = 44'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    { \$95 [43:42], \$95 [40:0] } = { stage_1[43:42], stage_1[40:0] };
-    \$95 [41] = \$57 ;
+    { \$108 [43:42], \$108 [40:0] } = { stage_1[43:42], stage_1[40:0] };
+    \$108 [41] = \$76 ;
     if (cancel) begin
-      \$95 [0] = 1'h0;
+      \$108 [0] = 1'h0;
     end
     if (rst) begin
-      \$95  = 44'h00000000000;
+      \$108  = 44'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$96 [43:40] = stage_0[43:40];
-    \$96 [0] = take;
-    \$96 [1] = \$45 ;
-    \$96 [11:2] = row_read__data;
-    \$96 [39:12] = i__payload;
+    \$109 [43:40] = stage_0[43:40];
+    \$109 [0] = i__valid;
+    \$109 [1] = \$63 ;
+    \$109 [11:2] = \$64 ;
+    \$109 [39:12] = i__payload;
     if (cancel) begin
-      \$96 [0] = 1'h0;
+      \$109 [0] = 1'h0;
     end
     if (rst) begin
-      \$96  = 44'h00000000000;
+      \$109  = 44'h00000000000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$97  = wiping;
-    if (\$59 ) begin
-      \$97  = 10'h000;
-    end else if (\$21 ) begin
-      \$97  = \$61 [9:0];
-    end
-    if (rst) begin
-      \$97  = 10'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$98  = \$14 [31:0];
-    if (rst) begin
-      \$98  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$99  = total_1;
-    if (rst) begin
-      \$99  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$100  = walk[11:3];
-    if (rst) begin
-      \$100  = 9'h000;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$101  = walk[1];
-    if (rst) begin
-      \$101  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$102  = \$63 ;
-    if (rst) begin
-      \$102  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$103  = fetched_0;
-    if (\$67 ) begin
-      \$103  = read__data;
-    end
-    if (rst) begin
-      \$103  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$104  = fetched_1;
-    if (\$71 ) begin
-      \$104  = \read__data$44 ;
-    end
-    if (rst) begin
-      \$104  = 32'd0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$105  = ended_0;
-    if (\$74 ) begin
-      \$105  = \$75 [0];
-    end
-    if (\$82 ) begin
-      \$105  = 1'h0;
-    end
-    if (rst) begin
-      \$105  = 1'h0;
-    end
-  end
-  always @* begin
-    if (time_zero ) begin end
-    \$106  = beyond;
+    \$110  = wiping;
     if (\$78 ) begin
-      \$106 [0] = 1'h1;
-    end
-    if (\$82 ) begin
-      \$106 [0] = 1'h0;
-    end
-    if (\$89 ) begin
-      \$106 [1] = 1'h1;
-    end
-    if (\$93 ) begin
-      \$106 [1] = 1'h0;
+      \$110  = 10'h000;
+    end else if (\$39 ) begin
+      \$110  = \$80 [9:0];
     end
     if (rst) begin
-      \$106  = 2'h0;
+      \$110  = 10'h000;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$107  = beyond_substream;
-    if (\$78 ) begin
-      if (\$81 ) begin
-        \$107 [0] = stage_2[13];
+    \$111  = walk[11:3];
+    if (rst) begin
+      \$111  = 9'h000;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$112  = walk[1];
+    if (rst) begin
+      \$112  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$113  = \$82 ;
+    if (rst) begin
+      \$113  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$114  = sums;
+    if (walk[2]) begin
+      \$114  = \$84 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$115  = ended_0;
+    if (\$87 ) begin
+      \$115  = \$88 [0];
+    end
+    if (\$95 ) begin
+      \$115  = 1'h0;
+    end
+    if (rst) begin
+      \$115  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$116  = beyond;
+    if (\$91 ) begin
+      \$116 [0] = 1'h1;
+    end
+    if (\$95 ) begin
+      \$116 [0] = 1'h0;
+    end
+    if (\$102 ) begin
+      \$116 [1] = 1'h1;
+    end
+    if (\$106 ) begin
+      \$116 [1] = 1'h0;
+    end
+    if (rst) begin
+      \$116  = 2'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$117  = beyond_substream;
+    if (\$91 ) begin
+      if (\$94 ) begin
+        \$117 [0] = stage_2[13];
       end
     end
-    if (\$89 ) begin
-      if (\$92 ) begin
-        \$107 [1] = stage_2[13];
+    if (\$102 ) begin
+      if (\$105 ) begin
+        \$117 [1] = stage_2[13];
       end
     end
     if (rst) begin
-      \$107  = 2'h0;
+      \$117  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$108  = ended_1;
-    if (\$85 ) begin
-      \$108  = \$86 [0];
+    \$118  = ended_1;
+    if (\$98 ) begin
+      \$118  = \$99 [0];
     end
-    if (\$93 ) begin
-      \$108  = 1'h0;
+    if (\$106 ) begin
+      \$118  = 1'h0;
     end
     if (rst) begin
-      \$108  = 1'h0;
+      \$118  = 1'h0;
     end
   end
-  assign row_read__addr = \$2 [0];
-  assign total = \$14 [31:0];
-  assign read__addr = \$17 [8:0];
-  assign \read__addr$29  = \$31 [8:0];
+  assign i__ready = 1'h1;
+  assign read__addr = i__payload[1];
+  assign \$signature__data  = \$14 [9:0];
+  assign \read__addr$9  = i__payload[1];
+  assign \$signature__data$13  = \$28 [9:0];
+  assign total = \$32 [31:0];
+  assign \read__addr$21  = \$35 [8:0];
+  assign \read__addr$32  = \$49 [8:0];
+  assign shown = sums;
   assign wiped = wiping[9];
-  assign complete[1] = \$44 ;
-  assign complete[0] = \$43 ;
-  assign \$1  = { 1'h0, i__payload[0] };
-  assign \$2  = \$1 ;
-  assign \$3  = { 1'h0, start[1] };
-  assign \$4  = \$3 ;
-  assign \$29  = walk[1];
-  assign \$37  = walked_bank;
-  assign \$41  = stage_2[1];
-  assign \$43  = ended_0;
-  assign \$44  = ended_1;
-  assign \$83  = stage_2[12];
+  assign complete[1] = \$62 ;
+  assign complete[0] = \$61 ;
+  assign \$15  = start[1];
+  assign \$17  = i__payload[0];
+  assign \$47  = walk[1];
+  assign \$55  = walked_bank;
+  assign \$59  = stage_2[1];
+  assign \$61  = ended_0;
+  assign \$62  = ended_1;
+  assign \$96  = stage_2[12];
 endmodule
 
-module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, load_allow, job, weights, \placed$58 , header, cancel, allocate, \passed$57 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, banks_in_use, load_release, late
-, late_error, late_position, judged, finish, \release , kept, row_banks, rows, column_bits, matrices, go, parity, bad_prefix, bad_index, clk);
+module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, load_allow, job, weights, \placed$66 , header, cancel, allocate, \passed$65 , load_beats, load_ended, complete, beyond, beyond_substream, finishing, matrices, rows, column_bits
+, banks_in_use, load_release, judged, finish, \release , kept, row_banks, go, parity, \late$70 , \late_error$71 , \late_position$56 , bad_prefix, bad_index, clk);
   reg time_zero;
   initial time_zero <= 1'h0;
   wire \$1 , \$10 , \$109 , \$11 , \$112 , \$114 , \$116 , \$117 , \$118 , \$119 , \$12 , \$120 ,
@@ -9150,23 +9112,28 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   reg \$193 ;
   reg \$194 ;
   reg [1:0] \$195 ;
-  reg [19:0] \$196 ;
-  reg [7:0] \$197 ;
+  reg [9:0] \$196 ;
+  reg [3:0] \$197 ;
   reg [31:0] \$198 ;
-  reg [59:0] \$199 ;
+  reg [29:0] \$199 ;
   reg [48:0] \$200 ;
   reg [9:0] \$201 ;
   reg [1:0] \$202 ;
   reg [9:0] \$203 ;
-  reg [31:0] \$204 ;
-  reg [48:0] \$205 ;
-  reg [9:0] \$206 ;
-  reg \$207 ;
-  reg [1:0] \$208 ;
-  reg [1:0] \$209 ;
-  reg [1:0] \$210 ;
-  reg \$211 ;
-  reg \$212 ;
+  reg [9:0] \$204 ;
+  reg [3:0] \$205 ;
+  reg [31:0] \$206 ;
+  reg [29:0] \$207 ;
+  reg [48:0] \$208 ;
+  reg [9:0] \$209 ;
+  reg \$210 ;
+  reg [1:0] \$211 ;
+  reg [1:0] \$212 ;
+  reg [1:0] \$213 ;
+  reg \$214 ;
+  reg \$215 ;
+  reg [3:0] \$216 ;
+  reg \$217 ;
   reg [9:0] \$73 ;
   input allocate;
   wire allocate;
@@ -9185,18 +9152,20 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   reg [1:0] busy = 2'h0;
   input cancel;
   wire cancel;
-  wire \cancel$62 ;
+  wire \cancel$72 ;
   input clk;
   wire clk;
   output [7:0] column_bits;
-  reg [7:0] column_bits = 8'h00;
+  wire [7:0] column_bits;
+  reg [3:0] column_bits_0 = 4'h0;
+  reg [3:0] column_bits_1 = 4'h0;
   input [1:0] complete;
   wire [1:0] complete;
   output finish;
   reg finish;
   input finishing;
   wire finishing;
-  reg [48:0] \finishing$21  = 49'h0000000000000;
+  reg [48:0] \finishing$29  = 49'h0000000000000;
   reg [1:0] fsm_state = 2'h0;
   output [1:0] go;
   reg [1:0] go = 2'h0;
@@ -9215,8 +9184,9 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   reg [1:0] keeps = 2'h0;
   output kept;
   reg kept = 1'h0;
-  output late;
   reg late;
+  output \late$70 ;
+  reg \late$70  = 1'h0;
   (* enum_base_type = "ErrorKind" *)
   (* enum_value_0000 = "NONE" *)
   (* enum_value_0001 = "DESCRIPTOR" *)
@@ -9227,10 +9197,24 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   (* enum_value_0110 = "PREFIX" *)
   (* enum_value_0111 = "INDEX" *)
   (* enum_value_1000 = "ROW" *)
-  output [3:0] late_error;
   reg [3:0] late_error;
-  output [31:0] late_position;
+  (* enum_base_type = "ErrorKind" *)
+  (* enum_value_0000 = "NONE" *)
+  (* enum_value_0001 = "DESCRIPTOR" *)
+  (* enum_value_0010 = "TRUNCATED" *)
+  (* enum_value_0011 = "OVERRUN" *)
+  (* enum_value_0100 = "CRC" *)
+  (* enum_value_0101 = "ACTIVATIONS" *)
+  (* enum_value_0110 = "PREFIX" *)
+  (* enum_value_0111 = "INDEX" *)
+  (* enum_value_1000 = "ROW" *)
+  output [3:0] \late_error$71 ;
+  reg [3:0] \late_error$71  = 4'h0;
+  (* init = 32'd0 *)
+  wire [31:0] late_held;
   reg [31:0] late_position;
+  output [31:0] \late_position$56 ;
+  reg [31:0] \late_position$56  = 32'd0;
   output load_allow;
   wire load_allow;
   input [9:0] load_beats;
@@ -9242,7 +9226,9 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   output load_release;
   reg load_release;
   output [59:0] matrices;
-  reg [59:0] matrices = 60'h000000000000000;
+  wire [59:0] matrices;
+  reg [29:0] matrix_0 = 30'h00000000;
+  reg [29:0] matrix_1 = 30'h00000000;
   output may_allocate;
   wire may_allocate;
   wire memory;
@@ -9253,11 +9239,11 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   output parity;
   reg parity = 1'h0;
   reg [1:0] passed = 2'h0;
-  input \passed$57 ;
-  wire \passed$57 ;
+  input \passed$65 ;
+  wire \passed$65 ;
   reg [1:0] placed = 2'h0;
-  input [1:0] \placed$58 ;
-  wire [1:0] \placed$58 ;
+  input [1:0] \placed$66 ;
+  wire [1:0] \placed$66 ;
   reg [9:0] received_0 = 10'h000;
   reg [9:0] received_1 = 10'h000;
   output [1:0] \release ;
@@ -9266,7 +9252,9 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   output [1:0] row_banks;
   reg [1:0] row_banks = 2'h0;
   output [19:0] rows;
-  reg [19:0] rows = 20'h00000;
+  wire [19:0] rows;
+  reg [9:0] rows_0 = 10'h000;
+  reg [9:0] rows_1 = 10'h000;
   input rst;
   wire rst;
   reg [1:0] settle = 2'h0;
@@ -9334,7 +9322,7 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   assign \$56  = \$54  & \$55 ;
   assign \$57  = | { \$56 , \$48  };
   assign \$58  = ~ \$57 ;
-  assign \$59  = finishing & \finishing$21 [22];
+  assign \$59  = finishing & \finishing$29 [22];
   assign \$60  = ~ \$59 ;
   assign \$61  = \$58  & \$60 ;
   assign \$63  = busy & keeps;
@@ -9369,27 +9357,27 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   assign \$95  = bank_now ^ \$94 ;
   assign \$96  = header[47:32] * header[63:48];
   assign \$97  = ~ memory;
-  assign \$99  = \passed$57  & \$89 ;
+  assign \$99  = \passed$65  & \$89 ;
   assign \$109  = ~ \$25 ;
   assign \$111  = \$21  ? needed_0 : load_beats;
   assign \$112  = busy[0] & placed[0];
   assign \$114  = \$112  & \$27 ;
   assign \$116  = \$26  & keeps[1];
-  assign \$117  = \finishing$21 [47] == row_banks[0];
-  assign \$118  = \finishing$21 [22] | \$117 ;
+  assign \$117  = \finishing$29 [47] == row_banks[0];
+  assign \$118  = \finishing$29 [22] | \$117 ;
   assign \$119  = finishing & \$118 ;
   assign \$120  = \$116  | \$119 ;
   assign \$121  = ~ \$120 ;
   assign \$122  = \$114  & \$121 ;
   assign \$124  = allocate & \$123 ;
-  assign \$133  = \passed$57  & \$123 ;
+  assign \$133  = \passed$65  & \$123 ;
   assign \$143  = ~ \$34 ;
   assign \$145  = \$30  ? needed_1 : load_beats;
   assign \$146  = busy[1] & placed[1];
   assign \$148  = \$146  & \$18 ;
   assign \$150  = \$51  & keeps[0];
-  assign \$151  = \finishing$21 [47] == row_banks[1];
-  assign \$152  = \finishing$21 [22] | \$151 ;
+  assign \$151  = \finishing$29 [47] == row_banks[1];
+  assign \$152  = \finishing$29 [22] | \$151 ;
   assign \$153  = finishing & \$152 ;
   assign \$154  = \$150  | \$153 ;
   assign \$155  = ~ \$154 ;
@@ -9405,7 +9393,7 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   assign \$170  = settle == 2'h3;
   assign \$176  = substream + 1'h1;
   always @(posedge clk)
-    \finishing$21  <= \$183 ;
+    \finishing$29  <= \$183 ;
   always @(posedge clk)
     busy <= \$184 ;
   always @(posedge clk)
@@ -9431,13 +9419,13 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   always @(posedge clk)
     row_banks <= \$195 ;
   always @(posedge clk)
-    rows <= \$196 ;
+    rows_0 <= \$196 ;
   always @(posedge clk)
-    column_bits <= \$197 ;
+    column_bits_0 <= \$197 ;
   always @(posedge clk)
     size_0 <= \$198 ;
   always @(posedge clk)
-    matrices <= \$199 ;
+    matrix_0 <= \$199 ;
   always @(posedge clk)
     job_0 <= \$200 ;
   always @(posedge clk)
@@ -9447,23 +9435,35 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   always @(posedge clk)
     needed_1 <= \$203 ;
   always @(posedge clk)
-    size_1 <= \$204 ;
+    rows_1 <= \$204 ;
   always @(posedge clk)
-    job_1 <= \$205 ;
+    column_bits_1 <= \$205 ;
   always @(posedge clk)
-    received_1 <= \$206 ;
+    size_1 <= \$206 ;
   always @(posedge clk)
-    parity <= \$207 ;
+    matrix_1 <= \$207 ;
   always @(posedge clk)
-    any_bad <= \$208 ;
+    job_1 <= \$208 ;
   always @(posedge clk)
-    settle <= \$209 ;
+    received_1 <= \$209 ;
   always @(posedge clk)
-    fsm_state <= \$210 ;
+    parity <= \$210 ;
   always @(posedge clk)
-    substream <= \$211 ;
+    any_bad <= \$211 ;
   always @(posedge clk)
-    tail <= \$212 ;
+    settle <= \$212 ;
+  always @(posedge clk)
+    fsm_state <= \$213 ;
+  always @(posedge clk)
+    substream <= \$214 ;
+  always @(posedge clk)
+    \late$70  <= \$215 ;
+  always @(posedge clk)
+    \late_error$71  <= \$216 ;
+  always @(posedge clk)
+    \late_position$56  <= late_position;
+  always @(posedge clk)
+    tail <= \$217 ;
   always @* begin
     if (time_zero ) begin end
     (* full_case = 32'd1 *)
@@ -9616,7 +9616,7 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   end
   always @* begin
     if (time_zero ) begin end
-    \$183  = \finishing$21 ;
+    \$183  = \finishing$29 ;
     if (finish) begin
       \$183  = job;
     end
@@ -9674,13 +9674,13 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     if (\$90 ) begin
       \$186 [0] = 1'h0;
     end
-    if (\placed$58 [0]) begin
+    if (\placed$66 [0]) begin
       \$186 [0] = 1'h1;
     end
     if (\$124 ) begin
       \$186 [1] = 1'h0;
     end
-    if (\placed$58 [1]) begin
+    if (\placed$66 [1]) begin
       \$186 [1] = 1'h1;
     end
     if (cancel) begin
@@ -9717,12 +9717,6 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     \$188  = needed_0;
     if (\$90 ) begin
       \$188  = \$92 [9:0];
-    end
-    if (cancel) begin
-      \$188  = 10'h000;
-    end
-    if (rst) begin
-      \$188  = 10'h000;
     end
   end
   always @* begin
@@ -9845,34 +9839,16 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
   end
   always @* begin
     if (time_zero ) begin end
-    \$196  = rows;
+    \$196  = rows_0;
     if (\$90 ) begin
-      \$196 [9:0] = header[41:32];
-    end
-    if (\$124 ) begin
-      \$196 [19:10] = header[41:32];
-    end
-    if (cancel) begin
-      \$196  = 20'h00000;
-    end
-    if (rst) begin
-      \$196  = 20'h00000;
+      \$196  = header[41:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$197  = column_bits;
+    \$197  = column_bits_0;
     if (\$90 ) begin
-      \$197 [3:0] = header[77:74];
-    end
-    if (\$124 ) begin
-      \$197 [7:4] = header[77:74];
-    end
-    if (cancel) begin
-      \$197  = 8'h00;
-    end
-    if (rst) begin
-      \$197  = 8'h00;
+      \$197  = header[77:74];
     end
   end
   always @* begin
@@ -9881,16 +9857,10 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     if (\$90 ) begin
       \$198  = \$96 ;
     end
-    if (cancel) begin
-      \$198  = 32'd0;
-    end
-    if (rst) begin
-      \$198  = 32'd0;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$199  = matrices;
+    \$199  = matrix_0;
     if (\$90 ) begin
       \$199 [0] = header[72];
       \$199 [1] = header[70];
@@ -9898,20 +9868,6 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       \$199 [12:3] = header[57:48];
       \$199 [20:13] = header[91:84];
       \$199 [29:21] = header[108:100];
-    end
-    if (\$124 ) begin
-      \$199 [30] = header[72];
-      \$199 [31] = header[70];
-      \$199 [32] = memory;
-      \$199 [42:33] = header[57:48];
-      \$199 [50:43] = header[91:84];
-      \$199 [59:51] = header[108:100];
-    end
-    if (cancel) begin
-      \$199  = 60'h000000000000000;
-    end
-    if (rst) begin
-      \$199  = 60'h000000000000000;
     end
   end
   always @* begin
@@ -9930,24 +9886,12 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
       \$200 [47] = bank_now;
       \$200 [48] = \$97 ;
     end
-    if (cancel) begin
-      \$200  = 49'h0000000000000;
-    end
-    if (rst) begin
-      \$200  = 49'h0000000000000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
     \$201  = received_0;
     if (\$23 ) begin
       \$201  = \$111 ;
-    end
-    if (cancel) begin
-      \$201  = 10'h000;
-    end
-    if (rst) begin
-      \$201  = 10'h000;
     end
   end
   always @* begin
@@ -9967,178 +9911,207 @@ module egret_xs_ice40_core_tracker (rst, may_allocate, in_flight, load_memory, l
     if (\$124 ) begin
       \$203  = \$92 [9:0];
     end
-    if (cancel) begin
-      \$203  = 10'h000;
-    end
-    if (rst) begin
-      \$203  = 10'h000;
-    end
   end
   always @* begin
     if (time_zero ) begin end
-    \$204  = size_1;
+    \$204  = rows_1;
     if (\$124 ) begin
-      \$204  = \$96 ;
-    end
-    if (cancel) begin
-      \$204  = 32'd0;
-    end
-    if (rst) begin
-      \$204  = 32'd0;
+      \$204  = header[41:32];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$205  = job_1;
+    \$205  = column_bits_1;
     if (\$124 ) begin
-      \$205 [9:0] = header[41:32];
-      \$205 [19:10] = header[141:132];
-      \$205 [20] = header[69];
-      \$205 [21] = header[65];
-      \$205 [22] = header[66];
-      \$205 [23] = header[67];
-      \$205 [24] = header[68];
-      \$205 [40:25] = header[131:116];
-      \$205 [46:41] = header[83:78];
-      \$205 [47] = bank_now;
-      \$205 [48] = \$97 ;
-    end
-    if (cancel) begin
-      \$205  = 49'h0000000000000;
-    end
-    if (rst) begin
-      \$205  = 49'h0000000000000;
+      \$205  = header[77:74];
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$206  = received_1;
+    \$206  = size_1;
+    if (\$124 ) begin
+      \$206  = \$96 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$207  = matrix_1;
+    if (\$124 ) begin
+      \$207 [0] = header[72];
+      \$207 [1] = header[70];
+      \$207 [2] = memory;
+      \$207 [12:3] = header[57:48];
+      \$207 [20:13] = header[91:84];
+      \$207 [29:21] = header[108:100];
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$208  = job_1;
+    if (\$124 ) begin
+      \$208 [9:0] = header[41:32];
+      \$208 [19:10] = header[141:132];
+      \$208 [20] = header[69];
+      \$208 [21] = header[65];
+      \$208 [22] = header[66];
+      \$208 [23] = header[67];
+      \$208 [24] = header[68];
+      \$208 [40:25] = header[131:116];
+      \$208 [46:41] = header[83:78];
+      \$208 [47] = bank_now;
+      \$208 [48] = \$97 ;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$209  = received_1;
     if (\$32 ) begin
-      \$206  = \$145 ;
-    end
-    if (cancel) begin
-      \$206  = 10'h000;
-    end
-    if (rst) begin
-      \$206  = 10'h000;
+      \$209  = \$145 ;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$207  = parity;
-    if (\passed$57 ) begin
-      \$207  = \$5 ;
+    \$210  = parity;
+    if (\passed$65 ) begin
+      \$210  = \$5 ;
     end
     if (cancel) begin
-      \$207  = 1'h0;
+      \$210  = 1'h0;
     end
     if (rst) begin
-      \$207  = 1'h0;
+      \$210  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$208 [0] = \$160 ;
-    \$208 [1] = \$163 ;
+    \$211 [0] = \$160 ;
+    \$211 [1] = \$163 ;
     if (cancel) begin
-      \$208  = 2'h0;
+      \$211  = 2'h0;
     end
     if (rst) begin
-      \$208  = 2'h0;
+      \$211  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$209  = settle;
+    \$212  = settle;
     casez (fsm_state)
       2'h0:
-          \$209  = 2'h0;
+          \$212  = 2'h0;
       2'h1:
-          \$209  = \$169 [1:0];
+          \$212  = \$169 [1:0];
     endcase
     if (cancel) begin
-      \$209  = 2'h0;
+      \$212  = 2'h0;
     end
     if (rst) begin
-      \$209  = 2'h0;
+      \$212  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$210  = fsm_state;
+    \$213  = fsm_state;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           if (\$168 ) begin
-            \$210  = 2'h1;
+            \$213  = 2'h1;
           end
       2'h1:
           if (\$170 ) begin
-            \$210  = 2'h2;
+            \$213  = 2'h2;
           end
       2'h2:
           if (\$68 ) begin
-            \$210  = 2'h0;
+            \$213  = 2'h0;
           end else if (\$69 ) begin
-            \$210  = 2'h3;
+            \$213  = 2'h3;
           end else if (\$70 ) begin
-            \$210  = 2'h0;
+            \$213  = 2'h0;
           end else if (\$71 ) begin
-            \$210  = 2'h0;
+            \$213  = 2'h0;
           end else if (\$72 ) begin
-            \$210  = 2'h0;
+            \$213  = 2'h0;
           end
       2'h3:
           if (\$80 ) begin
-            \$210  = 2'h0;
+            \$213  = 2'h0;
           end
     endcase
     if (cancel) begin
-      \$210  = 2'h0;
+      \$213  = 2'h0;
     end
     if (rst) begin
-      \$210  = 2'h0;
+      \$213  = 2'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$211  = substream;
+    \$214  = substream;
     (* full_case = 32'd1 *)
     casez (fsm_state)
       2'h0:
           /* empty */;
       2'h1:
-          \$211  = 1'h0;
+          \$214  = 1'h0;
       2'h2:
           /* empty */;
       2'h3:
-          \$211  = \$176 [0];
+          \$214  = \$176 [0];
     endcase
     if (cancel) begin
-      \$211  = 1'h0;
+      \$214  = 1'h0;
     end
     if (rst) begin
-      \$211  = 1'h0;
+      \$214  = 1'h0;
     end
   end
   always @* begin
     if (time_zero ) begin end
-    \$212  = tail;
-    if (judged) begin
-      \$212  = \$51 ;
-    end
+    \$215  = late;
     if (cancel) begin
-      \$212  = 1'h0;
+      \$215  = 1'h0;
     end
     if (rst) begin
-      \$212  = 1'h0;
+      \$215  = 1'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$216  = late_error;
+    if (cancel) begin
+      \$216  = 4'h0;
+    end
+    if (rst) begin
+      \$216  = 4'h0;
+    end
+  end
+  always @* begin
+    if (time_zero ) begin end
+    \$217  = tail;
+    if (judged) begin
+      \$217  = \$51 ;
+    end
+    if (cancel) begin
+      \$217  = 1'h0;
+    end
+    if (rst) begin
+      \$217  = 1'h0;
     end
   end
   assign head = parity;
   assign retire = judged;
-  assign \cancel$62  = cancel;
+  assign late_held = \late_position$56 ;
+  assign \cancel$72  = cancel;
   assign banks_in_use[1] = \$16 ;
   assign banks_in_use[0] = \$11 ;
+  assign column_bits[7:4] = column_bits_1;
+  assign column_bits[3:0] = column_bits_0;
+  assign rows[19:10] = rows_1;
+  assign rows[9:0] = rows_0;
+  assign matrices[59:30] = matrix_1;
+  assign matrices[29:0] = matrix_0;
   assign \$12  = matrices[0];
   assign \$14  = matrices[30];
   assign \$26  = tail;
@@ -10174,6 +10147,8 @@ module egret_xs_ice40_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
   wire o__ready;
   output o__valid;
   reg o__valid = 1'h0;
+  (* init = 33'h000000000 *)
+  wire [32:0] payload;
   input rst;
   wire rst;
   reg [32:0] spare = 33'h000000000;
@@ -10198,9 +10173,6 @@ module egret_xs_ice40_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
     \$6  = o__payload;
     if (\$2 ) begin
       \$6  = \$4 ;
-    end
-    if (rst) begin
-      \$6  = 33'h000000000;
     end
   end
   always @* begin
@@ -10232,10 +10204,8 @@ module egret_xs_ice40_core_weights_in (i__valid, rst, o__ready, i__ready, i__pay
     end else if (\$3 ) begin
       \$9  = i__payload;
     end
-    if (rst) begin
-      \$9  = 33'h000000000;
-    end
   end
+  assign payload = o__payload;
 endmodule
 
 module egret_xs_ice40_registers (awvalid, awaddr, wvalid, wdata, wstrb, bready, arvalid, araddr, rready, rst, awready, wready, live, pulses, bresp, held, rdata, rresp, bvalid, arready, rvalid

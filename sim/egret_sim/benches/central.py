@@ -172,9 +172,11 @@ class _StoreFeeder:
         return matrix.bank, matrix.starts[substream] + part
 
     def choose(self) -> None:
-        if not self.parts:
+        # Nothing is multiplied before all starts of its matrix are placed.
+        placing = {number for number, _ in self.starts}
+        ready = [one for one in self.parts if one[0] not in placing]
+        if not ready:
             return
-        ready = list(self.parts)
         if self._run.order == "turns":
             self._turn += 1
             key = ready[self._turn % len(ready)]

@@ -1,18 +1,27 @@
 """Proofs of the components that a stream passes through: nothing lost, doubled or reordered."""
 
-from amaranth.hdl import Array, Const, Mux, Value
-from amaranth.lib import wiring
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 
-from egret.params import AcceleratorParams
+from egret.params import FANOUT_SPARE, AcceleratorParams
 from egret_hw.activation_loader import ActivationLoader
 from egret_hw.elastic import ElasticBuffer
-from egret_hw.gearbox import Gearbox
+from egret_hw.fanout import Fanout
+from egret_hw.gearbox import Gearbox, beat_layout
 from egret_hw.queue import Queue
 from egret_hw.readout import ReadoutNode
 from egret_sim.formal.bench import Bench
 from egret_sim.formal.solver import Proof
 
-__all__ = ["STREAM_PROOFS", "Token", "elastic_bench", "queue_bench"]
+__all__ = [
+    "STREAM_PROOFS",
+    "FannedQueues",
+    "Token",
+    "elastic_bench",
+    "fanout_bench",
+    "queue_bench",
+]
 
 _NEVER = Const(0, 1)
 _PAYLOAD_BITS = 4
@@ -123,7 +132,27 @@ def _address_ranks(depth: int) -> list[int]:
     return ranks
 
 
-def queue_bench(dut: wiring.Component, depth: int) -> Bench:
+def _check_queue_books(
+    bench: Bench, path: str, roomy: Value, depth: int, spare: int
+) -> tuple[Value, Value, Value]:
+    """Assert what a `Queue` knows of itself; return where it writes, and what its memory holds."""
+    bits = depth.bit_length() - 1
+    sequence, taken = bench.tap(f"{path}sequence", bits + spare), bench.tap(f"{path}taken", bits)
+    room, some = bench.tap(f"{path}room"), bench.tap(f"{path}some")
+    ranks = Array(Const(rank, bits) for rank in _address_ranks(depth))
+    written = sequence[spare:]
+    for below in range(spare):
+        later = ranks[sequence[below:][:bits]]
+        bench.check(later == (ranks[written] + (spare - below))[:bits])
+    held = (ranks[written] - ranks[taken])[:bits]
+    bench.check(some == (held.any() | ~room))
+    bench.check(room | ~held.any())
+    inside = Mux(held.any(), held, Mux(room, 0, depth))
+    bench.check(roomy == (inside <= depth - spare))
+    return written, taken, inside
+
+
+def queue_bench(dut: wiring.Component, depth: int, spare: int) -> Bench:
     """Return the proof of a `Queue` of four bits, or of what should be one."""
     if depth == 2:
         bench, token = _fifo_bench(dut, 2, 1)
@@ -134,18 +163,14 @@ def queue_bench(dut: wiring.Component, depth: int) -> Bench:
         return bench
     bench, token = _fifo_bench(dut, depth + 1, 2)
     bits = depth.bit_length() - 1
-    written, taken = bench.tap("written", bits), bench.tap("taken", bits)
-    room, some = bench.tap("room"), bench.tap("some")
+    written, taken, inside = _check_queue_books(bench, "", dut.roomy, depth, spare)
     ranks = Array(Const(rank, bits) for rank in _address_ranks(depth))
     entries = Array(bench.tap(f"entries[{n}]", _PAYLOAD_BITS) for n in range(depth))
     # Where the token was written to.
     place = bench.register(bits, "place")
     with bench.m.If(token.marks):
         bench.m.d.sync += place.eq(written)
-    held = (ranks[written] - ranks[taken])[:bits]
-    bench.check(token.count == Mux(held.any(), held, Mux(room, 0, depth)) + dut.o.valid)
-    bench.check(some == (held.any() | ~room))
-    bench.check(room | ~held.any())
+    bench.check(token.count == inside + dut.o.valid)
     in_memory = token.inside & ((token.ahead != 0) | ~dut.o.valid)
     before = (ranks[place] - ranks[taken])[:bits]
     bench.check(~in_memory | (entries[place] == token.payload))
@@ -193,6 +218,95 @@ def gearbox_bench(dut: wiring.Component) -> Bench:
     bench.check(~busy | (number < beats))
     bench.check(~busy | (held[: params.bus_bits] == word.data >> shift))
     bench.check(~busy | (held[params.bus_bits :] == Value.cast(word)[params.bus_bits :]))
+    return bench
+
+
+class FannedQueues(wiring.Component):
+    """A `Fanout` with the queues of two lanes behind it.
+
+    Parameters
+    ----------
+    params : AcceleratorParams
+        Parameters, of two lanes.
+    fanout : wiring.Component, optional
+        What should be a `Fanout`.
+
+    Attributes
+    ----------
+    i : In(stream of beat_layout)
+        Beats.
+    o, other : Out(stream of beat_layout)
+        From the first and the second lane's queue.
+    valid, beat : Out
+        What the fan-out sends.
+    fits : Out(1)
+        Both queues have room.
+    """
+
+    def __init__(self, params: AcceleratorParams, fanout: wiring.Component | None = None) -> None:
+        self.params = params
+        self._fanout = fanout or Fanout(params)
+        own = stream.Signature(beat_layout(params.parser_bits))
+        super().__init__(
+            {
+                "i": In(stream.Signature(beat_layout(params.beat_bits))),
+                "o": Out(own),
+                "other": Out(own),
+                "valid": Out(1),
+                "beat": Out(beat_layout(params.beat_bits)),
+                "fits": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        """Build the gates."""
+        m = Module()
+        params, fanout = self.params, self._fanout
+        m.submodules.fanout = fanout
+        wiring.connect(m, wiring.flipped(self.i), fanout.i)
+        m.d.comb += [self.valid.eq(fanout.valid), self.beat.eq(fanout.o)]
+        ready, roomy = [], []
+        for index, port in enumerate((self.o, self.other)):
+            queue = Queue(beat_layout(params.parser_bits), params.input_depth, spare=FANOUT_SPARE)
+            m.submodules[f"queue_{index}"] = queue
+            ready.append(queue.i.ready)
+            roomy.append(queue.roomy)
+            wiring.connect(m, queue.o, wiring.flipped(port))
+            m.d.comb += [
+                queue.i.valid.eq(fanout.valid),
+                queue.i.payload.bits.eq(fanout.o.bits.word_select(index, params.parser_bits)),
+                queue.i.payload.first.eq(fanout.o.first),
+                queue.i.payload.last.eq(fanout.o.last),
+                queue.i.payload.parity.eq(fanout.o.parity),
+            ]
+        m.d.comb += [
+            fanout.ready.eq(Cat(ready)),
+            fanout.roomy.eq(Cat(roomy)),
+            self.fits.eq(Cat(ready).all()),
+        ]
+        return m
+
+
+def fanout_bench(dut: FannedQueues) -> Bench:
+    """Return the proof of a `Fanout`, or of what should be one, between queues."""
+    bench = Bench(dut)
+    depth = dut.params.input_depth
+    bench.offer(dut.i, "i")
+    bench.accept(dut.o, "o")
+    bench.accept(dut.other, "other")
+    push = dut.i.valid & dut.i.ready
+    bench.check(dut.valid == bench.past(push))
+    offered = bench.past(Value.cast(dut.i.payload))
+    bench.check(~dut.valid | (Value.cast(dut.beat) == offered))
+    bench.check(~dut.valid | dut.fits)
+    room = bench.tap("fanout.room")
+    waits = dut.i.valid
+    for index in range(2):
+        roomy = bench.tap(f"queue_{index}.roomy")
+        *_, inside = _check_queue_books(bench, f"queue_{index}.", roomy, depth, FANOUT_SPARE)
+        bench.check(~room | (inside <= depth - 2))
+        waits &= inside == 0
+    _check_progress(bench, waits, push, 3)
     return bench
 
 
@@ -295,13 +409,33 @@ def loader_bench(dut: wiring.Component) -> Bench:
     return bench
 
 
-def _queue_proof(depth: int) -> Proof:
+def _queue_proof(depth: int, spare: int = 0) -> Proof:
     return Proof(
-        f"Queue, depth {depth}",
+        f"Queue, depth {depth}" + (f", tells of {spare} free entries" if spare else ""),
         _FIFO,
         "induction",
         2,
-        lambda: queue_bench(Queue(_PAYLOAD_BITS, depth), depth),
+        lambda: queue_bench(Queue(_PAYLOAD_BITS, depth, spare=spare), depth, spare),
+    )
+
+
+def _fanout_proof(depth: int) -> Proof:
+    params = AcceleratorParams(
+        name="formal",
+        lanes=2,
+        parser_bits=1,
+        parser_cut=1,
+        bus_bits=32,
+        input_depth=depth,
+        activation_depth=16,
+        row_depth=16,
+    )
+    return Proof(
+        f"Fanout, to two queues of depth {depth}",
+        "every beat reaches every lane once and in order, and there is room for it; no lock-up",
+        "induction",
+        3,
+        lambda: fanout_bench(FannedQueues(params)),
     )
 
 
@@ -360,6 +494,8 @@ def _loader_proof(columns: int, batch: int) -> Proof:
 STREAM_PROOFS = (
     Proof("ElasticBuffer", _FIFO, "induction", 2, lambda: elastic_bench(ElasticBuffer(4))),
     *(_queue_proof(depth) for depth in (2, 4, 16)),
+    *(_queue_proof(depth, FANOUT_SPARE) for depth in (4, 16)),
+    *(_fanout_proof(depth) for depth in (4, 16)),
     _gearbox_proof(1, 4, 2),
     _gearbox_proof(2, 8, 1),
     _gearbox_proof(4, 8, 2),
