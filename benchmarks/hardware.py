@@ -111,6 +111,10 @@ class _Kept:
         write_text(self._path(design, verilog, seeds), json.dumps(result, indent=1) + "\n")
 
 
+def _fingerprint(verilog: str) -> str:
+    return hashlib.sha256(verilog.encode()).hexdigest()[:24]
+
+
 def measure_area(
     part: str, design: Design, seeds: Sequence[int], *, folder: Path, fresh: bool = False
 ) -> Area:
@@ -160,6 +164,7 @@ def measure_area(
         part=part,
         design=design.name,
         fpga=found.pop("part"),
+        source=_fingerprint(verilog),
         bits=design.bits,
         xilinx=xilinx,
         **found,
@@ -425,14 +430,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--fresh", action="store_true", help="place and route also what has not changed"
     )
     parser.add_argument(
-        "--folder", type=Path, default=FOLDER, help=f"where figures are kept ({FOLDER})"
+        "--folder", type=Path, default=FOLDER, help=f"where all else is kept ({FOLDER})"
+    )
+    parser.add_argument(
+        "--results", type=Path, help="JSON of the kept figures (figures.json in --folder)"
     )
     parser.add_argument(
         "--page", type=Path, help="Markdown file whose tables are to show the kept figures"
     )
     parser.add_argument("--charts", type=Path, help="folder of the SVGs (that of the kept figures)")
     parsed = parser.parse_args(arguments)
-    kept_file = parsed.folder / "figures.json"
+    kept_file = parsed.results or parsed.folder / "figures.json"
     try:
         figures = read_figures(kept_file)
         for part in parsed.parts:
@@ -465,11 +473,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _merge(figures: Figures, part: str, measured: Sequence[Area]) -> None:
-    """Put new figures in the place of older ones of the same design, in the order of designs."""
-    order = {design.name: number for number, design in enumerate(designs(part))}
-    areas = {area.design: area for area in figures.areas.get(part, []) if area.design in order}
-    areas |= {area.design: area for area in measured}
-    figures.areas[part] = sorted(areas.values(), key=lambda area: order[area.design])
+    """Put new figures to those of the part's other designs, but for what has changed since."""
+    areas = {area.design: area for area in figures.areas.get(part, [])}
+    new = {area.design: area for area in measured}
+    found = []
+    for design in designs(part):
+        area = new.get(design.name) or areas.get(design.name)
+        if area is None:
+            continue
+        if design.name in new or area.source == _fingerprint(design.verilog()):
+            found.append(area)
+        else:
+            _say(f"{design.name}: has changed since it was measured, its figures are left out")
+    figures.areas[part] = found
 
 
 if __name__ == "__main__":

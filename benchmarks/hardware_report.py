@@ -63,6 +63,8 @@ class Area:
         Of `AREA_PARTS`.
     design, fpga : str
         What it is, and on what.
+    source : str
+        Fingerprint of its Verilog.
     bits : int
         Stream bits a cycle; 0 for the textbook decoder, which takes a codeword a cycle.
     luts, flip_flops, block_rams, multipliers, memory_slices : int
@@ -82,6 +84,7 @@ class Area:
     part: str
     design: str
     fpga: str
+    source: str
     bits: int
     luts: int
     flip_flops: int

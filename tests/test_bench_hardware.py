@@ -1,6 +1,7 @@
 """The hardware bench: what it counts, judges, keeps and writes."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +47,7 @@ AREA = Area(
     part="parsers",
     design="eg-k, W = 8",
     fpga="LFE5U",
+    source="0123",
     bits=8,
     luts=1200,
     flip_flops=99,
@@ -274,7 +276,11 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]
 
     def area(part: str, design: Design, seeds: list[int], **_: object) -> Area:
         return dataclasses.replace(
-            AREA, part=part, design=design.name, mhz=[float(s) for s in seeds]
+            AREA,
+            part=part,
+            design=design.name,
+            source=hashlib.sha256(design.verilog().encode()).hexdigest()[:24],
+            mhz=[float(s) for s in seeds],
         )
 
     def runs(part: str, *_: object) -> list[Run]:
@@ -298,6 +304,22 @@ def test_parts_are_kept_between_runs(
     lanes = figures.areas["lanes"]
     assert [area.design for area in lanes] == [design.name for design in designs("lanes")]
     assert [area.mhz for area in lanes] == [[6.0], *[[5.0]] * (len(lanes) - 1)]
+
+
+def test_figures_of_what_has_changed_since_are_left_out(
+    quick: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "kept.json"
+    assert quick("--parts", "lanes", "--results", str(kept)) == 0
+    figures = read_figures(kept)
+    changed = figures.areas["lanes"][1]
+    figures.areas["lanes"][1] = dataclasses.replace(changed, source="another")
+    write_figures(figures, kept)
+    assert quick("--parts", "lanes", "--designs", "XS", "--results", str(kept)) == 0
+    assert f"{changed.design}: has changed since" in capsys.readouterr().err
+    found = [area.design for area in read_figures(kept).areas["lanes"]]
+    expected = [design.name for design in designs("lanes")]
+    assert found == [name for name in expected if name != changed.design]
 
 
 def test_faults_end_the_command(
