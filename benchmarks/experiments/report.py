@@ -368,12 +368,14 @@ _COLOURS = {
     "proximal": "#6741a5",
     "egret": "#0b7285",
 }
+_LEAST_WIDTH = 7.2
 _SCALES = ("#1f2933", "#0b7285", "#2b8a3e", "#c9a227", "#c2571a", "#c92a6b")
 
 
 def _panels(results: Sequence[Result], rows: int = 1) -> tuple[Figure, list[list[Axes]]]:
-    """Return a figure with a column for each task."""
-    figure = Figure(figsize=(3.2 * len(results) + 0.8, 2.7 * rows + 0.4), layout="constrained")
+    """Return a figure with a column for each task, wide enough for the legend below."""
+    width = max(_LEAST_WIDTH, 3.2 * len(results) + 0.8)
+    figure = Figure(figsize=(width, 2.7 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, len(results), squeeze=False)
     for axes, result in zip(grid[0], results, strict=True):
         axes.set_title(TASKS[result.task].title)
@@ -526,9 +528,14 @@ def _draw_curves(results: Sequence[Result]) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
         # Methods that have broken down would flatten what matters.
         if TASKS[result.task].predicts_text:
-            axes.set_ylim(plain - 0.05, plain + 0.5)
+            low, high = plain - 0.05, plain + 0.5
         else:
-            axes.set_ylim(plain - 6, min(100.5, plain + 2))
+            low, high = plain - 6, min(100.5, plain + 2)
+        axes.set_ylim(low, high)
+        every = [point for points in groups.values() for point in points]
+        shown = [point for point in every if low <= fmean(_of(point, "test")) <= high]
+        sizes = [fmean(_of(point, "payload")) for point in shown]
+        axes.set_xlim(min(sizes) / 1.2, 1.2 * max(sizes))
         axes.set_xlabel("payload, bits per weight")
         axes.set_ylabel(_unit(result))
     _legend(figure, grid, 3)
