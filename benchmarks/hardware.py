@@ -330,6 +330,7 @@ def measure_run(
         roof=sum(max(p.code_bits / bus, p.multiplied / macs) for p in packets),
         balance=_balance(packets, params),
         columns=sum(packet.columns for packet in packets if packet.load_activations),
+        activation_columns=params.activation_columns,
         rows=sum(len(packet) for packet in results) // params.batch,
         dense_bits=sum(cost.bits for cost in dense),
         dense_cycles=sum(max(-(-cost.bits // bus), cost.mac_cycles) for cost in dense),

@@ -141,6 +141,8 @@ class Run:
         Work of the mean lane over that of the busiest, in cycles, summed over the matrices.
     columns, rows : int
         Columns of activations that were loaded and rows of results that were sent meanwhile.
+    activation_columns : int
+        Columns that come in a cycle; of rows, one leaves.
     dense_bits, dense_cycles, csc_bits, csc_cycles : int
         The same matrices as plain int8 and as compressed sparse columns, at the roof.
     checks : list of Check
@@ -165,6 +167,7 @@ class Run:
     balance: float
     columns: int
     rows: int
+    activation_columns: int
     dense_bits: int
     dense_cycles: int
     csc_bits: int
@@ -180,6 +183,11 @@ class Run:
     def ratio(self) -> float:
         """Cycles over the roof."""
         return self.cycles / self.roof
+
+    @property
+    def port_ratio(self) -> float:
+        """Cycles over the roof, or over what the other ports need, if that is more."""
+        return self.cycles / max(self.roof, self.rows, self.columns / self.activation_columns)
 
     @property
     def bus_busy(self) -> float:
@@ -284,8 +292,8 @@ def _decoder_table(areas: Sequence[Area]) -> _Table:
 
 
 def _run_table(runs: Sequence[Run]) -> _Table:
-    header = ["matrices", "on", "codes", "zeros", "alone", "cycles", "roof", "ratio", "bus busy"]
-    header += ["MACs busy", "balance", "columns", "rows"]
+    header = ["matrices", "on", "codes", "zeros", "alone", "cycles", "roof", "ratio"]
+    header += ["with ports", "bus busy", "MACs busy", "balance", "columns", "rows"]
     header += ["bits", "int8 bits", "CSC bits", "int8 cycles", "CSC cycles", "limits"]
     rows = [
         [
@@ -297,6 +305,7 @@ def _run_table(runs: Sequence[Run]) -> _Table:
             f"{run.cycles:,}",
             f"{run.roof:,.0f}",
             f"{run.ratio:.3f}",
+            f"{run.port_ratio:.3f}",
             f"{run.bus_busy:.3f}",
             f"{run.macs_busy:.3f}",
             f"{run.balance:.3f}",
