@@ -18,6 +18,7 @@ from tests.image_builder import (
     classes,
     code_packet,
     coded_matrix,
+    cut,
     golomb,
     map_packet,
     matrix_packet,
@@ -1284,6 +1285,47 @@ def test_clear_while_results_are_kept(params: AcceleratorParams) -> None:
                 frame = next(frames)
         assert (status["error"], status["matrices"]) == (0, 1), cycle
     assert next(frames, None) is None
+
+
+@pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)
+def test_clear_while_sums_are_on_their_way(params: AcceleratorParams) -> None:
+    """None of them counts as a substream's last one of the next matrix, or reaches its rows."""
+    faults = Faults(params, seed=10)
+    x, long = faults.vector(7), faults.vector(60)
+    fields: dict[str, Any] = {"map_base": 2, "map_entries": 5}
+    under_way = coded_matrix(params, faults.rng.integers(1, 5, (10, 7)), faults.code, **fields)
+    # A row in one substream, multiplied long after the last bits: were another one counted in its
+    # place, it would be sent before.
+    dense = Code(golomb(0, params), dense=True)
+    setup = [code_packet(params, dense), map_packet(params, 0, [3])]
+    late = coded_matrix(
+        params,
+        np.zeros((1, 60), np.int64),
+        dense,
+        ranges=cut(params, (1, 60), [0] * (params.substreams - 1)),
+        map_entries=1,
+    )
+    golden = GoldenAccelerator(params)
+    for packet in setup:
+        golden.run_packet(packet)
+    (expected,) = golden.run_packet(late, long[::-1]).streams
+    cycles = range(45)
+    steps: list[Step] = []
+    for cycle in cycles:
+        steps += [Step("weights", packet) for packet in (*faults.setup, under_way)]
+        steps += [Step("activations", faults.packet(x)), Step("sent")]
+        steps += [Step("wait", count=cycle), Step("clear")]
+        steps += [Step("weights", packet) for packet in (*setup, late)]
+        steps += [Step("activations", faults.packet(long)), Step("sent")]
+        steps += [Step("wait", count=400), Step("status"), Step("clear")]
+    recording = play(params, [*steps, Step("expect", count=10**9)], timeout=3000)
+    found = [frame for frame in recording.frames if frame.values.size == expected.size]
+    assert len(found) == len(cycles)
+    for cycle, frame, status in zip(cycles, found, recording.statuses, strict=False):
+        where = f"clear {cycle} cycles after the last word"
+        assert not frame.error, where
+        np.testing.assert_array_equal(frame.values, expected.ravel(), where)
+        assert (status["error"], status["matrices"]) == (ErrorKind.NONE, 1), where
 
 
 @pytest.mark.parametrize("params", [FAULTY, SETS[2]], ids=lambda params: params.name)

@@ -60,12 +60,6 @@ MICROCODE_MISTAKES = (
         "write.en & ~move & (sequence[1:][:bits] == taken)",
     ),
     Mistake(
-        "missed register: what is on its way to the lanes goes on through a cancel",
-        "fanout.py",
-        "with m.If(self.cancel):",
-        "with m.If(self.cancel & ~self.i.valid):",
-    ),
-    Mistake(
         "swapped banks: starts go where the other matrix's rows are",
         "row_store.py",
         "starts = self.start.enable & (self.start.parity == parity)",
@@ -76,12 +70,6 @@ MICROCODE_MISTAKES = (
         "accelerator.py",
         "nodes[0].o.valid & ~lanes_cancel",
         "nodes[0].o.valid",
-    ),
-    Mistake(
-        "missing condition: biases are loaded as the finisher begins",
-        "accelerator.py",
-        "~finisher.busy & ~tracker.finish",
-        "~finisher.busy",
     ),
     Mistake(
         "missed reset: rows beyond the matrix are remembered after it",
