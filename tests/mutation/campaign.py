@@ -58,6 +58,7 @@ _TESTS = (
     "test_a_code_waits_until_no_matrix_uses_its_bank",
     "test_every_kind_of_code_from_matrix_to_matrix",
     "test_codes_that_are_wrong_in_themselves",
+    "test_clear_while_sums_are_on_their_way",
     "test_clear_while_results_are_kept",
     "test_every_bit_of_a_matrix_packet_flipped_is_an_error",
     "test_every_bit_of_a_load_packet_flipped_is_an_error",
