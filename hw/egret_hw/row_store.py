@@ -42,8 +42,8 @@ class RowStore(wiring.Component):
     different substreams in any order. A row that several substreams share is the sum of its parts.
 
     Latency 3 cycles, throughput 1 sum (of every vector in the batch) a cycle, also of one row: what
-    is not in the memory yet is added to on its way there. Only a start holds a sum back. Reading:
-    latency 2 enabled cycles, throughput 1 row an enabled cycle.
+    is not in the memory yet is added to on its way there. Nothing holds a sum back: `i.ready` is
+    constant. Reading: latency 2 enabled cycles, throughput 1 row an enabled cycle.
 
     Parameters
     ----------
