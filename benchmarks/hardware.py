@@ -145,7 +145,7 @@ def measure_area(
             seeds=seeds,
             wide_luts=design.wide_luts,
             once=design.once,
-            options=design.nextpnr_options,
+            floorplan=design.floorplan,
             progress=_say,
         )
         _say(f"{design.top}: 7 series")

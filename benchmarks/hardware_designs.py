@@ -37,10 +37,6 @@ _CUT = 2
 _TABLE_CUT = 1
 """Bits between registers of the parsers for all codes in logic."""
 
-_LARGE_OPTIONS = ("--placer", "static", "--router", "router2")
-"""For designs of many lanes: behind nextpnr's default placer (HeAP), which leaves them far more
-wire, its default router does not come to an end in reasonable time."""
-
 
 @dataclass(frozen=True)
 class Design:
@@ -82,9 +78,12 @@ class Design:
     once: tuple[str, ...] = ()
 
     @property
-    def nextpnr_options(self) -> tuple[str, ...]:
-        """What nextpnr is told besides; `place`'s `options`."""
-        return _LARGE_OPTIONS if self.once and self.part.tool == "nextpnr_ecp5" else ()
+    def floorplan(self) -> bool:
+        """Whether lanes are given their places; see `egret_hw.place.place`.
+
+        Without, nextpnr does not come to an end in reasonable time where there are many of them.
+        """
+        return bool(self.once) and self.part.tool == "nextpnr_ecp5"
 
 
 class LaneArray(wiring.Component):

@@ -18,6 +18,7 @@ from typing import Any
 
 from egret.errors import EgretError
 from egret_hw.ecp5_carries import pack_carries
+from egret_hw.ecp5_floorplan import lock_lanes
 from egret_hw.ecp5_registers import pack_registers
 from egret_hw.verilog_text import Port, module_ports
 from egret_hw.yowasp import run_yowasp, tool_version
@@ -283,7 +284,7 @@ def place(
     wide_luts: bool = False,
     once: Sequence[str] = (),
     target_mhz: float = _TARGET_MHZ,
-    options: Sequence[str] = (),
+    floorplan: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> PlacedDesign:
     """Synthesise, place and route a design.
@@ -307,8 +308,9 @@ def place(
         of them.
     target_mhz : float
         Clock that nextpnr aims at.
-    options : sequence of str
-        More of nextpnr's command line, for instance another placer.
+    floorplan : bool
+        Give the lanes' block RAMs and multipliers sites beside each other
+        (`egret_hw.ecp5_floorplan`); the part is an LFE5U-85F.
     progress : callable, optional
         Called with a line for each step.
 
@@ -320,6 +322,8 @@ def place(
     ------
     EgretError
         A tool failed, or the design has no clock.
+    CapacityError
+        The floor plan has too few sites for the lanes.
     """
     say = progress or (lambda _: None)
     ports = module_ports(verilog, top)
@@ -351,9 +355,11 @@ def place(
         )
         if is_ecp5:
             flow.change("routed.json", _HARNESS, pack_carries)
+        if floorplan:
+            flow.change("routed.json", _HARNESS, lambda module: lock_lanes(module["cells"]))
         cells = flow.cells("stat.json")
         command_line = ["--json", "routed.json", "--freq", f"{target_mhz:g}"]
-        command_line += ["--timing-allow-fail", *options]
+        command_line.append("--timing-allow-fail")
         if not pads:
             command_line.append("--out-of-context")
         elif is_ecp5:
