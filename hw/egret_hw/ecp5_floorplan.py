@@ -51,11 +51,11 @@ def lock_lanes(cells: Mapping[str, Cell]) -> None:
     multipliers: dict[int, list[str]] = defaultdict(list)
     store = []
     for name, cell in sorted(cells.items()):
-        lane = _LANE.search(name)
-        if lane is not None and cell["type"] == "DP16KD":
-            rams[int(lane[1])].append(name)
-        elif lane is not None and cell["type"] == "MULT18X18D":
-            multipliers[int(lane[1])].append(name)
+        found = _LANE.search(name)
+        if found is not None and cell["type"] == "DP16KD":
+            rams[int(found[1])].append(name)
+        elif found is not None and cell["type"] == "MULT18X18D":
+            multipliers[int(found[1])].append(name)
         elif cell["type"] == "DP16KD" and _STORE.search(name):
             store.append(name)
     lanes = len(rams)
