@@ -1,4 +1,7 @@
-"""The floor plan: lanes on sites of their own, beside each other, that the part has."""
+"""The floor plan: lanes on sites of their own, beside each other.
+
+`test_place` shows that the part has such sites.
+"""
 
 import re
 from itertools import pairwise
@@ -8,36 +11,6 @@ import pytest
 from egret.errors import CapacityError
 from egret_hw.ecp5_floorplan import lock_lanes
 from egret_hw.ecp5_netlist import Cell
-from egret_hw.place import place
-
-# Two lanes of a block RAM and a multiplier each, one behind the other.
-LANES = """
-module lane(write, at, value, clk, y);
-  input write;
-  input [9:0] at;
-  input [17:0] value;
-  input clk;
-  output [17:0] y;
-  reg [17:0] cells [1023:0];
-  reg [17:0] read;
-  reg [17:0] y;
-  always @(posedge clk) begin
-    if (write) cells[at] <= value;
-    read <= cells[at];
-    y <= read[8:0] * read[17:9];
-  end
-endmodule
-module lanes(write, at, value, clk, y);
-  input [1:0] write;
-  input [9:0] at;
-  input [17:0] value;
-  input clk;
-  output [17:0] y;
-  wire [17:0] between;
-  lane lane_0 (.write(write[0]), .at(at), .value(value), .clk(clk), .y(between));
-  lane lane_1 (.write(write[1]), .at(at), .value(between), .clk(clk), .y(y));
-endmodule
-"""
 
 
 def _array(lanes: int, rams: int, multipliers: int, stored: int) -> dict[str, Cell]:
@@ -96,8 +69,3 @@ def test_lanes_that_do_not_fit_are_refused() -> None:
         CapacityError, match=r"^32 lanes of 7 block RAMs: found room for 6 each on an LFE5U-85F$"
     ):
         lock_lanes(_array(32, 7, 1, 4))
-
-
-def test_the_part_has_the_sites() -> None:
-    found = place(LANES, "lanes", seeds=(1,), once=["lane"], floorplan=True)
-    assert (found.block_rams, found.multipliers) == (2, 2)

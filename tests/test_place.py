@@ -82,6 +82,22 @@ module pair(write, at, value, clk, y, z);
   read other (.write(write[1]), .at(at), .value(value), .clk(clk), .y(z));
 endmodule
 """
+# Two lanes, each a memory and its multiplier, one behind the other.
+LANES = """
+module lanes(write, at, value, factor, clk, y);
+  input [1:0] write;
+  input [9:0] at;
+  input [17:0] value;
+  input [7:0] factor;
+  input clk;
+  output [25:0] y;
+  wire [25:0] between;
+  memory lane_0 (.write(write[0]), .at(at), .value(value), .factor(factor), .clk(clk), .y(between));
+  memory lane_1 (
+    .write(write[1]), .at(at), .value(between[17:0]), .factor(factor), .clk(clk), .y(y)
+  );
+endmodule
+"""
 # Sixteen words of four bits, read at once: a LUT memory.
 SMALL = """
 module small(write, to, value, at, clk, y);
@@ -142,6 +158,11 @@ def test_modules_synthesised_once_count_as_often_as_they_are_there() -> None:
     assert count_xilinx7(READ + PAIR, "pair", once=["read"]).block_rams == 1
     with pytest.raises(EgretError, match=r"^write: found no such module"):
         place(READ + PAIR, "pair", once=["write"])
+
+
+def test_the_part_has_the_sites_of_the_floor_plan() -> None:
+    found = place(MEMORY + LANES, "lanes", seeds=(1,), floorplan=True)
+    assert (found.block_rams, found.multipliers) == (2, 2)
 
 
 def test_lut_memories_take_four_luts_and_a_write_port() -> None:

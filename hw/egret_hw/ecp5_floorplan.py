@@ -36,6 +36,9 @@ _STORE = re.compile(r"(?:^|\.)store\.")
 def lock_lanes(cells: Mapping[str, Cell]) -> None:
     """Give sites of an LFE5U-85F to the block RAMs and multipliers of lanes and row store.
 
+    Multipliers of which a lane has more than half as many as there is room for block RAMs, which
+    takes a large batch, are left to the placer. Sites are those that nextpnr names.
+
     Parameters
     ----------
     cells : mapping of str to dict
