@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from benchmarks.experiments import __main__ as command
-from benchmarks.experiments import data, lab, tasks, training
+from benchmarks.experiments import data, lab, models, tasks, training
 from benchmarks.experiments.lab import Lab, Point, knob_values
 from benchmarks.experiments.measure import Measured, measure
 from benchmarks.experiments.methods import METHODS, Method, Rule, code_digest, plain_code
@@ -240,6 +240,26 @@ def test_characters_do_not_see_what_follows() -> None:
     differs = (model(x) - model(other)).abs().amax(-1)[0]
     assert (differs[:12] < 1e-6).all()
     assert differs[12] > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["character-gpt", "sms-transformer"])
+def test_mixed_precision_is_for_training(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(3)
+    model = ARCHITECTURES[name].make().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    x = torch.randint(1, 65, (4, 20))
+    exact = model(x)
+    monkeypatch.setattr(models, "_MIXED", True)
+    assert torch.equal(model(x), exact)
+    mixed = model.train()(x)
+    assert mixed.dtype == torch.float32
+    error = (mixed - exact).abs().max().item()
+    assert 0 < error < 0.02 * exact.abs().max().item() + 0.01
+    monkeypatch.setattr(models, "_MIXED", False)
+    assert torch.equal(model(x), exact)
 
 
 # --- trainings ---------------------------------------------------------------------------------

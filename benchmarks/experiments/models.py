@@ -24,6 +24,13 @@ __all__ = ["ARCHITECTURES", "Architecture"]
 
 _SIDE = 28
 _INITIAL_SCALE = 0.02
+# Processors without AVX-512 have no quick products in bfloat16.
+_MIXED = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+def _mixed_precision(model: nn.Module) -> torch.autocast:
+    """Return a context in which a training multiplies in bfloat16; weights and sums are float32."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=_MIXED and model.training)
 
 
 class LeNet300(nn.Module):
@@ -63,7 +70,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
-        self._heads, self._dropout = heads, dropout
+        self._heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.mix = nn.Linear(width, width)
@@ -76,14 +83,11 @@ class Block(nn.Module):
         batch, length, width = x.shape
         heads = self.qkv(self.norm1(x)).view(batch, length, 3, self._heads, width // self._heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)
-        mixed = nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask,
-            is_causal=causal,
-            dropout_p=self._dropout if self.training else 0.0,
-        )
+        # torch's attention for CPUs takes several times as long in bfloat16.
+        with torch.autocast("cpu", enabled=False):
+            mixed = nn.functional.scaled_dot_product_attention(
+                query.float(), key.float(), value.float(), attn_mask=mask, is_causal=causal
+            )
         x = x + self.drop(self.mix(mixed.transpose(1, 2).reshape(batch, length, width)))
         return x + self.drop(self.down(nn.functional.gelu(self.up(self.norm2(x)))))
 
@@ -119,8 +123,9 @@ class TextClassifier(nn.Module):
         length = int(used.sum(1).max())
         x, used = x[:, :length], used[:, :length]
         out = self.drop(self.token(x) + self.place[:length])
-        for block in self.blocks:
-            out = block(out, used[:, None, None, :], False)
+        with _mixed_precision(self):
+            for block in self.blocks:
+                out = block(out, used[:, None, None, :], False)
         weights = used.unsqueeze(2) / used.sum(1)[:, None, None]
         return self.head((self.norm(out) * weights).sum(1))
 
@@ -143,9 +148,10 @@ class CharacterGPT(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the logits of the character after each place, (texts, length, characters)."""
         out = self.token(x) + self.place[: x.shape[1]]
-        for block in self.blocks:
-            out = block(out, None, True)
-        return self.head(self.norm(out))
+        with _mixed_precision(self):
+            for block in self.blocks:
+                out = block(out, None, True)
+            return self.head(self.norm(out)).float()
 
 
 @dataclass(frozen=True)
