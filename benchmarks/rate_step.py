@@ -1,9 +1,11 @@
-"""What the rate term costs: its step beside a training step of a GPT with 30 million parameters.
+"""What the rate term costs: its step beside a training step of a GPT.
 
-A training step is forward, backward and AdamW on 8 sequences of 256 tokens, in float32 on the CPU.
-`every=1` estimates the shape and counts the bits after every step, the default after every tenth.
-Both are timed in one run, in turn with the training steps, in CPU seconds of all threads, so that
-what else the machine does changes the ratio little.
+A training step is forward, backward and AdamW. On the CPU it is that of a GPT with 30 million
+parameters on 8 sequences of 256 tokens, in float32; where there is a GPU, also that of GPT-2 small
+(124 million) on 8 of 1,024 there, with products in bfloat16. `every=1` estimates the shape and
+counts the bits after every step, the default after every tenth. Both are timed in one run, in turn
+with the training steps: on the CPU in CPU seconds of all threads, so that what else the machine
+does changes the ratio little; on a GPU from one moment in which it has nothing to do to the next.
 
     python -m benchmarks.rate_step --json docs/results/rate-step.json
 """
@@ -15,6 +17,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -22,9 +25,23 @@ from torch import nn
 from egret.files import write_text
 from egret.rate import DEFAULT_EVERY, RateRegularizer
 
-SEQUENCES, TOKENS = 8, 256
-_WIDTH, _HEADS, _LAYERS, _VOCABULARY = 512, 8, 8, 8192
+SEQUENCES = 8
 _SEED = 1
+
+
+class Size(NamedTuple):
+    """Sizes of a GPT, in the order that it takes them."""
+
+    width: int
+    heads: int
+    layers: int
+    vocabulary: int
+    tokens: int
+
+
+GPT_30M = Size(512, 8, 8, 8192, 256)
+GPT2_SMALL = Size(768, 12, 12, 50257, 1024)
+_TINY = Size(32, 2, 2, 64, 16)
 
 
 class Block(nn.Module):
@@ -62,23 +79,27 @@ class GPT(nn.Module):
         return self.head(self.norm(self.blocks(x)))
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    began = time.process_time()
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cpu":
+        began = time.process_time()
+        work()
+        return time.process_time() - began
+    torch.accelerator.synchronize(device)
+    began = time.perf_counter()
     work()
-    return time.process_time() - began
+    torch.accelerator.synchronize(device)
+    return time.perf_counter() - began
 
 
-def measure(model: nn.Module, vocabulary: int, tokens: int, rounds: int) -> dict[str, float]:
+def measure(size: Size, device: torch.device, rounds: int) -> dict[str, float]:
     """Time training steps and rate steps in turn.
 
     Parameters
     ----------
-    model : torch.nn.Module
-        Takes token numbers and returns logits.
-    vocabulary : int
-        Number of different tokens.
-    tokens : int
-        Tokens in a sequence.
+    size : Size
+        Of the GPT.
+    device : torch.device
+        Where it is trained.
     rounds : int
         Rounds; each has one training step and one call of each rate step, and `DEFAULT_EVERY` of
         the default.
@@ -86,18 +107,24 @@ def measure(model: nn.Module, vocabulary: int, tokens: int, rounds: int) -> dict
     Returns
     -------
     dict of str to float
-        Medians in CPU seconds of a training step, of the rate step with `every=1`, and of the mean
-        of `DEFAULT_EVERY` rate steps with the default; and the two ratios.
+        Medians in seconds (on the CPU in CPU seconds) of a training step, of the rate step with
+        `every=1`, and of the mean of `DEFAULT_EVERY` rate steps with the default; the two ratios;
+        and the number of parameters.
     """
+    torch.manual_seed(_SEED)
+    model = GPT(*size).to(device)
+    mixed = torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu")
     generator = torch.Generator().manual_seed(_SEED)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     each = RateRegularizer(model, target_bits=1.0, steps=1_000_000, every=1)
     tenth = RateRegularizer(model, target_bits=1.0, steps=1_000_000)
 
     def train() -> None:
-        batch = torch.randint(vocabulary, (SEQUENCES, tokens + 1), generator=generator)
+        shape = SEQUENCES, size.tokens + 1
+        batch = torch.randint(size.vocabulary, shape, generator=generator).to(device)
         optimizer.zero_grad()
-        logits = model(batch[:, :-1])
+        with mixed:
+            logits = model(batch[:, :-1])
         nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
         optimizer.step()
 
@@ -108,13 +135,26 @@ def measure(model: nn.Module, vocabulary: int, tokens: int, rounds: int) -> dict
     times: dict[str, list[float]] = {"training step": [], "every=1": [], "default": []}
     train()
     each.step(optimizer)
+    tenth.step(optimizer)
     for _ in range(rounds):
-        times["training step"].append(_seconds(train))
-        times["every=1"].append(_seconds(lambda: each.step(optimizer)))
-        times["default"].append(_seconds(default) / DEFAULT_EVERY)
+        times["training step"].append(_seconds(train, device))
+        times["every=1"].append(_seconds(lambda: each.step(optimizer), device))
+        times["default"].append(_seconds(default, device) / DEFAULT_EVERY)
     found = {name: statistics.median(values) for name, values in times.items()}
     for name in ("every=1", "default"):
         found[f"ratio, {name}"] = found[name] / found["training step"]
+    return {"parameters": sum(parameter.numel() for parameter in model.parameters()), **found}
+
+
+def _show(size: Size, device: torch.device, rounds: int) -> dict[str, float]:
+    found = measure(size, device, rounds)
+    print(
+        f"{found['parameters'] / 1e6:.1f} million parameters, {SEQUENCES} x {size.tokens} tokens, "
+        f"on {device}:"
+    )
+    for name in ("training step", "every=1", "default"):
+        share = f"  {100 * found[f'ratio, {name}']:5.1f} %" if name != "training step" else ""
+        print(f"{name:>14} {1000 * found[name]:9.1f} ms{share}")
     return found
 
 
@@ -127,20 +167,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="a tiny GPT, to try the program")
     parser.add_argument("--json", type=Path, help="file to write the figures to")
     parsed = parser.parse_args(arguments)
-    torch.manual_seed(_SEED)
-    size = (32, 2, 2, 64, 16) if parsed.small else (_WIDTH, _HEADS, _LAYERS, _VOCABULARY, TOKENS)
-    model = GPT(*size)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     print(
-        f"{parameters / 1e6:.1f} million parameters, {SEQUENCES} x {size[-1]} tokens, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {platform.machine()}"
+        f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads",
+        flush=True,
     )
-    found = measure(model, size[-2], size[-1], parsed.rounds)
-    for name in ("training step", "every=1", "default"):
-        share = f"  {100 * found[f'ratio, {name}']:5.1f} %" if name != "training step" else ""
-        print(f"{name:>14} {1000 * found[name]:9.1f} ms{share}")
+    figures: dict[str, object] = {"threads": torch.get_num_threads()}
+    figures |= _show(_TINY if parsed.small else GPT_30M, torch.device("cpu"), parsed.rounds)
+    if torch.accelerator.is_available():
+        gpu = torch.accelerator.current_accelerator()
+        assert gpu is not None
+        figures["gpu"] = _show(_TINY if parsed.small else GPT2_SMALL, gpu, parsed.rounds)
+    else:
+        print("no GPU here: GPT-2 small was not timed")
     if parsed.json is not None:
-        figures = {"parameters": parameters, "threads": torch.get_num_threads(), **found}
         write_text(parsed.json, json.dumps(figures, indent=2) + "\n")
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from benchmarks import digits_target, rate_step, rate_targets
 
 
@@ -29,17 +30,16 @@ def test_rate_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("every=1", "default"):
         assert kept[f"ratio, {name}"] == pytest.approx(kept[name] / kept["training step"])
         assert f"{100 * kept[f'ratio, {name}']:.1f} %" in printed
+    assert ("gpu" in kept) == torch.accelerator.is_available() == ("no GPU" not in printed)
 
 
-def test_full_gpt_has_the_stated_size() -> None:
-    model = rate_step.GPT(
-        rate_step._WIDTH,
-        rate_step._HEADS,
-        rate_step._LAYERS,
-        rate_step._VOCABULARY,
-        rate_step.TOKENS,
-    )
-    assert 29e6 < sum(parameter.numel() for parameter in model.parameters()) < 31e6
+def test_full_gpts_have_the_stated_sizes() -> None:
+    with torch.device("meta"):
+        models = rate_step.GPT(*rate_step.GPT_30M), rate_step.GPT(*rate_step.GPT2_SMALL)
+    small, large = (sum(p.numel() for p in model.parameters()) for model in models)
+    assert 29e6 < small < 31e6
+    # GPT-2 small has 124.4 million.
+    assert 124e6 < large < 125e6
 
 
 def test_rate_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
