@@ -1,5 +1,6 @@
 """What the experiments found: as tables, in a page, and as charts."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -386,9 +387,19 @@ def _unit(result: Result) -> str:
     return "test, nats" if TASKS[result.task].predicts_text else "test accuracy, %"
 
 
-def _curve(axes: Axes, method: str, x: Sequence[float], points: Sequence[Point]) -> None:
+def _curve(
+    axes: Axes,
+    method: str,
+    x: Sequence[float],
+    points: Sequence[Point],
+    shown: tuple[float, float] = (-math.inf, math.inf),
+) -> None:
     values = [_of(point, "test") for point in points]
-    deviations = [stdev(each) if len(each) > 1 else 0.0 for each in values]
+    # A bar of a point that is not shown would cross the whole chart.
+    deviations = [
+        stdev(each) if len(each) > 1 and shown[0] <= fmean(each) <= shown[1] else 0.0
+        for each in values
+    ]
     axes.errorbar(
         x,
         list(map(fmean, values)),
@@ -519,18 +530,19 @@ def _draw_curves(results: Sequence[Result]) -> Figure:
     figure, grid = _panels(results)
     for axes, result in zip(grid[0], results, strict=True):
         groups = _by_method(result)
-        for method, points in groups.items():
-            if method != "plain":
-                _curve(axes, method, [fmean(_of(point, "payload")) for point in points], points)
         plain = fmean(_of(groups["plain"][0], "test"))
-        axes.axhline(plain, color="#1f2933", linewidth=0.8, linestyle=":")
-        axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter("{x:g}")
         # Methods that have broken down would flatten what matters.
         if TASKS[result.task].predicts_text:
             low, high = plain - 0.05, plain + 0.5
         else:
             low, high = plain - 6, min(100.5, plain + 2)
+        for method, points in groups.items():
+            if method != "plain":
+                sizes = [fmean(_of(point, "payload")) for point in points]
+                _curve(axes, method, sizes, points, (low, high))
+        axes.axhline(plain, color="#1f2933", linewidth=0.8, linestyle=":")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.set_ylim(low, high)
         every = [point for points in groups.values() for point in points]
         shown = [point for point in every if low <= fmean(_of(point, "test")) <= high]
