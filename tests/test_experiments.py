@@ -492,7 +492,10 @@ def test_tuning_takes_the_best_on_validation(
     assert {settings.seed for settings in laboratory.used} == {20}
 
 
-@pytest.mark.parametrize(("excess", "aim"), [(-0.1, 1.1), (-0.007, 1.0), (0.0, 0.9), (0.9, 0.9)])
+@pytest.mark.parametrize(
+    ("excess", "aim"),
+    [(-0.19, 1.3), (-0.13, 1.2), (-0.1, 1.1), (-0.04, 1.05), (-0.007, 1.0), (0.0, 0.9), (0.9, 0.9)],
+)
 def test_target_is_the_largest_within_the_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, excess: float, aim: float
 ) -> None:

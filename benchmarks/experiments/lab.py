@@ -42,7 +42,7 @@ TIGHT_AIMS = (1.3, 1.2, 1.1, 1.05, 1.0, 0.9)
 come on top of it, and a code that knows more than the values' frequencies, a row's or a column's
 for one, stays below it by up to a quarter."""
 _BASE_BITS = 0.9
-# Of the limit, for one seed's payload: others' differ by half a per cent.
+# Share of the limit that the first seed's payload may take: the mean may lie a little above it.
 _SEED_MARGIN = 0.99
 # Of a quick run: it shows that the programs work, not what the methods are worth.
 QUICK_EPOCHS, QUICK_SAMPLES, QUICK_SEEDS = 2, 256, 2
@@ -360,12 +360,11 @@ class Lab:
         return best.value
 
     def chosen_target(self, task: Task, method: str) -> float:
-        """Return the largest target whose payload, with the first seed, is in the limit.
+        """Return the largest target whose payload, with the first seed, is well in the limit.
 
         Of a task without a limit, that of the curves' smallest networks takes its place. Where
-        none is in the limit, the smallest target. The payload rises with the target and hardly
-        differs between seeds, so that each network rules out half of the targets that are left, and
-        a little less than the limit is enough for the others.
+        none is, the smallest target. The payload rises with the target and hardly differs between
+        seeds, so that each network rules out half of the targets that are left.
         """
         limit = task.most_bits or _BASE_BITS
         lab = self._for_choice(1)
