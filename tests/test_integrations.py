@@ -137,7 +137,7 @@ def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
 def test_transformers_trainer_evaluates_rounded_weights(tmp_path: Path, strategy: str) -> None:
     changes = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 10}
     arguments = _arguments(tmp_path, num_train_epochs=3, save_steps=10, **changes)
-    model, callback = Evaluations(), huggingface.RateCallback(target_bits=0.8)
+    model, callback = Evaluations(), huggingface.RateCallback(target_bits=0.8, step_log2=3)
     rows = [{"x": x, "labels": y} for x, y in zip(*_data().tensors, strict=True)]
     trainer = transformers.Trainer(
         model, arguments, train_dataset=rows, eval_dataset=rows[:16], callbacks=[callback]
@@ -233,7 +233,7 @@ def test_lightning_does_what_a_loop_of_ones_own_does(tmp_path: Path) -> None:
     own = Module()
     optimizer = torch.optim.Adam(own.parameters(), lr=0.01)
     quantizer = StraightThrough(own, target_bits=0.8)
-    rate = RateRegularizer(own, target_bits=0.8, steps=60, step_log2=quantizer.step_log2, every=2)
+    rate = RateRegularizer(own, target_bits=0.8, steps=60, quantizer=quantizer, every=2)
     for _ in range(3):
         for batch in DataLoader(_data(), batch_size=16):
             optimizer.zero_grad()
@@ -253,7 +253,7 @@ def test_accelerate_needs_two_lines(tmp_path: Path) -> None:
     loader = DataLoader(_data(), batch_size=16)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     quantizer = StraightThrough(accelerator.unwrap_model(model), target_bits=0.8)
-    rate = RateRegularizer(model, target_bits=0.8, steps=300, step_log2=quantizer.step_log2)
+    rate = RateRegularizer(model, target_bits=0.8, steps=300, quantizer=quantizer)
     for _ in range(30):
         for x, y in loader:
             with accelerator.accumulate(model):

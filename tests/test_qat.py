@@ -104,6 +104,13 @@ def test_tied_weights_are_rounded_once_and_restored() -> None:
     assert StraightThrough(model, {"1.weight": 2}).step_log2 == quantizer.step_log2
     assert StraightThrough(model, quantizer.step_log2).step_log2 == quantizer.step_log2
     RateRegularizer(model, target_bits=1.0, steps=1, step_log2=quantizer.step_log2)
+    follower = StraightThrough(model, target_bits=1.0)
+    follower.follow(6.0)
+    assert follower.step_log2["0.weight"] == follower.step_log2["1.weight"]
+    assert (
+        follower.step_log2["0.weight"]
+        > StraightThrough(model, target_bits=1.0).step_log2["0.weight"]
+    )
     with quantizer:
         assert second.weight is first.weight
         assert not torch.equal(first.weight, before)
@@ -236,7 +243,7 @@ def test_packing_names_a_step_for_no_tensor(tmp_path: Path) -> None:
 
 def test_steps_suit_the_weights_and_the_bits() -> None:
     assert [suitable_step(scale, 0.6) for scale in (1.0, 0.0722, 0.0361, 3e-5)] == [0, 4, 5, 15]
-    assert [suitable_step(0.0722, bits) for bits in (0.1, 1.0, 2.0, 4.0)] == [4, 4, 5, 7]
+    assert [suitable_step(0.0722, bits) for bits in (0.1, 1.0, 2.0, 4.0)] == [4, 4, 4, 6]
     assert suitable_step(0.0, 1.0) == 8
     assert suitable_step(1e-30, 1.0) == 64
     model = _model()
@@ -244,7 +251,18 @@ def test_steps_suit_the_weights_and_the_bits() -> None:
         model.get_parameter("0.weight").fill_(-0.25)
         model.get_parameter("3.weight").zero_()
     quantizer = StraightThrough(model, target_bits=3.0)
+    assert quantizer.step_log2 == {"0.weight": 3, "3.weight": 8}
+    quantizer.follow(3.5)
+    assert quantizer.step_log2 == {"0.weight": 3, "3.weight": 8}
+    quantizer.follow(3.7)
     assert quantizer.step_log2 == {"0.weight": 4, "3.weight": 8}
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(8)
+    quantizer.follow(1.0)
+    assert quantizer.step_log2 == {"0.weight": -1, "3.weight": 8}
+    given = StraightThrough(model, 5)
+    given.follow(1.0)
+    assert set(given.step_log2.values()) == {5}
     wrong: list[dict[str, Any]] = [{}, {"step_log2": 3, "target_bits": 1.0}]
     for arguments in wrong:
         with pytest.raises(EgretError, match="give one of step_log2 and target_bits"):

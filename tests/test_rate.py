@@ -388,3 +388,66 @@ def test_regularizer_is_found_at_the_top() -> None:
 def test_bad_settings_are_named(arguments: dict, message: str) -> None:
     with pytest.raises(EgretError, match=message):
         RateRegularizer(_model(), **arguments)
+
+
+def _held(steps: int, seed: int) -> tuple[nn.Sequential, torch.optim.Optimizer, RateRegularizer]:
+    model = _model(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    return model, optimizer, RateRegularizer(model, target_bits=1.5, steps=steps, step_log2=3)
+
+
+def test_zeros_are_held_at_the_end_and_only_there() -> None:
+    steps, seed = 200, 5
+    model, optimizer, regularizer = _held(steps, seed)
+    generator = torch.Generator().manual_seed(seed)
+    zeros: list[torch.Tensor] = []
+    came_back = 0
+    saved = None
+    for step in range(1, steps + 1):
+        x = torch.randn(16, 6, generator=generator)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(
+            model(x), (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+        ).backward()
+        optimizer.step()
+        moved = [p.detach().clone() for p in model.parameters()]
+        regularizer.step(optimizer)
+        found = [p.detach() == 0 for p in model.parameters() if p.dim() == 2]
+        if step <= 40:
+            # The network learns freely.
+            assert all(map(torch.equal, moved, [p.detach() for p in model.parameters()]))
+        if step > 141:
+            assert all((now | ~then).all() for now, then in zip(found, zeros, strict=True)), step
+        elif zeros:
+            came_back += sum(
+                int((then & ~now).sum()) for now, then in zip(found, zeros, strict=True)
+            )
+        if step == 141:
+            inside = [p.detach().abs() <= 2.0**-4 for p in model.parameters() if p.dim() == 2]
+            assert all(map(torch.equal, inside, found))
+            assert any(bool(each.any()) for each in inside)
+        if step == 170:
+            saved = (
+                copy.deepcopy(model.state_dict()),
+                copy.deepcopy(optimizer.state_dict()),
+                regularizer.state_dict(),
+                generator.get_state(),
+            )
+        zeros = found
+    assert came_back > 0
+    assert saved is not None
+    other, other_optimizer, other_regularizer = _held(steps, seed + 1)
+    other.load_state_dict(saved[0])
+    other_optimizer.load_state_dict(saved[1])
+    other_regularizer.load_state_dict(saved[2])
+    generator.set_state(saved[3])
+    for _ in range(170, steps):
+        x = torch.randn(16, 6, generator=generator)
+        other_optimizer.zero_grad()
+        nn.functional.cross_entropy(
+            other(x), (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
+        ).backward()
+        other_optimizer.step()
+        other_regularizer.step(other_optimizer)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)

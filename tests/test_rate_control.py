@@ -6,15 +6,25 @@ from egret.errors import EgretError
 from egret.rate_control import RateController
 
 
-def test_schedule_falls_by_equal_factors_and_then_stays() -> None:
+def test_schedule_waits_falls_by_equal_factors_and_then_stays() -> None:
     controller = RateController(0.5, 1000)
-    assert controller.scheduled(0) == 0.5
-    assert controller.update(8.0, 0) == 1.0
-    assert controller.scheduled(0) == 8.0
-    assert controller.scheduled(350) == pytest.approx(2.0)
-    assert controller.scheduled(175) == pytest.approx(4.0)
+    assert (controller.first, controller.hold) == (201, 701)
+    assert controller.scheduled(201) == 0.5
+    assert controller.update(8.0, 201) == 1.0
+    assert controller.scheduled(201) == 8.0
+    assert controller.scheduled(326) == pytest.approx(2.0)
+    assert controller.scheduled(451) == pytest.approx(0.5)
     for step in (700, 800, 1000, 2000):
         assert controller.scheduled(step) == pytest.approx(0.5)
+    assert controller.falls(450)
+    assert not controller.falls(451)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+def test_short_trainings_have_steps_that_pull(steps: int) -> None:
+    controller = RateController(1.0, steps)
+    assert 1 <= controller.first <= steps
+    assert controller.first < controller.hold
 
 
 def test_start_below_the_target_is_not_raised_at_once() -> None:
@@ -47,8 +57,8 @@ def test_bits_reach_the_target_whatever_lambda_that_takes(
 def test_lambda_rises_and_falls_with_the_bits_and_by_a_limited_factor() -> None:
     def second(bits: float) -> float:
         controller = RateController(1.0, 100)
-        controller.update(1.0, 70)
-        return controller.update(bits, 71)
+        controller.update(1.0, 60)
+        return controller.update(bits, 60)
 
     assert 1 / math.e <= second(0.0) <= second(0.9) < 1 < second(1.1) < second(2.5) <= math.e
     assert second(0.0) == pytest.approx(1 / math.e)

@@ -181,7 +181,7 @@ def test_rounding_without_a_rate() -> None:
     assert any(not torch.equal(a, b) for a, b in zip(weights, rounded, strict=True))
 
 
-def test_with_a_target_the_steps_suit_the_initial_weights_and_packing_loses_nothing(
+def test_with_a_target_the_steps_follow_the_weights_and_packing_loses_nothing(
     tmp_path: Path,
 ) -> None:
     def make() -> nn.Module:
@@ -192,14 +192,9 @@ def test_with_a_target_the_steps_suit_the_initial_weights_and_packing_loses_noth
 
     options = TrainingOptions(epochs=20, learning_rate=0.02, target_bits=1.0, rdo=0.05)
     trained = train(make, _splits(), options)
-    with torch.random.fork_rng():
-        torch.manual_seed(options.seed)
-        model = make()
     assert trained.step_log2 is not None
-    for name, step in trained.step_log2.items():
-        scale = model.get_parameter(name).detach().square().mean().sqrt().item()
-        assert 0.7 < scale * 2.0**step < 1.42, name
-    assert trained.step_log2["3.weight"] >= trained.step_log2["0.weight"] + 5
+    # The initial weights of the second layer would have taken steps of 2^-7.
+    assert set(trained.step_log2.values()) <= {1, 2, 3}
     (tmp_path / "out").mkdir()
     saved = save_training(trained, _splits(), tmp_path / "out")
     packed = egret.load(tmp_path / "out" / "weights.egret").state_dict()
@@ -218,7 +213,7 @@ def test_with_a_target_the_steps_suit_the_initial_weights_and_packing_loses_noth
 
 
 def test_rounding_for_the_bits_at_the_end_moves_weights_and_saves_bits() -> None:
-    options = TrainingOptions(epochs=5, learning_rate=0.01, target_bits=3.0)
+    options = TrainingOptions(epochs=20, learning_rate=0.01, target_bits=2.0)
     nearest = train(_model, _splits(), options)
     chosen = train(_model, _splits(), dataclasses.replace(options, rdo=0.3))
     assert nearest.history[:-1] == chosen.history[:-1]

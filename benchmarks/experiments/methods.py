@@ -118,7 +118,7 @@ class _Target(_Rounded):
     def __init__(self, model: nn.Module, target_bits: float, steps: int) -> None:
         self._rounding = StraightThrough(model, target_bits=target_bits)
         self._regularizer = RateRegularizer(
-            model, target_bits=target_bits, steps=steps, step_log2=self._rounding.step_log2
+            model, target_bits=target_bits, steps=steps, quantizer=self._rounding
         )
 
     def after(self, optimizer: torch.optim.Optimizer) -> None:

@@ -13,6 +13,11 @@ from egret.rate import choose_parameters, local_part, root_mean_square, widened
 
 __all__ = ["StraightThrough", "round_to_step", "suitable_step"]
 
+# Entropy of Gaussian weights in steps of their standard deviation, rounded.
+_BITS_AT_SCALE = 2.0
+# How far a step may be from the right one, in powers of two, before it is changed.
+_SLACK = 0.6
+
 
 class StraightThrough:
     """Rounds a model's weights for the forward and the backward pass, and only for them.
@@ -85,6 +90,7 @@ class StraightThrough:
         assert step_log2 is not None
         self.names = tuple(chosen)
         self._parameters = tuple(chosen.values())
+        self._follows = target_bits is not None
         tied: dict[int, list[str]] = {id(parameter): [] for parameter in self._parameters}
         for name, parameter in model.named_parameters(remove_duplicate=False):
             if id(parameter) in tied:
@@ -95,6 +101,7 @@ class StraightThrough:
                 step = next((given[name] for name in names if name in step_log2), None)
                 given |= {} if step is None else dict.fromkeys(names, step)
         self.step_log2 = given
+        self._tied = {names[0]: tuple(names) for names in tied.values()}
         self._held: list[torch.Tensor] = []
         self._versions: list[int] = []
 
@@ -128,6 +135,26 @@ class StraightThrough:
                         "rounding, where the change is lost; step the optimiser after it"
                     )
 
+    def follow(self, bits: float) -> None:
+        """Choose steps anew, for the weights as they are and another number of bits.
+
+        A step stays where it is within 0.6 of a power of two of the right one. Steps that were
+        given stay in any case. `RateRegularizer` calls it while it brings the bits down.
+
+        Parameters
+        ----------
+        bits : float
+            Bits per weight, above 0.
+        """
+        if not self._follows:
+            return
+        for name, parameter in zip(self.names, self._parameters, strict=True):
+            scale = root_mean_square(parameter)
+            now = self.step_log2[name]
+            if scale > 0 and abs(_exact_step(scale, bits) - now) > _SLACK:
+                step = suitable_step(scale, bits)
+                self.step_log2.update(dict.fromkeys(self._tied[name], step))
+
     @torch.no_grad()
     def apply(self) -> None:
         """Round the weights for good, at the end of the training."""
@@ -139,9 +166,9 @@ class StraightThrough:
 def suitable_step(scale: float, target_bits: float) -> int:
     """Return the step for weights that are to be trained to a number of bits.
 
-    Up to one bit per weight the power of two nearest to the weights' scale, half of it for two
-    bits, and so on. Gaussian weights would take 2.1 bits at the first, 3.1 at the second: a bit or
-    two more than asked for, which the rate term then takes away where it hurts least.
+    Up to two bits per weight the power of two nearest to the weights' scale, half of it for three
+    bits, and so on: Gaussian weights would take about two bits at the first, three at the second.
+    What that is too much, the rate term takes away where it hurts least.
 
     Parameters
     ----------
@@ -168,7 +195,12 @@ def suitable_step(scale: float, target_bits: float) -> int:
     if scale == 0:
         return DEFAULT_STEP_LOG2
     low, high = STEP_LOG2_RANGE
-    return max(low, min(high, round(max(0.0, target_bits - 1) - math.log2(scale))))
+    return max(low, min(high, round(_exact_step(scale, target_bits))))
+
+
+def _exact_step(scale: float, bits: float) -> float:
+    """Return n of the right step 2^-n, before it is rounded."""
+    return max(0.0, bits - _BITS_AT_SCALE) - math.log2(scale)
 
 
 def round_to_step(weights: torch.Tensor, step_log2: int) -> torch.Tensor:

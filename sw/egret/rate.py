@@ -18,6 +18,8 @@ from egret.rate_control import RateController
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
+    from egret.qat import StraightThrough
+
 __all__ = [
     "DEFAULT_EPS",
     "DEFAULT_EVERY",
@@ -36,6 +38,8 @@ DEFAULT_EVERY = 10
 
 # The first λ of a controlled training pulls on a weight with this share of what the data does.
 _FIRST_FORCE = 0.01
+# Bits above the target that chosen steps leave room for while the network learns without a rate.
+_HEADROOM = 3.0
 # A controlled training measures at least so often, or after every step.
 _MEASUREMENTS = 200
 # Bins up to which counting beats sorting.
@@ -74,10 +78,13 @@ class RateRegularizer:
         given.
     steps : int, optional
         Steps that the training will take; needed with a target, and only there.
-    step_log2 : int or mapping of str to int
+    step_log2 : int or mapping of str to int, optional
         The weights will be packed in steps of 2^-step_log2; used with a target only. A mapping
-        gives it by parameter name, and may change while the training goes on; names that it lacks
-        take `egret.quantize.DEFAULT_STEP_LOG2`.
+        gives it by parameter name, and may change while the training goes on; names that it lacks,
+        and all when it is absent, take `egret.quantize.DEFAULT_STEP_LOG2`.
+    quantizer : StraightThrough, optional
+        Rounds the weights in training; in place of `step_log2`, and with a target only. Steps that
+        it has chosen itself begin fine and grow coarser as the bits fall.
     eps : float
         ε, above 0: keeps the gradient finite at 0 where ν < 1. The larger it is, the weaker the
         pull on weights that are already small.
@@ -127,7 +134,8 @@ class RateRegularizer:
         target_bits: float | None = None,
         target_mb: float | None = None,
         steps: int | None = None,
-        step_log2: int | Mapping[str, int] = DEFAULT_STEP_LOG2,
+        step_log2: int | Mapping[str, int] | None = None,
+        quantizer: "StraightThrough | None" = None,
         eps: float = DEFAULT_EPS,
         nu: float | str = "adaptive",
         every: int = DEFAULT_EVERY,
@@ -152,9 +160,13 @@ class RateRegularizer:
             raise EgretError(f"per: found {per!r}, expected 'model' or 'tensor'")
         if (steps is None) != (lam is not None):
             raise EgretError("steps: belongs to a target, which needs it")
+        if quantizer is not None and (steps is None or step_log2 is not None):
+            raise EgretError("quantizer: takes the place of step_log2, and needs a target")
         chosen = choose_parameters(model, include, exclude)
         self.names = tuple(chosen)
         self._all_names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False))
+        if step_log2 is None:
+            step_log2 = DEFAULT_STEP_LOG2 if quantizer is None else quantizer.step_log2
         steps_by_name(step_log2, self._all_names)
         self._parameters = tuple(chosen.values())
         self.weights = sum(parameter.numel() for parameter in self._parameters)
@@ -169,8 +181,13 @@ class RateRegularizer:
         if target_mb is not None:
             self.target_bits = self._bits_of_size(model, target_mb)
         self._controller = None
+        self._quantizer = quantizer
+        # Where the weights are 0, while they are held there.
+        self._zeros: tuple[torch.Tensor, ...] = ()
         if self.target_bits is not None and steps is not None:
             self._controller = RateController(self.target_bits, steps)
+            if quantizer is not None:
+                quantizer.follow(self.target_bits + _HEADROOM)
         # With a target: chosen in the first step, when there are gradients to compare with.
         self.lam = 0.0 if lam is None else lam
         self._update_shapes()
@@ -211,11 +228,12 @@ class RateRegularizer:
 
     def _start_call(self) -> bool:
         """Count a call of `loss` or `step`; tell whether ν and the bits are due."""
-        measures = self._calls % self._every == 0
+        first = 1 if self._controller is None else self._controller.first
         self._calls += 1
+        measures = (self._calls - first) % self._every == 0
         if measures:
             self._update_shapes()
-        if self._controller is not None and self._calls == 1:
+        if self._controller is not None and self._calls == first:
             self.lam = self._first_lam()
         return measures
 
@@ -282,6 +300,9 @@ class RateRegularizer:
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Move the weights towards 0, after the optimiser's step; small ones become exactly 0.
 
+        With a target it does nothing in the first fifth of the training, and from 70 % on what is
+        0, or would be packed as 0 then, stays 0.
+
         Each weight's magnitude falls by η_i·λ·∂R/∂|θ_i|, and not below 0: the proximal step of the
         rate, which is concave for ν < 1, by its tangent. η_i is the optimiser's learning rate,
         divided under Adam by the root of its second moment as Adam's own steps are: a weight that
@@ -304,10 +325,18 @@ class RateRegularizer:
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-        measures = self._start_call()
-        for name, parameter, nu in zip(self.names, self._parameters, self.nus, strict=True):
+        for name, parameter in zip(self.names, self._parameters, strict=True):
             if id(parameter) not in groups:
                 raise EgretError(f"parameter {name!r}: the optimiser does not train it")
+        controller = self._controller
+        if controller is not None and self._calls + 1 < controller.first:
+            self._calls += 1
+            return
+        measures = self._start_call()
+        holds = controller is not None and self._calls >= controller.hold
+        if holds:
+            self._hold_zeros()
+        for parameter, nu in zip(self._parameters, self.nus, strict=True):
             group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
             if "betas" in group and "exp_avg_sq" not in state:
                 continue
@@ -319,9 +348,28 @@ class RateRegularizer:
                 pull /= _adam_size(group, state)
             # Not sign · max(…, 0), which would leave −0 behind.
             weights.copy_(wide - wide.clamp(-pull, pull))
-        if measures and self._controller is not None:
+        if holds:
+            self._find_zeros()
+        if measures and controller is not None:
             # After the step: zeros that the optimiser has just moved would count as weights.
-            self.lam *= self._controller.update(self.bits_per_weight(), self._calls)
+            self.lam *= controller.update(self.bits_per_weight(), self._calls)
+            if self._quantizer is not None and controller.falls(self._calls):
+                self._quantizer.follow(controller.scheduled(self._calls))
+
+    def _hold_zeros(self) -> None:
+        parts = [local_part(parameter) for parameter in self._parameters]
+        if self._zeros:
+            for part, zeros in zip(parts, self._zeros, strict=True):
+                part.masked_fill_(zeros, 0.0)
+            return
+        # The first time: what would be packed as 0.
+        by_name = steps_by_name(self.step_log2, self._all_names)
+        for name, part in zip(self.names, parts, strict=True):
+            part.masked_fill_(widened(part).abs() <= 2.0 ** -(by_name[name] + 1), 0.0)
+
+    @torch.no_grad()
+    def _find_zeros(self) -> None:
+        self._zeros = tuple(local_part(parameter) == 0 for parameter in self._parameters)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes to go on from here: plain numbers and strings."""
@@ -335,6 +383,8 @@ class RateRegularizer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another regulariser of the same settings was.
+
+        The model's weights are loaded first: those that are held at 0 are known by being 0.
 
         Parameters
         ----------
@@ -354,8 +404,11 @@ class RateRegularizer:
         if (state["controller"] is None) != (self._controller is None):
             raise EgretError("rate term: only one of the state and this regulariser has a target")
         self.lam, self.nus, self._calls = state["lam"], tuple(state["nus"]), state["calls"]
+        self._zeros = ()
         if self._controller is not None:
             self._controller.load_state_dict(state["controller"])
+            if self._calls >= self._controller.hold:
+                self._find_zeros()
 
 
 def choose_parameters(

@@ -7,7 +7,10 @@ from egret.errors import EgretError
 
 __all__ = ["RateController"]
 
-_RAMP = 0.7
+# Shares of the training: up to them the rate term waits, the bits fall, and zeros may come back.
+_WAIT = 0.2
+_FALL = 0.45
+_HOLD = 0.7
 _PROPORTIONAL = 8.0
 _INTEGRAL = 200.0
 _LARGEST_CHANGE = 1.0
@@ -17,11 +20,14 @@ _FLOOR = 1e-3
 class RateController:
     """Scales λ so that the bits of the weights follow a schedule to a target.
 
-    The logarithm of the bits is to fall in a straight line from what is measured first to the
-    target within the first 70 % of the training, and to stay there. The logarithm of λ follows what
-    the logarithm of the bits is above the schedule, and its sum over time (a PI controller). In
-    logarithms neither the size of a model nor the units of its loss change the gains, and time is
-    counted in trainings, so that there is nothing to set for a model.
+    In the first fifth of the training the network learns without a rate. Up to 45 % of the steps
+    the logarithm of the bits is to fall in a straight line from what is measured first to the
+    target, and then to stay there. From 70 % on weights that are 0 stay 0, so that less pull holds
+    the bits, and the other weights get back what it has taken from them.
+
+    The logarithm of λ follows what the logarithm of the bits is above the schedule, and its sum
+    over time (a PI controller). In logarithms neither the size of a model nor the units of its loss
+    change the gains, and time is counted in trainings, so that there is nothing to set for a model.
 
     Parameters
     ----------
@@ -29,6 +35,11 @@ class RateController:
         Bits per weight at the end, above 0.
     steps : int
         Steps of the training, 1 or more.
+
+    Attributes
+    ----------
+    first, hold : int
+        The steps, counted from 1, from which on the rate pulls and zeros are held.
 
     Raises
     ------
@@ -43,6 +54,10 @@ class RateController:
             raise EgretError(f"steps: found {steps}, expected 1 or more")
         self.target = target
         self.steps = steps
+        self.first = int(_WAIT * steps) + 1
+        self.hold = max(self.first, math.ceil(_HOLD * steps)) + 1
+        self._fall = max(1.0, (_FALL - _WAIT) * steps)
+        self._span = max(1.0, (_HOLD - _WAIT) * steps)
         self._start: float | None = None
         self._error = 0.0
         self._step = 0
@@ -51,8 +66,12 @@ class RateController:
         """Return the bits per weight that the schedule asks for after so many steps."""
         if self._start is None:
             return self.target
-        share = min(1.0, step / (_RAMP * self.steps))
+        share = max(0.0, min(1.0, (step - self.first) / self._fall))
         return self._start * (self.target / self._start) ** share
+
+    def falls(self, step: int) -> bool:
+        """Return whether the bits are still to fall after so many steps."""
+        return step - self.first < self._fall
 
     def update(self, bits: float, step: int) -> float:
         """Take a measurement and return the factor by which λ changes.
@@ -72,7 +91,7 @@ class RateController:
             self._start, self._step = max(bits, self.target), step
         error = math.log(bits / self.scheduled(step))
         change = _PROPORTIONAL * (error - self._error)
-        change += _INTEGRAL * error * (step - self._step) / self.steps
+        change += _INTEGRAL * error * (step - self._step) / self._span
         self._error, self._step = error, step
         return math.exp(max(-_LARGEST_CHANGE, min(_LARGEST_CHANGE, change)))
 

@@ -302,7 +302,7 @@ def _train(
             model,
             target_bits=options.target_bits,
             steps=steps,
-            step_log2=rounding.step_log2,
+            quantizer=rounding,
             eps=options.eps,
             nu=options.nu,
         )

@@ -47,17 +47,17 @@ class RateSession:
             key: self._settings[key] for key in ("include", "exclude") if key in self._settings
         }
         state, self._waiting = self._waiting, None
-        step_log2 = self._given if state is None else state["step_log2"]
-        bits = self._target_bits if step_log2 is None else None
-        self.quantizer = StraightThrough(model, step_log2, target_bits=bits, **chosen)
+        bits = self._target_bits if self._given is None else None
+        self.quantizer = StraightThrough(model, self._given, target_bits=bits, **chosen)
         self.rate = RateRegularizer(
             model,
             target_bits=self._target_bits,
             steps=steps,
-            step_log2=self.quantizer.step_log2,
+            quantizer=self.quantizer,
             **self._settings,
         )
         if state is not None:
+            self.quantizer.step_log2.update(state["step_log2"])
             self.rate.load_state_dict(state["rate"])
 
     def _parts(self) -> tuple[RateRegularizer, StraightThrough]:
