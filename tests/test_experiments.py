@@ -492,9 +492,32 @@ def test_tuning_takes_the_best_on_validation(
     assert {settings.seed for settings in laboratory.used} == {20}
 
 
+def test_targets_choose_from_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    task = dataclasses.replace(
+        TASKS["digits"], epochs=(1,), learning_rates=(1e-3,), more_epochs=(2,), more_rates=(4e-3,)
+    )
+    monkeypatch.setattr(lab, "TUNING_SEEDS", (20,))
+    monkeypatch.setattr(lab, "QUICK_SAMPLES", None)
+    laboratory = Lab(None, tmp_path, seeds=(0,), say=lambda line: None)
+    for method in ("plain", "l1"):
+        assert [found[:2] for found in laboratory.tuning(task, method)] == [(1, 1e-3)]
+        chosen = [found[:2] for found in laboratory.freed().tuning(task, method)]
+        assert chosen == [(1, 1e-3), (1, 4e-3), (2, 1e-3), (2, 4e-3)]
+
+
 @pytest.mark.parametrize(
     ("excess", "aim"),
-    [(-0.19, 1.3), (-0.13, 1.2), (-0.1, 1.1), (-0.04, 1.05), (-0.007, 1.0), (0.0, 0.9), (0.9, 0.9)],
+    [
+        (-0.19, 1.3),
+        (-0.16, 1.25),
+        (-0.13, 1.2),
+        (-0.1, 1.15),
+        (-0.07, 1.1),
+        (-0.04, 1.05),
+        (-0.007, 1.0),
+        (0.0, 0.9),
+        (0.9, 0.9),
+    ],
 )
 def test_target_is_the_largest_within_the_limit(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, excess: float, aim: float

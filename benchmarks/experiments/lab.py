@@ -37,7 +37,7 @@ COARSE_STEPS = (8, 7, 6, 5, 4, 3, 2)
 """n of the steps 2^-n of the plain network."""
 AIMS = (4.0, 2.5, 1.5, 1.0)
 """Targets of the curves, in multiples of a task's limit."""
-TIGHT_AIMS = (1.3, 1.2, 1.1, 1.05, 1.0, 0.9)
+TIGHT_AIMS = (1.3, 1.25, 1.2, 1.15, 1.1, 1.05, 1.0, 0.9)
 """Targets that are tried for the limit itself. The controller goes by the entropy; maps and tables
 come on top of it, and a code that knows more than the values' frequencies, a row's or a column's
 for one, stays below it by up to a quarter."""
@@ -113,6 +113,9 @@ class Lab:
         Very short trainings on few samples.
     jobs, threads : int
         Trainings at once, and threads of each.
+    free : bool
+        Every method chooses its epochs as the plain network does, and all choose also from a
+        task's `more_epochs` and `more_rates`. Else all take the plain network's epochs.
     memory : dict, optional
         Keeps what was measured, for several labs.
     say : Callable, optional
@@ -133,6 +136,7 @@ class Lab:
         quick: bool = False,
         jobs: int = 1,
         threads: int = 1,
+        free: bool = False,
         memory: dict[tuple[Settings, int], Measured] | None = None,
         say: Callable[[str], None] | None = None,
     ) -> None:
@@ -140,6 +144,7 @@ class Lab:
         self.seeds = tuple(seeds)[: QUICK_SEEDS if quick else None]
         self.quick = quick
         self.threads = threads
+        self._free = free
         self._jobs = jobs
         self._memory = {} if memory is None else memory
         self._say = say or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -189,8 +194,9 @@ class Lab:
     def tuned(self, task: Task, method: str) -> tuple[int, float]:
         """Return epochs and step size with the best quality on the validation split.
 
-        The plain network's epochs hold for all methods: equal steps. Each has a step size of its
-        own, chosen at the middle of its knob's values. Of equally good ones the first is taken.
+        The plain network's epochs hold for all methods, equal steps, unless the lab is `free`. Each
+        has a step size of its own, chosen at the middle of its knob's values. Of equally good ones
+        the first is taken.
         """
         if self.quick:
             return QUICK_EPOCHS, task.learning_rates[len(task.learning_rates) // 2]
@@ -206,10 +212,15 @@ class Lab:
         The shortfall is the mean quality on the validation split, negated where more is better.
         """
         is_plain = METHODS[method].is_packing
-        epochs = task.epochs if is_plain else (self.tuned(task, "plain")[0],)
+        if self._free:
+            epochs = task.epochs + task.more_epochs
+            rates = task.learning_rates + task.more_rates
+        else:
+            epochs = task.epochs if is_plain else (self.tuned(task, "plain")[0],)
+            rates = task.learning_rates
         values = knob_values(task, method)
         value = None if is_plain else values[len(values) // 2]
-        grid = [(each, rate) for each in epochs for rate in task.learning_rates]
+        grid = [(each, rate) for each in epochs for rate in rates]
         wanted = {
             pair: [self._settings(task, method, seed, value, *pair) for seed in TUNING_SEEDS]
             for pair in grid
@@ -380,16 +391,24 @@ class Lab:
                 first = middle + 1
         return targets[last]
 
+    def freed(self) -> "Lab":
+        """Return a lab in which every method chooses its epochs."""
+        return self._other(self.seeds, free=True)
+
     def _for_choice(self, seeds: int) -> "Lab":
-        other = Lab(
+        other = self._other(self.seeds[:seeds], free=self._free)
+        other._tuned = self._tuned
+        return other
+
+    def _other(self, seeds: Sequence[int], *, free: bool) -> "Lab":
+        return Lab(
             self.folder,
             self.cache,
-            seeds=self.seeds[:seeds],
+            seeds=seeds,
             quick=self.quick,
             jobs=self._jobs,
             threads=self.threads,
+            free=free,
             memory=self._memory,
             say=self._say,
         )
-        other._tuned = self._tuned
-        return other

@@ -240,10 +240,11 @@ def _curves(lab: Lab, task: Task) -> Figures:
 
 
 def _targets(lab: Lab, task: Task) -> Figures:
+    free = lab.freed()
+    points = free.point(task, "plain"), free.point(task, "egret", free.chosen_target(task, "egret"))
+    lab.used |= free.used
     return {
-        "points": _points(
-            lab.point(task, "plain"), lab.point(task, "egret", lab.chosen_target(task, "egret"))
-        ),
+        "points": _points(*points),
         "most_bits": task.most_bits,
         "most_golomb_bits": task.most_golomb_bits,
         "tolerance": task.tolerance,
