@@ -494,15 +494,30 @@ def test_tuning_takes_the_best_on_validation(
 
 def test_targets_choose_from_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     task = dataclasses.replace(
-        TASKS["digits"], epochs=(1,), learning_rates=(1e-3,), more_epochs=(2,), more_rates=(4e-3,)
+        TASKS["digits"],
+        epochs=(1,),
+        learning_rates=(1e-6, 1e-3),
+        target_epochs=(1, 2),
+        more_rates=(4e-3,),
     )
     monkeypatch.setattr(lab, "TUNING_SEEDS", (20,))
+    monkeypatch.setattr(lab, "FINAL_SEEDS", (20, 21))
     monkeypatch.setattr(lab, "QUICK_SAMPLES", None)
     laboratory = Lab(None, tmp_path, seeds=(0,), say=lambda line: None)
+    free = laboratory.freed()
     for method in ("plain", "l1"):
-        assert [found[:2] for found in laboratory.tuning(task, method)] == [(1, 1e-3)]
-        chosen = [found[:2] for found in laboratory.freed().tuning(task, method)]
-        assert chosen == [(1, 1e-3), (1, 4e-3), (2, 1e-3), (2, 4e-3)]
+        assert [found[:2] for found in laboratory.tuning(task, method)] == [(1, 1e-6), (1, 1e-3)]
+        tried = [found[:2] for found in free.tuning(task, method)]
+        assert tried == [(1, 1e-6), (1, 1e-3), (1, 4e-3), (2, 1e-6), (2, 1e-3), (2, 4e-3)]
+        # The best two, of which more seeds decide, have the largest step size.
+        assert free.tuned(task, method)[1] == 4e-3
+    again = [(used.epochs, used.learning_rate) for used in free.used if used.seed == 21]
+    assert len(again) == 4
+    assert set(again) == {(1, 4e-3), (2, 4e-3)}
+    one = dataclasses.replace(task, learning_rates=(1e-3,), target_epochs=(2,), more_rates=())
+    free = laboratory.freed()
+    assert free.tuned(one, "l1") == (2, 1e-3)
+    assert not free.used
 
 
 @pytest.mark.parametrize(

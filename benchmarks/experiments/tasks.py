@@ -26,8 +26,10 @@ class Task:
         Passes over the training data to choose from.
     learning_rates : tuple of float
         Step sizes to choose from, for each method by itself.
-    more_epochs, more_rates : tuple
-        Epochs and step sizes that are tried besides, by all networks of the targets.
+    target_epochs : tuple of int
+        Passes that the networks of the targets choose from, all of them; `epochs` where empty.
+    more_rates : tuple of float
+        Step sizes that they try besides.
     batch_size : int
         Samples per step.
     weight_decay : float
@@ -49,7 +51,7 @@ class Task:
     network: str
     epochs: tuple[int, ...]
     learning_rates: tuple[float, ...]
-    more_epochs: tuple[int, ...] = ()
+    target_epochs: tuple[int, ...] = ()
     more_rates: tuple[float, ...] = ()
     batch_size: int = 64
     weight_decay: float = 0.0
@@ -98,7 +100,7 @@ _ALL = [
         network="lenet-300-100",
         epochs=(30,),
         learning_rates=(5e-4, 1e-3, 2e-3, 4e-3),
-        more_epochs=(60,),
+        target_epochs=(60,),
         more_rates=(8e-3,),
         most_bits=0.25,
         most_golomb_bits=1.5,
@@ -110,6 +112,7 @@ _ALL = [
         network="cnn",
         epochs=(20, 40),
         learning_rates=(5e-4, 1e-3, 2e-3, 4e-3),
+        target_epochs=(40,),
         more_rates=(8e-3,),
         most_bits=0.2,
         most_golomb_bits=1.8,
