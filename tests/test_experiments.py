@@ -502,6 +502,7 @@ def test_targets_choose_from_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     )
     monkeypatch.setattr(lab, "TUNING_SEEDS", (20,))
     monkeypatch.setattr(lab, "FINAL_SEEDS", (20, 21))
+    monkeypatch.setattr(lab, "FINALISTS", 2)
     monkeypatch.setattr(lab, "QUICK_SAMPLES", None)
     laboratory = Lab(None, tmp_path, seeds=(0,), say=lambda line: None)
     free = laboratory.freed()

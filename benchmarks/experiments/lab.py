@@ -29,8 +29,9 @@ CHOICE_SEEDS = 3
 """λ is chosen by so many of them, on the validation split."""
 TUNING_SEEDS = (20, 21)
 """Seeds of the networks by which epochs and step sizes are chosen; none is shown."""
+FINALISTS = 3
 FINAL_SEEDS = (20, 21, 22, 23, 24, 25)
-"""Seeds by which the networks of the targets decide between the best two of them."""
+"""Seeds by which the networks of the targets decide between the best `FINALISTS` settings."""
 PULLS = (0.5e-4, 1e-4, 2e-4, 4e-4, 8e-4)
 """λ over the number of weights, which makes a λ that carries from one network to another."""
 SHARES = (0.8, 0.9, 0.95, 0.98)
@@ -198,7 +199,7 @@ class Lab:
 
         The plain network's epochs hold for all methods, equal steps, unless the lab is `free`. Each
         has a step size of its own, chosen at the middle of its knob's values, by two seeds; in a
-        `free` lab six decide between the best two settings. Of equally good ones the first is
+        `free` lab six decide between the best three settings. Of equally good ones the first is
         taken.
         """
         if self.quick:
@@ -209,7 +210,7 @@ class Lab:
             if len(grid) > 1:
                 found = sorted(self.tuning(task, method), key=lambda row: row[2])
                 if self._free:
-                    best = [row[:2] for row in found[:2]]
+                    best = [row[:2] for row in found[:FINALISTS]]
                     found = self._tried(task, method, best, FINAL_SEEDS)
                 grid = [min(found, key=lambda row: row[2])[:2]]
             self._tuned[task.name, method] = grid[0]
