@@ -7,6 +7,7 @@ accuracy. `tests/test_rate.py` runs the same ones.
 """
 
 import argparse
+import contextlib
 import json
 import math
 import tempfile
@@ -19,6 +20,7 @@ from torch import nn
 
 import egret
 from egret.files import write_text
+from egret.qat import StraightThrough
 from egret.rate import RateRegularizer
 
 TRAININGS: list[tuple[str, float, int, dict[str, Any]]] = [
@@ -33,6 +35,11 @@ TRAININGS: list[tuple[str, float, int, dict[str, Any]]] = [
     ("images", 1.0, 5, {}),
     ("curve", 2.0, 20, {}),
     ("curve", 0.4, 20, {}),
+    ("digits", 2.0, 20, {"rounded": True}),
+    ("digits", 0.6, 20, {"rounded": True}),
+    ("images", 1.0, 5, {"rounded": True, "falling": True}),
+    ("images", 0.6, 20, {"rounded": True}),
+    ("curve", 2.0, 40, {"rounded": True}),
 ]
 """Task, bits per weight asked for, epochs, and what else differs, as of `train_task`."""
 SIZE = ("digits", 0.014, 40)
@@ -126,6 +133,7 @@ def train_task(
     optimizer: str = "adam",
     units: float = 1.0,
     falling: bool = False,
+    rounded: bool = False,
 ) -> tuple[nn.Module, RateRegularizer]:
     """Train on one thread.
 
@@ -143,6 +151,8 @@ def train_task(
         What the loss is multiplied by.
     falling : bool
         Whether the learning rate falls to 0 along half a cosine.
+    rounded : bool
+        Whether the weights are rounded in training, in steps that are chosen for the target.
 
     Returns
     -------
@@ -162,15 +172,21 @@ def train_task(
             else:
                 trainer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(trainer, steps)
-            regularizer = RateRegularizer(model, steps=steps, **arguments)
+            quantizer = None
+            if rounded:
+                quantizer = StraightThrough(model, target_bits=arguments["target_bits"])
+            regularizer = RateRegularizer(model, steps=steps, quantizer=quantizer, **arguments)
             for _ in range(epochs):
                 for batch in torch.randperm(len(task.x)).split(64):
                     trainer.zero_grad()
-                    (units * task.criterion(model(task.x[batch]), task.y[batch])).backward()
+                    with quantizer or contextlib.nullcontext():
+                        (units * task.criterion(model(task.x[batch]), task.y[batch])).backward()
                     trainer.step()
                     regularizer.step(trainer)
                     if falling:
                         schedule.step()
+            if quantizer is not None:
+                quantizer.apply()
     finally:
         torch.set_num_threads(threads)
     return model.eval(), regularizer
@@ -181,6 +197,7 @@ def _changes(training: dict[str, Any]) -> str:
         "falling": lambda value: "learning rate falling to 0",
         "units": lambda value: f"loss times {value:g}",
         "optimizer": lambda value: "SGD with momentum",
+        "rounded": lambda value: "weights rounded",
     }
     return "".join(f", {words[key](value)}" for key, value in training.items())
 

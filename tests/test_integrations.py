@@ -184,7 +184,7 @@ def _fit(folder: Path, epochs: int, accumulate: int, resume: Path | None = None)
 def test_lightning_comes_to_the_target(tmp_path: Path) -> None:
     module, callback, trainer = _fit(tmp_path, 30, 2)
     assert trainer.global_step == 300
-    assert callback.session.state_dict()["rate"]["calls"] == 300
+    assert callback.session.state_dict()["calls"] == 300
     _check(module, callback.step_log2, 0.8, tmp_path / "model.egret")
     x, y = _data().tensors
     with torch.no_grad():

@@ -260,8 +260,14 @@ def test_steps_suit_the_weights_and_the_bits() -> None:
         model.get_parameter("0.weight").mul_(8)
     quantizer.follow(1.0)
     assert quantizer.step_log2 == {"0.weight": -1, "3.weight": 8}
+    quantizer.refine()
+    assert quantizer.step_log2 == {"0.weight": 0, "3.weight": 9}
+    quantizer.step_log2["3.weight"] = 64
+    quantizer.refine()
+    assert quantizer.step_log2 == {"0.weight": 1, "3.weight": 64}
     given = StraightThrough(model, 5)
     given.follow(1.0)
+    given.refine()
     assert set(given.step_log2.values()) == {5}
     wrong: list[dict[str, Any]] = [{}, {"step_log2": 3, "target_bits": 1.0}]
     for arguments in wrong:

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import json
 import math
@@ -12,6 +13,8 @@ from torch import nn
 import egret
 from egret.errors import EgretError
 from egret.ggd import SHAPE_MAX, SHAPE_MIN, estimate_shape
+from egret.qat import StraightThrough
+from egret.quantize import steps_by_name
 from egret.rate import RateRegularizer, entropy_per_weight
 
 
@@ -285,14 +288,18 @@ def _matrices(model: nn.Module) -> list[np.ndarray]:
 
 
 # No setting differs but the target: that is the point. 15 % is promised; measured was 4 % below
-# to 1 % above here, and 4 % at most in ten further trainings with other rates and lengths.
+# to 1 % above here, and 4 % at most in ten further trainings with other rates and lengths; where
+# weights are rounded in steps that go with them, 8 % below at most.
 @pytest.mark.parametrize(("name", "target", "epochs", "training"), TRAININGS)
 def test_target_bits_are_reached_without_a_setting_for_the_model(
     name: str, target: float, epochs: int, training: dict
 ) -> None:
     task = TASKS[name]()
     model, regularizer = train_task(task, epochs, {"target_bits": target}, **training)
-    reached = _entropy(_matrices(model), 8)
+    steps = steps_by_name(regularizer.step_log2, regularizer.names)
+    scales = [2.0 ** steps[name] for name in regularizer.names]
+    scaled = [scale * each for scale, each in zip(scales, _matrices(model), strict=True)]
+    reached = _entropy(scaled, 0)
     print(f"{name} {training}: asked for {target}, reached {reached:.3f} bits")
     assert regularizer.bits_per_weight() == pytest.approx(reached)
     assert reached == pytest.approx(target, rel=0.1)
@@ -315,7 +322,10 @@ def test_network_with_target_still_works_and_its_packed_file_has_the_size(tmp_pa
         assert (model(x).argmax(1) == y).float().mean() > 0.95
 
 
-def test_training_goes_on_from_saved_states() -> None:
+@pytest.mark.parametrize("rounds", [False, True])
+# While the bits fall; at the target; while zeros are held.
+@pytest.mark.parametrize("saved", [19, 31, 50])
+def test_training_goes_on_from_saved_states(rounds: bool, saved: int) -> None:
     task = TASKS["curve"]()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -326,21 +336,23 @@ def test_training_goes_on_from_saved_states() -> None:
 
     def steps(model: nn.Module, begin: int, end: int, states: list) -> list:
         trainer = torch.optim.Adam(model.parameters(), lr=0.01)
-        regularizer = RateRegularizer(model, **arguments)
+        quantizer = StraightThrough(model, target_bits=0.5) if rounds else None
+        regularizer = RateRegularizer(model, quantizer=quantizer, **arguments)
         if states:
             trainer.load_state_dict(states[0])
             regularizer.load_state_dict(json.loads(states[1]))
         for step in range(begin, end):
             batch = slice(step % 10 * 64, step % 10 * 64 + 64)
             trainer.zero_grad()
-            task.criterion(model(task.x[batch]), task.y[batch]).backward()
+            with quantizer or contextlib.nullcontext():
+                task.criterion(model(task.x[batch]), task.y[batch]).backward()
             trainer.step()
             regularizer.step(trainer)
         return [trainer.state_dict(), json.dumps(regularizer.state_dict())]
 
     final = steps(whole, 0, 60, [])
-    states = steps(resumed, 0, 31, [])
-    assert steps(resumed, 31, 60, states)[1] == final[1]
+    states = steps(resumed, 0, saved, [])
+    assert steps(resumed, saved, 60, states)[1] == final[1]
     torch.set_num_threads(threads)
     for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -352,6 +364,19 @@ def test_state_of_another_training_is_refused() -> None:
         RateRegularizer(_model(), 1.0, exclude=["3.*"]).load_state_dict(state)
     with pytest.raises(EgretError, match="only one of the state and this regulariser has a target"):
         RateRegularizer(_model(), target_bits=1.0, steps=5).load_state_dict(state)
+
+
+def test_state_of_another_quantizer_is_refused() -> None:
+    def rounded(**chosen: list[str]) -> RateRegularizer:
+        model = _model()
+        quantizer = StraightThrough(model, target_bits=1.0, **chosen)
+        return RateRegularizer(model, target_bits=1.0, steps=5, quantizer=quantizer)
+
+    state = RateRegularizer(_model(), target_bits=1.0, steps=5).state_dict()
+    with pytest.raises(EgretError, match="only one of the state and this regulariser has a quant"):
+        rounded().load_state_dict(state)
+    with pytest.raises(EgretError, match=r"quantizer rounds 0\.weight, 3\.weight, expected 0\.wei"):
+        rounded(exclude=["3.*"]).load_state_dict(rounded().state_dict())
 
 
 def test_target_needs_the_proximal_step() -> None:

@@ -65,6 +65,44 @@ def test_lambda_rises_and_falls_with_the_bits_and_by_a_limited_factor() -> None:
     assert second(2.5) == pytest.approx(math.e)
 
 
+def test_short_training_has_no_larger_gains_than_one_of_80_steps() -> None:
+    # The proportional part is the same at the same error: what is left is the sum's.
+    def later(steps: int) -> float:
+        controller = RateController(1.0, steps)
+        controller.update(1.05, steps - 1)
+        return controller.update(1.05, steps)
+
+    short, at_limit, longer, twice = (math.log(later(steps)) for steps in (20, 80, 100, 200))
+    assert short == pytest.approx(at_limit)
+    assert longer == pytest.approx(at_limit * 0.8)
+    assert twice == pytest.approx(longer / 2)
+
+
+def test_bits_are_missed_once_little_pull_is_left() -> None:
+    controller = RateController(2.0, 1000)
+    controller.update(4.0, 201)
+    controller.update(4.0, 460)
+    pull, largest, step = 1.0, 1.0, 460
+    while pull > 0.011 * largest:
+        assert not controller.misses(0.1)
+        step += 10
+        pull *= controller.update(1.5, step)
+        largest = max(largest, pull)
+    while pull > 0.01 * largest:
+        step += 10
+        pull *= controller.update(1.5, step)
+    assert controller.misses(1.69)
+    assert not controller.misses(1.71)
+    again = RateController(2.0, 1000)
+    again.load_state_dict(controller.state_dict())
+    assert again.misses(1.69)
+    # Pulling again, by the same factor: λ is compared with its largest.
+    for _ in range(3):
+        step += 10
+        again.update(8.0, step)
+    assert not again.misses(1.69)
+
+
 def test_what_is_not_a_number_changes_nothing() -> None:
     controller, other = RateController(1.0, 100), RateController(1.0, 100)
     for bits, step in ((5.0, 0), (math.nan, 10), (math.inf, 11), (4.0, 20)):

@@ -155,6 +155,17 @@ class StraightThrough:
                 step = suitable_step(scale, bits)
                 self.step_log2.update(dict.fromkeys(self._tied[name], step))
 
+    def refine(self) -> None:
+        """Halve the steps, for more bits. Steps that were given stay.
+
+        `RateRegularizer` calls it where weights at the steps that `follow` chose stay short of the
+        bits without any pull.
+        """
+        if self._follows:
+            finest = STEP_LOG2_RANGE[1]
+            for name, step in self.step_log2.items():
+                self.step_log2[name] = min(step + 1, finest)
+
     @torch.no_grad()
     def apply(self) -> None:
         """Round the weights for good, at the end of the training."""

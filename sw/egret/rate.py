@@ -352,9 +352,13 @@ class RateRegularizer:
             self._find_zeros()
         if measures and controller is not None:
             # After the step: zeros that the optimiser has just moved would count as weights.
-            self.lam *= controller.update(self.bits_per_weight(), self._calls)
+            bits = self.bits_per_weight()
+            self.lam *= controller.update(bits, self._calls)
             if self._quantizer is not None and controller.falls(self._calls):
                 self._quantizer.follow(controller.scheduled(self._calls))
+            elif self._quantizer is not None and not holds and controller.misses(bits):
+                # Weights that are few and large by nature have fewer bits than Gaussian ones.
+                self._quantizer.refine()
 
     def _hold_zeros(self) -> None:
         parts = [local_part(parameter) for parameter in self._parameters]
@@ -379,12 +383,14 @@ class RateRegularizer:
             "nus": list(self.nus),
             "calls": self._calls,
             "controller": None if self._controller is None else self._controller.state_dict(),
+            "step_log2": None if self._quantizer is None else dict(self._quantizer.step_log2),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where another regulariser of the same settings was.
 
-        The model's weights are loaded first: those that are held at 0 are known by being 0.
+        The model's weights are loaded first: those that are held at 0 are known by being 0. A
+        quantizer gets its steps back with the rest.
 
         Parameters
         ----------
@@ -394,7 +400,8 @@ class RateRegularizer:
         Raises
         ------
         EgretError
-            It charged other parameters, or only one of the two has a target.
+            It charged other parameters, its quantizer rounded others, or only one of the two has a
+            target, or a quantizer.
         """
         if list(state["names"]) != list(self.names):
             raise EgretError(
@@ -403,6 +410,18 @@ class RateRegularizer:
             )
         if (state["controller"] is None) != (self._controller is None):
             raise EgretError("rate term: only one of the state and this regulariser has a target")
+        steps, quantizer = state["step_log2"], self._quantizer
+        if (steps is None) != (quantizer is None):
+            raise EgretError(
+                "rate term: only one of the state and this regulariser has a quantizer"
+            )
+        if quantizer is not None:
+            if set(steps) != set(quantizer.step_log2):
+                raise EgretError(
+                    f"rate term: the state's quantizer rounds {', '.join(steps)}, expected "
+                    f"{', '.join(quantizer.step_log2)}"
+                )
+            quantizer.step_log2.update(steps)
         self.lam, self.nus, self._calls = state["lam"], tuple(state["nus"]), state["calls"]
         self._zeros = ()
         if self._controller is not None:

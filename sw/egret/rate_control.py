@@ -14,7 +14,12 @@ _HOLD = 0.7
 _PROPORTIONAL = 8.0
 _INTEGRAL = 200.0
 _LARGEST_CHANGE = 1.0
+# Steps that weights take to follow λ: in a shorter training a sum over less would run away.
+_SHORTEST_SPAN = 40.0
 _FLOOR = 1e-3
+# Share of its largest below which λ pulls no more, and of the target below which bits are missed.
+_IDLE = 0.01
+_MISSED = 0.85
 
 
 class RateController:
@@ -27,7 +32,8 @@ class RateController:
 
     The logarithm of λ follows what the logarithm of the bits is above the schedule, and its sum
     over time (a PI controller). In logarithms neither the size of a model nor the units of its loss
-    change the gains, and time is counted in trainings, so that there is nothing to set for a model.
+    change the gains, and time is counted in trainings, so that there is nothing to set for a model;
+    the sum of a training of less than 80 steps grows as if it had as many.
 
     Parameters
     ----------
@@ -57,10 +63,12 @@ class RateController:
         self.first = int(_WAIT * steps) + 1
         self.hold = max(self.first, math.ceil(_HOLD * steps)) + 1
         self._fall = max(1.0, (_FALL - _WAIT) * steps)
-        self._span = max(1.0, (_HOLD - _WAIT) * steps)
+        self._span = max(_SHORTEST_SPAN, (_HOLD - _WAIT) * steps)
         self._start: float | None = None
         self._error = 0.0
         self._step = 0
+        # Logarithm of λ over its largest so far.
+        self._fallen = 0.0
 
     def scheduled(self, step: int) -> float:
         """Return the bits per weight that the schedule asks for after so many steps."""
@@ -72,6 +80,13 @@ class RateController:
     def falls(self, step: int) -> bool:
         """Return whether the bits are still to fall after so many steps."""
         return step - self.first < self._fall
+
+    def misses(self, bits: float) -> bool:
+        """Return whether bits are well below the target although λ has all but gone.
+
+        Then it is no longer the rate that keeps them down.
+        """
+        return bits < _MISSED * self.target and self._fallen < math.log(_IDLE)
 
     def update(self, bits: float, step: int) -> float:
         """Take a measurement and return the factor by which λ changes.
@@ -93,12 +108,20 @@ class RateController:
         change = _PROPORTIONAL * (error - self._error)
         change += _INTEGRAL * error * (step - self._step) / self._span
         self._error, self._step = error, step
-        return math.exp(max(-_LARGEST_CHANGE, min(_LARGEST_CHANGE, change)))
+        change = max(-_LARGEST_CHANGE, min(_LARGEST_CHANGE, change))
+        self._fallen = min(0.0, self._fallen + change)
+        return math.exp(change)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes to go on from here."""
-        return {"start": self._start, "error": self._error, "step": self._step}
+        return {
+            "start": self._start,
+            "error": self._error,
+            "step": self._step,
+            "fallen": self._fallen,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another controller was."""
         self._start, self._error, self._step = state["start"], state["error"], state["step"]
+        self._fallen = state["fallen"]

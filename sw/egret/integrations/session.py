@@ -57,8 +57,7 @@ class RateSession:
             **self._settings,
         )
         if state is not None:
-            self.quantizer.step_log2.update(state["step_log2"])
-            self.rate.load_state_dict(state["rate"])
+            self.rate.load_state_dict(state)
 
     def _parts(self) -> tuple[RateRegularizer, StraightThrough]:
         if self.rate is None or self.quantizer is None:
@@ -95,8 +94,7 @@ class RateSession:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` takes: plain numbers and strings."""
-        rate, quantizer = self._parts()
-        return {"rate": rate.state_dict(), "step_log2": dict(quantizer.step_log2)}
+        return self._parts()[0].state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a saved state when the training begins."""
