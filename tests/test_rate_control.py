@@ -78,29 +78,40 @@ def test_short_training_has_no_larger_gains_than_one_of_80_steps() -> None:
     assert twice == pytest.approx(longer / 2)
 
 
-def test_bits_are_missed_once_little_pull_is_left() -> None:
+def test_bits_are_missed_once_little_pull_is_left_for_a_while() -> None:
     controller = RateController(2.0, 1000)
     controller.update(4.0, 201)
-    controller.update(4.0, 460)
-    pull, largest, step = 1.0, 1.0, 460
-    while pull > 0.011 * largest:
-        assert not controller.misses(0.1)
-        step += 10
+    pull = largest = controller.update(4.0, 460)
+    step = idle = 460
+    while step < 700:
+        step += 5
         pull *= controller.update(1.5, step)
         largest = max(largest, pull)
-    while pull > 0.01 * largest:
-        step += 10
-        pull *= controller.update(1.5, step)
-    assert controller.misses(1.69)
-    assert not controller.misses(1.71)
+        if pull > 0.01 * largest:
+            idle = step
+        assert controller.misses(1.6) == (step - idle > 100)
+        # Risen by more than a tenth, on their way back.
+        assert not controller.misses(1.66)
+    assert controller.misses(1.6)
     again = RateController(2.0, 1000)
     again.load_state_dict(controller.state_dict())
-    assert again.misses(1.69)
-    # Pulling again, by the same factor: λ is compared with its largest.
-    for _ in range(3):
-        step += 10
+    assert again.misses(1.6)
+    controller.wait()
+    assert not controller.misses(0.1)
+    # Pulling again.
+    for _ in range(40):
+        step += 5
         again.update(8.0, step)
-    assert not again.misses(1.69)
+    assert not again.misses(0.1)
+
+
+def test_bits_near_the_target_are_not_missed() -> None:
+    controller = RateController(2.0, 1000)
+    controller.update(4.0, 201)
+    for step in range(460, 700, 5):
+        controller.update(1.69, step)
+    assert controller.misses(1.69)
+    assert not controller.misses(1.71)
 
 
 def test_what_is_not_a_number_changes_nothing() -> None:

@@ -359,6 +359,7 @@ class RateRegularizer:
             elif self._quantizer is not None and not holds and controller.misses(bits):
                 # Weights that are few and large by nature have fewer bits than Gaussian ones.
                 self._quantizer.refine()
+                controller.wait()
 
     def _hold_zeros(self) -> None:
         parts = [local_part(parameter) for parameter in self._parameters]

@@ -17,8 +17,11 @@ _LARGEST_CHANGE = 1.0
 # Steps that weights take to follow λ: in a shorter training a sum over less would run away.
 _SHORTEST_SPAN = 40.0
 _FLOOR = 1e-3
-# Share of its largest below which λ pulls no more, and of the target below which bits are missed.
-_IDLE = 0.01
+# Share of its largest below which λ pulls no more; for how much of the training, and up to what
+# times the bits that it left; below which share of the target bits are missed.
+_IDLE = math.log(0.01)
+_PATIENCE = 0.1
+_RISEN = 1.1
 _MISSED = 0.85
 
 
@@ -67,8 +70,11 @@ class RateController:
         self._start: float | None = None
         self._error = 0.0
         self._step = 0
-        # Logarithm of λ over its largest so far.
+        # Logarithm of λ over its largest so far; the latest step at which it pulled, and the bits
+        # that it left.
         self._fallen = 0.0
+        self._pulled = 0
+        self._left = 0.0
 
     def scheduled(self, step: int) -> float:
         """Return the bits per weight that the schedule asks for after so many steps."""
@@ -82,11 +88,16 @@ class RateController:
         return step - self.first < self._fall
 
     def misses(self, bits: float) -> bool:
-        """Return whether bits are well below the target although λ has all but gone.
+        """Return whether bits stay well below the target although λ has been idle for a while.
 
         Then it is no longer the rate that keeps them down.
         """
-        return bits < _MISSED * self.target and self._fallen < math.log(_IDLE)
+        waited = self._step - self._pulled > _PATIENCE * self.steps
+        return waited and bits < min(_MISSED * self.target, _RISEN * self._left)
+
+    def wait(self) -> None:
+        """Give the bits time anew, when something else has been done for them."""
+        self._pulled = self._step
 
     def update(self, bits: float, step: int) -> float:
         """Take a measurement and return the factor by which λ changes.
@@ -110,6 +121,8 @@ class RateController:
         self._error, self._step = error, step
         change = max(-_LARGEST_CHANGE, min(_LARGEST_CHANGE, change))
         self._fallen = min(0.0, self._fallen + change)
+        if self._fallen > _IDLE:
+            self._pulled, self._left = step, bits
         return math.exp(change)
 
     def state_dict(self) -> dict[str, Any]:
@@ -119,9 +132,11 @@ class RateController:
             "error": self._error,
             "step": self._step,
             "fallen": self._fallen,
+            "pulled": self._pulled,
+            "left": self._left,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where another controller was."""
         self._start, self._error, self._step = state["start"], state["error"], state["step"]
-        self._fallen = state["fallen"]
+        self._fallen, self._pulled, self._left = state["fallen"], state["pulled"], state["left"]
