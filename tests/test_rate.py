@@ -1,5 +1,6 @@
 import contextlib
 import copy
+import itertools
 import json
 import math
 from pathlib import Path
@@ -377,6 +378,31 @@ def test_state_of_another_quantizer_is_refused() -> None:
         rounded().load_state_dict(state)
     with pytest.raises(EgretError, match=r"quantizer rounds 0\.weight, 3\.weight, expected 0\.wei"):
         rounded("3.*").load_state_dict(rounded().state_dict())
+
+
+def test_steps_are_halved_once_in_a_while_where_that_gains_nothing() -> None:
+    # Weights of two values take one bit in any steps, and nothing moves them.
+    model = nn.Sequential(nn.Linear(8, 8, bias=False))
+    with torch.no_grad():
+        model.get_parameter("0.weight").copy_(torch.tensor([1.0, -1.0]).repeat(8, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    quantizer = StraightThrough(model, target_bits=3.0)
+    assert quantizer.step_log2 == {"0.weight": 1}
+    regularizer = RateRegularizer(model, target_bits=3.0, steps=200, quantizer=quantizer)
+    found = []
+    for _ in range(200):
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+        regularizer.step(optimizer)
+        found.append(quantizer.step_log2["0.weight"])
+    assert regularizer.bits_per_weight() == 1.0
+    halved = [step for step in range(50, 200) if found[step] > found[step - 1]]
+    # Not while the bits are to fall, twice in a tenth of the training, or while zeros are held.
+    assert found[-1] == 1 + len(halved)
+    assert len(halved) == 3
+    assert all(later - earlier > 20 for earlier, later in itertools.pairwise(halved))
+    assert halved[0] >= 90
+    assert halved[-1] < 140
 
 
 def test_target_needs_the_proximal_step() -> None:
