@@ -117,6 +117,19 @@ def test_words_and_numbers() -> None:
     assert encoded.tolist() == [[3, 2, 1], [1, 0, 0], [2, 2, 2]]
 
 
+def test_half_of_the_words_are_dropped() -> None:
+    texts = torch.randint(2, 50, (200, 30), generator=torch.Generator().manual_seed(1))
+    texts[:, 20:] = data.PADDING
+    found = data.drop_words(texts, torch.Generator().manual_seed(2))
+    assert torch.equal(found[:, 20:], texts[:, 20:])
+    hidden = found[:, :20] == 1
+    assert torch.equal(found[:, :20][~hidden], texts[:, :20][~hidden])
+    # 4,000 words: five standard deviations are 0.04.
+    assert abs(hidden.float().mean().item() - 0.5) < 0.04
+    assert torch.equal(found, data.drop_words(texts, torch.Generator().manual_seed(2)))
+    assert not torch.equal(found, data.drop_words(texts, torch.Generator().manual_seed(3)))
+
+
 @pytest.mark.parametrize("name", ["reviews", "sms"])
 def test_texts_keep_their_classes(folder: Path, name: str) -> None:
     splits = data.DATA[name](folder)
@@ -309,6 +322,33 @@ def test_fingerprint_tells_trainings_apart(monkeypatch: pytest.MonkeyPatch) -> N
     assert len(others | {first}) == 1 + len(changes)
     monkeypatch.setitem(tasks.TASKS, "digits", dataclasses.replace(TASKS["digits"], augment=None))
     assert fingerprint(TINY, None) != first
+
+
+def test_long_trainings_alone_are_augmented(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen = []
+
+    def watch(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        seen.append(len(x))
+        return 0.5 * x
+
+    task = dataclasses.replace(TASKS["digits"], augment=watch, augment_from=2)
+    monkeypatch.setitem(tasks.TASKS, "digits", task)
+    short, long = (dataclasses.replace(TINY, epochs=epochs) for epochs in (1, 2))
+    names = [fingerprint(settings, None) for settings in (short, long)]
+    assert seen == [8]
+    seen.clear()
+    train(short, None, tmp_path)
+    assert not seen
+    train(long, None, tmp_path)
+    assert sum(seen) == 2 * min(TINY.samples or 0, 1077)
+    # What is not augmented is known by the same name as without any augmentation.
+    task = dataclasses.replace(task, augment=None)
+    monkeypatch.setitem(tasks.TASKS, "digits", task)
+    again = [fingerprint(settings, None) for settings in (short, long)]
+    assert again[0] == names[0]
+    assert again[1] != names[1]
 
 
 def test_code_digest_leaves_comments_out() -> None:

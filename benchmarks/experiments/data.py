@@ -23,13 +23,15 @@ from egret.errors import EgretError
 from egret.recipes.digits import load_digits_split
 from egret.training import Split, Splits
 
-__all__ = ["DATA", "PADDING", "SPLIT_SEED", "Vocabulary", "digest", "load", "words"]
+__all__ = ["DATA", "PADDING", "SPLIT_SEED", "Vocabulary", "digest", "drop_words", "load", "words"]
 
 SPLIT_SEED = 0
 """Seed of every split."""
 PADDING = 0
 """Number that fills texts up to the common length."""
 _UNKNOWN = 1
+# Share of the words that `drop_words` hides.
+_DROPPED = 0.5
 _WORD = re.compile(r"[a-z]+|[0-9]+|[^\sa-z0-9]")
 # The first word of an IDX file: unsigned bytes, and the number of axes.
 _IDX_MAGIC = 0x0800
@@ -175,6 +177,25 @@ class Vocabulary:
             numbers = [self._numbers.get(word, _UNKNOWN) for word in text[:length]] or [_UNKNOWN]
             encoded[row, : len(numbers)] = torch.tensor(numbers)
         return encoded
+
+
+def drop_words(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Hide half of the words, each by chance: it becomes the unknown word.
+
+    Parameters
+    ----------
+    x : torch.Tensor of int64, shape (n, length)
+        Texts, encoded by `Vocabulary.encode`.
+    generator : torch.Generator
+        Source of randomness.
+
+    Returns
+    -------
+    torch.Tensor of int64, shape (n, length)
+        The texts with what is left of them; they are as long as before.
+    """
+    hidden = torch.rand(x.shape, generator=generator) < _DROPPED
+    return x.masked_fill(hidden & (x != PADDING), _UNKNOWN)
 
 
 def _classified(

@@ -228,7 +228,12 @@ def _entropy(model: nn.Module, names: Sequence[str], steps: Mapping[str, int]) -
 # --- the cache ---------------------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=2)
+def _task(settings: Settings) -> Task:
+    task = TASKS[settings.task]
+    return dataclasses.replace(task, augment=task.augmentation(settings.epochs))
+
+
+@functools.lru_cache(maxsize=4)
 def _start_digest(task: Task, folder: Path | None) -> str:
     """Return a fingerprint of what a training starts from: samples, distortion, network, loop.
 
@@ -264,7 +269,7 @@ def fingerprint(settings: Settings, folder: Path | None) -> str:
     """
     key = {
         "settings": dataclasses.asdict(settings),
-        "start": _start_digest(TASKS[settings.task], folder),
+        "start": _start_digest(_task(settings), folder),
         "method": code_digest(METHODS[settings.method]),
         "torch": version("torch"),
     }
@@ -313,7 +318,7 @@ def train(settings: Settings, folder: Path | None, cache: Path) -> tuple[Trained
     EgretError
         The data cannot be read, the cache cannot be written, or the training diverged.
     """
-    task = TASKS[settings.task]
+    task = _task(settings)
     splits = data.load(task.data, folder)
     name = f"{settings.task}-{settings.method}-{fingerprint(settings, folder)}.pt"
     path = cache / name
