@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -54,18 +55,21 @@ def test_network_has_the_stated_size() -> None:
     assert model(torch.zeros(3, 64)).shape == (3, 10)
 
 
-def test_distortions_are_affine_and_small() -> None:
+@pytest.mark.parametrize(("side", "strength"), [(8, 1.0), (28, 1.0), (28, 0.5)])
+def test_distortions_are_affine_and_small(side: int, strength: float) -> None:
     seed = 8
     n = 300
     # Interpolation keeps a linear image linear, so two ramps show where each pixel came from.
-    rows, columns = np.meshgrid(np.arange(8.0) - 3.5, np.arange(8.0) - 3.5, indexing="ij")
+    places = np.arange(float(side)) - (side - 1) / 2
+    rows, columns = np.meshgrid(places, places, indexing="ij")
+    middle = slice(side // 2 - 2, side // 2 + 2)
+    inner = np.s_[middle, middle]
     sources = []
     for ramp in (columns, rows):
-        x = torch.from_numpy(ramp.astype(np.float32)).reshape(1, 64).repeat(n, 1)
-        moved = distort(x, torch.Generator().manual_seed(seed))
-        assert moved.shape == (n, 64)
-        sources.append(moved.view(n, 8, 8)[:, 2:6, 2:6].reshape(n, 16).numpy())
-    inner = np.s_[2:6, 2:6]
+        x = torch.from_numpy(ramp.astype(np.float32)).reshape(1, side**2).repeat(n, 1)
+        moved = distort(x, torch.Generator().manual_seed(seed), strength=strength)
+        assert moved.shape == (n, side**2)
+        sources.append(moved.view(n, side, side)[:, middle, middle].reshape(n, 16).numpy())
     design = np.column_stack([columns[inner].ravel(), rows[inner].ravel(), np.ones(16)])
     fits = [np.linalg.lstsq(design, source.T, rcond=None)[0] for source in sources]
     for fit, source in zip(fits, sources, strict=True):
@@ -74,15 +78,16 @@ def test_distortions_are_affine_and_small() -> None:
     angle = np.arctan2(width_sin, width_cos)
     width, height = np.hypot(width_cos, width_sin), height_cos / np.cos(angle)
     shear = mixed + height * np.sin(angle)
-    for name, values, lowest, highest in (
-        ("angle", np.degrees(angle), -12, 12),
-        ("width", width, 1 / 1.1, 1.1),
-        ("height", height, 1 / 1.1, 1.1),
-        ("shear", shear, -0.1, 0.1),
-        ("across", across, -0.8, 0.8),
-        ("down", down, -0.8, 0.8),
+    for name, values, most in (
+        ("angle", np.degrees(angle), 12),
+        ("width", np.log(width), math.log(1.1)),
+        ("height", np.log(height), math.log(1.1)),
+        ("shear", shear, 0.1),
+        ("across", across, 0.1 * side),
+        ("down", down, 0.1 * side),
     ):
-        margin = 0.05 * (highest - lowest)
+        lowest, highest = -strength * most, strength * most
+        margin = 0.1 * highest
         assert lowest - 1e-4 <= values.min() < lowest + margin, f"seed {seed}: {name}"
         assert highest - margin < values.max() <= highest + 1e-4, f"seed {seed}: {name}"
 

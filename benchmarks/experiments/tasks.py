@@ -1,6 +1,7 @@
 """What is trained on what, for how long, and what it shall come to."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks.experiments.data import drop_words
 from benchmarks.experiments.models import ARCHITECTURES, Architecture
@@ -108,8 +109,10 @@ _ALL = [
         network="lenet-300-100",
         epochs=(30,),
         learning_rates=(5e-4, 1e-3, 2e-3, 4e-3),
-        target_epochs=(60,),
+        target_epochs=(60, 120),
         more_rates=(8e-3,),
+        augment=partial(distort, strength=0.5),
+        augment_from=120,
         most_bits=0.25,
         most_golomb_bits=1.5,
     ),

@@ -70,11 +70,11 @@ all five."""
 
 _SIDE = 8
 _WHITE = 16.0
-# Largest distortions of the training images: radians, shares, pixels.
+# Largest distortions of the training images: radians, and shares.
 _ROTATION = math.radians(12)
 _STRETCH = 0.1
 _SHEAR = 0.1
-_SHIFT = 0.8
+_SHIFT = 0.1
 
 
 class DigitsMLP(nn.Module):
@@ -132,31 +132,36 @@ def _spread(total: int, count: int) -> np.ndarray:
     return np.arange(count) * total // count
 
 
-def distort(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def distort(x: torch.Tensor, generator: torch.Generator, *, strength: float = 1.0) -> torch.Tensor:
     """Rotate, stretch, shear and move each image a little, by an amount of its own.
 
     Rotation is by up to 12°, stretching of either axis by up to a tenth, shear by up to a tenth,
-    movement along either axis by up to 0.8 of a pixel; each is uniform (stretching: its logarithm)
-    and independent of the others. Pixels between four are interpolated, those outside are black.
+    movement along either axis by up to a tenth of its length; each is uniform (stretching: its
+    logarithm) and independent of the others. Pixels between four are interpolated, those outside
+    are black.
 
     Parameters
     ----------
-    x : torch.Tensor, shape (n, 64)
-        Images.
+    x : torch.Tensor, shape (n, side²)
+        Square images.
     generator : torch.Generator
         Source of randomness.
+    strength : float
+        What all the limits are multiplied by.
 
     Returns
     -------
-    torch.Tensor, shape (n, 64)
+    torch.Tensor, shape (n, side²)
         Distorted images.
     """
-    n = len(x)
-    angle, width, height, shear, across, down = 2 * torch.rand(6, n, generator=generator) - 1
+    n, pixels = x.shape
+    side = math.isqrt(pixels)
+    amounts = strength * (2 * torch.rand(6, n, generator=generator) - 1)
+    angle, width, height, shear, across, down = amounts
     cos, sin = torch.cos(_ROTATION * angle), torch.sin(_ROTATION * angle)
     width, height = (1 + _STRETCH) ** width, (1 + _STRETCH) ** height
     # grid_sample counts from -1 to 1 over a side.
-    reach = _SHIFT * 2 / _SIDE
+    reach = 2 * _SHIFT
     matrix = torch.stack(
         [
             torch.stack([cos * width, _SHEAR * shear - sin * height, reach * across], dim=1),
@@ -164,9 +169,9 @@ def distort(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         ],
         dim=1,
     )
-    images = x.view(n, 1, _SIDE, _SIDE)
+    images = x.view(n, 1, side, side)
     grid = nn.functional.affine_grid(matrix, list(images.shape), align_corners=False)
-    return nn.functional.grid_sample(images, grid, align_corners=False).view(n, _SIDE * _SIDE)
+    return nn.functional.grid_sample(images, grid, align_corners=False).view(n, pixels)
 
 
 def digits_options(lam: float = OPTIONS.lam) -> TrainingOptions:
