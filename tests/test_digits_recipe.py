@@ -7,6 +7,7 @@ import sklearn.datasets
 import torch
 
 from egret.compiler import compile_network
+from egret.errors import EgretError
 from egret.recipes.digits import (
     OPTIONS,
     PLAIN_OPTIONS,
@@ -99,6 +100,11 @@ def test_distortions_fill_with_black() -> None:
     assert moved[:, 0, 0].min() < 0.3, f"seed {seed}"
     assert moved[:, 0, 0].unique().numel() > 20, f"seed {seed}"
     torch.testing.assert_close(moved[:, 2:6, 2:6], torch.ones(50, 4, 4))
+
+
+def test_distortions_need_square_images() -> None:
+    with pytest.raises(EgretError, match="images: found 65 pixels each, expected a square number"):
+        distort(torch.ones(2, 65), torch.Generator().manual_seed(1))
 
 
 def test_settings_follow_lambda() -> None:

@@ -8,6 +8,7 @@ import sklearn.datasets
 import torch
 from torch import nn
 
+from egret.errors import EgretError
 from egret.training import Progress, Split, Splits, TrainedModel, TrainingOptions, train
 
 __all__ = [
@@ -153,9 +154,16 @@ def distort(x: torch.Tensor, generator: torch.Generator, *, strength: float = 1.
     -------
     torch.Tensor, shape (n, side²)
         Distorted images.
+
+    Raises
+    ------
+    EgretError
+        The images are not square.
     """
     n, pixels = x.shape
     side = math.isqrt(pixels)
+    if side * side != pixels:
+        raise EgretError(f"images: found {pixels} pixels each, expected a square number")
     amounts = strength * (2 * torch.rand(6, n, generator=generator) - 1)
     angle, width, height, shear, across, down = amounts
     cos, sin = torch.cos(_ROTATION * angle), torch.sin(_ROTATION * angle)
