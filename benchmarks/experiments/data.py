@@ -180,7 +180,7 @@ class Vocabulary:
 
 
 def drop_words(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Hide half of the words, each by chance: it becomes the unknown word.
+    """Hide half of the words, each by chance (word dropout): they become the unknown word.
 
     Parameters
     ----------
@@ -193,6 +193,10 @@ def drop_words(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     -------
     torch.Tensor of int64, shape (n, length)
         The texts with what is left of them; they are as long as before.
+
+    Notes
+    -----
+    Source: arXiv 1511.06349, word dropout, there of a decoder's inputs.
     """
     hidden = torch.rand(x.shape, generator=generator) < _DROPPED
     return x.masked_fill(hidden & (x != PADDING), _UNKNOWN)
