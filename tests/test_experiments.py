@@ -555,6 +555,15 @@ def test_targets_choose_from_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     again = [(used.epochs, used.learning_rate) for used in free.used if used.seed == 21]
     assert len(again) == 4
     assert set(again) == {(1, 4e-3), (2, 4e-3)}
+    # The curves' middle target, and the middle of those that are tried for the limit of 0.6 bits.
+    laboratory.used.clear()
+    free.used.clear()
+    short = dataclasses.replace(task, target_epochs=(1,), more_rates=())
+    for each in (laboratory, free):
+        each.tuning(short, "egret")
+    assert {used.value for used in laboratory.used} == {0.9}
+    assert {used.value for used in free.used} == {0.675}
+    free.used.clear()
     one = dataclasses.replace(task, learning_rates=(1e-3,), target_epochs=(2,), more_rates=())
     free = laboratory.freed()
     assert free.tuned(one, "l1") == (2, 1e-3)

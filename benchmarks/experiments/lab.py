@@ -90,6 +90,15 @@ def knob_values(task: Task, method: str) -> tuple[float, ...]:
     return tuple(float(step) for step in COARSE_STEPS)
 
 
+def tight_targets(task: Task) -> tuple[float, ...]:
+    """Return the targets that are tried for a task's limit: smaller networks come last.
+
+    Of a task without a limit, that of the curves' smallest networks takes its place.
+    """
+    limit = task.most_bits or _BASE_BITS
+    return tuple(round(aim * limit, 3) for aim in TIGHT_AIMS)
+
+
 def _minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
@@ -198,9 +207,9 @@ class Lab:
         """Return epochs and step size with the best quality on the validation split.
 
         The plain network's epochs hold for all methods, equal steps, unless the lab is `free`. Each
-        has a step size of its own, chosen at the middle of its knob's values, by two seeds; in a
-        `free` lab six decide between the best three settings. Of equally good ones the first is
-        taken.
+        has a step size of its own, chosen at the middle of its knob's values, by two seeds. In a
+        `free` lab that is the middle of the targets tried for the limit, and six seeds decide
+        between the best three settings. Of equally good ones the first is taken.
         """
         if self.quick:
             return QUICK_EPOCHS, task.learning_rates[len(task.learning_rates) // 2]
@@ -236,7 +245,8 @@ class Lab:
     def _tried(
         self, task: Task, method: str, grid: Sequence[tuple[int, float]], seeds: Sequence[int]
     ) -> list[tuple[int, float, float, float]]:
-        values = knob_values(task, method)
+        is_tight = self._free and METHODS[method].knob == "target"
+        values = tight_targets(task) if is_tight else knob_values(task, method)
         value = None if METHODS[method].is_packing else values[len(values) // 2]
         wanted = {
             pair: [self._settings(task, method, seed, value, *pair) for seed in seeds]
@@ -391,13 +401,12 @@ class Lab:
     def chosen_target(self, task: Task, method: str) -> float:
         """Return the largest target whose payload, with the first seed, is well in the limit.
 
-        Of a task without a limit, that of the curves' smallest networks takes its place. Where
-        none is, the smallest target. The payload rises with the target and hardly differs between
-        seeds, so that each network rules out half of the targets that are left.
+        Where none is, the smallest target. The payload rises with the target and hardly differs
+        between seeds, so that each network rules out half of the targets that are left.
         """
         limit = task.most_bits or _BASE_BITS
         lab = self._for_choice(1)
-        targets = self.some(tuple(round(aim * limit, 3) for aim in TIGHT_AIMS))
+        targets = self.some(tight_targets(task))
         first, last = 0, len(targets) - 1
         while first < last:
             middle = (first + last) // 2
