@@ -563,7 +563,6 @@ def test_targets_choose_from_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         each.tuning(short, "egret")
     assert {used.value for used in laboratory.used} == {0.9}
     assert {used.value for used in free.used} == {0.675}
-    free.used.clear()
     one = dataclasses.replace(task, learning_rates=(1e-3,), target_epochs=(2,), more_rates=())
     free = laboratory.freed()
     assert free.tuned(one, "l1") == (2, 1e-3)

@@ -86,17 +86,18 @@ def knob_values(task: Task, method: str) -> tuple[float, ...]:
     if knob == "pruned":
         return SHARES
     if knob == "target":
-        return tuple(round(aim * (task.most_bits or _BASE_BITS), 3) for aim in AIMS)
+        return tuple(round(aim * _limit(task), 3) for aim in AIMS)
     return tuple(float(step) for step in COARSE_STEPS)
 
 
 def tight_targets(task: Task) -> tuple[float, ...]:
-    """Return the targets that are tried for a task's limit: smaller networks come last.
+    """Return the targets that are tried for a task's limit, in bits per weight, largest first."""
+    return tuple(round(aim * _limit(task), 3) for aim in TIGHT_AIMS)
 
-    Of a task without a limit, that of the curves' smallest networks takes its place.
-    """
-    limit = task.most_bits or _BASE_BITS
-    return tuple(round(aim * limit, 3) for aim in TIGHT_AIMS)
+
+def _limit(task: Task) -> float:
+    """Return a task's limit; where it has none, the target of the curves' smallest networks."""
+    return task.most_bits or _BASE_BITS
 
 
 def _minutes(seconds: float) -> str:
@@ -404,7 +405,6 @@ class Lab:
         Where none is, the smallest target. The payload rises with the target and hardly differs
         between seeds, so that each network rules out half of the targets that are left.
         """
-        limit = task.most_bits or _BASE_BITS
         lab = self._for_choice(1)
         targets = self.some(tight_targets(task))
         first, last = 0, len(targets) - 1
@@ -412,7 +412,7 @@ class Lab:
             middle = (first + last) // 2
             found = lab.point(task, method, targets[middle])
             self.used |= lab.used
-            if found.measured[0].payload <= _SEED_MARGIN * limit:
+            if found.measured[0].payload <= _SEED_MARGIN * _limit(task):
                 last = middle
             else:
                 first = middle + 1
