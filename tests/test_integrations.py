@@ -133,17 +133,35 @@ def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
         third.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
 
 
+class Samples(transformers.TrainerCallback):
+    """Looks at what the model does after each evaluation, as users do who print samples."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        x, y = _data().tensors
+        model = kwargs["model"].eval()
+        with torch.no_grad():
+            model(x[:4], y[:4])
+
+
+@pytest.mark.parametrize("sets", [1, 3])
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_transformers_trainer_evaluates_rounded_weights(tmp_path: Path, strategy: str) -> None:
+def test_transformers_trainer_evaluates_rounded_weights(
+    tmp_path: Path, strategy: str, sets: int
+) -> None:
     changes = {"eval_strategy": strategy, "save_strategy": strategy, "eval_steps": 10}
     arguments = _arguments(tmp_path, num_train_epochs=3, save_steps=10, **changes)
     model, callback = Evaluations(), huggingface.RateCallback(target_bits=0.8, step_log2=3)
     rows = [{"x": x, "labels": y} for x, y in zip(*_data().tensors, strict=True)]
     trainer = transformers.Trainer(
-        model, arguments, train_dataset=rows, eval_dataset=rows[:16], callbacks=[callback]
+        model,
+        arguments,
+        train_dataset=rows,
+        eval_dataset={f"part{i}": rows[16 * i : 16 * i + 16] for i in range(sets)},
+        callbacks=[callback, Samples()],
     )
     trainer.train()
-    assert len(model.seen) == 2 * 3
+    # Two batches of each set, and the samples behind them.
+    assert len(model.seen) == (2 + 1) * 3 * sets
     saved = safetensors.torch.load_file(tmp_path / "checkpoint-30" / "model.safetensors")
     step = callback.step_log2["layers.0.weight"]
     _check_evaluations(model.seen, step, saved["layers.0.weight"])

@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from egret.errors import EgretError
@@ -26,11 +29,13 @@ class RateCallback(SessionCallback, TrainerCallback):
 
     Its state is saved in every checkpoint, and taken up again from the one that the training is
     resumed from. After the training the model's weights are rounded. Evaluations on the way see
-    them rounded too, and checkpoints hold them unrounded; of several evaluation sets, those after
-    the first see them unrounded.
+    them rounded too, of every evaluation set, and checkpoints hold them unrounded.
 
     Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
+
+    _hooks: tuple[RemovableHandle, ...] = ()
+    _rounds_pass = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin, or go on from the checkpoint that the trainer goes on from."""
@@ -41,7 +46,33 @@ class RateCallback(SessionCallback, TrainerCallback):
                     f"{path}: not found; this checkpoint was not trained with the rate term"
                 )
             self.session.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
-        self.session.start(kwargs["model"], state.max_steps)
+        model = kwargs["model"]
+        self.session.start(model, state.max_steps)
+        # The trainer tells where its first evaluation set begins, but not where another follows.
+        # Weights that lie in shards are rounded before they are gathered, hence `prepend`.
+        self._remove_hooks()
+        self._hooks = (
+            model.register_forward_pre_hook(self._before_pass, prepend=True),
+            model.register_forward_hook(self._after_pass, always_call=True),
+        )
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.compiler.disable
+    def _before_pass(self, model: nn.Module, arguments: Any) -> None:
+        """Round the weights for a pass of an evaluation, if they are not."""
+        if not model.training and not torch.is_grad_enabled() and not self.session.is_rounded:
+            self.session.round_weights()
+            self._rounds_pass = True
+
+    @torch.compiler.disable
+    def _after_pass(self, model: nn.Module, arguments: Any, output: Any) -> None:
+        """Give them back."""
+        if self._rounds_pass:
+            self._rounds_pass = False
+            self.session.restore_weights()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Round the weights."""
@@ -79,6 +110,7 @@ class RateCallback(SessionCallback, TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Round the weights for good."""
+        self._remove_hooks()
         self.session.finish()
 
 

@@ -25,6 +25,15 @@ class RateSession:
     settings : Mapping
         Further arguments of `egret.rate.RateRegularizer`: `include`, `exclude`, `eps`, `every`,
         `nu` and `per`.
+
+    Attributes
+    ----------
+    rate : RateRegularizer or None
+        The regulariser, once the training has begun.
+    quantizer : StraightThrough or None
+        What rounds the weights, once the training has begun.
+    is_rounded : bool
+        Whether the weights are rounded, to be given back.
     """
 
     def __init__(
@@ -37,7 +46,7 @@ class RateSession:
         self._given = step_log2
         self._settings = dict(settings)
         self._waiting: Mapping[str, Any] | None = None
-        self._rounding = False
+        self.is_rounded = False
         self.rate: RateRegularizer | None = None
         self.quantizer: StraightThrough | None = None
 
@@ -67,14 +76,14 @@ class RateSession:
     def round_weights(self) -> None:
         """Round the weights, unless they are already: gradients may be summed over batches."""
         _, quantizer = self._parts()
-        if not self._rounding:
+        if not self.is_rounded:
             quantizer.__enter__()
-            self._rounding = True
+            self.is_rounded = True
 
     def restore_weights(self) -> None:
         """Give the weights back as they were, if they are rounded."""
-        if self._rounding:
-            self._rounding = False
+        if self.is_rounded:
+            self.is_rounded = False
             self._parts()[1].__exit__(None, None, None)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
