@@ -25,7 +25,6 @@ HARDWARE_MAY_IMPORT = {
 """What the RTL knows of `egret`: the parameters and the format, none of the packer."""
 TORCH_ALLOWED = {
     "egret.compiler",
-    "egret.integrations.huggingface",
     "egret.integrations.session",
     "egret.pruning",
     "egret.qat",

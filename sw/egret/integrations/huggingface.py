@@ -4,9 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 
 from egret.errors import EgretError
@@ -34,9 +31,6 @@ class RateCallback(SessionCallback, TrainerCallback):
     Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
 
-    _hooks: tuple[RemovableHandle, ...] = ()
-    _rounds_pass = False
-
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Begin, or go on from the checkpoint that the trainer goes on from."""
         if state.global_step > 0:
@@ -49,30 +43,7 @@ class RateCallback(SessionCallback, TrainerCallback):
         model = kwargs["model"]
         self.session.start(model, state.max_steps)
         # The trainer tells where its first evaluation set begins, but not where another follows.
-        # Weights that lie in shards are rounded before they are gathered, hence `prepend`.
-        self._remove_hooks()
-        self._hooks = (
-            model.register_forward_pre_hook(self._before_pass, prepend=True),
-            model.register_forward_hook(self._after_pass, always_call=True),
-        )
-
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-
-    @torch.compiler.disable
-    def _before_pass(self, model: nn.Module, arguments: Any) -> None:
-        """Round the weights for a pass of an evaluation, if they are not."""
-        if not model.training and not torch.is_grad_enabled() and not self.session.is_rounded:
-            self.session.round_weights()
-            self._rounds_pass = True
-
-    @torch.compiler.disable
-    def _after_pass(self, model: nn.Module, arguments: Any, output: Any) -> None:
-        """Give them back."""
-        if self._rounds_pass:
-            self._rounds_pass = False
-            self.session.restore_weights()
+        self.session.round_evaluations(model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Round the weights."""
@@ -110,7 +81,6 @@ class RateCallback(SessionCallback, TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Round the weights for good."""
-        self._remove_hooks()
         self.session.finish()
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from egret.errors import EgretError
 from egret.qat import StraightThrough
@@ -32,8 +33,6 @@ class RateSession:
         The regulariser, once the training has begun.
     quantizer : StraightThrough or None
         What rounds the weights, once the training has begun.
-    is_rounded : bool
-        Whether the weights are rounded, to be given back.
     """
 
     def __init__(
@@ -46,7 +45,9 @@ class RateSession:
         self._given = step_log2
         self._settings = dict(settings)
         self._waiting: Mapping[str, Any] | None = None
-        self.is_rounded = False
+        self._is_rounded = False
+        self._rounds_pass = False
+        self._hooks: tuple[RemovableHandle, ...] = ()
         self.rate: RateRegularizer | None = None
         self.quantizer: StraightThrough | None = None
 
@@ -76,15 +77,40 @@ class RateSession:
     def round_weights(self) -> None:
         """Round the weights, unless they are already: gradients may be summed over batches."""
         _, quantizer = self._parts()
-        if not self.is_rounded:
+        if not self._is_rounded:
             quantizer.__enter__()
-            self.is_rounded = True
+            self._is_rounded = True
 
     def restore_weights(self) -> None:
         """Give the weights back as they were, if they are rounded."""
-        if self.is_rounded:
-            self.is_rounded = False
+        if self._is_rounded:
+            self._is_rounded = False
             self._parts()[1].__exit__(None, None, None)
+
+    def round_evaluations(self, model: nn.Module) -> None:
+        """Round the weights in every pass of the model in evaluation mode, until `finish`."""
+        self._remove_hooks()
+        # Weights that lie in shards are rounded before they are gathered, hence `prepend`.
+        self._hooks = (
+            model.register_forward_pre_hook(self._before_pass, prepend=True),
+            model.register_forward_hook(self._after_pass, always_call=True),
+        )
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    @torch.compiler.disable
+    def _before_pass(self, model: nn.Module, arguments: Any) -> None:
+        if not model.training and not torch.is_grad_enabled() and not self._is_rounded:
+            self.round_weights()
+            self._rounds_pass = True
+
+    @torch.compiler.disable
+    def _after_pass(self, model: nn.Module, arguments: Any, output: Any) -> None:
+        if self._rounds_pass:
+            self._rounds_pass = False
+            self.restore_weights()
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Take the proximal step, after the optimiser's."""
@@ -93,6 +119,7 @@ class RateSession:
 
     def finish(self) -> None:
         """Round the weights for good."""
+        self._remove_hooks()
         self.restore_weights()
         self._parts()[1].apply()
 
