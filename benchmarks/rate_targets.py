@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ TRAININGS: list[tuple[str, float, int, dict[str, Any]]] = [
     ("images", 0.6, 20, {"falling": True}),
     ("images", 0.6, 20, {"units": 1000.0}),
     ("images", 0.6, 20, {"units": 0.001}),
-    ("images", 0.6, 20, {"optimizer": "sgd"}),
+    ("images", 0.6, 20, {"optimizer": "momentum"}),
     ("images", 1.0, 5, {}),
     ("curve", 2.0, 20, {}),
     ("curve", 0.4, 20, {}),
@@ -40,6 +40,11 @@ TRAININGS: list[tuple[str, float, int, dict[str, Any]]] = [
     ("images", 1.0, 5, {"rounded": True, "falling": True}),
     ("images", 0.6, 20, {"rounded": True}),
     ("curve", 2.0, 40, {"rounded": True}),
+    ("classes", 1.0, 20, {"rounded": True}),
+    ("classes", 1.0, 20, {"rounded": True, "optimizer": "sgd"}),
+    ("classes", 1.0, 20, {"rounded": True, "optimizer": "adagrad"}),
+    ("classes", 0.5, 20, {"rounded": True, "optimizer": "adagrad"}),
+    ("classes", 1.0, 20, {"rounded": True, "optimizer": "adamax"}),
 ]
 """Task, bits per weight asked for, epochs, and what else differs, as of `train_task`."""
 SIZE = ("digits", 0.014, 40)
@@ -49,6 +54,17 @@ _TITLES = {
     "digits": "digits MLP",
     "images": "CNN with batch norm on synthetic images",
     "curve": "MLP fitting a function",
+    "classes": "MLP of 1,792 weights",
+}
+_OPTIMIZERS: dict[str, tuple[str, Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]]] = {
+    "adam": ("AdamW", lambda parameters: torch.optim.AdamW(parameters, lr=2e-3)),
+    "momentum": (
+        "SGD with momentum",
+        lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9),
+    ),
+    "sgd": ("SGD", lambda parameters: torch.optim.SGD(parameters, lr=0.1)),
+    "adagrad": ("Adagrad", lambda parameters: torch.optim.Adagrad(parameters, lr=0.02)),
+    "adamax": ("Adamax", lambda parameters: torch.optim.Adamax(parameters, lr=5e-3)),
 }
 
 
@@ -122,7 +138,20 @@ def _curve() -> Task:
     return Task(make, sample, nn.functional.mse_loss)
 
 
-TASKS = {"digits": _digits, "images": _images, "curve": _curve}
+def _classes() -> Task:
+    centres = torch.randn(8, 20, generator=torch.Generator().manual_seed(2))
+
+    def sample(n: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        y = torch.randint(0, 8, (n,), generator=generator)
+        return centres[y] + torch.randn(n, 20, generator=generator), y
+
+    def make() -> nn.Module:
+        return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 8))
+
+    return Task(make, sample, nn.functional.cross_entropy)
+
+
+TASKS = {"digits": _digits, "images": _images, "curve": _curve, "classes": _classes}
 
 
 def train_task(
@@ -146,7 +175,7 @@ def train_task(
     arguments : dict
         Of `RateRegularizer`, besides `steps`.
     optimizer : str
-        "adam" or "sgd", with momentum.
+        "adam", "momentum" (SGD), "sgd", "adagrad" or "adamax".
     units : float
         What the loss is multiplied by.
     falling : bool
@@ -166,11 +195,7 @@ def train_task(
         with torch.random.fork_rng():
             torch.manual_seed(7)
             model = task.make()
-            trainer: torch.optim.Optimizer
-            if optimizer == "adam":
-                trainer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-            else:
-                trainer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+            trainer = _OPTIMIZERS[optimizer][1](model.parameters())
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(trainer, steps)
             quantizer = None
             if rounded:
@@ -196,7 +221,7 @@ def _changes(training: dict[str, Any]) -> str:
     words = {
         "falling": lambda value: "learning rate falling to 0",
         "units": lambda value: f"loss times {value:g}",
-        "optimizer": lambda value: "SGD with momentum",
+        "optimizer": lambda value: _OPTIMIZERS[value][0],
         "rounded": lambda value: "weights rounded",
     }
     return "".join(f", {words[key](value)}" for key, value in training.items())

@@ -1,4 +1,5 @@
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -220,7 +221,7 @@ def test_entropy_at_the_limits() -> None:
     assert quantised_entropy(1.0, 0.0, 0.1) == 0
     assert quantised_entropy(2.0, 1e-6, 1.0) == pytest.approx(0, abs=1e-9)
     for arguments in ((0.0, 1.0, 1.0), (1.0, -1.0, 1.0), (1.0, 1.0, 0.0), (1.0, math.nan, 1.0)):
-        with pytest.raises(EgretError, match="expected a finite number above 0"):
+        with pytest.raises(EgretError, match=r"expected a finite number (above|of 0\.01)"):
             quantised_entropy(*arguments)
 
 
@@ -282,3 +283,39 @@ def test_likelihood_survives_every_weight() -> None:
     for wrong in ([], [1.0, math.nan]):
         with pytest.raises(EgretError, match="weights: "):
             fit_likelihood(wrong)
+
+
+@pytest.mark.parametrize("shape", [0.01, 0.05, 20.0, 25.0])
+def test_extreme_shapes_are_drawn_and_have_quantiles(shape: float) -> None:
+    seed, shares = 17, np.array([0.05, 0.3, 0.5, 0.7, 0.95])
+    drawn = np.sort(np.abs(sample(100_000, shape, 1.0, np.random.default_rng(seed))))
+    assert np.isfinite(drawn).all()
+    assert drawn[0] > 0
+    # Of many draws the share below a quantile is that of the quantile.
+    quantiles = magnitude_quantile(shares, shape, 1.0)
+    found = np.searchsorted(drawn, quantiles) / drawn.size
+    np.testing.assert_allclose(found, shares, atol=0.008, err_msg=f"seed {seed}")
+    np.testing.assert_allclose(2 * cumulative(quantiles, shape, 1.0) - 1, shares, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [0.005, 26.0, math.inf, "1", None])
+def test_shapes_beyond_are_refused(shape: object) -> None:
+    for function in (cumulative, magnitude_quantile):
+        with pytest.raises(EgretError, match="shape: found"):
+            function(0.5, cast(float, shape), 1.0)
+
+
+def test_bad_counts_are_named() -> None:
+    values = np.array([0.5, -1.0, 2.0])
+    # A value that occurs 0 times is as if it were not there.
+    some = fit_likelihood(values, np.array([3, 4, 0]))
+    assert some == pytest.approx(fit_likelihood(np.repeat(values[:2], [3, 4])))
+    for counts, message in (
+        (np.array([0, 0, 0]), "counts of 0 only"),
+        (np.array([3]), r"counts: found shape \(1,\), expected \(3,\)"),
+        (np.array([1, -2, 1]), "counts: found -2"),
+    ):
+        with pytest.raises(EgretError, match=message):
+            fit_likelihood(values, counts)
+    with pytest.raises(EgretError, match="counts: found -2"):
+        Moments.of(values, np.array([1, -2, 1]))

@@ -133,6 +133,13 @@ def test_transformers_trainer_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
         third.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-20"))
 
 
+def test_transformers_trainer_with_the_best_checkpoint_is_refused(tmp_path: Path) -> None:
+    trainer, _, _ = _trainer(tmp_path)
+    trainer.args.load_best_model_at_end = True
+    with pytest.raises(EgretError, match="load_best_model_at_end: found True"):
+        trainer.train()
+
+
 class Samples(transformers.TrainerCallback):
     """Looks at what the model does after each evaluation, as users do who print samples."""
 
@@ -215,6 +222,20 @@ def test_lightning_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     assert other.session.state_dict() == callback.session.state_dict()
     for one, two in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_lightning_without_an_end_is_refused(tmp_path: Path) -> None:
+    trainer = lightning.Trainer(
+        max_epochs=-1,
+        max_time={"minutes": 1},
+        callbacks=[egret_lightning.RateCallback(target_bits=0.8)],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+    )
+    with pytest.raises(EgretError, match="max_epochs, max_steps: found no end"):
+        trainer.fit(Module(), DataLoader(_data(), batch_size=32))
 
 
 class Validated(Module):

@@ -116,7 +116,7 @@ def test_masks_are_saved() -> None:
         ({"share": 0.5, "steps": 0}, "steps: found 0"),
         ({"share": 0.5, "every": 0}, "every: found 0"),
         ({"share": 0.5, "per": "row"}, "per: found 'row'"),
-        ({"share": 0.5, "include": ["nothing"]}, "no trainable parameter"),
+        ({"share": 0.5, "include": ["nothing"]}, "matches none of the 6 parameters"),
     ],
 )
 def test_bad_settings_are_named(arguments: dict, message: str) -> None:

@@ -158,7 +158,7 @@ def test_bad_steps_are_named() -> None:
         StraightThrough(_model(), 65)
     with pytest.raises(QuantizationError, match=r"step_log2 of '3\.weight': found steps of 2\^70"):
         StraightThrough(_model(), {"3.weight": -70})
-    with pytest.raises(EgretError, match="no trainable parameter"):
+    with pytest.raises(EgretError, match="matches none of the 6 parameters"):
         StraightThrough(_model(), 4, include=["nothing"])
 
 

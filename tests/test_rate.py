@@ -290,7 +290,7 @@ def _matrices(model: nn.Module) -> list[np.ndarray]:
 
 # No setting differs but the target: that is the point. 15 % is promised; measured was 6 % below
 # to 1 % above here, and 4 % at most in ten further trainings with other rates and lengths; where
-# weights are rounded in steps that go with them, 5 % below at most, and 11 % above in 50 steps.
+# weights are rounded in steps that go with them, 6 % below at most.
 @pytest.mark.parametrize(("name", "target", "epochs", "training"), TRAININGS)
 def test_target_bits_are_reached_without_a_setting_for_the_model(
     name: str, target: float, epochs: int, training: dict
@@ -422,7 +422,21 @@ def test_regularizer_is_found_at_the_top() -> None:
         ({"lam": 1.0, "eps": 0.0}, "eps: found 0"),
         ({"lam": 1.0, "nu": 0.0}, "nu: found 0"),
         ({"lam": 1.0, "nu": "fixed"}, "nu: found 'fixed'"),
-        ({"lam": 1.0, "include": ["nothing"]}, "no trainable parameter"),
+        ({"lam": 1.0, "include": ["nothing"]}, "'nothing' matches none of the 6 parameters"),
+        ({"lam": 1.0, "exclude": ["haed.*"]}, r"'haed\.\*' matches none of the 6 parameters"),
+        ({"lam": 1.0, "include": "2.*"}, r"include: found '2\.\*', expected a list"),
+        ({"lam": 1.0, "exclude": "0.*"}, r"exclude: found '0\.\*', expected a list"),
+        ({"lam": 1.0, "exclude": ["*"]}, "no trainable parameter"),
+        ({"lam": "1"}, "lam: found '1', expected a finite number of 0 or more"),
+        ({"lam": True}, "lam: found True"),
+        ({"lam": 1.0, "eps": None}, "eps: found None"),
+        ({"lam": 1.0, "nu": None}, "nu: found None"),
+        ({"lam": 1.0, "every": 1.5}, "every: found 1.5, expected a whole number"),
+        ({"lam": 1.0, "step_log2": 5}, "step_log2: belongs to a target"),
+        ({"target_bits": "1", "steps": 10}, "target: found '1'"),
+        ({"target_bits": 1.0, "steps": 10.5}, "steps: found 10.5"),
+        ({"target_bits": 1.0, "steps": math.inf}, "steps: found inf"),
+        ({"target_mb": "1", "steps": 10}, "target_mb: found '1'"),
         ({"lam": 1.0, "every": 0}, "every: found 0"),
         ({"lam": 1.0, "per": "layer"}, "per: found 'layer', expected 'model' or 'tensor'"),
         ({}, "give exactly one of lam, target_bits and target_mb"),
@@ -502,3 +516,86 @@ def test_zeros_are_held_at_the_end_and_only_there() -> None:
         other_regularizer.step(other_optimizer)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def test_a_step_takes_no_more_than_a_share_of_the_weights() -> None:
+    model = nn.Linear(50, 40)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rate = RateRegularizer(model, target_bits=1.0, steps=100)
+    for step in range(1, 40):
+        model.weight.grad = torch.zeros_like(model.weight)
+        optimizer.step()
+        if step == 30:
+            # As after a jump of ν.
+            rate.lam = 1e9
+        before = model.weight.detach().clone()
+        rate.step(optimizer)
+        taken = (before - model.weight.detach()).norm() / before.norm()
+        assert taken <= 0.25 + 1e-6, step
+    assert 0 < rate.lam < 1e9
+
+
+def test_lambda_stays_finite_where_no_pull_moves_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 2))
+    optimizer = torch.optim.SGD(
+        [
+            {"params": model[0].parameters(), "lr": 0.0},
+            {"params": model[1].parameters(), "lr": 0.01},
+        ]
+    )
+    rate = RateRegularizer(model, target_bits=0.1, steps=1500, every=1)
+    for _ in range(1500):
+        optimizer.zero_grad()
+        model(torch.ones(1, 30)).square().sum().backward()
+        optimizer.step()
+        rate.step(optimizer)
+    assert math.isfinite(rate.lam)
+    assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+
+
+def test_weights_with_a_norm_of_their_own_are_refused() -> None:
+    for normed in (
+        nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)),
+        nn.utils.weight_norm(nn.Linear(6, 5)),
+    ):
+        model = nn.Sequential(normed, nn.Linear(5, 3))
+        with pytest.raises(EgretError, match=r"parameter '0\.\S+': weight_norm divides"):
+            RateRegularizer(model, 1.0)
+        assert RateRegularizer(model, 1.0, exclude=["0.*"]).names == ("1.weight",)
+
+
+def test_parameters_that_cannot_become_small_are_left_out_or_named() -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 3, dtype=torch.complex64))
+    assert RateRegularizer(model, 1.0).names == ("0.weight",)
+    with pytest.raises(EgretError, match=r"'1\.weight': found torch\.complex64, expected real"):
+        RateRegularizer(model, 1.0, include=["*.weight"])
+    with pytest.raises(EgretError, match=r"parameter '0\.weight': has no size yet"):
+        RateRegularizer(nn.Sequential(nn.LazyLinear(3)), 1.0)
+    with pytest.raises(EgretError, match="weights: weight: found none, expected at least one"):
+        RateRegularizer(nn.Linear(0, 3), 1.0)
+
+
+def test_patterns_may_match_any_name_of_a_tied_parameter() -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(9, 4), "body": nn.Linear(4, 4)})
+    model["head"] = nn.Linear(4, 9, bias=False)
+    model["head"].weight = model["table"].weight
+    assert RateRegularizer(model, 1.0, exclude=["head.*"]).names == ("body.weight",)
+    assert RateRegularizer(model, 1.0, include=["head.*"]).names == ("table.weight",)
+
+
+def test_quantizer_of_another_model_and_unfinished_states_are_refused() -> None:
+    model = _model()
+    other = StraightThrough(_model(), target_bits=1.0)
+    with pytest.raises(EgretError, match=r"quantizer: rounds 0\.weight, 3\.weight, expected"):
+        RateRegularizer(model, target_bits=1.0, steps=10, quantizer=other)
+    with pytest.raises(EgretError, match="the state lacks calls, controller, lam"):
+        RateRegularizer(model, 1.0).load_state_dict({})
+
+
+@pytest.mark.parametrize("size", [1e20, 1e-26])
+def test_steps_suit_weights_whose_squares_leave_float32(size: float) -> None:
+    model = nn.Linear(20, 20, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(size)
+    (step,) = StraightThrough(model, target_bits=1.0).step_log2.values()
+    assert step == max(-64, min(64, round(-math.log2(size))))

@@ -134,10 +134,22 @@ def test_another_controller_goes_on_from_a_state() -> None:
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.nan, math.inf])
 def test_bad_target_is_named(target: float) -> None:
-    with pytest.raises(EgretError, match=rf"target: found {target} bits"):
+    with pytest.raises(EgretError, match=rf"target: found {target}, expected"):
         RateController(target, 10)
 
 
 def test_bad_number_of_steps_is_named() -> None:
-    with pytest.raises(EgretError, match="steps: found 0, expected 1 or more"):
+    with pytest.raises(EgretError, match="steps: found 0, expected a whole number of 1 or more"):
         RateController(1.0, 0)
+
+
+def test_it_brakes_far_below_the_schedule_and_no_longer_than_that() -> None:
+    controller = RateController(1.0, 1000)
+    assert not controller.brakes
+    for bits, brakes in ((4.0, False), (3.0, False), (0.1, True), (0.0, True), (2.0, False)):
+        controller.update(bits, 250)
+        assert controller.brakes is brakes, bits
+    controller.update(0.1, 260)
+    again = RateController(1.0, 1000)
+    again.load_state_dict(controller.state_dict())
+    assert again.brakes

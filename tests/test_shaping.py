@@ -43,6 +43,16 @@ def test_initial_weights_have_the_shape_and_keep_their_scale(shape: float) -> No
     assert not torch.equal(other.get_parameter("0.weight"), model.get_parameter("0.weight"))
 
 
+@pytest.mark.parametrize("shape", [0.01, 0.1, 25.0])
+def test_initial_weights_of_extreme_shapes_keep_their_scale_too(shape: float) -> None:
+    model = _model()
+    before = copy.deepcopy(model)
+    draw_weights(model, shape, seed=7)
+    for name in ("0.weight", "2.weight"):
+        scales = [math.sqrt(np.square(_matrix(m, name)).mean()) for m in (model, before)]
+        assert scales[0] == pytest.approx(scales[1], rel=1e-5), f"seed 7, {name}"
+
+
 @pytest.mark.parametrize("shape", [0.5, 1.0, 1.8])
 def test_reshaped_weights_keep_order_signs_and_size(shape: float) -> None:
     model = _model()

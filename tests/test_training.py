@@ -250,6 +250,55 @@ def test_augmentation_sees_every_training_batch() -> None:
     assert trained.history[-1].loss > 0.6
 
 
+def test_a_sample_left_over_waits_for_another_epoch() -> None:
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+
+    splits = _splits()
+    odd = splits._replace(train=Split(splits.train.x[:65], splits.train.y[:65]))
+    sizes = []
+
+    def augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        sizes.append(len(x))
+        return x
+
+    options = TrainingOptions(epochs=3, batch_size=32, target_bits=2.0)
+    trained = train(make_model, odd, options, augment=augment)
+    assert sizes == [32, 32] * 3
+    assert all(0 < record.loss < 2 for record in trained.history)
+
+
+def test_model_without_parameters_is_named() -> None:
+    with pytest.raises(EgretError, match="no trainable parameter is chosen"):
+        train(nn.Flatten, _splits(), TrainingOptions(epochs=1))
+
+
+class Masked(nn.Module):
+    """Has a frozen layer and a buffer that no packed step could hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(6, 16).requires_grad_(False)
+        self.frozen.weight.mul_(1e-3)
+        self.norm = nn.LayerNorm(16)
+        self.last = nn.Linear(16, 2)
+        self.mask: torch.Tensor
+        self.register_buffer("mask", torch.full((2, 2), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.frozen(x)).relu()) + self.mask.tril()[0]
+
+
+def test_what_was_not_charged_is_packed_as_it_is(tmp_path: Path) -> None:
+    options = TrainingOptions(epochs=20, target_bits=2.0, seed=3)
+    trained = train(Masked, _splits(), options)
+    saved = save_training(trained, _splits(), tmp_path)
+    unpacked = egret.load(tmp_path / "weights.egret").state_dict()
+    for name, tensor in trained.state().items():
+        assert torch.equal(unpacked[name], tensor), name
+    assert saved.packed.accuracy["validation"] == trained.validation_accuracy
+
+
 def test_divergence_is_reported() -> None:
     splits = _splits()
     splits.train.x[0, 0] = torch.inf

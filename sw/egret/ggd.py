@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from egret.checks import check_at_least, check_positive
 from egret.errors import EgretError
 
 __all__ = [
@@ -36,11 +37,14 @@ SHAPE_MIN = 0.1
 SHAPE_MAX = 3.0
 """Largest shape an estimate returns, as in the table of the paper's authors."""
 _SINGLE = 4096
+# Beyond, powers of shape ν, or their inverses, leave the range of a float64.
+_SHAPES = 0.01, 25.0
 
 
-def _check_positive(what: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise EgretError(f"{what}: found {value!r}, expected a finite number above 0")
+def _check_shape(shape: float) -> None:
+    check_at_least("shape", shape, _SHAPES[0])
+    if shape > _SHAPES[1]:
+        raise EgretError(f"shape: found {shape!r}, expected {_SHAPES[0]} to {_SHAPES[1]:g}")
 
 
 def moment_ratio(shape: float) -> float:
@@ -49,7 +53,7 @@ def moment_ratio(shape: float) -> float:
     Parameters
     ----------
     shape : float
-        ν, above 0.
+        ν, 0.01 to 25.
 
     Returns
     -------
@@ -61,7 +65,7 @@ def moment_ratio(shape: float) -> float:
     Source: K. Sharifi and A. Leon-Garcia, "Estimation of shape parameter for generalized
     Gaussian distributions in subband decompositions of video", 1995.
     """
-    _check_positive("shape", shape)
+    _check_shape(shape)
     return math.exp(math.lgamma(1 / shape) + math.lgamma(3 / shape) - 2 * math.lgamma(2 / shape))
 
 
@@ -132,7 +136,7 @@ class Moments:
     def __post_init__(self) -> None:
         if self.count < 0:
             raise EgretError(f"moments: found {self.count} weights, expected 0 or more")
-        _check_positive("moments: unit", self.unit)
+        check_positive("moments: unit", self.unit)
 
     @classmethod
     def of(
@@ -146,9 +150,14 @@ class Moments:
             Weights. They are summed in float64, half precision too.
         counts : ndarray of integers, same shape, optional
             How often each occurs; once when absent.
+
+        Raises
+        ------
+        EgretError
+            The counts have another shape, or one is below 0.
         """
         magnitudes = np.abs(weights.astype(np.float64))
-        times = np.ones(1) if counts is None else counts.astype(np.float64)
+        times = np.ones(1) if counts is None else _times(counts, magnitudes.shape)
         count = magnitudes.size if counts is None else int(counts.sum())
         unit = float(magnitudes.max(initial=0.0))
         if unit == 0.0:
@@ -241,7 +250,7 @@ def density(x: npt.ArrayLike, shape: float, scale: float) -> npt.NDArray[np.floa
     x : array_like of float, any shape
         Where to evaluate.
     shape : float
-        ν, above 0.
+        ν, 0.01 to 25.
     scale : float
         Standard deviation σ, above 0.
 
@@ -253,7 +262,7 @@ def density(x: npt.ArrayLike, shape: float, scale: float) -> npt.NDArray[np.floa
     Raises
     ------
     EgretError
-        `shape` or `scale` is not a finite number above 0.
+        `shape` or `scale` is out of its range.
     """
     gamma = _gamma(shape, scale)
     log_peak = math.log(shape * gamma / 2) - math.lgamma(1 / shape)
@@ -271,7 +280,7 @@ def sample(
     size : int or tuple of int
         Shape of the result.
     shape : float
-        ν, above 0.
+        ν, 0.01 to 25.
     scale : float
         Standard deviation σ, above 0.
     rng : numpy.random.Generator
@@ -280,15 +289,17 @@ def sample(
     Returns
     -------
     ndarray of float64, shape `size`
-        Independent draws: |γx|^ν has the gamma distribution of shape 1/ν.
+        Independent draws: |γx|^ν has the gamma distribution of shape 1/ν, which is that of
+        shape 1 + 1/ν times the ν-th power of a uniform number.
 
     Raises
     ------
     EgretError
-        `shape` or `scale` is not a finite number above 0.
+        `shape` or `scale` is out of its range.
     """
     gamma = _gamma(shape, scale)
-    magnitudes = rng.gamma(1 / shape, size=size) ** (1 / shape) / gamma
+    # As the product: draws of a small shape would vanish before their root is taken.
+    magnitudes = rng.gamma(1 + 1 / shape, size=size) ** (1 / shape) * rng.random(size) / gamma
     return np.where(rng.random(size) < 0.5, -magnitudes, magnitudes)
 
 
@@ -321,14 +332,19 @@ def fit_likelihood(
     Raises
     ------
     EgretError
-        No values, or one that is not finite.
+        No values, or one that is not finite; counts of another shape, below 0, or all 0.
 
     Notes
     -----
     Source: M. Varanasi and B. Aazhang, "Parametric generalized Gaussian density estimation", 1989.
     """
     magnitudes = np.abs(_finite(values))
-    weights = np.ones(1) if counts is None else counts.astype(np.float64).ravel()
+    weights = np.ones(1)
+    if counts is not None:
+        weights = _times(counts, np.shape(values)).ravel()
+        magnitudes, weights = magnitudes[weights > 0], weights[weights > 0]
+        if not magnitudes.size:
+            raise EgretError("weights: found counts of 0 only, expected at least one weight")
     unit = float(magnitudes.max())
     if unit == 0.0:
         return SHAPE_MIN, 0.0
@@ -400,7 +416,7 @@ def cumulative(x: npt.ArrayLike, shape: float, scale: float) -> npt.NDArray[np.f
     x : array_like of float, any shape
         Where to evaluate.
     shape : float
-        ν, above 0.
+        ν, 0.01 to 25.
     scale : float
         Standard deviation σ, above 0.
 
@@ -412,7 +428,7 @@ def cumulative(x: npt.ArrayLike, shape: float, scale: float) -> npt.NDArray[np.f
     Raises
     ------
     EgretError
-        `shape` or `scale` is not a finite number above 0.
+        `shape` or `scale` is out of its range.
     """
     gamma = _gamma(shape, scale)
     where = np.asarray(x, dtype=np.float64)
@@ -428,7 +444,7 @@ def magnitude_quantile(p: npt.ArrayLike, shape: float, scale: float) -> npt.NDAr
     p : array_like of float, any shape
         Shares, 0 or more and below 1.
     shape : float
-        ν, above 0.
+        ν, 0.01 to 25.
     scale : float
         Standard deviation σ, above 0.
 
@@ -440,7 +456,7 @@ def magnitude_quantile(p: npt.ArrayLike, shape: float, scale: float) -> npt.NDAr
     Raises
     ------
     EgretError
-        `shape` or `scale` is not a finite number above 0, or a share is out of range.
+        `shape` or `scale` is out of its range, or a share is out of range.
     """
     gamma = _gamma(shape, scale)
     shares = np.asarray(p, dtype=np.float64)
@@ -470,7 +486,7 @@ def quantised_entropy(shape: float, scale: float, step: float) -> float:
     Parameters
     ----------
     shape : float
-        ν, above 0.
+        ν, 0.01 to 25.
     scale : float
         Standard deviation σ, 0 or more.
     step : float
@@ -486,8 +502,8 @@ def quantised_entropy(shape: float, scale: float, step: float) -> float:
     EgretError
         A number out of its range.
     """
-    _check_positive("step", step)
-    _check_positive("shape", shape)
+    check_positive("step", step)
+    _check_shape(shape)
     if scale == 0:
         return 0.0
     gamma = _gamma(shape, scale)
@@ -512,9 +528,18 @@ def quantised_entropy(shape: float, scale: float, step: float) -> float:
 
 
 def _gamma(shape: float, scale: float) -> float:
-    _check_positive("shape", shape)
-    _check_positive("scale", scale)
+    _check_shape(shape)
+    check_positive("scale", scale)
     return math.exp(0.5 * (math.lgamma(3 / shape) - math.lgamma(1 / shape))) / scale
+
+
+def _times(counts: npt.NDArray[np.integer], shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
+    if counts.shape != shape:
+        raise EgretError(f"counts: found shape {counts.shape}, expected {shape} as of the weights")
+    times = counts.astype(np.float64)
+    if (times < 0).any():
+        raise EgretError(f"counts: found {times.min():g}, expected 0 or more")
+    return times
 
 
 def _finite(values: npt.ArrayLike) -> npt.NDArray[np.float64]:

@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,6 +21,7 @@ from egret.codebook import Codebook
 from egret.codec import MAX_CHUNK, choose_chunk
 from egret.crc import crc32c
 from egret.errors import EgretError, QuantizationError
+from egret.patterns import check_patterns, matches
 from egret.quantize import (
     DEFAULT_BITS,
     DEFAULT_STEP_LOG2,
@@ -329,12 +329,6 @@ class Workers:
             yield waiting.popleft().result()
 
 
-def _patterns(patterns: Sequence[str], what: str) -> Sequence[str]:
-    if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
-        raise EgretError(f"{what}: found {patterns!r}, expected a list of patterns")
-    return patterns
-
-
 def select_tensors(
     tensors: Mapping[str, Any],
     include: Sequence[str] = (),
@@ -363,17 +357,16 @@ def select_tensors(
     EgretError
         A pattern matches no tensor, or the patterns are no list.
     """
-    for pattern in (*_patterns(include, "include"), *_patterns(exclude, "exclude")):
-        if not any(fnmatchcase(name, pattern) for name in tensors):
-            raise EgretError(f"pattern {pattern!r} matches none of the {len(tensors)} tensors")
+    check_patterns(include, "include", tensors, "tensors")
+    check_patterns(exclude, "exclude", tensors, "tensors")
 
     def is_chosen(name: str, tensor: Any) -> bool:
-        if any(fnmatchcase(name, pattern) for pattern in exclude):
+        if matches([name], exclude):
             return False
         axes = len(tensor.shape)
         if include:
             fits = tensor.dtype in FLOAT_DTYPES or (tensor.dtype in INTEGER_DTYPES and axes >= 1)
-            return fits and any(fnmatchcase(name, pattern) for pattern in include)
+            return fits and matches([name], include)
         return axes >= 2 and tensor.dtype in (*FLOAT_DTYPES, *INTEGER_DTYPES)
 
     return [name for name, tensor in tensors.items() if is_chosen(name, tensor)]

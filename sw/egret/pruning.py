@@ -1,12 +1,12 @@
 """Magnitude pruning: the smallest weights become 0, at once or little by little."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from egret.checks import check_at_least, check_count
 from egret.errors import EgretError
 from egret.rate import choose_parameters
 
@@ -68,11 +68,11 @@ class MagnitudePruner:
         exclude: Sequence[str] = (),
         per: str = "model",
     ) -> None:
-        if not (math.isfinite(share) and 0 <= share <= 1):
+        check_at_least("share", share, 0)
+        if share > 1:
             raise EgretError(f"share: found {share!r}, expected 0 to 1")
-        for name, value in (("steps", steps), ("every", every)):
-            if value < 1:
-                raise EgretError(f"{name}: found {value}, expected 1 or more")
+        check_count("steps", steps)
+        check_count("every", every)
         if per not in ("model", "tensor"):
             raise EgretError(f"per: found {per!r}, expected 'model' or 'tensor'")
         chosen = choose_parameters(model, include, exclude)

@@ -7,6 +7,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
+from egret.checks import check_at_least, check_positive
 from egret.errors import EgretError
 from egret.quantize import DEFAULT_STEP_LOG2, STEP_LOG2_RANGE, steps_by_name
 from egret.rate import choose_parameters, local_part, root_mean_square, widened
@@ -56,7 +57,9 @@ class StraightThrough:
         Names of the parameters rounded. Tied parameters appear once.
     step_log2 : dict of str to int
         n of each of `names` and of what is tied to them: what `egret.pack`, `egret.compile` and
-        `egret.RateRegularizer` take as `step_log2`. Change it to change the steps.
+        `egret.RateRegularizer` take as `step_log2`. Change it to change the steps. Where matrices
+        are frozen, left out or buffers, its names are also what `egret.pack` takes as `include`,
+        so that those are kept as they are.
 
     Raises
     ------
@@ -132,8 +135,29 @@ class StraightThrough:
                 if before != after:
                     raise EgretError(
                         f"parameter {name!r}: changed inside the block of straight-through "
-                        "rounding, where the change is lost; step the optimiser after it"
+                        "rounding, where the change is lost; step the optimiser after it "
+                        "(an embedding's max_norm changes it in every pass, and cannot be used)"
                     )
+
+    def check_rounds(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Refuse to serve a rate term that charges other parameters than are rounded.
+
+        Parameters
+        ----------
+        parameters : mapping of str to torch.nn.Parameter
+            What is charged, by name.
+
+        Raises
+        ------
+        EgretError
+            None of them is rounded.
+        """
+        mine = {id(parameter) for parameter in self._parameters}
+        if not any(id(parameter) in mine for parameter in parameters.values()):
+            raise EgretError(
+                f"quantizer: rounds {', '.join(self.names)}, expected the same model's "
+                f"{', '.join(parameters)}"
+            )
 
     def follow(self, bits: float) -> None:
         """Choose steps anew, for the weights as they are and another number of bits.
@@ -199,10 +223,8 @@ def suitable_step(scale: float, target_bits: float) -> int:
     EgretError
         A number out of its range.
     """
-    if not (math.isfinite(target_bits) and target_bits > 0):
-        raise EgretError(f"target_bits: found {target_bits!r}, expected a finite number above 0")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise EgretError(f"scale: found {scale!r}, expected a finite number of 0 or more")
+    check_positive("target_bits", target_bits)
+    check_at_least("scale", scale, 0)
     if scale == 0:
         return DEFAULT_STEP_LOG2
     low, high = STEP_LOG2_RANGE

@@ -2,16 +2,20 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.weight_norm import WeightNorm
 
+from egret.checks import check_at_least, check_count, check_positive
 from egret.errors import EgretError
 from egret.ggd import SHAPE_MAX, Moments
+from egret.patterns import check_patterns, matches
 from egret.quantize import DEFAULT_STEP_LOG2, steps_by_name
 from egret.rate_control import RateController
 
@@ -38,6 +42,13 @@ DEFAULT_EVERY = 10
 
 # The first λ of a controlled training pulls on a weight with this share of what the data does.
 _FIRST_FORCE = 0.01
+# With a target a step takes at most this share of the weights' norm: ν may change at once, and the
+# same λ then pulls a hundred times as hard.
+_LARGEST_SHARE = 0.25
+# Of large tensors some weights are looked at for it, evenly spread, and at least so many.
+_SAMPLE = 1 << 13
+# λ stays within this and its inverse where no pull moves any weight, as with a learning rate of 0.
+_LARGEST_LAM = 1e30
 # Bits above the target that chosen steps leave room for while the network learns without a rate.
 _HEADROOM = 3.0
 # A controlled training measures at least so often, or after every step.
@@ -145,24 +156,28 @@ class RateRegularizer:
     ) -> None:
         if [lam, target_bits, target_mb].count(None) != 2:
             raise EgretError("rate term: give exactly one of lam, target_bits and target_mb")
-        if lam is not None and not (math.isfinite(lam) and lam >= 0):
-            raise EgretError(f"lam: found {lam!r}, expected a finite number of 0 or more")
-        if not (math.isfinite(eps) and eps > 0):
-            raise EgretError(f"eps: found {eps!r}, expected a finite number above 0")
+        if lam is not None:
+            check_at_least("lam", lam, 0)
+        check_positive("eps", eps)
         if isinstance(nu, str):
             if nu != "adaptive":
                 raise EgretError(f"nu: found {nu!r}, expected 'adaptive' or a number above 0")
-        elif not (math.isfinite(nu) and nu > 0):
-            raise EgretError(f"nu: found {nu!r}, expected 'adaptive' or a number above 0")
-        if every < 1:
-            raise EgretError(f"every: found {every}, expected 1 or more")
+        else:
+            check_positive("nu", nu)
+        check_count("every", every)
         if per not in ("model", "tensor"):
             raise EgretError(f"per: found {per!r}, expected 'model' or 'tensor'")
         if (steps is None) != (lam is not None):
             raise EgretError("steps: belongs to a target, which needs it")
+        if steps is not None:
+            check_count("steps", steps)
+        if steps is None and step_log2 is not None:
+            raise EgretError("step_log2: belongs to a target, found none")
         if quantizer is not None and (steps is None or step_log2 is not None):
             raise EgretError("quantizer: takes the place of step_log2, and needs a target")
         chosen = choose_parameters(model, include, exclude)
+        if quantizer is not None:
+            quantizer.check_rounds(chosen)
         self.names = tuple(chosen)
         self._all_names = tuple(name for name, _ in model.named_parameters(remove_duplicate=False))
         if step_log2 is None:
@@ -170,6 +185,8 @@ class RateRegularizer:
         steps_by_name(step_log2, self._all_names)
         self._parameters = tuple(chosen.values())
         self.weights = sum(parameter.numel() for parameter in self._parameters)
+        if not self.weights:
+            raise EgretError(f"weights: {', '.join(self.names)}: found none, expected at least one")
         self.eps = eps
         self.step_log2 = step_log2
         self._every = every if steps is None else min(every, math.ceil(steps / _MEASUREMENTS))
@@ -193,8 +210,7 @@ class RateRegularizer:
         self._update_shapes()
 
     def _bits_of_size(self, model: nn.Module, megabytes: float) -> float:
-        if not (math.isfinite(megabytes) and megabytes > 0):
-            raise EgretError(f"target_mb: found {megabytes!r}, expected a finite number above 0")
+        check_positive("target_mb", megabytes)
         charged = {id(parameter) for parameter in self._parameters}
         free = sum(
             tensor.numel() * tensor.element_size()
@@ -301,7 +317,8 @@ class RateRegularizer:
         """Move the weights towards 0, after the optimiser's step; small ones become exactly 0.
 
         With a target it does nothing in the first fifth of the training, and from 70 % on what is
-        0, or would be packed as 0 then, stays 0.
+        0, or would be packed as 0 then, stays 0. λ is kept where a step takes at most a quarter
+        the weights' norm, and no weight is moved while the bits are far below the schedule.
 
         Each weight's magnitude falls by η_i·λ·∂R/∂|θ_i|, and not below 0: the proximal step of the
         rate, which is concave for ν < 1, by its tangent. η_i is the optimiser's learning rate,
@@ -336,30 +353,65 @@ class RateRegularizer:
         holds = controller is not None and self._calls >= controller.hold
         if holds:
             self._hold_zeros()
-        for parameter, nu in zip(self._parameters, self.nus, strict=True):
-            group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
-            if "betas" in group and "exp_avg_sq" not in state:
-                continue
-            weights = local_part(parameter)
-            wide = widened(weights)
-            pull = wide.abs().add_(self.eps).pow_(nu - 1)
-            pull *= float(group["lr"]) * self.lam * nu / self.weights
-            if "exp_avg_sq" in state:
-                pull /= _adam_size(group, state)
-            # Not sign · max(…, 0), which would leave −0 behind.
-            weights.copy_(wide - wide.clamp(-pull, pull))
+        if measures and controller is not None:
+            while self._share_taken(optimizer, groups) > _LARGEST_SHARE:
+                self.lam /= 2
+        if controller is None or not controller.brakes:
+            for parameter, nu in zip(self._parameters, self.nus, strict=True):
+                weights = local_part(parameter)
+                wide = widened(weights)
+                pull = self._pull(parameter, nu, optimizer, groups)
+                if pull is None:
+                    continue
+                # Not sign · max(…, 0), which would leave −0 behind.
+                weights.copy_(wide - wide.clamp(-pull, pull))
         if holds:
             self._find_zeros()
         if measures and controller is not None:
             # After the step: zeros that the optimiser has just moved would count as weights.
             bits = self.bits_per_weight()
-            self.lam *= controller.update(bits, self._calls)
+            lam = self.lam * controller.update(bits, self._calls)
+            self.lam = max(1 / _LARGEST_LAM, min(_LARGEST_LAM, lam))
             if self._quantizer is not None and controller.falls(self._calls):
                 self._quantizer.follow(controller.scheduled(self._calls))
             elif self._quantizer is not None and not holds and controller.misses(bits):
                 # Weights that are few and large by nature have fewer bits than Gaussian ones.
                 self._quantizer.refine()
                 controller.wait()
+
+    def _pull(
+        self,
+        parameter: nn.Parameter,
+        nu: float,
+        optimizer: torch.optim.Optimizer,
+        groups: Mapping[int, dict[str, Any]],
+        stride: int = 1,
+    ) -> torch.Tensor | None:
+        """Return how far local weights, or every so many of them in a row, are to move."""
+        group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
+        if "betas" in group and not state:
+            return None
+        pull = _every(parameter, stride).abs().add_(self.eps).pow_(nu - 1)
+        pull *= float(group["lr"]) * self.lam * nu / self.weights
+        if "exp_avg_sq" in state:
+            pull /= _adam_size(group, state, stride)
+        return pull
+
+    def _share_taken(
+        self, optimizer: torch.optim.Optimizer, groups: Mapping[int, dict[str, Any]]
+    ) -> float:
+        """Return what a step would take, over what the weights are: a ratio of norms."""
+        taken = squares = 0.0
+        for parameter, nu in zip(self._parameters, self.nus, strict=True):
+            stride = max(1, local_part(parameter).numel() // _SAMPLE)
+            pull = self._pull(parameter, nu, optimizer, groups, stride)
+            if pull is None:
+                continue
+            sizes = _every(parameter, stride).abs()
+            parts = [part.square().sum(dtype=torch.float64) for part in (sizes.min(pull), sizes)]
+            sums = _reduce(stride * torch.stack(parts), parameter, dist.ReduceOp.SUM).tolist()
+            taken, squares = taken + sums[0], squares + sums[1]
+        return math.sqrt(taken / squares) if squares > 0 else 0.0
 
     def _hold_zeros(self) -> None:
         parts = [local_part(parameter) for parameter in self._parameters]
@@ -404,6 +456,9 @@ class RateRegularizer:
             It charged other parameters, its quantizer rounded others, or only one of the two has a
             target, or a quantizer.
         """
+        lacks = sorted(self.state_dict().keys() - state.keys())
+        if lacks:
+            raise EgretError(f"rate term: the state lacks {', '.join(lacks)}")
         if list(state["names"]) != list(self.names):
             raise EgretError(
                 f"rate term: the state is for parameters {', '.join(state['names'])}, expected "
@@ -441,34 +496,67 @@ def choose_parameters(
     model : torch.nn.Module
         The model.
     include : sequence of str or None
-        Patterns of names; None for every parameter with two axes or more.
+        Patterns of names; None for every floating-point parameter with two axes or more.
     exclude : sequence of str
         Patterns of names to leave out of those.
 
     Returns
     -------
     dict of str to torch.nn.Parameter
-        Those that are trained. A tied parameter appears once, under its first name.
+        Those that are trained. A tied parameter appears once, under its first name; patterns may
+        match any of its names.
 
     Raises
     ------
     EgretError
-        There is none.
+        There is none, or one that cannot become small: not of real floating-point numbers, not
+        initialised yet, or one of those that `weight_norm` makes a weight of. Or the patterns are
+        no list, or one matches no parameter.
     """
-    chosen = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-        and (parameter.dim() >= 2 if include is None else _matches(name, include))
-        and not _matches(name, exclude)
-    }
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    everything = [name for group in names.values() for name in group]
+    check_patterns(() if include is None else include, "include", everything, "parameters")
+    check_patterns(exclude, "exclude", everything, "parameters")
+    chosen = {}
+    for parameter, group in names.items():
+        if not parameter.requires_grad or matches(group, exclude):
+            continue
+        if include is not None and not matches(group, include):
+            continue
+        if isinstance(parameter, UninitializedParameter):
+            raise EgretError(
+                f"parameter {group[0]!r}: has no size yet; run the model on a batch first"
+            )
+        if include is None and (parameter.dim() < 2 or not parameter.is_floating_point()):
+            continue
+        if not parameter.is_floating_point():
+            raise EgretError(
+                f"parameter {group[0]!r}: found {parameter.dtype}, expected real floating point"
+            )
+        chosen[group[0]] = parameter
     if not chosen:
         raise EgretError("weights: no trainable parameter is chosen, expected at least one")
+    normed = {id(parameter) for parameter in _normed(model)}
+    for name, parameter in chosen.items():
+        if id(parameter) in normed:
+            raise EgretError(
+                f"parameter {name!r}: weight_norm divides by its norm, which is not to become 0; "
+                "remove weight_norm before the training, or exclude the parameter"
+            )
     return chosen
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+def _normed(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Yield the parameters that weight norm, as a parametrization or as a hook, works on."""
+    for module in model.modules():
+        kinds = {type(part).__name__ for part in module.children()}
+        if isinstance(module, ParametrizationList) and "_WeightNorm" in kinds:
+            yield from module.parameters(recurse=False)
+        for hook in module._forward_pre_hooks.values():
+            if isinstance(hook, WeightNorm):
+                yield from (getattr(module, hook.name + end) for end in ("_g", "_v"))
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
@@ -501,6 +589,10 @@ def _moments(parameter: torch.Tensor) -> Moments:
     wide = widened(local_part(parameter))
     sums = [part.sum(dtype=torch.float64) for part in (wide.abs(), wide.square())]
     absolutes, squares = _reduce(torch.stack(sums), parameter, dist.ReduceOp.SUM).tolist()
+    if absolutes > 0 and not 0 < squares < math.inf:
+        # Squares beyond float32. Rare, and wider ones take twice the time.
+        square = wide.double().square().sum()
+        squares = float(_reduce(square, parameter, dist.ReduceOp.SUM))
     return Moments(parameter.numel(), absolutes, squares)
 
 
@@ -510,12 +602,18 @@ def root_mean_square(parameter: torch.Tensor) -> float:
     return _moments(parameter).scale
 
 
-def _adam_size(group: dict[str, Any], state: dict[str, Any]) -> torch.Tensor:
+def _every(tensor: torch.Tensor, stride: int) -> torch.Tensor:
+    """Return the local part of a tensor, widened; beyond a stride of 1 a row of some of it."""
+    part = local_part(tensor)
+    return widened(part if stride == 1 else part.flatten()[::stride])
+
+
+def _adam_size(group: dict[str, Any], state: dict[str, Any], stride: int) -> torch.Tensor:
     """Return what Adam divides its steps by."""
     # AMSGrad divides by the largest so far.
     second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
     correction = 1 - group["betas"][1] ** float(state["step"])
-    return widened(local_part(second)).div(correction).sqrt_().add_(group["eps"])
+    return _every(second, stride).div(correction).sqrt_().add_(group["eps"])
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from egret.errors import EgretError
+from egret.checks import check_count, check_positive
 
 __all__ = ["RateController"]
 
@@ -23,6 +23,8 @@ _IDLE = math.log(0.01)
 _PATIENCE = 0.1
 _RISEN = 1.1
 _MISSED = 0.85
+# Share of the scheduled bits below which there is to be no pull at all.
+_BRAKE = math.log(0.65)
 
 
 class RateController:
@@ -57,10 +59,8 @@ class RateController:
     """
 
     def __init__(self, target: float, steps: int) -> None:
-        if not (math.isfinite(target) and target > 0):
-            raise EgretError(f"target: found {target!r} bits, expected a finite number above 0")
-        if steps < 1:
-            raise EgretError(f"steps: found {steps}, expected 1 or more")
+        check_positive("target", target)
+        check_count("steps", steps)
         self.target = target
         self.steps = steps
         self.first = int(_WAIT * steps) + 1
@@ -86,6 +86,14 @@ class RateController:
     def falls(self, step: int) -> bool:
         """Return whether the bits are still to fall after so many steps."""
         return step - self.first < self._fall
+
+    @property
+    def brakes(self) -> bool:
+        """Whether the bits, as last measured, are far below the schedule.
+
+        λ takes several measurements to fall, in which weights would be lost that do not come back.
+        """
+        return self._error < _BRAKE
 
     def misses(self, bits: float) -> bool:
         """Return whether bits stay well below the target although λ has been idle for a while.

@@ -40,7 +40,7 @@ def draw_weights(
         A model that was initialised as usual: each chosen tensor keeps its root mean square, which
         its layer's width decides.
     shape : float
-        ν, above 0; trained networks have 0.8 to 1.6.
+        ν, 0.01 to 25; trained networks have 0.8 to 1.6.
     seed : int
         Seed of the draws, 0 or more.
     include, exclude : sequence of str
@@ -59,6 +59,8 @@ def draw_weights(
         scale = root_mean_square(weights)
         if scale > 0:
             drawn = sample(tuple(weights.shape), shape, scale, rng)
+            # Few draws of a small shape are far from the mean of many.
+            drawn *= scale / np.sqrt(np.square(drawn).mean())
             weights.copy_(torch.from_numpy(drawn))
 
 
@@ -81,7 +83,7 @@ def reshape_weights(
     model : torch.nn.Module
         The trained model.
     shape : float
-        ν, above 0. Below the weights' own it makes most smaller and few larger.
+        ν, 0.01 to 25. Below the weights' own it makes most smaller and few larger.
     include, exclude : sequence of str
         As for `egret.rate.RateRegularizer`: matrices and kernels when absent.
 

@@ -3,11 +3,12 @@
 import contextlib
 import copy
 import dataclasses
+import glob
 import importlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from egret.network import IntegerNetwork
 from egret.packing import load, pack, quantize_state
 from egret.qat import StraightThrough
 from egret.quantize import DEFAULT_STEP_LOG2, MAX_BITS, quantize
-from egret.rate import DEFAULT_EPS, RateRegularizer
+from egret.rate import DEFAULT_EPS, RateRegularizer, choose_parameters
 from egret.rdo import check_lam
 from egret.value_map import count_values
 
@@ -283,13 +284,15 @@ def _train(
     progress: Progress | None,
 ) -> TrainedModel:
     generator = torch.Generator().manual_seed(options.seed)
+    # Before the optimiser, which has no clear words for a model without parameters.
+    choose_parameters(model, None, ())
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
     )
     x, y = splits.train
     _check_fit(model, x, y)
     epochs = options.epochs + options.final_epochs
-    steps = epochs * math.ceil(len(x) / options.batch_size)
+    steps = epochs * len(_batches(torch.arange(len(x)), options.batch_size))
     rounding: StraightThrough | contextlib.nullcontext[None] = contextlib.nullcontext()
     if options.target_bits is None:
         if options.step_log2 is not None:
@@ -313,7 +316,9 @@ def _train(
         charged = options.lam > 0 and epoch <= options.epochs
         model.train()
         total = 0.0
-        for batch in torch.randperm(len(x), generator=generator).split(options.batch_size):
+        seen = 0
+        for batch in _batches(torch.randperm(len(x), generator=generator), options.batch_size):
+            seen += len(batch)
             inputs = x[batch] if augment is None else augment(x[batch], generator)
             optimizer.zero_grad()
             with rounding:
@@ -326,7 +331,7 @@ def _train(
             schedule.step()
         if not math.isfinite(total):
             raise EgretError(
-                f"training diverged in epoch {epoch}: the loss is {total / len(x)}; "
+                f"training diverged in epoch {epoch}: the loss is {total / seen}; "
                 "try a smaller learning rate or λ"
             )
         if epoch == epochs and step_log2 is not None:
@@ -337,7 +342,7 @@ def _train(
             right = accuracy(model, splits.validation)
         record = EpochRecord(
             epoch=epoch,
-            loss=total / len(x),
+            loss=total / seen,
             rate=rate,
             nu=regularizer.nu,
             bits_per_weight=_bits_per_weight(model, regularizer.names, step_log2 or {}),
@@ -349,6 +354,14 @@ def _train(
     return TrainedModel(
         model.eval(), options, tuple(history), regularizer.names, regularizer.weights, step_log2
     )
+
+
+def _batches(order: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
+    """Split into batches; one sample left over waits for another epoch: it has no batch norm."""
+    batches = order.split(size)
+    if size > 1 and len(batches) > 1 and len(batches[-1]) == 1:
+        return batches[:-1]
+    return batches
 
 
 @torch.no_grad()
@@ -596,7 +609,7 @@ def measure_packed(
     EgretError
         The file cannot be written, or a weight does not fit it.
     """
-    pack(trained.state(), path, step_log2=step_log2)
+    pack(trained.state(), path, step_log2=step_log2, include=_coded(trained))
     unpacked = copy.deepcopy(trained.model)
     unpacked.load_state_dict(load(path).state_dict())
     report = inspect_file(path)
@@ -608,6 +621,13 @@ def measure_packed(
             for name, split in zip(Splits._fields, splits, strict=True)
         },
     )
+
+
+def _coded(trained: TrainedModel) -> list[str]:
+    """Return patterns of what was charged, by all of its names: the rest is kept as it is."""
+    charged = {id(trained.model.get_parameter(name)) for name in trained.weight_names}
+    parameters = trained.model.named_parameters(remove_duplicate=False)
+    return [glob.escape(name) for name, parameter in parameters if id(parameter) in charged]
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,26 @@ class RateCallback(SessionCallback, TrainerCallback):
 
     Its state is saved in every checkpoint, and taken up again from the one that the training is
     resumed from. After the training the model's weights are rounded. Evaluations on the way see
-    them rounded too, of every evaluation set, and checkpoints hold them unrounded.
+    them rounded too, of every evaluation set, and checkpoints hold them unrounded. Only the last
+    step has the bits asked for: `load_best_model_at_end` is refused, stopping early leaves more.
 
     Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Begin, or go on from the checkpoint that the trainer goes on from."""
+        """Begin, or go on from the checkpoint that the trainer goes on from.
+
+        Raises
+        ------
+        EgretError
+            The trainer is to load its best checkpoint at the end, of which the bits are not those
+            asked for; or the checkpoint to go on from has no state of the rate term.
+        """
+        if args.load_best_model_at_end:
+            raise EgretError(
+                "load_best_model_at_end: found True; only the last step has the bits asked for, "
+                "expected False"
+            )
         if state.global_step > 0:
             path = _folder(args, state) / _STATE
             if not path.is_file():

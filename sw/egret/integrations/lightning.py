@@ -1,10 +1,12 @@
 """A callback for Lightning."""
 
+import math
 from typing import Any
 
 import lightning
 from lightning.pytorch.trainer.states import TrainerFn
 
+from egret.errors import EgretError
 from egret.integrations.session import SessionCallback
 
 __all__ = ["RateCallback"]
@@ -22,15 +24,28 @@ class RateCallback(SessionCallback, lightning.Callback):
     For modules with one optimiser that Lightning steps itself (automatic optimisation). Its state
     is in Lightning's checkpoints. After the training the module's weights are rounded. Validation
     on the way sees them rounded too, but for the check before the first step; checkpoints hold them
-    unrounded.
+    unrounded. Only the last step has the bits asked for: give `max_epochs` or `max_steps`, and take
+    no earlier checkpoint for the result.
 
     Parameters and attributes are those of `egret.integrations.session.SessionCallback`.
     """
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin, or go on from a checkpoint."""
+        """Begin, or go on from a checkpoint.
+
+        Raises
+        ------
+        EgretError
+            The trainer does not know how many steps it will take.
+        """
         self._steps = trainer.global_step
-        self.session.start(pl_module, int(trainer.estimated_stepping_batches))
+        steps = float(trainer.estimated_stepping_batches)
+        if not math.isfinite(steps):
+            raise EgretError(
+                "max_epochs, max_steps: found no end of the training, expected one: the bits fall "
+                "along it"
+            )
+        self.session.start(pl_module, int(steps))
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int

@@ -165,5 +165,8 @@ class SessionCallback:
 
     @property
     def step_log2(self) -> dict[str, int]:
-        """Step of each tensor, for `egret.pack`; after the training has begun."""
+        """Step of each tensor, for `egret.pack`; after the training has begun.
+
+        Where matrices are frozen or left out, give its names to `egret.pack` as `include`.
+        """
         return self.session.step_log2
