@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -553,15 +554,31 @@ def test_lambda_stays_finite_where_no_pull_moves_the_weights() -> None:
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
 
 
-def test_weights_with_a_norm_of_their_own_are_refused() -> None:
-    for normed in (
-        nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)),
-        nn.utils.weight_norm(nn.Linear(6, 5)),
-    ):
-        model = nn.Sequential(normed, nn.Linear(5, 3))
-        with pytest.raises(EgretError, match=r"parameter '0\.\S+': weight_norm divides"):
+@pytest.mark.parametrize("name", ["weight_norm", "spectral_norm"])
+def test_weights_with_a_norm_of_their_own_are_refused(name: str) -> None:
+    for place in (nn.utils.parametrizations, nn.utils):
+        model = nn.Sequential(getattr(place, name)(nn.Linear(6, 5)), nn.Linear(5, 3))
+        with pytest.raises(EgretError, match=rf"parameter '0\.\S+': {name} divides by its norm"):
             RateRegularizer(model, 1.0)
         assert RateRegularizer(model, 1.0, exclude=["0.*"]).names == ("1.weight",)
+
+
+def test_state_of_numpy_numbers_is_plain(tmp_path: Path) -> None:
+    model = _model()
+    step: Any = np.int64(4)
+    numbers: dict[str, Any] = {"target_bits": np.float32(9), "eps": np.float32(0.1)}
+    quantizer = StraightThrough(model, step)
+    rate = RateRegularizer(model, steps=10, quantizer=quantizer, **numbers)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(10):
+        rate.step(optimizer)
+    assert json.loads(json.dumps(rate.state_dict())) == rate.state_dict()
+
+
+def test_names_with_brackets_are_names_too() -> None:
+    model = nn.ParameterDict({"w[0]": nn.Parameter(torch.ones(2, 2)), "w0": torch.ones(2, 2)})
+    assert "w[0]" in RateRegularizer(model, 1.0, include=["w[0]"]).names
+    assert RateRegularizer(model, 1.0, exclude=["w0"]).names == ("w[0]",)
 
 
 def test_parameters_that_cannot_become_small_are_left_out_or_named() -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,6 +38,9 @@ def _train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
         fully_shard(layers)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     in_loss = kind.endswith("loss")
+    with torch.no_grad():
+        # Behind a pass without gradients FSDP2 keeps weights whole.
+        model(x)
     target: dict = {"lam": 0.5} if in_loss else {"target_bits": 2.0, "steps": STEPS}
     regularizer = RateRegularizer(layers, **target)
     seen = []
@@ -45,6 +48,8 @@ def _train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
     rounding = StraightThrough(layers, 5) if is_rounded else contextlib.nullcontext()
     for _ in range(STEPS):
         optimizer.zero_grad()
+        with torch.no_grad():
+            model(x)
         with rounding:
             loss = nn.functional.mse_loss(model(x[rank::world]), y[rank::world])
             (loss + regularizer.loss() if in_loss else loss).backward()
@@ -52,8 +57,22 @@ def _train(kind: str, rank: int, world: int) -> dict[str, torch.Tensor]:
         if not in_loss:
             regularizer.step(optimizer)
         seen.append([regularizer.nu, regularizer.lam, regularizer.bits_per_weight()])
+    with torch.no_grad():
+        outputs = [model(x)]
+        if isinstance(rounding, StraightThrough):
+            with rounding:
+                outputs.append(model(x))
+            outputs.append(model(x))
+            rounding.apply()
+            outputs.append(model(x))
+    for module in layers.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
     state = {name: _whole(p.detach()).clone() for name, p in layers.named_parameters()}
-    return state | {"seen": torch.tensor(seen, dtype=torch.float64)}
+    return state | {
+        "outputs": torch.stack(outputs),
+        "seen": torch.tensor(seen, dtype=torch.float64),
+    }
 
 
 def _process(rank: int, port: int, kinds: list[str], folder: str) -> None:

@@ -273,6 +273,14 @@ def test_model_without_parameters_is_named() -> None:
         train(nn.Flatten, _splits(), TrainingOptions(epochs=1))
 
 
+def test_model_that_fails_only_in_training_is_named() -> None:
+    def make_model() -> nn.Module:
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+    with pytest.raises(EgretError, match=r"Sequential: cannot be trained on .* \(1, 6\): Expected"):
+        train(make_model, _splits(), TrainingOptions(epochs=1, batch_size=1))
+
+
 class Masked(nn.Module):
     """Has a frozen layer and a buffer that no packed step could hold."""
 

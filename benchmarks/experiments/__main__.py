@@ -131,8 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for option in ("jobs", "threads"):
         if getattr(parsed, option) < 1:
             parser.error(f"--{option}: found {getattr(parsed, option)}, expected 1 or more")
-    if parsed.seeds and (min(parsed.seeds) < 0 or len(set(parsed.seeds)) < len(parsed.seeds)):
-        parser.error(f"--seeds: found {parsed.seeds}, expected distinct numbers of 0 or more")
+    seeds = parsed.seeds or [0]
+    if min(seeds) < 0 or max(seeds) >= 1 << 63 or len(set(seeds)) < len(seeds):
+        parser.error(f"--seeds: found {parsed.seeds}, expected distinct numbers from 0 to 2^63 - 1")
     folder = parsed.results or (FOLDER / "quick" if parsed.quick else FOLDER)
     names = [] if parsed.name == "page" else [parsed.name]
     tasks = parsed.tasks or (["digits"] if parsed.data is None else list(TASKS))

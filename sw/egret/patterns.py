@@ -32,10 +32,13 @@ def check_patterns(
     if isinstance(patterns, str) or not all(isinstance(pattern, str) for pattern in patterns):
         raise EgretError(f"{argument}: found {patterns!r}, expected a list of patterns")
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
+        if not any(matches([name], [pattern]) for name in names):
             raise EgretError(f"pattern {pattern!r} matches none of the {len(names)} {what}")
 
 
 def matches(names: Iterable[str], patterns: Sequence[str]) -> bool:
-    """Return whether any of the names matches any of the patterns."""
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    """Return whether any of the names matches any of the patterns, or is one of them."""
+    # A name may have brackets of its own.
+    return any(
+        name == pattern or fnmatchcase(name, pattern) for name in names for pattern in patterns
+    )

@@ -10,7 +10,13 @@ from torch import nn
 from egret.checks import check_at_least, check_positive
 from egret.errors import EgretError
 from egret.quantize import DEFAULT_STEP_LOG2, STEP_LOG2_RANGE, steps_by_name
-from egret.rate import choose_parameters, local_part, root_mean_square, widened
+from egret.rate import (
+    choose_parameters,
+    local_part,
+    root_mean_square,
+    sharded_modules,
+    widened,
+)
 
 __all__ = ["StraightThrough", "round_to_step", "suitable_step"]
 
@@ -93,6 +99,7 @@ class StraightThrough:
         assert step_log2 is not None
         self.names = tuple(chosen)
         self._parameters = tuple(chosen.values())
+        self._sharded = sharded_modules(model)
         self._follows = target_bits is not None
         tied: dict[int, list[str]] = {id(parameter): [] for parameter in self._parameters}
         for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -112,6 +119,7 @@ class StraightThrough:
     def __enter__(self) -> "StraightThrough":
         if self._held:
             raise EgretError("straight-through rounding: its block is entered a second time")
+        self._reshard()
         parts = [local_part(parameter) for parameter in self._parameters]
         self._held = [part.clone() for part in parts]
         for name, part in zip(self.names, parts, strict=True):
@@ -126,6 +134,7 @@ class StraightThrough:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._reshard()
         held, self._held = self._held, []
         versions = [parameter._version for parameter in self._parameters]
         for parameter, weights in zip(self._parameters, held, strict=True):
@@ -138,6 +147,11 @@ class StraightThrough:
                         "rounding, where the change is lost; step the optimiser after it "
                         "(an embedding's max_norm changes it in every pass, and cannot be used)"
                     )
+
+    def _reshard(self) -> None:
+        # A pass is to gather the shards as they are, not to use what an earlier one has gathered.
+        for module in self._sharded:
+            module.reshard()
 
     def check_rounds(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Refuse to serve a rate term that charges other parameters than are rounded.
@@ -193,6 +207,7 @@ class StraightThrough:
     @torch.no_grad()
     def apply(self) -> None:
         """Round the weights for good, at the end of the training."""
+        self._reshard()
         for name, parameter in zip(self.names, self._parameters, strict=True):
             part = local_part(parameter)
             part.copy_(round_to_step(part, self.step_log2[name]))

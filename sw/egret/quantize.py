@@ -156,7 +156,7 @@ def steps_by_name(step_log2: int | Mapping[str, int], names: Sequence[str]) -> d
     """
     if not isinstance(step_log2, Mapping):
         check_step(step_log2, "step_log2")
-        return dict.fromkeys(names, step_log2)
+        return dict.fromkeys(names, int(step_log2))
     unknown = sorted(set(step_log2) - set(names))
     if unknown:
         raise EgretError(
@@ -164,7 +164,7 @@ def steps_by_name(step_log2: int | Mapping[str, int], names: Sequence[str]) -> d
         )
     for name, step in step_log2.items():
         check_step(step, f"step_log2 of {name!r}")
-    return {name: step_log2.get(name, DEFAULT_STEP_LOG2) for name in names}
+    return {name: int(step_log2.get(name, DEFAULT_STEP_LOG2)) for name in names}
 
 
 def check_bits(bits: int, where: str) -> None:

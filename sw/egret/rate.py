@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from egret.checks import check_at_least, check_count, check_positive
@@ -32,6 +33,7 @@ __all__ = [
     "entropy_per_weight",
     "local_part",
     "root_mean_square",
+    "sharded_modules",
     "widened",
 ]
 
@@ -187,7 +189,7 @@ class RateRegularizer:
         self.weights = sum(parameter.numel() for parameter in self._parameters)
         if not self.weights:
             raise EgretError(f"weights: {', '.join(self.names)}: found none, expected at least one")
-        self.eps = eps
+        self.eps = float(eps)
         self.step_log2 = step_log2
         self._every = every if steps is None else min(every, math.ceil(steps / _MEASUREMENTS))
         self._per_tensor = per == "tensor"
@@ -206,12 +208,15 @@ class RateRegularizer:
             if quantizer is not None:
                 quantizer.follow(self.target_bits + _HEADROOM)
         # With a target: chosen in the first step, when there are gradients to compare with.
-        self.lam = 0.0 if lam is None else lam
+        self.lam = 0.0 if lam is None else float(lam)
         self._update_shapes()
 
     def _bits_of_size(self, model: nn.Module, megabytes: float) -> float:
         check_positive("target_mb", megabytes)
         charged = {id(parameter) for parameter in self._parameters}
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if is_lazy(tensor):
+                raise EgretError(f"{name!r}: has no size yet; run the model on a batch first")
         free = sum(
             tensor.numel() * tensor.element_size()
             for tensor in (*model.parameters(), *model.buffers())
@@ -510,9 +515,11 @@ def choose_parameters(
     ------
     EgretError
         There is none, or one that cannot become small: not of real floating-point numbers, not
-        initialised yet, or one of those that `weight_norm` makes a weight of. Or the patterns are
-        no list, or one matches no parameter.
+        initialised yet, or one that `weight_norm` or `spectral_norm` divides by a norm of. Or the
+        patterns are no list, or one matches no parameter.
     """
+    for module in sharded_modules(model):
+        module.reshard()
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
@@ -538,25 +545,43 @@ def choose_parameters(
         chosen[group[0]] = parameter
     if not chosen:
         raise EgretError("weights: no trainable parameter is chosen, expected at least one")
-    normed = {id(parameter) for parameter in _normed(model)}
+    normed = dict(_normed(model))
     for name, parameter in chosen.items():
         if id(parameter) in normed:
             raise EgretError(
-                f"parameter {name!r}: weight_norm divides by its norm, which is not to become 0; "
-                "remove weight_norm before the training, or exclude the parameter"
+                f"parameter {name!r}: {normed[id(parameter)]} divides by its norm, which is not to "
+                f"become 0; remove it before the training, or exclude the parameter"
             )
     return chosen
 
 
-def _normed(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Yield the parameters that weight norm, as a parametrization or as a hook, works on."""
+_NORMS = {"_WeightNorm": "weight_norm", "_SpectralNorm": "spectral_norm"}
+
+
+def _normed(model: nn.Module) -> Iterator[tuple[int, str]]:
+    """Yield what norms, as parametrizations or as hooks, divide by: its id and the norm."""
     for module in model.modules():
-        kinds = {type(part).__name__ for part in module.children()}
-        if isinstance(module, ParametrizationList) and "_WeightNorm" in kinds:
-            yield from module.parameters(recurse=False)
+        parts = module.children() if isinstance(module, ParametrizationList) else ()
+        for norm in (_NORMS[name] for part in parts if (name := type(part).__name__) in _NORMS):
+            yield from ((id(parameter), norm) for parameter in module.parameters(recurse=False))
         for hook in module._forward_pre_hooks.values():
             if isinstance(hook, WeightNorm):
-                yield from (getattr(module, hook.name + end) for end in ("_g", "_v"))
+                for end in ("_g", "_v"):
+                    yield id(getattr(module, hook.name + end)), "weight_norm"
+            if isinstance(hook, SpectralNorm):
+                yield id(getattr(module, hook.name + "_orig")), "spectral_norm"
+
+
+def sharded_modules(model: nn.Module) -> tuple[Any, ...]:
+    """Return the modules that `fully_shard` was called on.
+
+    After a pass without gradients the outermost keeps its weights whole, and computes with them
+    again whatever has been done to the shards: `reshard` drops them.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return ()
+    return tuple(module for module in model.modules() if isinstance(module, fsdp.FSDPModule))
 
 
 def widened(tensor: torch.Tensor) -> torch.Tensor:
@@ -580,7 +605,8 @@ def _reduce(part: torch.Tensor, over: torch.Tensor, operation: Any) -> torch.Ten
     """Combine, in place, what the machines found in their parts of the tensor `over`."""
     if _is_sharded(over):
         for axis, placement in enumerate(over.placements):
-            if placement.is_shard():
+            # Shards of shards, as of tensor parallelism below FSDP2, are no `Shard`.
+            if not placement.is_replicate():
                 dist.all_reduce(part, operation, over.device_mesh.get_group(axis))
     return part
 

@@ -61,8 +61,9 @@ class RateController:
     def __init__(self, target: float, steps: int) -> None:
         check_positive("target", target)
         check_count("steps", steps)
-        self.target = target
-        self.steps = steps
+        # Numbers of NumPy would not go into a saved state.
+        self.target = float(target)
+        self.steps = int(steps)
         self.first = int(_WAIT * steps) + 1
         self.hold = max(self.first, math.ceil(_HOLD * steps)) + 1
         self._fall = max(1.0, (_FALL - _WAIT) * steps)

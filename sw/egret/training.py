@@ -322,7 +322,7 @@ def _train(
             inputs = x[batch] if augment is None else augment(x[batch], generator)
             optimizer.zero_grad()
             with rounding:
-                loss = nn.functional.cross_entropy(model(inputs), y[batch])
+                loss = nn.functional.cross_entropy(_logits(model, inputs), y[batch])
                 (loss + regularizer.loss() if charged else loss).backward()
             total += loss.item() * len(batch)
             optimizer.step()
@@ -354,6 +354,18 @@ def _train(
     return TrainedModel(
         model.eval(), options, tuple(history), regularizer.names, regularizer.weights, step_log2
     )
+
+
+def _logits(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    try:
+        logits: torch.Tensor = model(inputs)
+    except Exception as error:
+        # The user's forward may raise anything, and only in training, as batch norm does.
+        raise EgretError(
+            f"model {type(model).__name__}: cannot be trained on a batch of shape "
+            f"{tuple(inputs.shape)}: {error}"
+        ) from error
+    return logits
 
 
 def _batches(order: torch.Tensor, size: int) -> Sequence[torch.Tensor]:
