@@ -47,7 +47,7 @@ _FIRST_FORCE = 0.01
 # With a target a step takes at most this share of the weights' norm: ν may change at once, and the
 # same λ then pulls a hundred times as hard.
 _LARGEST_SHARE = 0.25
-# Of large tensors some weights are looked at for it, evenly spread, and at least so many.
+# Of large tensors some weights are looked at for it, at random, and at least so many.
 _SAMPLE = 1 << 13
 # λ stays within this and its inverse where no pull moves any weight, as with a learning rate of 0.
 _LARGEST_LAM = 1e30
@@ -629,9 +629,15 @@ def root_mean_square(parameter: torch.Tensor) -> float:
 
 
 def _every(tensor: torch.Tensor, stride: int) -> torch.Tensor:
-    """Return the local part of a tensor, widened; beyond a stride of 1 a row of some of it."""
+    """Return the local part of a tensor, widened; beyond a stride of 1 a sample of it, in a row."""
     part = local_part(tensor)
-    return widened(part if stride == 1 else part.flatten()[::stride])
+    if stride == 1:
+        return widened(part)
+    # At random, but the same again: even distances could be those of a matrix' rows.
+    size = part.numel()
+    generator = torch.Generator().manual_seed(size)
+    places = torch.randint(size, (size // stride,), generator=generator)
+    return widened(part.flatten()[places.to(part.device)])
 
 
 def _adam_size(group: dict[str, Any], state: dict[str, Any], stride: int) -> torch.Tensor:
