@@ -536,6 +536,25 @@ def test_a_step_takes_no_more_than_a_share_of_the_weights() -> None:
     assert 0 < rate.lam < 1e9
 
 
+def test_sample_of_a_large_matrix_is_no_single_column() -> None:
+    # As many rows as are sampled, and a first column that any pull takes whole.
+    model = nn.Linear(28, 8192, bias=False)
+    with torch.no_grad():
+        model.weight.fill_(1.0)[:, 0] = 1e-6
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    rate = RateRegularizer(model, target_bits=0.1, steps=10, nu=1.0)
+    model.weight.grad = torch.zeros_like(model.weight)
+    for step in range(1, 6):
+        # A tenth of all other weights.
+        rate.lam = 0.1 * rate.weights
+        rate.step(optimizer)
+        if step > 3:
+            taken = 1.0 - model.weight[:, 1:].mean().item()
+            assert taken == pytest.approx(0.1, rel=0.01)
+        with torch.no_grad():
+            model.weight.fill_(1.0)[:, 0] = 1e-6
+
+
 def test_lambda_stays_finite_where_no_pull_moves_the_weights() -> None:
     model = nn.Sequential(nn.Linear(30, 30), nn.Linear(30, 2))
     optimizer = torch.optim.SGD(

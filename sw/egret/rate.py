@@ -323,7 +323,7 @@ class RateRegularizer:
 
         With a target it does nothing in the first fifth of the training, and from 70 % on what is
         0, or would be packed as 0 then, stays 0. λ is kept where a step takes at most a quarter
-        the weights' norm, and no weight is moved while the bits are far below the schedule.
+        of the weights' norm, and no weight is moved while the bits are far below the schedule.
 
         Each weight's magnitude falls by η_i·λ·∂R/∂|θ_i|, and not below 0: the proximal step of the
         rate, which is concave for ν < 1, by its tangent. η_i is the optimiser's learning rate,
@@ -390,16 +390,16 @@ class RateRegularizer:
         nu: float,
         optimizer: torch.optim.Optimizer,
         groups: Mapping[int, dict[str, Any]],
-        stride: int = 1,
+        thinning: int = 1,
     ) -> torch.Tensor | None:
-        """Return how far local weights, or every so many of them in a row, are to move."""
+        """Return how far local weights, or one in so many of them in a row, are to move."""
         group, state = groups[id(parameter)], optimizer.state.get(parameter, {})
         if "betas" in group and not state:
             return None
-        pull = _every(parameter, stride).abs().add_(self.eps).pow_(nu - 1)
+        pull = _thinned(parameter, thinning).abs().add_(self.eps).pow_(nu - 1)
         pull *= float(group["lr"]) * self.lam * nu / self.weights
         if "exp_avg_sq" in state:
-            pull /= _adam_size(group, state, stride)
+            pull /= _adam_size(group, state, thinning)
         return pull
 
     def _share_taken(
@@ -408,13 +408,13 @@ class RateRegularizer:
         """Return what a step would take, over what the weights are: a ratio of norms."""
         taken = squares = 0.0
         for parameter, nu in zip(self._parameters, self.nus, strict=True):
-            stride = max(1, local_part(parameter).numel() // _SAMPLE)
-            pull = self._pull(parameter, nu, optimizer, groups, stride)
+            thinning = max(1, local_part(parameter).numel() // _SAMPLE)
+            pull = self._pull(parameter, nu, optimizer, groups, thinning)
             if pull is None:
                 continue
-            sizes = _every(parameter, stride).abs()
+            sizes = _thinned(parameter, thinning).abs()
             parts = [part.square().sum(dtype=torch.float64) for part in (sizes.min(pull), sizes)]
-            sums = _reduce(stride * torch.stack(parts), parameter, dist.ReduceOp.SUM).tolist()
+            sums = _reduce(thinning * torch.stack(parts), parameter, dist.ReduceOp.SUM).tolist()
             taken, squares = taken + sums[0], squares + sums[1]
         return math.sqrt(taken / squares) if squares > 0 else 0.0
 
@@ -628,24 +628,24 @@ def root_mean_square(parameter: torch.Tensor) -> float:
     return _moments(parameter).scale
 
 
-def _every(tensor: torch.Tensor, stride: int) -> torch.Tensor:
-    """Return the local part of a tensor, widened; beyond a stride of 1 a sample of it, in a row."""
+def _thinned(tensor: torch.Tensor, thinning: int) -> torch.Tensor:
+    """Return the local part of a tensor, widened; or in a row one in so many of its weights."""
     part = local_part(tensor)
-    if stride == 1:
+    if thinning == 1:
         return widened(part)
     # At random, but the same again: even distances could be those of a matrix' rows.
     size = part.numel()
     generator = torch.Generator().manual_seed(size)
-    places = torch.randint(size, (size // stride,), generator=generator)
+    places = torch.randint(size, (size // thinning,), generator=generator)
     return widened(part.flatten()[places.to(part.device)])
 
 
-def _adam_size(group: dict[str, Any], state: dict[str, Any], stride: int) -> torch.Tensor:
+def _adam_size(group: dict[str, Any], state: dict[str, Any], thinning: int) -> torch.Tensor:
     """Return what Adam divides its steps by."""
     # AMSGrad divides by the largest so far.
     second = state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
     correction = 1 - group["betas"][1] ** float(state["step"])
-    return _every(second, stride).div(correction).sqrt_().add_(group["eps"])
+    return _thinned(second, thinning).div(correction).sqrt_().add_(group["eps"])
 
 
 @torch.no_grad()
